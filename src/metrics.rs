@@ -1,0 +1,121 @@
+//! Every metric, its name and its help. Labels are bounded by the registered
+//! peers and by what is compiled in: at most 400 series at 40 peers.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// Declares the struct, the constructor and the registration from one list.
+macro_rules! metrics {
+    ($($field:ident: $kind:ident $name:literal $([$($label:literal),+])? $help:literal;)+) => {
+        /// All metrics of one process. Cloning shares them.
+        #[derive(Clone)]
+        pub struct Metrics {
+            registry: Registry,
+            $(#[doc = $help] pub $field: $kind,)+
+        }
+
+        impl Metrics {
+            /// A fresh set, each at zero.
+            ///
+            /// # Errors
+            /// Two metrics of one name: a mistake in the list.
+            pub fn new() -> prometheus::Result<Self> {
+                let registry = Registry::new();
+                $(let $field = $kind::make(concat!("opsward_", $name), $help, &[$($($label),+)?])?;
+                registry.register(Box::new($field.clone()))?;)+
+                Ok(Self { registry, $($field,)+ })
+            }
+        }
+    };
+}
+
+metrics! {
+    build_info: IntGaugeVec "build_info" ["version"] "Always 1; the version is a label.";
+    database_up: IntGauge "database_up" "1 when the last look at the database succeeded.";
+    pool_in_use: IntGauge "database_connections_in_use" "Pooled connections handed out now.";
+    pool_size: IntGauge "database_connections_max" "The most pooled connections there may be.";
+
+    sweeps_served: IntCounterVec "sweeps_served_total" ["outcome"] "Sweep requests answered, by outcome.";
+    rows_served: IntCounter "sweep_rows_served_total" "Ops put into pages.";
+    rows_left_out: IntCounterVec "sweep_rows_left_out_total" ["why"] "Rows scanned and left out of pages: gossip (uploads that do not concern the asker's source) or unappliable (no node can apply them).";
+    bytes_served: IntCounter "sweep_bytes_served_total" "Bytes of pages built, as sent (compressed where asked).";
+    serve_seconds: Histogram "sweep_build_seconds" "Time to read and build a page.";
+    gap_signals_sent: IntCounter "gap_signals_sent_total" "Pages that told the asker of a retention gap.";
+    responses_dropped: IntCounterVec "sweep_responses_dropped_total" ["why"] "Answers given up before the asker had read them: slow (memory budget) or deadline.";
+    built_page_bytes: IntGauge "sweep_pages_held_bytes" "Bytes of built pages that wait for their askers.";
+    reader_lag: IntGaugeVec "reader_lag_seconds" ["peer"] "How far behind now the lowest cursor of 24 h is that a registered peer asked with.";
+
+    sweeps_pulled: IntCounterVec "sweeps_pulled_total" ["peer", "outcome"] "Pages pulled, by peer and outcome: ok, failed or held.";
+    ops_applied: IntCounter "ops_applied_total" "Pulled ops that were new and are applied.";
+    ops_duplicate: IntCounter "ops_duplicate_total" "Pulled ops that were already in the log.";
+    ops_skipped: IntCounter "ops_skipped_total" "Pulled ops of table blobs, which every node skips.";
+    ops_rejected: IntCounterVec "ops_rejected_total" ["code"] "Pulled ops that were refused and kept in rejected_ops, by reason.";
+    peers_held: IntGauge "peers_held" "Peers whose next op is not understood here; their cursor stays before it.";
+    gap_advances: IntCounter "gap_advances_total" "Cursors moved over a retention gap that a peer signalled.";
+    table_gaps: IntCounterVec "table_gaps_total" ["table"] "Floors of a table above our cursor that a peer named.";
+    cursors_healed: IntCounter "cursors_healed_total" "Implausible cursors of the node that were replaced.";
+    cursors_reset: IntCounter "cursors_reset_total" "Own cursors dropped because the node's row was removed or emptied.";
+    cursor_lag: IntGaugeVec "cursor_lag_seconds" ["peer"] "How far behind now the cursor for a peer is.";
+    peers: IntGauge "peers" "Active peers, self left out.";
+    discovery_failures: IntCounter "discovery_failures_total" "Failed look-ups of the registered peers.";
+
+    ops_bytes: IntGauge "ops_relation_bytes" "Bytes of the table ops on disk with its TOAST, without indexes.";
+    ops_index_bytes: IntGauge "ops_index_bytes" "Bytes of the indexes of ops on disk.";
+    ops_dead_rows: IntGauge "ops_dead_rows" "Dead rows in ops as the server estimates them.";
+    free_disk: IntGauge "free_disk_bytes" "Free bytes on the database's volume; -1 where unknown.";
+
+    task_runs: IntCounterVec "task_runs_total" ["task"] "Runs of a task that ended, well or not.";
+    task_failures: IntCounterVec "task_failures_total" ["task"] "Runs of a task that ended with an error.";
+    task_panics: IntCounterVec "task_panics_total" ["task"] "Runs of a task that ended with a panic, caught.";
+    task_last_success: IntGaugeVec "task_last_success_timestamp_seconds" ["task"] "When a task last ended well.";
+}
+
+impl Metrics {
+    /// The text exposition of every metric, the process' own included.
+    ///
+    /// # Errors
+    /// The encoder's; none is expected.
+    pub fn encode(&self) -> prometheus::Result<String> {
+        let mut families = self.registry.gather();
+        families.extend(prometheus::process_collector::ProcessCollector::for_self().collect());
+        TextEncoder::new().encode_to_string(&families)
+    }
+}
+
+/// How each kind is made from a name, a help text and labels.
+trait Make: Sized {
+    fn make(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self>;
+}
+
+impl Make for IntCounter {
+    fn make(name: &str, help: &str, _: &[&str]) -> prometheus::Result<Self> {
+        Self::new(name, help)
+    }
+}
+
+impl Make for IntGauge {
+    fn make(name: &str, help: &str, _: &[&str]) -> prometheus::Result<Self> {
+        Self::new(name, help)
+    }
+}
+
+impl Make for IntCounterVec {
+    fn make(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self> {
+        Self::new(Opts::new(name, help), labels)
+    }
+}
+
+impl Make for IntGaugeVec {
+    fn make(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self> {
+        Self::new(Opts::new(name, help), labels)
+    }
+}
+
+impl Make for Histogram {
+    fn make(name: &str, help: &str, _: &[&str]) -> prometheus::Result<Self> {
+        let buckets = vec![0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0];
+        Self::with_opts(HistogramOpts::new(name, help).buckets(buckets))
+    }
+}

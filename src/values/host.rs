@@ -1,0 +1,80 @@
+//! `Host`: how self and peers are named and compared.
+
+use std::fmt;
+
+/// A node's URL, lower-cased, without trailing slashes. Self and peers are
+/// compared in this form only.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Host(String);
+
+impl Host {
+    /// Reads a host from a URL of scheme http or https. `None` when it is no
+    /// such URL, names no host, or carries a password, a query or a fragment.
+    pub fn parse(text: &str) -> Option<Self> {
+        let host = Self::normalise(text);
+        let url = url::Url::parse(&host.0).ok()?;
+        let plain = matches!(url.scheme(), "http" | "https")
+            && url.host_str().is_some_and(|name| !name.is_empty())
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none();
+        plain.then_some(host)
+    }
+
+    /// The comparable form of any text: for rows of the node's `cursors`,
+    /// which hold things that are no peers too.
+    pub fn normalise(text: &str) -> Self {
+        Self(text.trim().to_lowercase().trim_end_matches('/').to_owned())
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl serde::Serialize for Host {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_form() {
+        for text in [
+            "https://N1.example/",
+            " https://n1.example// ",
+            "HTTPS://N1.EXAMPLE",
+        ] {
+            assert_eq!(Host::parse(text).unwrap().as_str(), "https://n1.example");
+        }
+        for text in [
+            "",
+            "n1.example",
+            "ftp://a",
+            "http://",
+            "http://u:p@a",
+            "http://a?b",
+            "http://a#b",
+        ] {
+            assert!(Host::parse(text).is_none(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! Contract 2: the values that everything else speaks of. Pure: nothing here
+//! knows a clock, a socket or a database.
+//!
+//! A value is parsed once, at the edge, and carried as its type from there on.
+
+mod host;
+mod op;
+mod peers;
+mod plausible;
+mod sweep_headers;
+mod ulid;
+
+pub use host::Host;
+pub use op::{Action, Op, RejectReason};
+pub use peers::{Peer, PeerSet, PeerSource};
+pub use plausible::{
+    EARLIEST_MS, EARLIEST_ULID, MAX_AHEAD_MS, MAX_GAP_AHEAD_MS, is_plausible, latest_plausible,
+};
+pub use sweep_headers::{SweepHeaders, format_table_floors, names};
+pub use ulid::OpUlid;

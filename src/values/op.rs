@@ -1,0 +1,79 @@
+//! `Op`: one replicated write, and the reasons for which one is refused.
+
+use super::OpUlid;
+use std::fmt;
+
+/// What an op does with its records.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Action {
+    /// Insert records that are not there.
+    Create,
+    /// Insert records, or overwrite every column of those that are there.
+    Update,
+    /// Delete records by primary key.
+    Delete,
+}
+
+impl Action {
+    /// Reads the exact lower-case name; nodes know no other spelling.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "create" => Some(Self::Create),
+            "update" => Some(Self::Update),
+            "delete" => Some(Self::Delete),
+            _ => None,
+        }
+    }
+
+    /// Its name in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// An op whose envelope is sound: the ULID is plausible, the action known and
+/// `data` is the JSON text of an array of objects. Whether its records fit
+/// their table is a question for `records`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Op {
+    /// Its key.
+    pub ulid: OpUlid,
+    /// The host that wrote it first, as it spelled itself; may be empty.
+    pub host: String,
+    /// What it does.
+    pub action: Action,
+    /// The table of its records, as named in the log.
+    pub table: String,
+    /// Its records: JSON text, as received.
+    pub data: Box<str>,
+}
+
+/// Why an op was not applied. The code is stable (it is stored, and a label);
+/// the detail is for a person.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RejectReason {
+    /// A stable snake_case word.
+    pub code: &'static str,
+    /// What was found and what would be right.
+    pub detail: String,
+}
+
+impl RejectReason {
+    /// A reason of a stable code and a sentence for a person.
+    pub fn new(code: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            code,
+            detail: detail.into(),
+        }
+    }
+}
+
+impl fmt::Display for RejectReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.detail)
+    }
+}
