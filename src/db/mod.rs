@@ -1,9 +1,20 @@
 //! All SQL, one file a relation: a named `const` right above the one function
 //! that runs it. Nothing here decides, counts or logs.
 
+pub mod activity;
+pub mod apply;
+pub mod catalog;
 mod connect;
+pub mod cursors;
 mod error;
+pub mod floors;
 pub mod migrate;
+pub mod ops;
+pub mod peers;
+pub mod pulls;
+pub mod readers;
+pub mod rejected;
+pub mod stats;
 
 pub use connect::{Client, Db};
 pub use error::{Doing, Error, Result, describe};
