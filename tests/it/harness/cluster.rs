@@ -225,13 +225,13 @@ impl Cluster {
         command.arg("-D").arg(data).arg("-l").arg(log);
         // Its own group: Ctrl-C at the terminal is the watchdog's matter.
         command.process_group(0);
-        succeeded(&mut command)
+        succeeded(&mut command, &self.root)
     }
 
     fn pg_ctl(&self, args: &[&str]) {
         let mut command = server_command("pg_ctl");
         command.args(args).arg("-s").arg("-D").arg(self.data_dir());
-        if let Err(words) = succeeded(&mut command) {
+        if let Err(words) = succeeded(&mut command, &self.root) {
             panic!("pg_ctl {args:?}: {words}");
         }
     }
@@ -334,7 +334,7 @@ fn init(root: &Path) {
         .args(["-U", "postgres", "--locale=en_US.UTF-8", "-E", "UTF8"])
         .args(["-A", "trust", "--no-sync", "--no-instructions", "-D"])
         .arg(&data);
-    if let Err(words) = succeeded(&mut command) {
+    if let Err(words) = succeeded(&mut command, root) {
         if words.contains("invalid locale") {
             panic!(
                 "the locale en_US.UTF-8 is missing (bash tests/run.sh makes it, or as root: \
@@ -409,9 +409,8 @@ fn as_server(program: &Path) -> Command {
 
 /// Runs a command that says nothing when all is well. Its output goes to a
 /// file: a server that it leaves behind would hold a pipe open.
-fn succeeded(command: &mut Command) -> Result<(), String> {
-    let name = unique(&format!("opsward-out-{}", std::process::id()));
-    let path = std::env::temp_dir().join(name);
+fn succeeded(command: &mut Command, root: &Path) -> Result<(), String> {
+    let path = root.join(unique("out"));
     let file = std::fs::File::create(&path).map_err(|e| e.to_string())?;
     let both = file.try_clone().map_err(|e| e.to_string())?;
     let status = command
