@@ -10,3 +10,6 @@
 
 mod harness;
 mod harness_test;
+mod pull;
+mod puller;
+mod records;
