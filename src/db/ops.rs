@@ -35,16 +35,27 @@ impl Lent {
         drop(self.0.take());
     }
 
+    /// The connection itself.
+    ///
+    /// # Errors
+    /// None while it is on loan.
+    pub fn client(&mut self) -> Result<&mut Client> {
+        let given_back = || Error::Away("the connection was given back".into());
+        self.0.as_mut().ok_or_else(given_back)
+    }
+
     /// Begins the transaction of a page, waiting at most `lock_wait` for the
-    /// table; statements are prepared before it begins.
+    /// table; no statement takes longer than `at_most`. Statements are
+    /// prepared before it begins.
     ///
     /// # Errors
     /// The database's; `is_locked` tells a table that stayed locked.
-    pub async fn snapshot(&mut self, lock_wait: Duration) -> Result<Snapshot<'_>> {
-        let client = self
-            .0
-            .as_mut()
-            .ok_or_else(|| Error::Away("the connection was given back".into()))?;
+    pub async fn snapshot(
+        &mut self,
+        lock_wait: Duration,
+        at_most: Duration,
+    ) -> Result<Snapshot<'_>> {
+        let client = self.client()?;
         let rows = client
             .prepare_cached(ROWS)
             .await
@@ -58,7 +69,7 @@ impl Lent {
             .start()
             .await
             .doing("begin a page")?;
-        tx.batch_execute(&begin_sql(lock_wait))
+        tx.batch_execute(&begin_sql(lock_wait, at_most))
             .await
             .doing("lock ops for a page")?;
         Ok(Snapshot {
@@ -85,9 +96,10 @@ const BEGIN: &str = "LOCK TABLE public.ops IN ACCESS SHARE MODE; \
     SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
     SET LOCAL enable_sort = off; SET LOCAL max_parallel_workers_per_gather = 0";
 
-fn begin_sql(lock_wait: Duration) -> String {
+fn begin_sql(lock_wait: Duration, at_most: Duration) -> String {
     let ms = lock_wait.as_millis().max(1);
-    format!("SET LOCAL lock_timeout = {ms}; {BEGIN}")
+    let bound = bound_sql(at_most);
+    format!("SET LOCAL lock_timeout = {ms}; {BEGIN}; {bound}")
 }
 
 fn bound_sql(at_most: Duration) -> String {
@@ -217,13 +229,22 @@ pub enum LogData<'a> {
 }
 
 impl LogRow {
+    /// Bytes it travelled with.
+    pub fn bytes(&self) -> usize {
+        self.0.raw_size_bytes()
+    }
+
     /// Its fields, in place.
     ///
     /// # Errors
     /// A ULID that is no UTF-8: the server sends none.
     pub fn fields(&self) -> Result<LogFields<'_>> {
         let raw = |i: usize| -> Result<Option<&[u8]>> {
-            Ok(self.0.try_get::<_, Raw>(i).doing("read a row of the log")?.0)
+            Ok(self
+                .0
+                .try_get::<_, Raw>(i)
+                .doing("read a row of the log")?
+                .0)
         };
         let text = |i: usize| Ok(raw(i)?.unwrap_or_default());
         Ok(LogFields {
