@@ -120,7 +120,7 @@ impl<'a> Batch<'a> {
     /// An op of sound envelope: into the batch, refused, or held before.
     fn sort(&mut self, op: Op, bytes: Vec<u8>, now: Timestamp) -> bool {
         self.sweep.received(op.ulid);
-        match decide::table(&op.table, models(), &self.relations) {
+        match decide::table(&op.table, models(), self.relations.columns(&op.table)) {
             Table::Known(model) => match Fitting::new(op, model, bytes, now) {
                 Ok(fitting) => self.ops.push(fitting),
                 Err(refused) => self.refused.push(refused),

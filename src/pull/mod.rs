@@ -14,11 +14,10 @@ pub mod sweep;
 pub mod waves;
 
 use crate::clock::Clock;
-use crate::db::cursors::NodeWrite;
 use crate::db::pulls::{Hold, PageSums};
 use crate::db::{self, Db, catalog, cursors, pulls};
 use crate::metrics::Metrics;
-use crate::values::{Host, OpUlid};
+use crate::values::{Host, NodeWrite, OpUlid};
 use crate::wire::body::{BodyError, Limits, Scanner};
 use batch::Batch;
 use client::{Page, PageError};

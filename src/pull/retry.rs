@@ -40,7 +40,7 @@ pub async fn retry(client: &mut Client, kept: &Kept, clock: &Clock) -> db::Resul
         Err(e) => return Ok(Retried::Refused(e.to_string())),
     };
     let relations = catalog::relations(client).await?;
-    let model = match decide::table(&op.table, models(), &relations) {
+    let model = match decide::table(&op.table, models(), relations.columns(&op.table)) {
         Table::Known(model) => model,
         Table::Hold(why) => return Ok(Retried::Refused(why)),
         Table::Nowhere => {
