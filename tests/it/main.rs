@@ -10,3 +10,4 @@
 
 mod harness;
 mod harness_test;
+mod serve;
