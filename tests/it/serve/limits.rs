@@ -1,6 +1,6 @@
 //! Where a page ends, and that it gets past what is left out.
 
-use super::{ONE, Port, SELF, fill, run, ulid};
+use super::{ONE, Port, fill, run, ulid};
 use crate::harness::{Cluster, Database, Fault, Proxy, http::Response, target};
 use opsward::db::Db;
 use opsward::http::Limits;
@@ -58,8 +58,8 @@ async fn a_page_without_an_op_scans_on() {
 async fn scanning_on_has_a_budget() {
     let database = Database::new().await;
     let port = Port::on(&database).await;
-    fill(&database, 1..=500_000, "uploads", "'[{}]'").await;
-    fill(&database, 500_001..=500_002, "audio_previews", ONE).await;
+    fill(&database, 1..=500_001, "uploads", "'[{}]'").await;
+    fill(&database, 500_002..=500_003, "audio_previews", ONE).await;
     let (mut after, mut pages) = (String::new(), 0);
     let found = loop {
         let page = port.after(&after).await;
@@ -73,7 +73,7 @@ async fn scanning_on_has_a_budget() {
         pages += 1;
     };
     assert!(pages >= 1);
-    assert_eq!(found, [ulid(500_001), ulid(500_002)]);
+    assert_eq!(found, [ulid(500_002), ulid(500_003)]);
 }
 
 #[tokio::test]
@@ -150,5 +150,4 @@ async fn the_log_is_read_by_its_key() {
     // A session tells what it did within a second of its transaction's end.
     super::until("the scans are counted", async || scans().await.1 > before.1).await;
     assert_eq!(scans().await.0, before.0, "a sequential scan");
-    assert!(!SELF.is_empty());
 }
