@@ -10,7 +10,7 @@ use tokio_postgres::error::SqlState;
 pub const MIGRATIONS: &[(&str, &str)] = &[("init", include_str!("migrations/0001_init.sql"))];
 
 /// One number in Postgres' space of advisory locks: "opsward" in ASCII.
-const MIGRATION_LOCK: i64 = 0x6f70_7377_6172_64;
+const MIGRATION_LOCK: i64 = 0x006f_7073_7761_7264;
 
 /// The schema's version as this binary knows it.
 pub const LATEST: i32 = MIGRATIONS.len() as i32;
