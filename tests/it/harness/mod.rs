@@ -1,0 +1,18 @@
+//! What integration tests stand on: a real PostgreSQL, a database a test,
+//! peers that say anything, a line that fails on purpose, the real binary.
+#![allow(unused_imports, reason = "not every module's tests need every one")]
+
+pub mod cluster;
+pub mod daemon;
+mod database;
+pub mod http;
+pub mod ops;
+pub mod peer;
+pub mod proxy;
+
+pub use cluster::{Cluster, Stop};
+pub use daemon::{Daemon, Start};
+pub use database::{Database, target};
+pub use ops::{MadeOp, Ops};
+pub use peer::{Answer, Peer};
+pub use proxy::{Fault, Proxy};

@@ -1,0 +1,15 @@
+//! The integration tests: one module a section of the contract, on a real
+//! PostgreSQL and real sockets.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "tests: clippy's own exemption ends at the functions they call"
+)]
+#![allow(dead_code, reason = "the harness serves modules that come and go")]
+
+mod harness;
+mod harness_test;
+mod pull;
+mod puller;
+mod records;
