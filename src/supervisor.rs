@@ -8,11 +8,12 @@ mod report;
 mod schedule;
 
 pub use namespace::{Namespace, PROC_NET_DEV};
-pub use report::{Reports, TaskReport, TaskState};
+pub use report::Reports;
 pub use schedule::{Next, Schedule};
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
+use crate::values::{TaskReport, TaskState};
 use futures_util::FutureExt;
 use std::any::Any;
 use std::collections::HashMap;

@@ -2,7 +2,7 @@
 
 use super::status::{PeerStatus, Status};
 use super::{Warning, format};
-use crate::supervisor::TaskState;
+use crate::values::TaskState;
 
 /// Failures in a row before a peer or a task is worth a word.
 const FAILURES: u32 = 3;
@@ -19,7 +19,11 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
     if !status.database.up {
         let why = status.database.error.as_deref().unwrap_or("no answer");
         let text = format!("{} did not answer: {why}", status.database.shown);
-        warn("database_away", text, "start the node's Postgres, or see OPENAUDIO_DB_URL");
+        warn(
+            "database_away",
+            text,
+            "start the node's Postgres, or see OPENAUDIO_DB_URL",
+        );
     }
     if status.daemon.is_none() {
         warn(
@@ -55,7 +59,10 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
         let failing = task.state == TaskState::BackingOff && task.failures_in_a_row >= FAILURES;
         if task.panics > 0 || (failing && !task.name.starts_with("pull ")) {
             let why = task.last_error.as_deref().unwrap_or("a panic, caught");
-            let text = format!("task {}: {} failures, the last: {why}", task.name, task.failures);
+            let text = format!(
+                "task {}: {} failures, the last: {why}",
+                task.name, task.failures
+            );
             warn("task_failing", text, "see the daemon's log");
         }
     }
@@ -66,7 +73,10 @@ fn disk(status: &Status, warn: &mut impl FnMut(&str, String, &str)) {
     match status.database.free_disk_bytes {
         Some(free) if free < LITTLE_DISK => warn(
             "little_disk",
-            format!("only {} are free on the database's volume", format::bytes(free)),
+            format!(
+                "only {} are free on the database's volume",
+                format::bytes(free)
+            ),
             "make room: when it is full, the node's Postgres goes down",
         ),
         None if status.database.up => warn(
@@ -84,13 +94,21 @@ fn about_peer(peer: &PeerStatus, warn: &mut impl FnMut(&str, String, &str)) {
             "{}: the cursor stays before op {} of table {}: {}",
             peer.host, hold.ulid, hold.table, hold.reason
         );
-        warn("peer_held", text, "run an opsward that knows this table as your node has it");
+        warn(
+            "peer_held",
+            text,
+            "run an opsward that knows this table as your node has it",
+        );
     }
     if peer.active && peer.failures_in_a_row >= FAILURES {
         let why = peer.detail.as_deref().unwrap_or("unknown");
         let n = peer.failures_in_a_row;
         let text = format!("{}: {n} failures in a row, the last: {why}", peer.host);
-        warn("peer_failing", text, "check that the peer is up and reachable from here");
+        warn(
+            "peer_failing",
+            text,
+            "check that the peer is up and reachable from here",
+        );
     }
     if peer.rejected_unkept > 0 {
         let text = format!(
@@ -98,6 +116,10 @@ fn about_peer(peer: &PeerStatus, warn: &mut impl FnMut(&str, String, &str)) {
             peer.host,
             format::count(peer.rejected_unkept)
         );
-        warn("rejected_unkept", text, "opsward rejected list, then retry or drop what is kept");
+        warn(
+            "rejected_unkept",
+            text,
+            "opsward rejected list, then retry or drop what is kept",
+        );
     }
 }

@@ -106,9 +106,19 @@ mod tests {
     #[test]
     fn figures_read_well() {
         let sizes = [0, 1023, 1024, 1_048_570, 5_207_647_846, u64::MAX].map(bytes);
-        let expected = ["0 B", "1023 B", "1.0 KiB", "1.0 MiB", "4.8 GiB", "16384.0 PiB"];
+        let expected = [
+            "0 B",
+            "1023 B",
+            "1.0 KiB",
+            "1.0 MiB",
+            "4.8 GiB",
+            "16384.0 PiB",
+        ];
         assert_eq!(sizes, expected);
-        assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(
+            [0, 999, 1_000, 1_234_567].map(count),
+            ["0", "999", "1,000", "1,234,567"]
+        );
         let spans = [0, 59, 60, 3_661, 90_000].map(span);
         assert_eq!(spans, ["0s", "59s", "1m 0s", "1h 1m", "1d 1h"]);
     }

@@ -6,9 +6,9 @@ use super::status::*;
 use crate::clock::Clock;
 use crate::db::{self, Client, Db, activity, migrate, stats};
 use crate::settings::Settings;
-use crate::supervisor::Reports;
-use crate::values::{OpUlid, is_plausible};
+use crate::values::{OpUlid, TaskReport, is_plausible};
 use jiff::Timestamp;
+use std::sync::Arc;
 
 /// What a daemon adds to the database's view.
 #[derive(Clone)]
@@ -19,8 +19,8 @@ pub struct DaemonView {
     pub listen: String,
     /// Where its operator reaches it.
     pub admin_listen: String,
-    /// Its tasks.
-    pub reports: Reports,
+    /// Its tasks now.
+    pub tasks: Arc<dyn Fn() -> Vec<TaskReport> + Send + Sync>,
 }
 
 impl DaemonView {
@@ -31,7 +31,7 @@ impl DaemonView {
             pid: std::process::id(),
             listen: self.listen.clone(),
             admin_listen: self.admin_listen.clone(),
-            tasks: self.reports.all(),
+            tasks: (self.tasks)(),
         }
     }
 }
@@ -67,7 +67,9 @@ pub async fn gather(
         rejected: Vec::new(),
     };
     let read = match db {
-        Ok(db) => read(&mut status, settings, db).await.map_err(|e| e.to_string()),
+        Ok(db) => read(&mut status, settings, db)
+            .await
+            .map_err(|e| e.to_string()),
         Err(error) => Err(error.to_string()),
     };
     status.database.up = read.is_ok();
@@ -134,8 +136,14 @@ async fn read_own(status: &mut Status, client: &Client) -> db::Result<()> {
 
 fn peer(row: activity::PeerRow, now: Timestamp) -> PeerStatus {
     let pull = row.pull.as_ref();
-    let [pages, applied, duplicates, rejected, rejected_unkept, gap_advances] =
-        pull.map_or([0; 6], |p| p.sums.map(natural));
+    let [
+        pages,
+        applied,
+        duplicates,
+        rejected,
+        rejected_unkept,
+        gap_advances,
+    ] = pull.map_or([0; 6], |p| p.sums.map(natural));
     PeerStatus {
         lag_seconds: lag_seconds(row.cursor.as_deref(), now),
         host: row.host,

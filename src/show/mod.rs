@@ -1,1 +1,10 @@
-//! (room show)
+//! Contract 9: what the commands and the operator's port show.
+
+pub mod advice;
+pub mod envelope;
+pub mod format;
+pub mod gather;
+pub mod status;
+pub mod status_text;
+
+pub use envelope::Warning;

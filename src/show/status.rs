@@ -2,7 +2,7 @@
 //! Documented and stable: names are never changed, only added. Sizes are
 //! bytes, ages seconds, times RFC 3339 in UTC.
 
-use crate::supervisor::TaskReport;
+use crate::values::TaskReport;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 

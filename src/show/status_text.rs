@@ -3,7 +3,7 @@
 use super::Warning;
 use super::format::{ago, bytes, count, indented, right, short_host, span, table};
 use super::status::{DatabaseStatus, PeersStatus, Status};
-use crate::supervisor::{TaskReport, TaskState};
+use crate::values::{TaskReport, TaskState};
 use jiff::Timestamp;
 use std::fmt::Write;
 
@@ -37,7 +37,10 @@ pub fn text(status: &Status, warnings: &[Warning]) -> String {
         let dead = status.database.dead_rows.unwrap_or(0);
         let figures = [bytes(ops), bytes(index), count(dead)];
         let [ops, index, dead] = figures;
-        line("ops", format!("{ops}, indexes {index}, some {dead} dead rows"));
+        line(
+            "ops",
+            format!("{ops}, indexes {index}, some {dead} dead rows"),
+        );
         let free = status.database.free_disk_bytes;
         line("free disk", free.map_or("unknown".to_owned(), bytes));
     }
@@ -162,7 +165,10 @@ fn tasks(out: &mut String, tasks: &[TaskReport], now: Timestamp) {
     out.push('\n');
     out.push_str(&indented(&t, ""));
     if pulls > 0 {
-        let _ = writeln!(out, " and {pulls} tasks that pull a peer each, without failure");
+        let _ = writeln!(
+            out,
+            " and {pulls} tasks that pull a peer each, without failure"
+        );
     }
     for task in tasks.iter().filter(|t| t.state == TaskState::Off) {
         let why = task.note.as_deref().unwrap_or_default();
