@@ -74,7 +74,7 @@ pub fn table(header: &[&str]) -> Table {
 }
 
 /// A figure in a table.
-pub fn right(text: impl ToString) -> Cell {
+pub fn figure(text: impl ToString) -> Cell {
     Cell::new(text).set_alignment(CellAlignment::Right)
 }
 
@@ -84,6 +84,27 @@ pub fn indented(table: &Table, by: &str) -> String {
         .lines()
         .map(|line| format!("{by}{}\n", line.trim_end()))
         .collect()
+}
+
+/// A paragraph of lines of at most `WIDTH`, all but the first after `indent`.
+/// A word that is longer stands on a line of its own, whole.
+pub fn wrapped(text: &str, indent: &str) -> String {
+    let mut out = String::new();
+    let mut line = String::new();
+    for word in text.trim_end().split(' ') {
+        let fits = line.chars().count() + word.chars().count() <= usize::from(WIDTH);
+        if line.trim().is_empty() || fits {
+            line.push_str(word);
+        } else {
+            out.push_str(line.trim_end());
+            out.push('\n');
+            line = format!("{indent}{word}");
+        }
+        line.push(' ');
+    }
+    out.push_str(line.trim_end());
+    out.push('\n');
+    out
 }
 
 /// A peer's URL without its scheme, and cut in the middle where it is long.

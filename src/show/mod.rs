@@ -6,5 +6,6 @@ pub mod format;
 pub mod gather;
 pub mod status;
 pub mod status_text;
+pub mod view;
 
 pub use envelope::Warning;
