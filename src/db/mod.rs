@@ -17,6 +17,7 @@ pub mod readers;
 pub mod rejected;
 pub mod stats;
 pub mod uninstall;
+pub mod watermark;
 
 pub use connect::{Client, Db};
 pub use error::{Doing, Error, Result, describe};

@@ -1,0 +1,436 @@
+//! The rules of the house, held by reading `src/`: who may import whom, what
+//! is pure, where SQL lives, how long a file may be, that a released migration
+//! stays as it was. Each rule is a function from sources to complaints, and is
+//! shown to complain.
+#![allow(clippy::panic, reason = "tests")]
+
+#[path = "architecture/source.rs"]
+mod source;
+
+use sha2::{Digest, Sha256};
+use source::{Source, read_all, words};
+use std::path::Path;
+
+/// What each room may import of ours, as prefixes of paths. Rooms that are
+/// not built yet have their line already.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("values", &[]),
+    ("wire", &["values"]),
+    ("records", &["values"]),
+    ("settings", &["values"]),
+    ("clock", &[]),
+    ("tls", &[]),
+    ("metrics", &["values"]),
+    ("http", &["values", "clock", "metrics"]),
+    ("db", &["values", "records", "settings", "tls"]),
+    ("serve", LINE),
+    ("pull", LINE),
+    ("bound", LINE),
+    ("reclaim", RECLAIM),
+    (
+        "show",
+        &[
+            "values",
+            "db",
+            "settings",
+            "clock",
+            "metrics",
+            "http",
+            "bound::plan",
+            "reclaim::plan",
+        ],
+    ),
+    ("supervisor", &["values", "settings", "clock", "metrics"]),
+    ("daemon", EVERYTHING),
+    ("cli", EVERYTHING),
+    ("lib", EVERYTHING),
+    ("main", EVERYTHING),
+];
+const LINE: &[&str] = &[
+    "values", "wire", "records", "settings", "db", "metrics", "clock", "http", "tls",
+];
+const RECLAIM: &[&str] = &[
+    "values",
+    "wire",
+    "records",
+    "settings",
+    "db",
+    "metrics",
+    "clock",
+    "http",
+    "tls",
+    "bound::decide",
+];
+const EVERYTHING: &[&str] = &["*"];
+
+/// What a pure choice may import.
+const DECIDE: &[&str] = &["values", "records", "settings"];
+
+/// Rooms that know neither runtime nor time nor logs, and what that means.
+const PURE_ROOMS: &[&str] = &["values", "wire", "records", "settings"];
+const IMPURE_CRATES: &[&str] = &[
+    "tokio",
+    "tracing",
+    "prometheus",
+    "reqwest",
+    "hyper",
+    "backon",
+    "deadpool_postgres",
+];
+/// In a `decide.rs`, besides: nothing that waits, and no chance.
+const IMPURE_WORDS: &[&str] = &["async", "await", "rand", "Instant", "SystemTime"];
+
+/// Where SQL may stand.
+const SQL_PLACES: &[&str] = &["db/", "records/statement.rs"];
+const SQL_WORDS: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "CREATE"];
+
+/// Where clippy's list of disallowed methods may be lifted, with a reason.
+const EXEMPT: &[&str] = &[
+    "clock.rs",
+    "supervisor.rs",
+    "http.rs",
+    "main.rs",
+    "settings/",
+];
+
+/// Longest files, in lines without tests.
+const LIMITS: &[(&str, usize)] = &[("main.rs", 40), ("lib.rs", 80)];
+const LIMIT: usize = 500;
+
+/// Migrations as they were released, by SHA-256.
+const FROZEN: &[(&str, &str)] = &[(
+    "0001_init.sql",
+    "980274e3dea838d4c54a57f153b10d8df7a5ec8ff61713e25732ddf921873553",
+)];
+
+fn is_below(path: &str, prefix: &str) -> bool {
+    prefix == "*" || path == prefix || path.starts_with(&format!("{prefix}::"))
+}
+
+fn imports(files: &[Source]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for file in files {
+        let room = file.room();
+        let Some((_, allowed)) = ROOMS.iter().find(|(name, _)| *name == room) else {
+            complaints.push(format!(
+                "src/{} belongs to no room that ROOMS in tests/architecture.rs knows",
+                file.path
+            ));
+            continue;
+        };
+        for path in file.paths() {
+            let own = is_below(&path, room);
+            if !own && !allowed.iter().any(|prefix| is_below(&path, prefix)) {
+                complaints.push(format!(
+                    "src/{} names {path}: {room} may import {}",
+                    file.path,
+                    listed(allowed)
+                ));
+            }
+        }
+    }
+    complaints
+}
+
+fn decisions(files: &[Source]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for file in files.iter().filter(|f| f.name() == "decide.rs") {
+        for path in file.paths() {
+            if !DECIDE.iter().any(|prefix| is_below(&path, prefix)) {
+                complaints.push(format!(
+                    "src/{} names {path}: a pure choice may import {}",
+                    file.path,
+                    listed(DECIDE)
+                ));
+            }
+        }
+        for (word, _) in words(&file.code) {
+            if IMPURE_CRATES.contains(&word) || IMPURE_WORDS.contains(&word) {
+                complaints.push(format!(
+                    "src/{} names {word}: a pure choice waits for nothing, logs nothing, \
+                     counts nothing and knows no clock but the `now` it is given",
+                    file.path
+                ));
+            }
+        }
+    }
+    complaints
+}
+
+fn purity(files: &[Source]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for file in files.iter().filter(|f| PURE_ROOMS.contains(&f.room())) {
+        for (word, _) in words(&file.code) {
+            if IMPURE_CRATES.contains(&word) {
+                complaints.push(format!(
+                    "src/{} names {word}: {} is pure",
+                    file.path,
+                    file.room()
+                ));
+            }
+        }
+    }
+    complaints
+}
+
+fn sql(files: &[Source]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for file in files {
+        if SQL_PLACES.iter().any(|place| file.path.starts_with(place)) {
+            continue;
+        }
+        for text in &file.strings {
+            if let Some(word) = sql_word(text) {
+                complaints.push(format!(
+                    "src/{} holds SQL ({word} in {:?}): it belongs into src/db/",
+                    file.path,
+                    text.chars().take(60).collect::<String>()
+                ));
+            }
+        }
+    }
+    complaints
+}
+
+/// A statement's word that something follows. `GRANT CREATE ON …` is advice to
+/// a person, not a statement of ours.
+fn sql_word(text: &str) -> Option<&str> {
+    let mut before = "";
+    for (word, at) in words(text) {
+        let more = text[at + word.len()..].starts_with(char::is_whitespace);
+        if SQL_WORDS.contains(&word) && more && before != "GRANT" {
+            return Some(word);
+        }
+        before = word;
+    }
+    None
+}
+
+fn exemptions(files: &[Source]) -> Vec<String> {
+    let lifted = |f: &&Source| words(&f.code).any(|(word, _)| word == "disallowed_methods");
+    let mut complaints = Vec::new();
+    for file in files.iter().filter(lifted) {
+        if !EXEMPT.iter().any(|place| file.path.starts_with(place)) {
+            complaints.push(format!(
+                "src/{} lifts clippy::disallowed_methods: only {} may",
+                file.path,
+                listed(EXEMPT)
+            ));
+        }
+    }
+    complaints
+}
+
+fn lengths(files: &[Source]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for file in files {
+        let own = LIMITS.iter().find(|(path, _)| *path == file.path);
+        let limit = own.map_or(LIMIT, |(_, limit)| *limit);
+        if file.lines > limit {
+            complaints.push(format!(
+                "src/{} has {} lines without tests: {limit} are allowed; find the step in it that \
+                 is a file of its own",
+                file.path, file.lines
+            ));
+        }
+    }
+    complaints
+}
+
+fn migrations(there: &[(String, Vec<u8>)], frozen: &[(&str, &str)]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for (name, bytes) in there {
+        let hash: String = Sha256::digest(bytes)
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        match frozen.iter().find(|(known, _)| known == name) {
+            Some((_, known)) if *known == hash => {}
+            Some(_) => complaints.push(format!(
+                "{name} changed (now {hash}): a released migration stays as it was, write a new \
+                 one; before the release, put the new hash into FROZEN"
+            )),
+            None => complaints.push(format!("{name} is new: add {hash} to FROZEN")),
+        }
+    }
+    for (known, _) in frozen {
+        if !there.iter().any(|(name, _)| name == known) {
+            complaints.push(format!("{known} is gone: databases have it"));
+        }
+    }
+    complaints
+}
+
+fn listed(names: &[&str]) -> String {
+    if names.is_empty() {
+        "nothing of ours".into()
+    } else {
+        names.join(", ")
+    }
+}
+
+fn held(complaints: &[String]) {
+    assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
+}
+
+fn sources() -> Vec<Source> {
+    read_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
+}
+
+fn bad(path: &str, text: &str) -> [Source; 1] {
+    [Source::new(path, text)]
+}
+
+#[test]
+fn rooms_import_what_they_may() {
+    held(&imports(&sources()));
+}
+
+#[test]
+fn a_forbidden_import_is_found() {
+    for (path, text) in [
+        ("values/op.rs", "use crate::clock::Clock;"),
+        ("values/op.rs", "use crate::{values::Host, db::{Db}};"),
+        ("values/op.rs", "use super::super::db::Db;"),
+        ("values/mod.rs", "use super::db::Db;"),
+        ("db/ops.rs", "fn f() { crate::metrics::count(); }"),
+        ("serve/mod.rs", "use crate::pull::Puller;"),
+        ("reclaim/mod.rs", "use crate::bound::delete;"),
+        ("show/status.rs", "use crate::serve::Serve;"),
+        ("stray.rs", ""),
+    ] {
+        assert_eq!(imports(&bad(path, text)).len(), 1, "{path}: {text}");
+    }
+    for (path, text) in [
+        ("reclaim/mod.rs", "use crate::bound::decide::cutoff;"),
+        (
+            "db/connect.rs",
+            "use super::error::Error; use crate::settings::DbTarget;",
+        ),
+        (
+            "values/op.rs",
+            "// use crate::db::Db;\nconst A: &str = \"crate::db\";",
+        ),
+        (
+            "values/op.rs",
+            "#[cfg(test)]\nmod tests { use crate::db::Db; }",
+        ),
+        ("daemon.rs", "use crate::{serve, pull};"),
+    ] {
+        held(&imports(&bad(path, text)));
+    }
+}
+
+#[test]
+fn choices_are_pure() {
+    held(&decisions(&sources()));
+}
+
+#[test]
+fn an_impure_choice_is_found() {
+    for text in [
+        "use crate::db::Db;",
+        "use crate::metrics::Metrics;",
+        "use super::step;",
+        "fn f() { tracing::info!(\"x\"); }",
+        "async fn f() {}",
+        "fn f() { std::time::Instant::now(); }",
+    ] {
+        assert_eq!(decisions(&bad("pull/decide.rs", text)).len(), 1, "{text}");
+    }
+    held(&decisions(&bad(
+        "pull/decide.rs",
+        "use crate::values::OpUlid;",
+    )));
+}
+
+#[test]
+fn pure_rooms_know_no_runtime() {
+    held(&purity(&sources()));
+}
+
+#[test]
+fn a_runtime_in_a_pure_room_is_found() {
+    let text = "use tokio::sync::watch;";
+    assert_eq!(purity(&bad("wire/body.rs", text)).len(), 1);
+    held(&purity(&bad("serve/mod.rs", text)));
+}
+
+#[test]
+fn sql_lives_in_db() {
+    held(&sql(&sources()));
+}
+
+#[test]
+fn sql_elsewhere_is_found() {
+    for text in [
+        "const A: &str = \"SELECT 1\";",
+        "const A: &str = r#\"\n  WITH x AS (DELETE\n FROM ops) \"#;",
+        "f(\"CREATE TABLE x ()\")",
+        "const A: char = '\"'; const B: &str = \"UPDATE ops SET\";",
+    ] {
+        assert_eq!(sql(&bad("serve/mod.rs", text)).len(), 1, "{text}");
+        held(&sql(&bad("db/ops.rs", text)));
+    }
+    for text in [
+        "// SELECT 1",
+        "const A: &str = \"GRANT CREATE ON DATABASE\";",
+        "const A: &str = \"DELETE\";",
+        "#[cfg(test)]\nmod tests { const A: &str = \"SELECT 1\"; }",
+    ] {
+        held(&sql(&bad("show/doctor.rs", text)));
+    }
+}
+
+#[test]
+fn clippy_is_lifted_where_it_may_be() {
+    held(&exemptions(&sources()));
+    let text = "#[allow(clippy::disallowed_methods)] fn f() {}";
+    assert_eq!(exemptions(&bad("pull/mod.rs", text)).len(), 1);
+    held(&exemptions(&bad("clock.rs", text)));
+}
+
+#[test]
+fn files_are_short() {
+    let files = sources();
+    let total: usize = files.iter().map(|f| f.lines).sum();
+    println!("src/: {} files, {total} lines without tests", files.len());
+    for file in files.iter().filter(|f| f.lines > 400) {
+        println!("  over 400: src/{}: {}", file.path, file.lines);
+    }
+    held(&lengths(&files));
+}
+
+#[test]
+fn a_long_file_is_found() {
+    let long = |n: usize| "fn f() {}\n".repeat(n);
+    for (path, limit) in [("main.rs", 40), ("lib.rs", 80), ("db/ops.rs", 500)] {
+        held(&lengths(&bad(path, &long(limit))));
+        assert_eq!(lengths(&bad(path, &long(limit + 1))).len(), 1, "{path}");
+    }
+    let tested = format!("{}#[cfg(test)]\nmod tests {{\n{}}}", long(10), long(900));
+    held(&lengths(&bad("db/ops.rs", &tested)));
+}
+
+#[test]
+fn released_migrations_stay() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/db/migrations");
+    let mut there = Vec::new();
+    for entry in std::fs::read_dir(dir).expect("migrations") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy();
+        let bytes = std::fs::read(&path).expect("a text");
+        there.push((name.into_owned(), bytes));
+    }
+    held(&migrations(&there, FROZEN));
+}
+
+#[test]
+fn a_changed_migration_is_found() {
+    let there = [("1.sql".to_owned(), b"SELECT 1".to_vec())];
+    let right = "e004ebd5b5532a4b85984a62f8ad48a81aa3460c1ca07701f386135d72cdecf5";
+    held(&migrations(&there, &[("1.sql", right)]));
+    assert_eq!(migrations(&there, &[("1.sql", "other")]).len(), 1);
+    assert_eq!(migrations(&there, &[]).len(), 1);
+    assert_eq!(migrations(&[], &[("1.sql", right)]).len(), 1);
+}
