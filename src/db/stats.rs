@@ -49,6 +49,17 @@ const FIGURES: &str = "
            coalesce(pg_stat_get_dead_tuples(to_regclass('public.ops')), 0),
            (SELECT setting FROM pg_settings WHERE name = 'data_directory')";
 
+/// Makes sure that the database answers.
+///
+/// # Errors
+/// The database's.
+pub async fn ping(client: &Client) -> Result<()> {
+    client
+        .batch_execute("")
+        .await
+        .doing("ask for a sign of life")
+}
+
 /// Free bytes on the database's volume for a role that is no superuser, and
 /// the directory that was asked: the one that is set, else the server's data
 /// directory where it is on this machine.

@@ -23,3 +23,26 @@ impl Warning {
         }
     }
 }
+
+/// The envelope's version.
+pub const SCHEMA: u32 = 1;
+
+/// Every command's JSON.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Envelope<T> {
+    /// The envelope's version.
+    pub schema: u32,
+    /// The command.
+    pub command: String,
+    /// When.
+    pub at: jiff::Timestamp,
+    /// This validator's own host.
+    #[serde(rename = "self")]
+    pub own: Option<String>,
+    /// Whether anything was changed.
+    pub changed: bool,
+    /// What an operator should know.
+    pub warnings: Vec<Warning>,
+    /// What the command found or did.
+    pub result: T,
+}

@@ -9,6 +9,11 @@ use crate::settings::Settings;
 use crate::values::{OpUlid, TaskReport, is_plausible};
 use jiff::Timestamp;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long the database may take: `opsward status` waits 2 s for a daemon.
+const WITHIN: Duration = Duration::from_millis(1_500);
 
 /// What a daemon adds to the database's view.
 #[derive(Clone)]
@@ -67,8 +72,9 @@ pub async fn gather(
         rejected: Vec::new(),
     };
     let read = match db {
-        Ok(db) => read(&mut status, settings, db)
+        Ok(db) => timeout(WITHIN, read(&mut status, settings, db))
             .await
+            .unwrap_or_else(|_| Err(db::Error::Away("no answer in time".into())))
             .map_err(|e| e.to_string()),
         Err(error) => Err(error.to_string()),
     };
