@@ -30,6 +30,7 @@ use opsward::pull::client::{Certificates, http_client};
 use opsward::records;
 use opsward::settings::{DbTarget, TlsMode};
 use opsward::values::{Action, Host, Op};
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -173,7 +174,7 @@ async fn one_by_one(cluster: &Cluster, name: &str, ops: &[Op]) -> Duration {
             &tx,
             model,
             op.action,
-            &rows.iter().collect::<Vec<_>>(),
+            &rows.iter().map(Cow::Borrowed).collect::<Vec<_>>(),
             &now.to_string(),
         )
         .await

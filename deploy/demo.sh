@@ -4,10 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# shellcheck source=deploy/lib/postgres.sh
-source deploy/lib/postgres.sh
-ensure_postgres
+# shellcheck source=deploy/lib/prepare.sh
+. deploy/lib/prepare.sh
 
-echo "Building opsward and the demo (release; a few minutes the first time)"
+need_compiler
+need_postgres
+say "building opsward and the demo (release; a few minutes the first time)"
 cargo build --release --locked --quiet --bin opsward --example demo
 exec target/release/examples/demo "$@"

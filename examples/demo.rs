@@ -11,6 +11,8 @@
 #[allow(
     dead_code,
     unreachable_pub,
+    clippy::panic,
+    clippy::unwrap_used,
     reason = "shared with the tests, which use all of it"
 )]
 mod cluster;

@@ -4,7 +4,7 @@ use crate::cluster::{self, Cluster};
 use anyhow::{Context, Result, bail};
 use opsward::clock::Clock;
 use opsward::db::Db;
-use opsward::pull::apply::{Received, apply};
+use opsward::pull::apply::{Fitting, apply};
 use opsward::records::models;
 use opsward::settings::{DbTarget, TlsMode};
 use opsward::values::{Op, OpUlid};
@@ -74,18 +74,14 @@ impl Validator {
     pub async fn write(&self, ops: &[Op]) -> Result<()> {
         let db = self.db().await?;
         let mut client = db.client().await?;
-        let received: Vec<Received> = ops
-            .iter()
-            .map(|op| {
-                let model = models().get(&op.table).context("a table without a model")?;
-                Ok(Received {
-                    op: op.clone(),
-                    model,
-                    bytes: Vec::new(),
-                })
-            })
-            .collect::<Result<_>>()?;
-        let outcome = apply(&mut client, &received, &Clock::System).await?;
+        let now = Clock::System.now();
+        let fit = |op: &Op| {
+            let model = models().get(&op.table).context("a table without a model")?;
+            Fitting::new(op.clone(), model, Vec::new(), now)
+                .map_err(|r| anyhow::anyhow!("{}: {}", r.code, r.detail))
+        };
+        let fitting: Vec<Fitting> = ops.iter().map(fit).collect::<Result<_>>()?;
+        let outcome = apply(&mut client, &fitting, now).await?;
         if let Some(refused) = outcome.refused.first() {
             bail!("{}: {}", refused.code, refused.detail);
         }

@@ -6,6 +6,7 @@ use super::error::{Doing, Error, Result};
 use crate::records::{self, Model, Row};
 use crate::values::{Action, Op, OpUlid};
 use deadpool_postgres::Transaction;
+use std::borrow::Cow;
 use std::collections::HashSet;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -65,7 +66,7 @@ pub async fn act(
     tx: &Transaction<'_>,
     model: &Model,
     action: Action,
-    rows: &[&Row],
+    rows: &[Cow<'_, Row>],
     now: &str,
 ) -> Result<()> {
     let (sql, columns) = match action {

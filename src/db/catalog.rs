@@ -6,7 +6,14 @@ use std::collections::HashMap;
 
 /// The relations of schema public, each with its columns' names.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Relations(pub HashMap<String, Vec<String>>);
+pub struct Relations(HashMap<String, Vec<String>>);
+
+impl Relations {
+    /// The columns of a relation, where there is one of this name.
+    pub fn columns(&self, name: &str) -> Option<&[String]> {
+        self.0.get(name).map(Vec::as_slice)
+    }
+}
 
 /// Reads the relations of schema public.
 ///

@@ -3,27 +3,15 @@
 
 use super::connect::Client;
 use super::error::{Doing, Result};
-use crate::values::{Host, OpUlid};
+use crate::values::{Host, NodeWrite, OpUlid, StoredCursors};
 use deadpool_postgres::GenericClient;
 use jiff::Timestamp;
-
-/// What is stored for one peer, as found: nothing is believed yet.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Stored {
-    /// Our own cursor.
-    pub own: Option<String>,
-    /// What the node's row held when we last saw it.
-    pub node_seen: Option<String>,
-    /// What the node's row holds; `None` where there is no row, an empty text
-    /// for NULL.
-    pub node: Option<String>,
-}
 
 /// Reads both cursors of a peer.
 ///
 /// # Errors
 /// The database's.
-pub async fn load(client: &Client, host: &Host) -> Result<Stored> {
+pub async fn load(client: &Client, host: &Host) -> Result<StoredCursors> {
     let own = client
         .query_opt(OWN, &[&host.as_str()])
         .await
@@ -32,7 +20,7 @@ pub async fn load(client: &Client, host: &Host) -> Result<Stored> {
         .query_opt(NODE, &[&host.as_str()])
         .await
         .doing("read the node's cursor")?;
-    Ok(Stored {
+    Ok(StoredCursors {
         own: own.as_ref().map(|r| r.get(0)),
         node_seen: own.and_then(|r| r.get(1)),
         node: node.map(|r| r.get(1)),
@@ -45,17 +33,6 @@ const OWN: &str = "SELECT last_ulid, node_ulid FROM opsward.cursors WHERE host =
 const NODE: &str = "
     SELECT host, coalesce(last_ulid, '') FROM public.cursors
     WHERE rtrim(lower(trim(host)), '/') = $1 ORDER BY host <> $1, host LIMIT 1";
-
-/// What to do with the node's row: decided by `pull`, carried out here.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum NodeWrite {
-    /// It is as far or further.
-    Leave,
-    /// Set it to our cursor.
-    Set,
-    /// It was removed or emptied by an operator: drop our own cursor.
-    Reset,
-}
 
 /// What became of a write.
 #[derive(Clone, PartialEq, Eq, Debug)]

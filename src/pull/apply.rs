@@ -3,7 +3,6 @@
 //! the bad op stands alone.
 
 use super::waves;
-use crate::clock::Clock;
 use crate::db::apply::{self, Failure};
 use crate::db::rejected::Refused;
 use crate::db::{self, Client, Doing};
@@ -18,15 +17,50 @@ const BATCH_TIME: Duration = Duration::from_millis(2_500);
 /// How often a batch that met a lock is tried again.
 const TRIES: u32 = 6;
 
-/// An op with the model of its table and the bytes that it came as.
+/// An op whose records fit their table.
 #[derive(Clone, Debug)]
-pub struct Received {
+pub struct Fitting {
     /// The op.
     pub op: Op,
     /// The model of its table.
     pub model: &'static Model,
-    /// As received, to be kept whole if it is refused.
+    /// Its records, converted.
+    pub rows: Vec<Row>,
+    /// As received, to be kept whole if the database refuses it.
     pub bytes: Vec<u8>,
+}
+
+impl Fitting {
+    /// Fits an op's records to their table.
+    ///
+    /// # Errors
+    /// They do not fit: the op as it is to be kept.
+    pub fn new(
+        op: Op,
+        model: &'static Model,
+        bytes: Vec<u8>,
+        now: Timestamp,
+    ) -> Result<Self, Refused> {
+        match records::convert(model, op.action, &op.data, now) {
+            Ok(rows) => Ok(Self {
+                op,
+                model,
+                rows,
+                bytes,
+            }),
+            Err(reason) => Err(refused(op, bytes, reason)),
+        }
+    }
+}
+
+fn refused(op: Op, bytes: Vec<u8>, reason: RejectReason) -> Refused {
+    Refused {
+        ulid: Some(op.ulid),
+        table: op.table,
+        code: reason.code,
+        detail: reason.detail,
+        bytes,
+    }
 }
 
 /// What became of ops.
@@ -36,39 +70,24 @@ pub struct Outcome {
     pub applied: u64,
     /// Ops that were already in the log; their records are left alone.
     pub duplicates: u64,
-    /// Ops that were refused.
+    /// Ops that the database refused.
     pub refused: Vec<Refused>,
 }
 
-/// An op whose records fit their table.
-struct Fitting<'a> {
-    received: &'a Received,
-    rows: Vec<Row>,
-}
-
-/// Applies ops in their order.
+/// Applies ops in their order, at `now`.
 ///
 /// # Errors
 /// The database's, when it is nothing about a single op: what was committed
 /// before stays, and finds itself a duplicate when it comes again.
-pub async fn apply(client: &mut Client, ops: &[Received], clock: &Clock) -> db::Result<Outcome> {
-    let now = clock.now();
+pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::Result<Outcome> {
     let mut outcome = Outcome::default();
-    let mut fitting = Vec::with_capacity(ops.len());
-    for received in ops {
-        let op = &received.op;
-        match records::convert(received.model, op.action, &op.data, now) {
-            Ok(rows) => fitting.push(Fitting { received, rows }),
-            Err(reason) => outcome.refused.push(refused(received, reason)),
-        }
-    }
     // Ranges still to be applied, the next one last.
-    let mut ranges: Vec<_> = std::iter::once(0..fitting.len()).collect();
+    let mut ranges: Vec<_> = std::iter::once(0..ops.len()).collect();
     while let Some(range) = ranges.pop() {
         if range.is_empty() {
             continue;
         }
-        let batch = &fitting[range.clone()];
+        let batch = &ops[range.clone()];
         match patiently(client, batch, now).await {
             Ok(new) => {
                 outcome.applied += new;
@@ -77,7 +96,11 @@ pub async fn apply(client: &mut Client, ops: &[Received], clock: &Clock) -> db::
             Err(error) => match apply::sort(&error) {
                 Failure::BadOp if batch.len() == 1 => {
                     let reason = RejectReason::new("refused_by_database", error.to_string());
-                    outcome.refused.push(refused(batch[0].received, reason));
+                    outcome.refused.push(refused(
+                        batch[0].op.clone(),
+                        batch[0].bytes.clone(),
+                        reason,
+                    ));
                 }
                 Failure::BadOp | Failure::TooLong if batch.len() > 1 => {
                     let middle = range.start + batch.len() / 2;
@@ -91,19 +114,8 @@ pub async fn apply(client: &mut Client, ops: &[Received], clock: &Clock) -> db::
     Ok(outcome)
 }
 
-/// An op as it is kept when it is refused.
-pub fn refused(received: &Received, reason: RejectReason) -> Refused {
-    Refused {
-        ulid: Some(received.op.ulid),
-        table: received.op.table.clone(),
-        code: reason.code,
-        detail: reason.detail,
-        bytes: received.bytes.clone(),
-    }
-}
-
 /// One batch; a lock of somebody else's is met by trying again a little later.
-async fn patiently(client: &mut Client, batch: &[Fitting<'_>], now: Timestamp) -> db::Result<u64> {
+async fn patiently(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db::Result<u64> {
     let mut tries = 1;
     loop {
         match once(client, batch, now).await {
@@ -116,21 +128,17 @@ async fn patiently(client: &mut Client, batch: &[Fitting<'_>], now: Timestamp) -
     }
 }
 
-async fn once(client: &mut Client, batch: &[Fitting<'_>], now: Timestamp) -> db::Result<u64> {
+async fn once(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db::Result<u64> {
     let began = Instant::now();
     let tx = apply::begin(client).await?;
-    let ops: Vec<&Op> = batch.iter().map(|f| &f.received.op).collect();
+    let ops: Vec<&Op> = batch.iter().map(|f| &f.op).collect();
     let mut new = apply::insert_ops(&tx, &ops).await?;
     let count = new.len() as u64;
     // Of one ULID twice in a batch the first is the new one.
-    let fresh = batch.iter().filter(|f| new.remove(&f.received.op.ulid));
-    let records = fresh.flat_map(|f| {
-        f.rows
-            .iter()
-            .map(|row| (f.received.model, f.received.op.action, row))
-    });
+    let fresh = batch.iter().filter(|f| new.remove(&f.op.ulid));
+    let records = fresh.flat_map(|f| f.rows.iter().map(|row| (f.model, f.op.action, row)));
     let now = now.to_string();
-    for step in waves::plan(records) {
+    for step in waves::plan(records, &now) {
         if began.elapsed() > BATCH_TIME {
             return Err(db::Error::TooLong("apply a batch"));
         }

@@ -1,10 +1,8 @@
 //! The choices of pulling that need no I/O: where a sweep starts, what a table
 //! is to us, what happens to the node's cursor, when to come again.
 
-use crate::db::catalog::Relations;
-use crate::db::cursors::{NodeWrite, Stored};
 use crate::records::{Model, Models};
-use crate::values::{OpUlid, is_plausible};
+use crate::values::{NodeWrite, OpUlid, StoredCursors, is_plausible};
 use std::time::Duration;
 
 /// Cursors are stored no later than this before now: a plausible op 20 h
@@ -27,7 +25,7 @@ pub struct Start {
 
 /// Where a sweep starts, given what is stored: our own cursor, seeded from the
 /// node's where we have none.
-pub fn start(stored: &Stored, now_ms: u64) -> Start {
+pub fn start(stored: &StoredCursors, now_ms: u64) -> Start {
     let filled = |text: &Option<String>| text.as_deref().is_some_and(|t| !t.is_empty());
     if stored.own.is_some() && filled(&stored.node_seen) && !filled(&stored.node) {
         return Start {
@@ -89,10 +87,9 @@ pub enum Table<'m> {
     Nowhere,
 }
 
-/// Sorts a table by the models and by what the database really holds. Never
-/// guesses: what the node may understand and we do not is held.
-pub fn table<'m>(name: &str, models: &'m Models, relations: &Relations) -> Table<'m> {
-    let columns = relations.0.get(name);
+/// Sorts a table by the models and by the columns of its relation, where there
+/// is one. Never guesses: what the node may understand and we do not is held.
+pub fn table<'m>(name: &str, models: &'m Models, columns: Option<&[String]>) -> Table<'m> {
     match (models.get(name), columns) {
         (None, None) => Table::Nowhere,
         (None, Some(_)) => Table::Hold(format!(
@@ -153,8 +150,8 @@ mod tests {
         OpUlid::from_parts(ms, 5)
     }
 
-    fn stored(own: Option<OpUlid>, seen: Option<&str>, node: Option<&str>) -> Stored {
-        Stored {
+    fn stored(own: Option<OpUlid>, seen: Option<&str>, node: Option<&str>) -> StoredCursors {
+        StoredCursors {
             own: own.map(|u| u.to_string()),
             node_seen: seen.map(Into::into),
             node: node.map(Into::into),
@@ -164,7 +161,7 @@ mod tests {
     #[test]
     fn a_sweep_starts_from_our_own_cursor_or_the_nodes() {
         let (old, new) = (at(NOW - 10_000_000), at(NOW - 5_000_000));
-        let cursor = |s: &Stored| start(s, NOW).cursor;
+        let cursor = |s: &StoredCursors| start(s, NOW).cursor;
         assert_eq!(cursor(&stored(None, None, None)), None);
         assert_eq!(cursor(&stored(None, None, Some(""))), None);
         assert_eq!(cursor(&stored(None, None, Some("01BEFORE"))), None);

@@ -14,11 +14,10 @@ pub mod sweep;
 pub mod waves;
 
 use crate::clock::Clock;
-use crate::db::cursors::NodeWrite;
 use crate::db::pulls::{Hold, PageSums};
 use crate::db::{self, Db, catalog, cursors, pulls};
 use crate::metrics::Metrics;
-use crate::values::{Host, OpUlid};
+use crate::values::{Host, NodeWrite, OpUlid};
 use crate::wire::body::{BodyError, Limits, Scanner};
 use batch::Batch;
 use client::{Page, PageError};
@@ -141,7 +140,7 @@ impl Puller {
         let sweep = Sweep::answered(start.cursor, page.headers.clone(), self.clock.now_ms());
         let mut batch = Batch::new(self, peer, relations, sweep);
         self.read(&mut page, &mut batch, stop).await?;
-        let (ended, mut sums, hold) = batch.finish().await?;
+        let (ended, mut sums, hold) = batch.finish(self.clock.now()).await?;
         let read_node = if start.reset {
             None
         } else {
@@ -175,22 +174,24 @@ impl Puller {
             if scanner.pending() > LARGE_OP && large.is_none() {
                 large = stoppable(stop, self.large_op.acquire()).await?.ok();
             }
-            let read = stoppable(stop, page.read_on(&mut scanner, &mut elements)).await?;
+            let read_on = batch.alongside(page.read_on(&mut scanner, &mut elements));
+            let read = stoppable(stop, read_on).await??;
+            let now = self.clock.now();
             for element in elements.drain(..) {
-                if !batch.take(element, self.clock.now_ms()).await? {
+                if !batch.take(element, now).await? {
                     return Ok(());
                 }
             }
             match read {
-                Ok(true) if scanner.is_full() => return batch.stop_here(None).await,
+                Ok(true) if scanner.is_full() => return batch.stop_here(None, now).await,
                 Ok(true) => {}
                 Ok(false) => break,
                 // An op that we cannot hold is no reason to lose those before it.
                 Err(PageError::Body(e @ BodyError::OpTooLong(_))) => {
-                    return batch.stop_here(Some(e.to_string())).await;
+                    return batch.stop_here(Some(e.to_string()), now).await;
                 }
                 Err(PageError::Body(BodyError::TooLong(_))) if scanner.found() > 0 => {
-                    return batch.stop_here(None).await;
+                    return batch.stop_here(None, now).await;
                 }
                 Err(e) => return Err(e.into()),
             }

@@ -1,12 +1,12 @@
 //! A refused op tried again: after an upgrade, or once its cause is gone.
 
-use super::apply::{self, Received};
+use super::apply::{self, Fitting};
 use super::decide::{self, Table};
 use crate::clock::Clock;
 use crate::db::rejected::{self, Kept};
 use crate::db::{self, Client, catalog};
 use crate::records::models;
-use crate::wire::body::{Envelope, read_envelope};
+use crate::wire::body::{Element, Envelope, read_envelope};
 
 /// What became of a refused op.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
@@ -25,17 +25,22 @@ pub enum Retried {
 /// # Errors
 /// The database's.
 pub async fn retry(client: &mut Client, kept: &Kept, clock: &Clock) -> db::Result<Retried> {
-    let op = match read_envelope(&kept.bytes, clock.now_ms()) {
-        Envelope::Op(op) => op,
-        Envelope::Skip(_) => {
+    let element = Element {
+        bytes: kept.bytes.clone(),
+        too_deep: false,
+    };
+    let op = match read_envelope(&element, clock.now_ms()) {
+        Ok(Envelope::Op(op)) => op,
+        Ok(Envelope::Skip(_)) => {
             return Ok(Retried::Refused(
                 "its table is one that every node skips".into(),
             ));
         }
-        Envelope::Refused { reason, .. } => return Ok(Retried::Refused(reason.to_string())),
+        Ok(Envelope::Refused { reason, .. }) => return Ok(Retried::Refused(reason.to_string())),
+        Err(e) => return Ok(Retried::Refused(e.to_string())),
     };
     let relations = catalog::relations(client).await?;
-    let model = match decide::table(&op.table, models(), &relations) {
+    let model = match decide::table(&op.table, models(), relations.columns(&op.table)) {
         Table::Known(model) => model,
         Table::Hold(why) => return Ok(Retried::Refused(why)),
         Table::Nowhere => {
@@ -45,12 +50,17 @@ pub async fn retry(client: &mut Client, kept: &Kept, clock: &Clock) -> db::Resul
             )));
         }
     };
-    let received = Received {
-        op,
-        model,
-        bytes: kept.bytes.clone(),
+    let now = clock.now();
+    let fitting = match Fitting::new(op, model, kept.bytes.clone(), now) {
+        Ok(fitting) => fitting,
+        Err(refused) => {
+            return Ok(Retried::Refused(format!(
+                "{}: {}",
+                refused.code, refused.detail
+            )));
+        }
     };
-    let outcome = apply::apply(client, std::slice::from_ref(&received), clock).await?;
+    let outcome = apply::apply(client, &[fitting], now).await?;
     if let Some(refused) = outcome.refused.first() {
         return Ok(Retried::Refused(format!(
             "{}: {}",

@@ -8,6 +8,7 @@
 )]
 #![allow(dead_code, reason = "the harness serves modules that come and go")]
 
+mod batches;
 mod harness;
 mod harness_test;
 mod pull;

@@ -1,5 +1,6 @@
 //! Reads one element of a page: the op's envelope, not its records.
 
+use super::scan::{BodyError, Element};
 use crate::values::{Action, Op, OpUlid, RejectReason, is_plausible};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -8,6 +9,8 @@ use std::fmt;
 
 /// The table that every node skips.
 const SKIPPED_TABLE: &str = "blobs";
+
+const TOO_DEEP: (&str, &str) = ("nesting", "it is nested too deep");
 
 /// What an element is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,30 +44,52 @@ struct Fields<'a> {
 }
 
 /// Reads an element's envelope at `now_ms`.
-pub fn read(bytes: &[u8], now_ms: u64) -> Envelope {
-    let text = String::from_utf8_lossy(bytes);
+///
+/// # Errors
+/// It is no JSON: a page that holds it is none, for a node neither. Invalid
+/// UTF-8 inside of strings is no matter of grammar (a node replaces it).
+pub fn read(element: &Element, now_ms: u64) -> Result<Envelope, BodyError> {
+    let text = String::from_utf8_lossy(&element.bytes);
     let Ok(fields) = serde_json::Deserializer::from_str(&text).deserialize_map(Fields::default())
     else {
-        let reason = RejectReason::new("not_an_op", "an op is a JSON object");
-        return Envelope::Refused {
-            ulid: None,
-            table: String::new(),
-            reason,
+        serde_json::from_str::<&RawValue>(&text).map_err(|e| BodyError::NotJson(e.to_string()))?;
+        let (code, detail) = match element.too_deep {
+            true => TOO_DEEP,
+            false => ("not_an_op", "an op is a JSON object"),
         };
+        return Ok(Envelope::refused(None, String::new(), code, detail));
     };
     let ulid = OpUlid::parse(&fields.ulid).filter(|u| is_plausible(*u, now_ms));
+    if element.too_deep {
+        return Ok(Envelope::refused(
+            ulid,
+            fields.table,
+            "nesting",
+            "it is nested too deep",
+        ));
+    }
     if fields.table == SKIPPED_TABLE {
-        return Envelope::Skip(ulid);
+        return Ok(Envelope::Skip(ulid));
     }
     // Only a replaced byte sequence makes the text an owned copy.
     let valid_utf8 = matches!(text, Cow::Borrowed(_));
-    match judge(&fields, ulid, valid_utf8) {
+    Ok(match judge(&fields, ulid, valid_utf8) {
         Ok(op) => Envelope::Op(op),
         Err(reason) => Envelope::Refused {
             ulid,
             table: fields.table,
             reason,
         },
+    })
+}
+
+impl Envelope {
+    fn refused(ulid: Option<OpUlid>, table: String, code: &'static str, detail: &str) -> Self {
+        Self::Refused {
+            ulid,
+            table,
+            reason: RejectReason::new(code, detail),
+        }
     }
 }
 
@@ -178,8 +203,19 @@ mod tests {
 
     const NOW: u64 = 1_790_000_000_000;
 
+    fn element(bytes: &[u8]) -> Envelope {
+        read(
+            &Element {
+                bytes: bytes.to_vec(),
+                too_deep: false,
+            },
+            NOW,
+        )
+        .unwrap()
+    }
+
     fn code(json: &str) -> &'static str {
-        match read(json.as_bytes(), NOW) {
+        match element(json.as_bytes()) {
             Envelope::Op(_) => "op",
             Envelope::Skip(_) => "skip",
             Envelope::Refused { reason, .. } => reason.code,
@@ -223,14 +259,14 @@ mod tests {
             .map(|b| if b == 1 { 0xff } else { b })
             .collect();
         assert!(
-            matches!(read(&broken, NOW), Envelope::Refused { ulid: Some(_), reason, .. } if reason.code == "utf8")
+            matches!(element(&broken), Envelope::Refused { ulid: Some(_), reason, .. } if reason.code == "utf8")
         );
     }
 
     proptest! {
         #[test]
         fn never_panics(bytes: Vec<u8>) {
-            let _ = read(&bytes, NOW);
+            let _ = read(&Element { bytes, too_deep: false }, NOW);
         }
     }
 }
