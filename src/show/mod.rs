@@ -2,6 +2,8 @@
 
 pub mod admin;
 pub mod advice;
+pub mod ask;
+pub mod doctor;
 pub mod envelope;
 pub mod format;
 pub mod gather;
