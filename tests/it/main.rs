@@ -14,3 +14,4 @@ mod harness_test;
 mod pull;
 mod puller;
 mod records;
+mod statements;
