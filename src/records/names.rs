@@ -6,9 +6,10 @@ use std::collections::HashMap;
 /// The keys of an object and which place each stands for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names {
-    exact: HashMap<String, usize>,
+    /// The names of each length, with their places: a few comparisons cost less
+    /// than a hash, and this is asked for every key of every record.
+    by_length: Vec<Vec<(String, usize)>>,
     folded: HashMap<String, usize>,
-    longest: usize,
 }
 
 impl Names {
@@ -17,8 +18,10 @@ impl Names {
     pub(super) fn new<'a>(names: impl Iterator<Item = &'a str>) -> Option<Self> {
         let mut all = Self::default();
         for (place, name) in names.enumerate() {
-            all.exact.insert(name.to_owned(), place);
-            all.longest = all.longest.max(name.len());
+            if all.by_length.len() <= name.len() {
+                all.by_length.resize(name.len() + 1, Vec::new());
+            }
+            all.by_length[name.len()].push((name.to_owned(), place));
             if all.folded.insert(fold(name), place).is_some() {
                 return None;
             }
@@ -28,11 +31,12 @@ impl Names {
 
     /// The place that a key stands for.
     pub(super) fn find(&self, key: &str) -> Option<usize> {
-        if let Some(place) = self.exact.get(key) {
+        let same_length = self.by_length.get(key.len()).map_or(&[][..], Vec::as_slice);
+        if let Some((_, place)) = same_length.iter().find(|(name, _)| name == key) {
             return Some(*place);
         }
-        // K, the longest character that folds to ASCII, has three bytes
-        if key.len() > 3 * self.longest {
+        // the Kelvin sign, the longest character that folds to ASCII, has three bytes
+        if key.len() >= 3 * self.by_length.len() {
             return None;
         }
         self.folded.get(&fold(key)).copied()

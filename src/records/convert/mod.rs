@@ -55,7 +55,7 @@ pub fn convert(
         model,
         action,
         now,
-        slots: fresh(model),
+        slots: Vec::new(),
         rows: Vec::new(),
     };
     json::records(data, &mut reader)?;
@@ -73,7 +73,7 @@ pub fn convert(
     Ok(rows)
 }
 
-/// Collects rows; `slots` is the record being read.
+/// Collects rows; `slots` is the record being read, empty between records.
 struct Reader<'m> {
     model: &'m Model,
     action: Action,
@@ -87,6 +87,7 @@ impl<'a> json::Records<'a> for Reader<'_> {
         let Some(place) = self.model.names.find(key) else {
             return Ok(());
         };
+        self.fill();
         let column = &self.model.columns[place];
         self.slots[place]
             .set(&column.kind, value)
@@ -94,7 +95,8 @@ impl<'a> json::Records<'a> for Reader<'_> {
     }
 
     fn end(&mut self) -> Result<(), RejectReason> {
-        let mut slots = std::mem::replace(&mut self.slots, fresh(self.model));
+        self.fill();
+        let mut slots = std::mem::take(&mut self.slots);
         let writes = self.action != Action::Delete;
         if let Some(touched) = self.model.touched
             && writes
@@ -119,6 +121,14 @@ impl<'a> json::Records<'a> for Reader<'_> {
 }
 
 impl Reader<'_> {
+    /// Begins a record, if none is begun.
+    fn fill(&mut self) {
+        if self.slots.is_empty() {
+            let columns = self.model.columns.iter();
+            self.slots.extend(columns.map(|c| Slot::zero(&c.kind)));
+        }
+    }
+
     fn key(&self, values: &[Option<String>]) -> Result<Vec<String>, RejectReason> {
         let mut key = Vec::with_capacity(self.model.key.len());
         for place in &self.model.key {
@@ -143,8 +153,4 @@ impl Reader<'_> {
             format!("record {record}, {json}: {}", reason.detail),
         )
     }
-}
-
-fn fresh(model: &Model) -> Vec<Slot> {
-    model.columns.iter().map(|c| Slot::zero(&c.kind)).collect()
 }

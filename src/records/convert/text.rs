@@ -49,27 +49,39 @@ fn boolean(raw: &str) -> Result<bool, RejectReason> {
 /// U+2028 and U+2029 escaped too, control characters in their short forms where
 /// there is one (\b and \f since Go 1.22).
 pub(super) fn push_json(text: &str, out: &mut String) {
+    out.reserve(text.len() + 2);
     out.push('"');
-    let mut plain = 0;
-    for (at, c) in text.char_indices() {
-        let short = match c {
-            '"' => "\\\"",
-            '\\' => "\\\\",
-            '\n' => "\\n",
-            '\r' => "\\r",
-            '\t' => "\\t",
-            '\u{8}' => "\\b",
-            '\u{c}' => "\\f",
-            '\0'..='\u{1f}' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => "",
-            _ => continue,
+    let bytes = text.as_bytes();
+    let (mut plain, mut at) = (0, 0);
+    while let Some(byte) = bytes.get(at) {
+        // both separators are E2 80 A8 or A9; every other cut is at an ASCII byte
+        let (length, escape) = match byte {
+            b'"' => (1, "\\\""),
+            b'\\' => (1, "\\\\"),
+            b'\n' => (1, "\\n"),
+            b'\r' => (1, "\\r"),
+            b'\t' => (1, "\\t"),
+            0x08 => (1, "\\b"),
+            0x0c => (1, "\\f"),
+            b'<' => (1, "\\u003c"),
+            b'>' => (1, "\\u003e"),
+            b'&' => (1, "\\u0026"),
+            0..0x20 => (1, ""),
+            0xe2 if bytes[at..].starts_with("\u{2028}".as_bytes()) => (3, "\\u2028"),
+            0xe2 if bytes[at..].starts_with("\u{2029}".as_bytes()) => (3, "\\u2029"),
+            _ => {
+                at += 1;
+                continue;
+            }
         };
         out.push_str(&text[plain..at]);
-        if short.is_empty() {
-            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+        if escape.is_empty() {
+            out.push_str(&format!("\\u{byte:04x}"));
         } else {
-            out.push_str(short);
+            out.push_str(escape);
         }
-        plain = at + c.len_utf8();
+        at += length;
+        plain = at;
     }
     out.push_str(&text[plain..]);
     out.push('"');

@@ -4,7 +4,6 @@ use super::super::code::OUT_OF_RANGE;
 use super::super::json;
 use crate::values::RejectReason;
 use jiff::Timestamp;
-use std::fmt::Write;
 
 const DAY: i64 = 86_400;
 const MICROS: i64 = 1_000_000;
@@ -189,19 +188,40 @@ pub(super) fn text(micros: i64) -> String {
     } else {
         (1 - year, " BC")
     };
-    let mut out = String::with_capacity(32);
-    // writing to a String can't fail
-    let _ = write!(
-        out,
-        "{shown:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}"
-    );
+    let mut out = String::with_capacity(40);
+    push_padded(&mut out, shown, 4);
+    for (before, part) in [
+        ('-', month),
+        ('-', day),
+        (' ', hour),
+        (':', minute),
+        (':', second),
+    ] {
+        out.push(before);
+        push_padded(&mut out, part, 2);
+    }
     if fraction != 0 {
-        let digits = format!("{fraction:06}");
-        let _ = write!(out, ".{}", digits.trim_end_matches('0'));
+        out.push('.');
+        push_padded(&mut out, fraction, 6);
+        out.truncate(out.trim_end_matches('0').len());
     }
     out.push_str("+00");
     out.push_str(era);
     out
+}
+
+/// Appends a number from 0 with at least `width` digits. By hand, as formatting
+/// times was a tenth of converting a page.
+fn push_padded(out: &mut String, value: i64, width: u32) {
+    let mut unit = 10_i64.pow(width - 1);
+    while value / unit >= 10 {
+        unit *= 10;
+    }
+    while unit > 0 {
+        let digit = u8::try_from(value / unit % 10).unwrap_or(0);
+        out.push(char::from(b'0' + digit));
+        unit /= 10;
+    }
 }
 
 #[cfg(test)]
