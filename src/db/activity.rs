@@ -180,7 +180,7 @@ pub async fn readers(client: &Client, now: Timestamp) -> Result<Vec<ReaderRow>> 
 const READERS: &str = "
     SELECT host, min(nullif(lowest, '') COLLATE \"C\"), max(last_at), sum(requests)::bigint
     FROM opsward.readers
-    WHERE last_at > $1 - interval '24 hours'
+    WHERE last_at > $1::timestamptz - interval '24 hours'
     GROUP BY host ORDER BY host";
 
 /// Refused ops that are kept, of one peer and one reason.
