@@ -10,9 +10,9 @@ mod signals;
 use crate::clock::Clock;
 use crate::db::{self, Db, migrate};
 use crate::metrics::Metrics;
-use crate::pull::{client, discover};
+use crate::pull::discover;
 use crate::serve::Serve;
-use crate::settings::{Env, Settings};
+use crate::settings::Settings;
 use crate::show::admin::{self, Admin};
 use crate::show::gather::DaemonView;
 use crate::supervisor::{Namespace, Next, PROC_NET_DEV, Schedule, Stage, Supervisor, Task};
@@ -76,7 +76,6 @@ pub enum StartError {
 /// # Errors
 /// It could not start; nothing was begun.
 pub async fn run(settings: Settings) -> Result<End, StartError> {
-    std::panic::set_hook(Box::new(log_panic));
     let mut signals = Signals::listen().map_err(|e| StartError::Machine(e.to_string()))?;
     let orphaned = CancellationToken::new();
     let started = tokio::select! {
@@ -249,20 +248,14 @@ impl Parts {
     }
 
     fn puller(&self) -> Result<pull::Puller, StartError> {
-        let s = &self.settings;
-        let certificates = if s.tls_self_signed && s.env == Env::Dev {
-            client::Certificates::SelfSigned
-        } else {
-            client::Certificates::Verified
-        };
-        let http = client::http_client(certificates).map_err(StartError::Machine)?;
-        Ok(pull::Puller::new(
+        pull::Puller::of_settings(
+            &self.settings,
             self.db.clone(),
             self.own.clone(),
-            http,
             self.clock.clone(),
             self.metrics.clone(),
-        ))
+        )
+        .map_err(StartError::Machine)
     }
 
     fn presence(&self) {
@@ -324,11 +317,4 @@ impl Parts {
                 }
             });
     }
-}
-
-/// One line of the log instead of a backtrace; the supervisor tells the rest.
-fn log_panic(info: &std::panic::PanicHookInfo<'_>) {
-    let at = info.location().map(ToString::to_string).unwrap_or_default();
-    let words = info.payload_as_str().unwrap_or_default();
-    tracing::error!(at, "a panic, caught: {words}");
 }

@@ -2,27 +2,31 @@
 
 mod outside;
 
-use super::{Changed, Context, Exit, Said};
+use super::{Command, Context, Output, Run};
 use crate::clock::Clock;
 use crate::db::{self, Client, Db, catalog, stats};
 use crate::records;
 use crate::settings::Settings;
-use crate::show::ask;
 use crate::show::doctor::{self, Check};
 use crate::show::gather::gather;
 use crate::show::status::Status;
+use crate::show::{Done, ExitCode, Outcome, ask};
 use crate::values::{Host, PeerSet};
-use serde::Serialize;
+use clap::ArgMatches;
+use serde_json::json;
 
-#[derive(Serialize)]
-struct Report {
-    checks: Vec<Check>,
-}
+/// The command.
+pub(super) const COMMAND: Command = Command {
+    name: "doctor",
+    args: |command| command.about("Look at everything that the daemon needs, say what is wrong"),
+    output: Output::Envelope,
+    run: Run::Settled(|context, args| Box::pin(run(context, args))),
+};
 
-/// Looks, and prints what was found. Fails when a check does.
-pub async fn run(context: &Context) -> Exit {
+/// Fails when a check does.
+async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     let settings = &context.settings;
-    let clock = Clock::System;
+    let clock = context.clock.clone();
     let db = Db::open(&settings.db, "opsward doctor", 2).await;
     let mut status = gather(settings, db.as_ref(), None, &clock).await;
     if let Ok(answer) = ask::status(settings.admin_listen).await {
@@ -43,14 +47,11 @@ pub async fn run(context: &Context) -> Exit {
     checks.extend(outside(settings, remembered, &clock).await);
     checks.extend(doctor::replication(&status));
 
-    let failed = doctor::has_failure(&checks);
-    let said = Said {
-        text: doctor::text(&checks),
-        changed: Changed::No,
-        warnings: Vec::new(),
+    let exit = match doctor::has_failure(&checks) {
+        true => ExitCode::Failed,
+        false => ExitCode::Done,
     };
-    context.print("doctor", clock.now(), &Report { checks }, said);
-    if failed { Exit::Failed } else { Exit::Done }
+    Ok(Done::new(json!({ "checks": checks }), doctor::text(&checks)).exit(exit))
 }
 
 async fn in_database(

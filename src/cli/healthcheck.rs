@@ -1,29 +1,41 @@
 //! `opsward healthcheck`: for a container's HEALTHCHECK. Quick and quiet.
 
-use super::Exit;
-use crate::settings::Settings;
-use crate::show::ask;
+use super::{Command, Context, Output, Run};
+use crate::show::{Done, ExitCode, Failure, Outcome, ask};
+use clap::{Arg, ArgAction, ArgMatches};
 
-/// What is asked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Question {
-    /// Whether the process lives.
-    Alive,
-    /// Whether its database answers too.
-    Ready,
-}
+/// The command.
+pub(super) const COMMAND: Command = Command {
+    name: "healthcheck",
+    args: |command| {
+        command
+            .about("Exit 0 when the daemon lives: for a container's HEALTHCHECK")
+            .arg(
+                Arg::new("ready")
+                    .long("ready")
+                    .action(ArgAction::SetTrue)
+                    .help("Only when its database answers too"),
+            )
+    },
+    output: Output::Own,
+    run: Run::Settled(|context, args| Box::pin(run(context, args))),
+};
 
 /// Asks the daemon; says nothing where all is well.
-pub async fn run(settings: &Settings, question: Question) -> Exit {
-    let path = match question {
-        Question::Alive => "/healthz",
-        Question::Ready => "/readyz",
+async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+    let path = match args.get_flag("ready") {
+        false => "/healthz",
+        true => "/readyz",
     };
-    let why = match ask::get(settings.admin_listen, path).await {
-        Ok((200, _)) => return Exit::Done,
+    let listen = context.settings.admin_listen;
+    let why = match ask::get(listen, path).await {
+        Ok((200, _)) => return Ok(Done::silent()),
         Ok((code, body)) => format!("{code} {}", String::from_utf8_lossy(&body).trim_end()),
         Err(e) => e.to_string(),
     };
-    eprintln!("http://{}{path}: {why}", settings.admin_listen);
-    Exit::Failed
+    Err(Failure::new(
+        ExitCode::Failed,
+        "unhealthy",
+        format!("http://{listen}{path}: {why}"),
+    ))
 }

@@ -1,108 +1,126 @@
-//! Contract 9: one file a command.
+//! Contract 9: the command line. A command is one file with one `COMMAND`,
+//! named in one list here; what they share is done around them: settings,
+//! logging, the envelope, the exit code.
 
-pub mod doctor;
-pub mod healthcheck;
-pub mod run;
-pub mod status;
-pub mod uninstall;
+mod completions;
+mod config;
+mod confirm;
+mod context;
+mod doctor;
+mod frame;
+mod healthcheck;
+mod rejected;
+mod run;
+mod status;
+mod sweep;
+mod uninstall;
+mod version;
 
-use crate::db;
-use crate::settings::Settings;
-use crate::show::Warning;
-use crate::show::envelope::{Envelope, SCHEMA};
-use jiff::Timestamp;
-use serde::Serialize;
-use std::io::Write;
+pub use context::{Context, Early};
 
-/// How a command ended, as its exit code.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Exit {
-    /// Done, or nothing to do.
-    Done = 0,
-    /// Failed.
-    Failed = 1,
-    /// Refused by a guard: nothing was done.
-    Refused = 3,
-    /// Somebody else is at it.
-    Busy = 4,
-    /// The settings.
-    Settings = 64,
-    /// The database or the network is away: try again.
-    Away = 75,
+use crate::clock::Clock;
+use crate::settings::{self, Source};
+use crate::show::{ExitCode, Failure, Outcome, OutputMode};
+use clap::ArgMatches;
+use futures_util::future::LocalBoxFuture;
+use std::ffi::OsString;
+
+/// One command.
+pub struct Command {
+    /// Its word on the command line.
+    pub name: &'static str,
+    /// Adds what it is about and its arguments.
+    pub args: fn(clap::Command) -> clap::Command,
+    /// Where its result goes.
+    pub output: Output,
+    /// Its work.
+    pub run: Run,
 }
 
-impl Exit {
-    /// The exit code for an error of the database.
-    pub fn of(error: &db::Error) -> Self {
-        if error.is_away() {
-            Self::Away
-        } else {
-            Self::Failed
-        }
-    }
-}
-
-/// How results are printed.
+/// Where a command's result goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Output {
-    /// For a person.
-    Text,
-    /// The JSON envelope.
-    Json,
+    /// Text, or the envelope with `--output json`.
+    Envelope,
+    /// As the command likes: no `--output`, and warnings are logged.
+    Own,
 }
 
-/// What every command is given.
-pub struct Context {
-    /// The settings.
-    pub settings: Settings,
-    /// What should be known of them.
-    pub warnings: Vec<Warning>,
-    /// How to print.
-    pub output: Output,
+/// A command's work.
+#[derive(Clone, Copy)]
+pub enum Run {
+    /// Works whatever the settings are.
+    Early(fn(&Early, &ArgMatches) -> Outcome),
+    /// Needs settings that can be used: `|context, args| Box::pin(run(context, args))`.
+    Settled(for<'a> fn(&'a Context, &'a ArgMatches) -> LocalBoxFuture<'a, Outcome>),
 }
 
-/// Whether a command changed anything.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Changed {
-    /// It did.
-    Yes,
-    /// It did not.
-    No,
+/// Every command, in the order of the help. A new one is added here.
+const COMMANDS: &[&Command] = &[
+    &run::COMMAND,
+    &sweep::COMMAND,
+    &status::COMMAND,
+    &doctor::COMMAND,
+    &rejected::COMMAND,
+    &config::COMMAND,
+    &healthcheck::COMMAND,
+    &uninstall::COMMAND,
+    &version::COMMAND,
+    &completions::COMMAND,
+];
+
+/// Runs the command line of this process and says how to end it.
+pub async fn main(args: impl IntoIterator<Item = OsString>, source: Source) -> ExitCode {
+    let matches = match frame::command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(error) => {
+            // Help that nobody reads is no failure.
+            let _ = error.print();
+            return match error.use_stderr() {
+                true => ExitCode::Usage,
+                false => ExitCode::Done,
+            };
+        }
+    };
+    // clap asks for a command, and knows only those of the list.
+    let Some((name, args)) = matches.subcommand() else {
+        return ExitCode::Usage;
+    };
+    let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
+        return ExitCode::Usage;
+    };
+    let early = Early {
+        loaded: settings::load(&frame::with_flags(source, args)),
+        clock: Clock::System,
+        output: match command.output {
+            Output::Envelope => frame::output(args),
+            Output::Own => OutputMode::Text,
+        },
+    };
+    let outcome = match command.run {
+        Run::Early(run) => run(&early, args),
+        Run::Settled(run) => {
+            settled(command, &early, |context| {
+                Box::pin(async move { run(&context, args).await })
+            })
+            .await
+        }
+    };
+    frame::finish(&frame::words(name, args), command.output, &early, outcome)
 }
 
-impl Context {
-    /// Prints a result to stdout: the envelope, or `text`.
-    pub fn print(&self, command: &str, at: Timestamp, result: &impl Serialize, said: Said) {
-        let text = match self.output {
-            Output::Text => said.text,
-            Output::Json => {
-                let envelope = Envelope {
-                    schema: SCHEMA,
-                    command: command.to_owned(),
-                    at,
-                    own: self
-                        .settings
-                        .node_endpoint
-                        .as_ref()
-                        .map(ToString::to_string),
-                    changed: said.changed == Changed::Yes,
-                    warnings: said.warnings,
-                    result,
-                };
-                serde_json::to_string(&envelope).unwrap_or_default() + "\n"
-            }
-        };
-        // A reader that went away is its own matter.
-        let _ = std::io::stdout().write_all(text.as_bytes());
+/// Runs a command that needs settings, with logging.
+async fn settled<'a>(
+    command: &Command,
+    early: &Early,
+    run: impl FnOnce(Context) -> LocalBoxFuture<'a, Outcome>,
+) -> Outcome {
+    let loaded = early.loaded.clone().map_err(Failure::from)?;
+    crate::logging::init(&loaded.settings);
+    if command.output == Output::Own {
+        for warning in &loaded.warnings {
+            tracing::warn!(code = %warning.code, fix = warning.fix, "{}", warning.text);
+        }
     }
-}
-
-/// What goes with a result.
-pub struct Said {
-    /// The result as text.
-    pub text: String,
-    /// Whether anything was changed.
-    pub changed: Changed,
-    /// What should be known.
-    pub warnings: Vec<Warning>,
+    run(Context::new(loaded, early)).await
 }

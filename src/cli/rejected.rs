@@ -1,5 +1,6 @@
 //! `opsward rejected list|retry|drop`: ops that were refused on the way in.
 
+use super::confirm::{self, confirm};
 use super::{Command, Context, Output, Run};
 use crate::db::rejected::{self, Kept};
 use crate::db::{Client, migrate};
@@ -8,7 +9,6 @@ use crate::show::{self, Changed, Done, ExitCode, Failure, Outcome};
 use crate::values::Host;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use serde_json::{Value, json};
-use std::io::{BufRead, IsTerminal, Write};
 
 /// The command.
 pub(super) const COMMAND: Command = Command {
@@ -37,12 +37,13 @@ pub(super) const COMMAND: Command = Command {
                             .help("Print each op whole, as it was received, a line each"),
                     ),
             )
-            .subcommand(which(
-                clap::Command::new("retry").about("Try refused ops as if they came now; those that apply are no longer kept"),
-            ))
-            .subcommand(which(clap::Command::new("drop").about("Forget refused ops for good")).arg(
-                Arg::new("yes").long("yes").action(ArgAction::SetTrue).help("Do not ask"),
-            ))
+            .subcommand(which(clap::Command::new("retry").about(
+                "Try refused ops as if they came now; those that apply are no longer kept",
+            )))
+            .subcommand(
+                which(clap::Command::new("drop").about("Forget refused ops for good"))
+                    .arg(confirm::flag()),
+            )
     },
     output: Output::Envelope,
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
@@ -52,7 +53,9 @@ fn peer() -> Arg {
     Arg::new("peer")
         .long("peer")
         .value_name("URL")
-        .value_parser(|text: &str| Host::parse(text).ok_or("a peer is a URL such as https://node.example"))
+        .value_parser(|text: &str| {
+            Host::parse(text).ok_or("a peer is a URL such as https://node.example")
+        })
         .help("Only those that this peer sent first")
 }
 
@@ -67,8 +70,17 @@ fn which(command: clap::Command) -> clap::Command {
                 .help("Ids as `rejected list` shows them"),
         )
         .arg(peer())
-        .arg(Arg::new("all").long("all").action(ArgAction::SetTrue).help("All of them"))
-        .group(clap::ArgGroup::new("which").args(["id", "peer", "all"]).required(true))
+        .arg(
+            Arg::new("all")
+                .long("all")
+                .action(ArgAction::SetTrue)
+                .help("All of them"),
+        )
+        .group(
+            clap::ArgGroup::new("which")
+                .args(["id", "peer", "all"])
+                .required(true),
+        )
 }
 
 async fn run(context: &Context, args: &ArgMatches) -> Outcome {
@@ -77,9 +89,13 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     migrate::migrate(&mut client).await?;
     match args.subcommand() {
         Some(("retry", args)) => retry_all(context, &mut client, args).await,
-        Some(("drop", args)) => drop_all(&client, args).await,
+        Some(("drop", args)) => drop_all(context, &client, args).await,
         Some((_, args)) => list(&client, args).await,
-        None => Err(Failure::new(ExitCode::Usage, "usage", "say list, retry or drop")),
+        None => Err(Failure::new(
+            ExitCode::Usage,
+            "usage",
+            "say list, retry or drop",
+        )),
     }
 }
 
@@ -89,7 +105,7 @@ async fn list(client: &Client, args: &ArgMatches) -> Outcome {
     let text = match (ops.is_empty(), args.get_flag("whole")) {
         (true, _) => "no op was refused".to_owned(),
         (false, true) => ops.iter().map(whole).collect::<Vec<_>>().join("\n"),
-        (false, false) => show::table(
+        (false, false) => show::format::lines(
             &["id", "ulid", "table", "why", "times", "last", "peer"],
             ops.iter().map(line),
         ),
@@ -103,9 +119,21 @@ fn whole(op: &Kept) -> String {
 }
 
 fn line(op: &Kept) -> Vec<String> {
-    let why = format!("{}: {}", op.code, op.detail.chars().take(60).collect::<String>());
+    let why = format!(
+        "{}: {}",
+        op.code,
+        op.detail.chars().take(60).collect::<String>()
+    );
     let last = op.last_seen.strftime("%Y-%m-%d %H:%M").to_string();
-    vec![op.id.to_string(), op.ulid.clone(), op.table.clone(), why, op.times.to_string(), last, op.peer.clone()]
+    vec![
+        op.id.to_string(),
+        op.ulid.clone(),
+        op.table.clone(),
+        why,
+        op.times.to_string(),
+        last,
+        op.peer.clone(),
+    ]
 }
 
 fn as_json(op: &Kept) -> Value {
@@ -125,8 +153,12 @@ async fn named(client: &Client, args: &ArgMatches) -> Result<Vec<Kept>, Failure>
     for id in ids {
         let op = rejected::get(client, *id).await?;
         ops.push(op.ok_or_else(|| {
-            Failure::new(ExitCode::Failed, "no_such_op", format!("no refused op has the id {id}"))
-                .fix("see `opsward rejected list`")
+            Failure::new(
+                ExitCode::Failed,
+                "no_such_op",
+                format!("no refused op has the id {id}"),
+            )
+            .fix("see `opsward rejected list`")
         })?);
     }
     Ok(ops)
@@ -143,19 +175,37 @@ async fn retry_all(context: &Context, client: &mut Client, args: &ArgMatches) ->
     for op in &ops {
         results.push((op, retry(client, op, &context.clock).await?));
     }
-    let settled = results.iter().any(|(_, r)| !matches!(r, Retried::Refused(_)));
-    let refused = results.iter().any(|(_, r)| matches!(r, Retried::Refused(_)));
+    let settled = results
+        .iter()
+        .any(|(_, r)| !matches!(r, Retried::Refused(_)));
+    let refused = results
+        .iter()
+        .any(|(_, r)| matches!(r, Retried::Refused(_)));
     let text = match results.is_empty() {
         true => "no op is kept".to_owned(),
-        false => show::table(
+        false => show::format::lines(
             &["id", "ulid", "table", "outcome"],
-            results.iter().map(|(op, r)| vec![op.id.to_string(), op.ulid.clone(), op.table.clone(), told(r)]),
+            results.iter().map(|(op, r)| {
+                vec![
+                    op.id.to_string(),
+                    op.ulid.clone(),
+                    op.table.clone(),
+                    told(r),
+                ]
+            }),
         ),
     };
-    let json: Vec<Value> = results.iter().map(|(op, r)| json!({ "id": op.id, "retried": r })).collect();
+    let json: Vec<Value> = results
+        .iter()
+        .map(|(op, r)| json!({ "id": op.id, "retried": r }))
+        .collect();
     Ok(Done::new(json!({ "ops": json }), text)
         .changed(if settled { Changed::Yes } else { Changed::No })
-        .exit(if refused { ExitCode::Failed } else { ExitCode::Done }))
+        .exit(if refused {
+            ExitCode::Failed
+        } else {
+            ExitCode::Done
+        }))
 }
 
 fn told(result: &Retried) -> String {
@@ -166,25 +216,18 @@ fn told(result: &Retried) -> String {
     }
 }
 
-async fn drop_all(client: &Client, args: &ArgMatches) -> Outcome {
+async fn drop_all(context: &Context, client: &Client, args: &ArgMatches) -> Outcome {
     let ids: Vec<i64> = named(client, args).await?.iter().map(|op| op.id).collect();
-    let question = format!("{} refused ops will be forgotten for good", ids.len());
-    if !args.get_flag("yes") && !confirmed(&question) {
-        let text = format!("{question}; nothing was done");
-        return Err(Failure::new(ExitCode::Refused, "not_confirmed", text).fix("answer yes, or give --yes"));
-    }
+    let question = format!("This forgets {} refused ops for good.", ids.len());
+    confirm(context, args, &question)?;
     let dropped = rejected::drop(client, &ids).await?;
-    Ok(Done::new(json!({ "dropped": dropped }), format!("{dropped} refused ops are forgotten"))
-        .changed(if dropped > 0 { Changed::Yes } else { Changed::No }))
-}
-
-/// Asks on a terminal; anywhere else the answer is no.
-fn confirmed(question: &str) -> bool {
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
-        return false;
-    }
-    let _ = write!(std::io::stderr(), "{question}. Go on? [yes/no] ");
-    let mut line = String::new();
-    stdin.lock().read_line(&mut line).is_ok() && line.trim().eq_ignore_ascii_case("yes")
+    Ok(Done::new(
+        json!({ "dropped": dropped }),
+        format!("{dropped} refused ops are forgotten"),
+    )
+    .changed(if dropped > 0 {
+        Changed::Yes
+    } else {
+        Changed::No
+    }))
 }

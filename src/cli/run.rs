@@ -1,25 +1,28 @@
 //! `opsward run`: the daemon.
 
-use super::{Context, Exit};
+use super::{Command, Context, Output, Run};
 use crate::daemon::{self, End, StartError};
-use tracing::error;
+use crate::show::{Done, ExitCode, Failure, Outcome};
+use clap::ArgMatches;
 
-/// Runs the daemon to its end.
-pub async fn run(context: Context) -> Exit {
-    for w in &context.warnings {
-        tracing::warn!(code = w.code, fix = w.fix, "{}", w.text);
-    }
-    match daemon::run(context.settings).await {
-        Ok(End::Stopped) => Exit::Done,
-        Ok(End::CutOff) => Exit::Failed,
-        Ok(End::Orphaned) => Exit::Away,
-        Err(e) => {
-            error!("cannot start: {e}");
-            match e {
-                StartError::Db(e) => Exit::of(&e),
-                StartError::Settings(_) => Exit::Settings,
-                StartError::Listen(_) | StartError::Machine(_) => Exit::Failed,
-            }
+/// The command.
+pub(super) const COMMAND: Command = Command {
+    name: "run",
+    args: |command| command.about("Run the daemon: serve, pull, watch"),
+    output: Output::Own,
+    run: Run::Settled(|context, args| Box::pin(run(context, args))),
+};
+
+async fn run(context: &Context, _: &ArgMatches) -> Outcome {
+    context.self_host()?;
+    match daemon::run(context.settings.clone()).await {
+        Ok(End::Stopped) => Ok(Done::silent()),
+        Ok(End::CutOff) => Ok(Done::silent().exit(ExitCode::Failed)),
+        Ok(End::Orphaned) => Ok(Done::silent().exit(ExitCode::Away)),
+        Err(StartError::Db(e)) => Err(e.into()),
+        Err(e @ StartError::Settings(_)) => {
+            Err(Failure::new(ExitCode::Settings, "settings", e.to_string()))
         }
+        Err(e) => Err(Failure::new(ExitCode::Failed, "start", e.to_string())),
     }
 }

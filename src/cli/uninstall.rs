@@ -1,86 +1,79 @@
 //! `opsward uninstall`: removes everything that opsward made.
 
-use super::{Changed, Context, Exit, Output, Said};
-use crate::clock::Clock;
+use super::confirm::{self, confirm};
+use super::{Command, Context, Output, Run};
 use crate::db::uninstall::{Found, Owned, Removal, find, remove};
-use crate::db::{self, Db};
-use serde::Serialize;
-use std::io::{BufRead, IsTerminal, Write};
+use crate::show::{Changed, Done, ExitCode, Failure, Outcome};
+use clap::ArgMatches;
+use serde_json::json;
 
-/// Whether the operator was asked already.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Consent {
-    /// To be asked for.
-    Ask,
-    /// Given by `--yes`.
-    Given,
-}
+/// The command.
+pub(super) const COMMAND: Command = Command {
+    name: "uninstall",
+    args: |command| {
+        command
+            .about("Remove everything that opsward made in the database")
+            .arg(confirm::flag())
+    },
+    output: Output::Envelope,
+    run: Run::Settled(|context, args| Box::pin(run(context, args))),
+};
 
-#[derive(Serialize)]
-struct Removed {
-    schema: bool,
-    outside: Vec<String>,
-}
-
-/// Removes it, after asking.
-pub async fn run(context: &Context, consent: Consent) -> Exit {
-    match uninstall(context, consent).await {
-        Ok(exit) => exit,
-        Err(e) => {
-            eprintln!("opsward: nothing was removed: {e}");
-            Exit::of(&e)
-        }
-    }
-}
-
-async fn uninstall(context: &Context, consent: Consent) -> db::Result<Exit> {
-    let db = Db::open(&context.settings.db, "opsward uninstall", 1).await?;
+async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+    let db = context.open_db("uninstall", 1).await?;
     let mut client = db.client().await?;
     let owned = match find(&client).await? {
         Found::Nothing => {
-            let text = format!("{} holds nothing of opsward.\n", db.shown());
-            print(context, Changed::No, &[], text);
-            return Ok(Exit::Done);
+            return Ok(done(
+                Changed::No,
+                &[],
+                format!("{} holds nothing of opsward.", db.shown()),
+            ));
         }
         Found::Foreign => {
-            return Ok(refused(&format!(
-                "the schema opsward in {} was made by no opsward: drop it yourself, if it is to go",
+            let text = format!(
+                "the schema opsward in {} was made by no opsward",
                 db.shown()
-            )));
+            );
+            return Err(refused(text).fix("drop it yourself, if it is to go"));
         }
         Found::Ours(owned) => owned,
     };
     if context.settings.read_only && !owned.is_empty() {
-        return Ok(refused(&format!(
-            "OPENAUDIO_MEDIORUM_READ_ONLY=true, and what opsward made outside its schema would go too: {}",
-            names(&owned).join(", ")
-        )));
+        let names = names(&owned).join(", ");
+        let text = format!(
+            "READ_ONLY is set, and what opsward made outside its schema would go too: {names}"
+        );
+        return Err(refused(text).fix("set OPENAUDIO_MEDIORUM_READ_ONLY=false to remove it"));
     }
-    if consent == Consent::Ask && !agreed(context, db.shown(), &owned) {
-        return Ok(Exit::Refused);
-    }
+    let what = format!(
+        "This removes from {}: {}.\nCursors, refused ops and all other state of opsward are lost; \
+         the node's own tables stay as they are.",
+        db.shown(),
+        listed(&owned)
+    );
+    confirm(context, args, &what)?;
     match remove(&mut client, &owned).await? {
         Removal::Done => {
-            let text = format!("Removed from {}: {}.\n", db.shown(), listed(&owned));
-            print(context, Changed::Yes, &owned, text);
-            Ok(Exit::Done)
+            let text = format!("Removed from {}: {}.", db.shown(), listed(&owned));
+            Ok(done(Changed::Yes, &owned, text))
         }
         Removal::DaemonConnected => {
-            eprintln!(
-                "opsward: refused: a daemon is connected to {}; stop it first",
+            let text = format!(
+                "a daemon is connected to {}: nothing was removed",
                 db.shown()
             );
-            Ok(Exit::Busy)
+            Err(Failure::new(ExitCode::Held, "daemon_connected", text).fix("stop it first"))
         }
-        Removal::Changed => Ok(refused(
-            "what opsward owns changed while you were asked: look again",
-        )),
+        Removal::Changed => Err(refused(
+            "what opsward owns changed meanwhile: nothing was removed".to_owned(),
+        )
+        .fix("look again")),
     }
 }
 
-fn refused(why: &str) -> Exit {
-    eprintln!("opsward: refused, nothing was done: {why}");
-    Exit::Refused
+fn refused(text: String) -> Failure {
+    Failure::new(ExitCode::Refused, "refused", text)
 }
 
 fn names(owned: &[Owned]) -> Vec<String> {
@@ -96,39 +89,7 @@ fn listed(owned: &[Owned]) -> String {
     all.join(", ")
 }
 
-/// Says what will be done, and asks. Nobody to ask means no.
-fn agreed(context: &Context, shown: &str, owned: &[Owned]) -> bool {
-    let stdin = std::io::stdin();
-    if context.output == Output::Json || !stdin.is_terminal() {
-        refused("it removes opsward's state for good; say --yes where nobody can be asked");
-        return false;
-    }
-    let mut err = std::io::stderr();
-    let _ = write!(
-        err,
-        "This removes from {shown}: {}.\nCursors, refused ops and all other state of opsward are lost; \
-         the node's own tables stay as they are.\nGo on? [y/N] ",
-        listed(owned)
-    );
-    let _ = err.flush();
-    let mut answer = String::new();
-    let read = stdin.lock().read_line(&mut answer).is_ok();
-    let yes = read && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str());
-    if !yes {
-        eprintln!("Nothing was done.");
-    }
-    yes
-}
-
-fn print(context: &Context, changed: Changed, owned: &[Owned], text: String) {
-    let removed = Removed {
-        schema: changed == Changed::Yes,
-        outside: names(owned),
-    };
-    let said = Said {
-        text,
-        changed,
-        warnings: context.warnings.clone(),
-    };
-    context.print("uninstall", Clock::System.now(), &removed, said);
+fn done(changed: Changed, owned: &[Owned], text: String) -> Done {
+    let result = json!({ "schema": changed == Changed::Yes, "outside": names(owned) });
+    Done::new(result, text).changed(changed)
 }

@@ -126,7 +126,13 @@ impl Puller {
             (Env::Dev, true) => Certificates::SelfSigned,
             _ => Certificates::Verified,
         };
-        Ok(Self::new(db, own, http_client(certificates)?, clock, metrics))
+        Ok(Self::new(
+            db,
+            own,
+            http_client(certificates)?,
+            clock,
+            metrics,
+        ))
     }
 
     /// Pulls one page of `peer`, records what came of it and counts it. `stop`

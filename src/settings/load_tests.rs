@@ -33,7 +33,7 @@ fn problems(source: &Source) -> String {
 }
 
 fn codes(loaded: &Loaded) -> Vec<&str> {
-    loaded.warnings.iter().map(|w| w.code).collect()
+    loaded.warnings.iter().map(|w| &*w.code).collect()
 }
 
 #[test]

@@ -44,10 +44,9 @@ pub fn peers(text: &str) -> Parsed<Vec<Host>> {
         return Ok(Vec::new());
     }
     let mut peers = Vec::new();
-    let mut parts = 0;
-    for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-        parts += 1;
-        let peer = Host::parse(part).ok_or_else(|| format!("its part {parts} is no URL"))?;
+    let parts = text.split(',').map(str::trim).filter(|p| !p.is_empty());
+    for (number, part) in (1..).zip(parts) {
+        let peer = Host::parse(part).ok_or_else(|| format!("its part {number} is no URL"))?;
         if !peers.contains(&peer) {
             peers.push(peer);
         }

@@ -2,7 +2,8 @@
 //! in one go.
 
 use super::table::Entry;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -128,10 +129,10 @@ impl fmt::Display for Problems {
 }
 
 /// Something an operator should know, that ends nothing.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Warning {
     /// Stable name of its kind.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// What is so.
     pub text: String,
     /// What to do about it.
@@ -142,7 +143,7 @@ impl Warning {
     /// A warning of the kind `code`.
     pub fn new(code: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
         Self {
-            code,
+            code: Cow::Borrowed(code),
             text: text.into(),
             fix: fix.into(),
         }

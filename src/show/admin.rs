@@ -1,8 +1,7 @@
 //! The operator's port: metrics, health, status and the page. Reads only.
 
-use super::envelope::{Envelope, SCHEMA};
 use super::gather::{DaemonView, gather};
-use super::{advice, page};
+use super::{Done, Frame, advice, json, page};
 use crate::clock::Clock;
 use crate::db::{self, Db, stats};
 use crate::http::{self, Body, Conn, Handler, error, respond};
@@ -123,20 +122,17 @@ impl Admin {
 
     async fn status(&self) -> Response<Body> {
         let status = gather(&self.settings, Ok(&self.db), Some(&self.view), &self.clock).await;
-        let warnings = advice::warnings(&status);
-        let enveloped = Envelope {
-            schema: SCHEMA,
-            command: "status".to_owned(),
-            at: status.at,
-            own: status.own.clone(),
-            changed: false,
-            warnings,
-            result: status,
+        let result = match serde_json::to_value(&status) {
+            Ok(value) => Done::new(value, "").warn(advice::warnings(&status)),
+            Err(e) => return error(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
         };
-        match serde_json::to_string(&enveloped) {
-            Ok(text) => respond(StatusCode::OK, "application/json", text),
-            Err(e) => error(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
-        }
+        let frame = Frame {
+            command: "status",
+            at: status.at,
+            own: self.settings.node_endpoint.as_ref(),
+            warnings: &[],
+        };
+        respond(StatusCode::OK, "application/json", json(frame, &Ok(result)))
     }
 
     async fn page(&self) -> Response<Body> {

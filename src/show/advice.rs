@@ -13,7 +13,7 @@ const LITTLE_DISK: u64 = 1 << 30;
 /// Every warning that `status` calls for.
 pub fn warnings(status: &Status) -> Vec<Warning> {
     let mut found = Vec::new();
-    let mut warn = |code: &str, text: String, fix: &str| {
+    let mut warn = |code: &'static str, text: String, fix: &str| {
         found.push(Warning::new(code, text, fix));
     };
     if !status.database.up {
@@ -69,7 +69,7 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
     found
 }
 
-fn disk(status: &Status, warn: &mut impl FnMut(&str, String, &str)) {
+fn disk(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) {
     match status.database.free_disk_bytes {
         Some(free) if free < LITTLE_DISK => warn(
             "little_disk",
@@ -88,7 +88,7 @@ fn disk(status: &Status, warn: &mut impl FnMut(&str, String, &str)) {
     }
 }
 
-fn about_peer(peer: &PeerStatus, warn: &mut impl FnMut(&str, String, &str)) {
+fn about_peer(peer: &PeerStatus, warn: &mut impl FnMut(&'static str, String, &str)) {
     if let Some(hold) = &peer.held {
         let text = format!(
             "{}: the cursor stays before op {} of table {}: {}",

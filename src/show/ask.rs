@@ -1,7 +1,8 @@
 //! Asks a daemon's admin port on this machine: one request, no TLS, no proxy.
 
-use super::envelope::Envelope;
+use super::Warning;
 use super::status::Status;
+use serde::Deserialize;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -25,11 +26,20 @@ pub async fn get(listen: SocketAddr, path: &str) -> io::Result<(u16, Vec<u8>)> {
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// What of the daemon's envelope is used.
+#[derive(Debug, Deserialize)]
+pub struct Answer {
+    /// What an operator should know.
+    pub warnings: Vec<Warning>,
+    /// The daemon's own status.
+    pub result: Status,
+}
+
 /// The daemon's own status.
 ///
 /// # Errors
 /// As [`get`], or the answer is no status.
-pub async fn status(listen: SocketAddr) -> io::Result<Envelope<Status>> {
+pub async fn status(listen: SocketAddr) -> io::Result<Answer> {
     let (code, body) = get(listen, "/status").await?;
     if code != 200 {
         return Err(io::Error::other(format!("it answered {code}")));

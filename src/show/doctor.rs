@@ -226,7 +226,7 @@ pub fn replication(status: &Status) -> Vec<Check> {
     let elsewhere = ["database_away", "no_schema", "peers_unknown"];
     let mut checks: Vec<Check> = advice::warnings(status)
         .into_iter()
-        .filter(|w| !elsewhere.contains(&w.code.as_str()))
+        .filter(|w| !elsewhere.contains(&&*w.code))
         .map(|w| Check::warn(name(&w.code), w.text, w.fix))
         .collect();
     if !checks

@@ -73,6 +73,23 @@ pub fn table(header: &[&str]) -> Table {
     table
 }
 
+/// A table whose columns are aligned and whose rows stay one line each, so
+/// that it can be grepped and cut.
+pub fn lines(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let lines: Vec<String> = table.lines().map(|l| l.trim_end().to_owned()).collect();
+    lines.join("\n")
+}
+
 /// A figure in a table.
 pub fn figure(text: impl ToString) -> Cell {
     Cell::new(text).set_alignment(CellAlignment::Right)

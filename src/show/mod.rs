@@ -4,7 +4,7 @@ pub mod admin;
 pub mod advice;
 pub mod ask;
 pub mod doctor;
-pub mod envelope;
+mod envelope;
 pub mod format;
 pub mod gather;
 pub mod page;
@@ -12,4 +12,7 @@ pub mod status;
 pub mod status_text;
 pub mod view;
 
-pub use envelope::Warning;
+pub use crate::settings::Warning;
+pub use envelope::{
+    Changed, Done, ExitCode, Failure, Frame, Outcome, OutputMode, json, write_lines,
+};

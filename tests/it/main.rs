@@ -9,6 +9,7 @@
 #![allow(dead_code, reason = "the harness serves modules that come and go")]
 
 mod batches;
+mod cli;
 mod harness;
 mod harness_test;
 mod pull;
