@@ -40,7 +40,7 @@ metrics! {
 
     sweeps_served: IntCounterVec "sweeps_served_total" ["outcome"] "Sweep requests answered, by outcome.";
     rows_served: IntCounter "sweep_rows_served_total" "Ops put into pages.";
-    rows_left_out: IntCounterVec "sweep_rows_left_out_total" ["why"] "Rows scanned and left out of pages: gossip (uploads that do not concern the asker's source) or unappliable (no node can apply them).";
+    rows_left_out: IntCounterVec "sweep_rows_left_out_total" ["why"] "Rows scanned and left out of pages: gossip (uploads that do not name this host) or unappliable (no node can apply them).";
     bytes_served: IntCounter "sweep_bytes_served_total" "Bytes of pages built, as sent (compressed where asked).";
     serve_seconds: Histogram "sweep_build_seconds" "Time to read and build a page.";
     gap_signals_sent: IntCounter "gap_signals_sent_total" "Pages that told the asker of a retention gap.";

@@ -1,1 +1,35 @@
-//! (floors)
+//! Floors: ops of a table below its floor were deleted.
+
+use super::connect::Client;
+use super::error::{Doing, Result};
+use crate::values::OpUlid;
+use deadpool_postgres::GenericClient;
+use tokio_postgres::Statement;
+
+/// Floors above a ULID.
+const ABOVE: &str = "
+    SELECT table_name, floor FROM opsward.floors WHERE floor > $1 ORDER BY table_name";
+
+/// Prepares [`above`].
+pub(super) async fn prepare_above(client: &Client) -> Result<Statement> {
+    client
+        .prepare_cached(ABOVE)
+        .await
+        .doing("prepare reading the floors")
+}
+
+/// Every floor above `after`, by table.
+pub(super) async fn above(
+    client: &impl GenericClient,
+    statement: &Statement,
+    after: OpUlid,
+) -> Result<Vec<(String, OpUlid)>> {
+    let rows = client
+        .query(statement, &[&after.as_str()])
+        .await
+        .doing("read the floors")?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| Some((row.get(0), OpUlid::parse(row.get(1))?)))
+        .collect())
+}

@@ -15,6 +15,7 @@ pub mod pulls;
 pub mod readers;
 pub mod rejected;
 pub mod stats;
+pub mod watermark;
 
 pub use connect::{Client, Db};
 pub use error::{Doing, Error, Result, describe};

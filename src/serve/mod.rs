@@ -1,1 +1,243 @@
-//! (room serve)
+//! Contract 3: `GET /internal/crud/sweep?after=`.
+//!
+//! A request's way: `after` → one snapshot (minimum, floors, rows) → page
+//! writer, until the decision says full → connection released → sent →
+//! metrics. A whole page is in memory before its first byte waits on a
+//! socket, so no snapshot ever waits on one.
+
+mod build;
+pub mod decide;
+mod held;
+mod request;
+mod respond;
+
+pub use held::BUDGET;
+
+use crate::clock::Clock;
+use crate::db::ops::Lent;
+use crate::db::{Db, ops, readers};
+use crate::http::{Body, Conn, Handler};
+use crate::metrics::Metrics;
+use crate::values::{Host, OpUlid, PeerSet, is_plausible};
+use build::{Built, Failure, Order};
+use futures_util::FutureExt;
+use held::{Memory, Reserved};
+use hyper::{Request, Response};
+use request::{Ask, Refusal, Wants};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// Pages built at a time, each on a connection of its own: two keep two cores
+/// busy, the third goes on while one of them scans for its first op.
+pub const BUILDERS: usize = 3;
+/// How long a request waits for its turn and for memory.
+const TURN: Duration = Duration::from_secs(10);
+/// How long a page may take once its turn has come, connecting included.
+const BUILD: Duration = Duration::from_secs(9);
+/// How long noting a reader may take; the page does not wait for it.
+const NOTE: Duration = Duration::from_secs(3);
+
+/// The public port's handler.
+pub struct Serve {
+    db: Db,
+    self_host: Host,
+    clock: Clock,
+    metrics: Metrics,
+    peers: watch::Receiver<Option<Arc<PeerSet>>>,
+    builders: Semaphore,
+    noting: Arc<Semaphore>,
+    memory: Memory,
+}
+
+/// Why there is no page, as the asker and the metrics see it.
+enum Miss {
+    /// The database is away.
+    Away(String),
+    /// No turn, no memory or no lock in time.
+    Overloaded(String),
+    /// Anything else.
+    Failed(String),
+}
+
+impl Serve {
+    /// Serves the log of `db`, whose own host is `self_host`; readers among
+    /// `peers` are noted.
+    pub fn new(
+        db: Db,
+        self_host: Host,
+        clock: Clock,
+        metrics: Metrics,
+        peers: watch::Receiver<Option<Arc<PeerSet>>>,
+    ) -> Self {
+        let memory = Memory::new(
+            metrics.built_page_bytes.clone(),
+            metrics.responses_dropped.clone(),
+        );
+        Self {
+            db,
+            self_host,
+            clock,
+            metrics,
+            peers,
+            builders: Semaphore::new(BUILDERS),
+            noting: Arc::new(Semaphore::new(1)),
+            memory,
+        }
+    }
+
+    /// As a handler for `http::serve`.
+    pub fn handler(self) -> Handler {
+        let serve = Arc::new(self);
+        Arc::new(move |request, conn| {
+            let serve = serve.clone();
+            async move { serve.answer(&request, &conn).await }.boxed()
+        })
+    }
+
+    async fn answer<B>(&self, request: &Request<B>, conn: &Conn) -> Response<Body> {
+        let (outcome, response) = match request::read(request) {
+            Err(refusal) => refused(&refusal),
+            Ok(ask) => {
+                self.note_reader(&ask, conn);
+                match self.page(&ask, conn).await {
+                    Ok((built, reserved)) => self.sent(&ask, built, reserved),
+                    Err(miss) => missed(&miss),
+                }
+            }
+        };
+        let served = &self.metrics.sweeps_served;
+        served.with_label_values(&[outcome]).inc();
+        respond::versioned(response)
+    }
+
+    /// Waits for a turn, then builds the page. The turn and the connection
+    /// are free again when this returns.
+    async fn page(&self, ask: &Ask, conn: &Conn) -> Result<(Built, Reserved), Miss> {
+        let until = Instant::now() + TURN;
+        let busy = || Miss::Overloaded("too many pages are being built".into());
+        let turn = timeout_at(until, self.builders.acquire()).await;
+        let Ok(Ok(_turn)) = turn else {
+            return Err(busy());
+        };
+        let expected = build::expected_bytes(ask.encoding);
+        let reserved = self.memory.admit(conn, expected, until).await;
+        let reserved = reserved.ok_or_else(busy)?;
+        let _timer = self.metrics.serve_seconds.start_timer();
+        let built = timeout(BUILD, self.build(ask, &reserved)).await;
+        let late = || Miss::Away(format!("{} did not answer in time", self.db.shown()));
+        Ok((built.unwrap_or_else(|_| Err(late()))?, reserved))
+    }
+
+    async fn build(&self, ask: &Ask, reserved: &Reserved) -> Result<Built, Miss> {
+        let client = self.db.client().await.map_err(|e| miss(e.into()))?;
+        let mut lent = Lent::new(client);
+        let order = Order {
+            ask,
+            self_host: &self.self_host,
+            now_ms: self.clock.now_ms(),
+        };
+        let built = build::build(&mut lent, &order, reserved).await;
+        let built = built.map_err(miss)?;
+        lent.give_back();
+        Ok(built)
+    }
+
+    /// The response of a page, counted.
+    fn sent(&self, ask: &Ask, built: Built, reserved: Reserved) -> (&'static str, Response<Body>) {
+        let rows = built.writer.ops();
+        let left_out = &self.metrics.rows_left_out;
+        left_out.with_label_values(&["gossip"]).inc_by(built.gossip);
+        let unappliable = left_out.with_label_values(&["unappliable"]);
+        unappliable.inc_by(built.unappliable);
+        self.metrics.rows_served.inc_by(rows as u64);
+        if built.gap.is_some() {
+            self.metrics.gap_signals_sent.inc();
+        }
+        let mut response = respond::page_headers(&built, ask.encoding);
+        let chunks = built.writer.finish();
+        let bytes: usize = chunks.iter().map(Vec::len).sum();
+        self.metrics.bytes_served.inc_by(bytes as u64);
+        respond::set_length(&mut response, bytes);
+        if ask.wants == Wants::Page {
+            *response.body_mut() = Body::chunks(reserved.hold(chunks));
+        }
+        (if rows == 0 { "empty" } else { "ok" }, response)
+    }
+
+    /// A registered peer that asks is kept in `opsward.readers`, beside the
+    /// page: neither waits for the other. An implausible `after` is stored
+    /// nowhere and holds nothing.
+    fn note_reader(&self, ask: &Ask, conn: &Conn) {
+        let peers = self.peers.borrow().clone();
+        let agent = ask.agent.as_ref().filter(|_| ask.wants == Wants::Page);
+        let registered = |host: &&Host| peers.as_ref().is_some_and(|p| p.contains(host));
+        let Some(host) = agent.filter(registered).cloned() else {
+            return;
+        };
+        let now_ms = self.clock.now_ms();
+        let after = ask.after.filter(|after| is_plausible(*after, now_ms));
+        let (db, clock, noting) = (self.db.clone(), self.clock.clone(), self.noting.clone());
+        conn.beside(async move {
+            let noted = timeout(NOTE, note(&db, &clock, &noting, (&host, after))).await;
+            if let Err(error) = noted.unwrap_or_else(|_| Err("out of time".into())) {
+                tracing::warn!(%host, %error, "a reader could not be noted");
+            }
+        });
+    }
+}
+
+async fn note(
+    db: &Db,
+    clock: &Clock,
+    noting: &Semaphore,
+    (host, after): (&Host, Option<OpUlid>),
+) -> Result<(), String> {
+    // One at a time: pages come first.
+    let _turn = noting.acquire().await.map_err(|e| e.to_string())?;
+    let mut lent = Lent::new(db.client().await.map_err(|e| e.to_string())?);
+    let client = lent.client().map_err(|e| e.to_string())?;
+    let noted = readers::seen(client, host, after, clock.now()).await;
+    noted.map_err(|e| e.to_string())?;
+    lent.give_back();
+    Ok(())
+}
+
+fn miss(failure: Failure) -> Miss {
+    match failure {
+        Failure::Memory => Miss::Overloaded(failure.to_string()),
+        Failure::Db(e) if ops::is_locked(&e) => Miss::Overloaded("ops is locked".into()),
+        Failure::Db(e) if ops::is_out_of_time(&e) || e.is_away() || e.is_denied() => {
+            Miss::Away(e.to_string())
+        }
+        Failure::Db(e) => Miss::Failed(e.to_string()),
+    }
+}
+
+fn refused(refusal: &Refusal) -> (&'static str, Response<Body>) {
+    match refusal {
+        Refusal::NotFound => ("not_found", respond::not_found()),
+        Refusal::Method => ("method", respond::method()),
+        Refusal::After(words) => ("bad_request", respond::bad_request(words)),
+    }
+}
+
+/// The one place where a page that could not be built is logged. The asker
+/// learns no more than that it should come again.
+fn missed(miss: &Miss) -> (&'static str, Response<Body>) {
+    match miss {
+        Miss::Away(error) => {
+            tracing::warn!(%error, "no page: the database is away");
+            ("away", respond::away())
+        }
+        Miss::Overloaded(reason) => {
+            tracing::warn!(%reason, "no page: overloaded");
+            ("overloaded", respond::overloaded())
+        }
+        Miss::Failed(error) => {
+            tracing::error!(%error, "no page: reading the log failed");
+            ("failed", respond::failed())
+        }
+    }
+}

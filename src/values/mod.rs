@@ -3,6 +3,7 @@
 //!
 //! A value is parsed once, at the edge, and carried as its type from there on.
 
+mod cursors;
 mod host;
 mod op;
 mod peers;
@@ -10,6 +11,7 @@ mod plausible;
 mod sweep_headers;
 mod ulid;
 
+pub use cursors::{NodeWrite, StoredCursors};
 pub use host::Host;
 pub use op::{Action, Op, RejectReason};
 pub use peers::{Peer, PeerSet, PeerSource};

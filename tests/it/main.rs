@@ -8,5 +8,10 @@
 )]
 #![allow(dead_code, reason = "the harness serves modules that come and go")]
 
+mod batches;
 mod harness;
 mod harness_test;
+mod pull;
+mod puller;
+mod records;
+mod statements;

@@ -1,0 +1,232 @@
+//! A page, built: rows of one snapshot through the choices into the writer.
+
+use super::decide::{self, Candidate, Limit, Progress, READING};
+use super::held::Reserved;
+use super::request::Ask;
+use crate::db::ops::{self, Lent, LogData, LogFields, LogRow, SCAN_ROWS, Snapshot};
+use crate::db::{self};
+use crate::values::{Host, OpUlid, is_plausible};
+use crate::wire::page::{Encoding, PageOp, PageWriter, is_array_of_objects};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a page waits for the table's lock, e.g. behind a swap of it. With
+/// the time to read it stays under the 5 s that a transaction may live.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+/// The shortest bound of a statement: a page that began late still reads a row.
+const LEAST: Duration = Duration::from_millis(250);
+/// A reservation that is too small grows by at least this.
+const GROWTH: usize = 1024 * 1024;
+/// How long a page that holds an op waits for memory before it ends: the
+/// snapshot waits with it.
+const GROWTH_WAIT: Duration = Duration::from_millis(50);
+
+/// What is reserved before a page is begun: a full one of ordinary ops.
+pub fn expected_bytes(encoding: Encoding) -> usize {
+    match encoding {
+        // 10,000 ops of about 1 kB.
+        Encoding::Identity => 12 * 1024 * 1024,
+        Encoding::Gzip => 3 * 1024 * 1024,
+    }
+}
+
+/// What a page is built for.
+pub struct Order<'a> {
+    /// What was asked.
+    pub ask: &'a Ask,
+    /// Uploads that do not name it are left out.
+    pub self_host: &'a Host,
+    /// Now, in milliseconds since the Unix epoch.
+    pub now_ms: u64,
+}
+
+/// A page that is complete.
+pub struct Built {
+    /// The page.
+    pub writer: PageWriter,
+    /// The last row scanned that has an `OpUlid`.
+    pub last_scanned: Option<OpUlid>,
+    /// What ended it before the log did.
+    pub limit: Option<Limit>,
+    /// The minimum to signal a gap with.
+    pub gap: Option<OpUlid>,
+    /// Floors above `after`.
+    pub floors: Vec<(String, OpUlid)>,
+    /// Uploads that do not name this host.
+    pub gossip: u64,
+    /// Rows that no node can apply.
+    pub unappliable: u64,
+}
+
+/// Why there is no page.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The database's.
+    #[error(transparent)]
+    Db(#[from] db::Error),
+    /// Its first op found no memory in time.
+    #[error("no memory for the page's first op")]
+    Memory,
+}
+
+/// Reads a page: the snapshot begins and ends here.
+///
+/// # Errors
+/// The database's, or no memory for the first op.
+pub async fn build(
+    lent: &mut Lent,
+    order: &Order<'_>,
+    reserved: &Reserved,
+) -> Result<Built, Failure> {
+    let snapshot = lent.snapshot(LOCK_WAIT, READING).await?;
+    let mut page = Reading {
+        order,
+        reserved,
+        granted: expected_bytes(order.ask.encoding),
+        began: Instant::now(),
+        scanned: 0,
+        first: None,
+        position: order.ask.after.map_or(String::new(), |u| u.to_string()),
+        built: Built {
+            writer: PageWriter::new(order.ask.encoding),
+            last_scanned: None,
+            limit: None,
+            gap: None,
+            floors: Vec::new(),
+            gossip: 0,
+            unappliable: 0,
+        },
+    };
+    let mut minimum = None;
+    if let Some(after) = order.ask.after {
+        let (min, floors) =
+            tokio::join!(snapshot.minimum(order.now_ms), snapshot.floors_above(after));
+        minimum = min?;
+        page.built.floors = floors?;
+    }
+    page.built.limit = page.read(&snapshot).await?;
+    snapshot.close().await?;
+    let minimum = decide::minimum(minimum, page.first);
+    page.built.gap = decide::gap(order.ask.after, minimum);
+    Ok(page.built)
+}
+
+struct Reading<'a> {
+    order: &'a Order<'a>,
+    reserved: &'a Reserved,
+    granted: usize,
+    began: Instant,
+    scanned: usize,
+    /// The first plausible row scanned.
+    first: Option<OpUlid>,
+    /// Where the next scan begins.
+    position: String,
+    built: Built,
+}
+
+impl Reading<'_> {
+    /// Scans until the log or the page ends.
+    async fn read(&mut self, snapshot: &Snapshot<'_>) -> Result<Option<Limit>, Failure> {
+        match self.scans(snapshot).await {
+            // What came before the time was up is a page.
+            Err(Failure::Db(e)) if ops::is_out_of_time(&e) && self.scanned > 0 => {
+                Ok(Some(Limit::Time))
+            }
+            ended => ended,
+        }
+    }
+
+    async fn scans(&mut self, snapshot: &Snapshot<'_>) -> Result<Option<Limit>, Failure> {
+        loop {
+            let scan = snapshot.scan(&self.position, self.order.self_host).await?;
+            let (mut of_scan, mut bytes) = (0, 0);
+            while of_scan < SCAN_ROWS {
+                let want = decide::next_fetch(of_scan, bytes).min(SCAN_ROWS - of_scan);
+                let at_most = READING.saturating_sub(self.began.elapsed()).max(LEAST);
+                let mut rows = snapshot.fetch(&scan, want, at_most).await?;
+                let mut got = 0;
+                while let Some(row) = rows.next().await? {
+                    got += 1;
+                    bytes += row.bytes();
+                    if let Some(limit) = self.take(&row).await? {
+                        return Ok(Some(limit));
+                    }
+                }
+                if got < want {
+                    return Ok(None);
+                }
+                of_scan += got;
+            }
+        }
+    }
+
+    /// Puts a row where it belongs; `Some` when the page ended before it.
+    async fn take(&mut self, row: &LogRow) -> Result<Option<Limit>, Failure> {
+        let fields = row.fields()?;
+        let op = page_op(&fields);
+        let candidate = op.map_or(Candidate::LeftOut, |op| Candidate::Op(op.weight()));
+        let progress = Progress {
+            scanned: self.scanned,
+            ops: self.built.writer.ops(),
+            bytes: self.built.writer.json_bytes(),
+            elapsed: self.began.elapsed(),
+        };
+        if let Some(limit) = decide::full(progress, candidate) {
+            return Ok(Some(limit));
+        }
+        match op {
+            Some(op) => {
+                if !self.has_memory_for(op.weight()).await {
+                    return match progress.ops {
+                        0 => Err(Failure::Memory),
+                        _ => Ok(Some(Limit::Memory)),
+                    };
+                }
+                self.built.writer.push(op);
+            }
+            None if fields.data == LogData::Gossip => self.built.gossip += 1,
+            None => self.built.unappliable += 1,
+        }
+        self.scanned += 1;
+        self.position.clear();
+        self.position.push_str(fields.ulid);
+        if let Some(ulid) = OpUlid::parse(fields.ulid) {
+            self.built.last_scanned = Some(ulid);
+            if self.first.is_none() && is_plausible(ulid, self.order.now_ms) {
+                self.first = Some(ulid);
+            }
+        }
+        Ok(None)
+    }
+
+    async fn has_memory_for(&mut self, weight: usize) -> bool {
+        let needed = self.built.writer.memory() + weight;
+        if needed <= self.granted {
+            return true;
+        }
+        let wait = match self.built.writer.ops() {
+            0 => READING.saturating_sub(self.began.elapsed()),
+            _ => GROWTH_WAIT,
+        };
+        let wanted = needed.max(self.granted + GROWTH);
+        let grown = self.reserved.grow(wanted, Instant::now() + wait).await;
+        if grown {
+            self.granted = wanted;
+        }
+        grown
+    }
+}
+
+/// The op of a row, where a node can apply it and it concerns this host.
+fn page_op<'a>(fields: &LogFields<'a>) -> Option<PageOp<'a>> {
+    match fields.data {
+        LogData::Text(data) if is_array_of_objects(data) => Some(PageOp {
+            ulid: fields.ulid.as_bytes(),
+            host: fields.host,
+            action: fields.action,
+            table: fields.table,
+            data,
+        }),
+        _ => None,
+    }
+}

@@ -1,0 +1,271 @@
+//! Serving's choices: when a page is full, what its headers say, and whose
+//! connection goes when memory is short. Pure.
+
+use crate::values::OpUlid;
+use std::time::Duration;
+
+/// Rows that a page scans; one that holds no op yet goes on in slices of this.
+pub const SLICE_ROWS: usize = 10_000;
+/// Rows that a page without an op scans at most: at about a microsecond a row
+/// that is left out at the source, well within the time to read.
+pub const SCAN_ON_ROWS: usize = 500_000;
+/// JSON bytes of a page, beyond its first op.
+pub const BODY_BYTES: usize = 64 * 1024 * 1024;
+/// How long a page is read.
+pub const READING: Duration = Duration::from_secs(3);
+
+/// Rows of a page's first fetch, before anything is known of their size.
+const FIRST_FETCH: usize = 256;
+/// Bytes of rows that one fetch is meant to bring: a page that ends early
+/// still has to take in what is on its way.
+const FETCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// What ended a page before the log did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Limit {
+    /// Rows scanned.
+    Rows,
+    /// Bytes of body.
+    Bytes,
+    /// Time to read.
+    Time,
+    /// Memory for built pages.
+    Memory,
+}
+
+/// How far a page is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    /// Rows scanned.
+    pub scanned: usize,
+    /// Ops in the page.
+    pub ops: usize,
+    /// Bytes of JSON in the page.
+    pub bytes: usize,
+    /// Time since reading began.
+    pub elapsed: Duration,
+}
+
+/// The row at hand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Candidate {
+    /// An op, and what it would add to the page in bytes.
+    Op(usize),
+    /// A row that is left out.
+    LeftOut,
+}
+
+/// Whether the row at hand is still of this page; `Some` names what ends the
+/// page before it.
+pub fn full(page: Progress, row: Candidate) -> Option<Limit> {
+    match (page.ops, row) {
+        // At least one op is always served, however large or late.
+        (0, Candidate::Op(_)) => None,
+        (0, Candidate::LeftOut) if page.scanned >= SCAN_ON_ROWS => Some(Limit::Rows),
+        // Each page gets past a row at least.
+        (0, Candidate::LeftOut) if page.scanned > 0 && page.elapsed >= READING => Some(Limit::Time),
+        (0, Candidate::LeftOut) => None,
+        // A slice is finished where the first op was found in it.
+        _ if page.scanned.is_multiple_of(SLICE_ROWS) => Some(Limit::Rows),
+        _ if page.elapsed >= READING => Some(Limit::Time),
+        (_, Candidate::Op(bytes)) if page.bytes.saturating_add(bytes) > BODY_BYTES => {
+            Some(Limit::Bytes)
+        }
+        _ => None,
+    }
+}
+
+/// How many rows to fetch next, after `rows` that brought `bytes`.
+pub fn next_fetch(rows: usize, bytes: usize) -> usize {
+    if rows == 0 {
+        return FIRST_FETCH;
+    }
+    let average = (bytes / rows).max(1);
+    (FETCH_BYTES / average).clamp(1, SLICE_ROWS)
+}
+
+/// The minimum that a page may name: never above the first plausible row that
+/// it scanned, which may lie below the watermark.
+pub fn minimum(found: Option<OpUlid>, first_scanned: Option<OpUlid>) -> Option<OpUlid> {
+    match (found, first_scanned) {
+        (Some(found), Some(first)) => Some(found.min(first)),
+        // The look gave up among implausible rows: the minimum is unknown.
+        (found, _) => found,
+    }
+}
+
+/// The gap to signal: `after` lies below the log's minimum. An empty `after`
+/// is a first contact, an empty log has no minimum.
+pub fn gap(after: Option<OpUlid>, minimum: Option<OpUlid>) -> Option<OpUlid> {
+    let (after, minimum) = (after?, minimum?);
+    (after < minimum).then_some(minimum)
+}
+
+/// How a built page is being sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sending {
+    /// Since it was handed over.
+    pub elapsed: Duration,
+    /// Bytes taken by the socket.
+    pub sent: usize,
+    /// Since the socket last took a chunk, or since it was handed over.
+    pub idle: Duration,
+}
+
+/// How long a page is sent before its speed is judged.
+pub const GRACE: Duration = Duration::from_millis(200);
+
+impl Sending {
+    /// Bytes a second: the average, and no more than one chunk in the time
+    /// that it has been stuck. A burst into the kernel's buffer at the start
+    /// does not make a stuck reader a fast one.
+    fn rate(&self, chunk: usize) -> f64 {
+        let per_second = |bytes: usize, time: Duration| bytes as f64 / time.as_secs_f64().max(1e-3);
+        per_second(self.sent, self.elapsed).min(per_second(chunk, self.idle))
+    }
+}
+
+/// Whose connection goes when memory is short: the slowest of those that can
+/// be judged, by place.
+pub fn slowest(pages: &[Sending], chunk: usize) -> Option<usize> {
+    let judged = pages.iter().enumerate().filter(|(_, p)| p.elapsed >= GRACE);
+    judged
+        .min_by(|(_, a), (_, b)| a.rate(chunk).total_cmp(&b.rate(chunk)))
+        .map(|(place, _)| place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn page(scanned: usize, ops: usize, bytes: usize, ms: u64) -> Progress {
+        Progress {
+            scanned,
+            ops,
+            bytes,
+            elapsed: Duration::from_millis(ms),
+        }
+    }
+
+    #[test]
+    fn limits_end_a_page_that_holds_an_op() {
+        let op = Candidate::Op(1_000);
+        assert_eq!(full(page(9_999, 1, 0, 0), op), None);
+        assert_eq!(full(page(10_000, 1, 0, 0), op), Some(Limit::Rows));
+        assert_eq!(
+            full(page(10_000, 1, 0, 0), Candidate::LeftOut),
+            Some(Limit::Rows)
+        );
+        assert_eq!(full(page(5, 1, 0, 2_999), op), None);
+        assert_eq!(full(page(5, 1, 0, 3_000), op), Some(Limit::Time));
+        assert_eq!(full(page(5, 1, BODY_BYTES - 1_000, 0), op), None);
+        assert_eq!(
+            full(page(5, 1, BODY_BYTES - 999, 0), op),
+            Some(Limit::Bytes)
+        );
+        assert_eq!(full(page(5, 1, BODY_BYTES, 0), Candidate::LeftOut), None);
+    }
+
+    #[test]
+    fn a_page_without_an_op_scans_on_to_its_budget() {
+        let out = Candidate::LeftOut;
+        assert_eq!(full(page(10_000, 0, 0, 0), out), None);
+        assert_eq!(full(page(499_999, 0, 0, 0), out), None);
+        assert_eq!(full(page(500_000, 0, 0, 0), out), Some(Limit::Rows));
+        assert_eq!(full(page(20_000, 0, 0, 3_000), out), Some(Limit::Time));
+        assert_eq!(full(page(0, 0, 0, 9_000), out), None);
+        // The slice in which the first op was found is finished.
+        assert_eq!(full(page(25_000, 1, 0, 0), Candidate::Op(1)), None);
+        assert_eq!(
+            full(page(30_000, 1, 0, 0), Candidate::Op(1)),
+            Some(Limit::Rows)
+        );
+    }
+
+    #[test]
+    fn gaps() {
+        let at = OpUlid::first_of_ms;
+        assert_eq!(gap(Some(at(1)), Some(at(2))), Some(at(2)));
+        assert_eq!(gap(Some(at(2)), Some(at(2))), None);
+        assert_eq!(gap(Some(at(3)), Some(at(2))), None);
+        assert_eq!(gap(None, Some(at(2))), None);
+        assert_eq!(gap(Some(at(1)), None), None);
+    }
+
+    #[test]
+    fn the_minimum_is_not_above_the_first_row() {
+        let at = OpUlid::first_of_ms;
+        assert_eq!(minimum(Some(at(5)), Some(at(3))), Some(at(3)));
+        assert_eq!(minimum(Some(at(5)), Some(at(7))), Some(at(5)));
+        assert_eq!(minimum(Some(at(5)), None), Some(at(5)));
+        assert_eq!(minimum(None, Some(at(3))), None);
+    }
+
+    #[test]
+    fn a_stuck_reader_is_slower_than_an_honest_one() {
+        let ms = Duration::from_millis;
+        let stuck = Sending {
+            elapsed: ms(300),
+            sent: 2_500_000,
+            idle: ms(299),
+        };
+        let honest = Sending {
+            elapsed: ms(300),
+            sent: 400_000,
+            idle: ms(20),
+        };
+        let fresh = Sending {
+            elapsed: ms(10),
+            sent: 0,
+            idle: ms(10),
+        };
+        assert_eq!(slowest(&[honest, stuck, fresh], 65_536), Some(1));
+        assert_eq!(slowest(&[fresh], 65_536), None);
+        assert_eq!(slowest(&[], 65_536), None);
+    }
+
+    proptest! {
+        /// Whatever the rows and however slow they come, a page ends within
+        /// its limits, and holds an op where one is in reach.
+        #[test]
+        fn a_page_keeps_its_limits(
+            rows in prop::collection::vec((any::<bool>(), 0usize..(80 << 20), 0u64..400), 1..60),
+            skip in 0usize..12_000,
+        ) {
+            let mut page = Progress { scanned: skip, ..Progress::default() };
+            let mut first = 0;
+            let mut ended = None;
+            for (is_op, bytes, ms) in &rows {
+                page.elapsed += Duration::from_millis(*ms);
+                let row = if *is_op { Candidate::Op(*bytes) } else { Candidate::LeftOut };
+                ended = full(page, row);
+                if ended.is_some() {
+                    break;
+                }
+                page.scanned += 1;
+                if *is_op {
+                    if page.ops == 0 {
+                        first = *bytes;
+                    }
+                    page.ops += 1;
+                    page.bytes += bytes;
+                }
+            }
+            prop_assert!(page.bytes <= BODY_BYTES.max(first));
+            prop_assert!(page.scanned > skip || skip > 0);
+            if ended.is_none() {
+                prop_assert_eq!(page.scanned, skip + rows.len());
+            }
+            if rows.iter().any(|(is_op, ..)| *is_op) && ended != Some(Limit::Time) {
+                prop_assert!(page.ops > 0);
+            }
+        }
+
+        #[test]
+        fn a_fetch_is_never_empty_nor_too_much(rows: u16, bytes: u32) {
+            let next = next_fetch(rows.into(), bytes as usize);
+            prop_assert!((1..=SLICE_ROWS).contains(&next));
+        }
+    }
+}
