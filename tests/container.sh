@@ -39,6 +39,11 @@ cleanup() {
     if [ -n "$dockerd_pid" ]; then
         kill "$dockerd_pid" 2>/dev/null
         wait "$dockerd_pid" 2>/dev/null
+        # What a dockerd leaves behind: its bridge, its rules, forwarding.
+        ip link del docker0 2>/dev/null
+        iptables-save | grep -v -e DOCKER -e docker0 |
+            sed "s/^:FORWARD [A-Z]*/:FORWARD $forward_policy/" | iptables-restore
+        cat "$work/forwarding" >/proc/sys/net/ipv4/ip_forward
     fi
     rm -rf --one-file-system "$work"
     [ "$code" = 0 ] && say "the container test passed in ${SECONDS} s"
@@ -66,6 +71,9 @@ start_docker() {
         return
     fi
     export DOCKER_HOST=unix://$work/docker.sock
+    forward_policy=$(iptables -S FORWARD 2>/dev/null | awk 'NR == 1 { print $3 }')
+    forward_policy=${forward_policy:-ACCEPT}
+    cat /proc/sys/net/ipv4/ip_forward >"$work/forwarding"
     # As it comes; else without what a kernel or a sandbox may not have.
     local try
     for try in "" "--storage-driver=vfs" "--storage-driver=vfs --iptables=false --ip6tables=false"; do
