@@ -14,4 +14,5 @@ mod harness_test;
 mod pull;
 mod puller;
 mod records;
+mod serve;
 mod statements;
