@@ -110,7 +110,7 @@ const PEERS: &str = "
     LEFT JOIN opsward.cursors c ON c.host = p.host
     LEFT JOIN opsward.pulls u ON u.host = p.host
     LEFT JOIN opsward.holds h ON h.host = p.host
-    WHERE p.active OR p.last_seen > $1 - make_interval(days => $2)
+    WHERE p.active OR p.last_seen > $1::timestamptz - make_interval(days => $2::int)
     ORDER BY NOT p.active, p.host";
 
 fn peer(r: &tokio_postgres::Row) -> PeerRow {
@@ -180,7 +180,7 @@ pub async fn readers(client: &Client, now: Timestamp) -> Result<Vec<ReaderRow>> 
 const READERS: &str = "
     SELECT host, min(nullif(lowest, '') COLLATE \"C\"), max(last_at), sum(requests)::bigint
     FROM opsward.readers
-    WHERE last_at > $1 - interval '24 hours'
+    WHERE last_at > $1::timestamptz - interval '24 hours'
     GROUP BY host ORDER BY host";
 
 /// Refused ops that are kept, of one peer and one reason.

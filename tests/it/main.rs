@@ -15,3 +15,4 @@ mod pull;
 mod puller;
 mod records;
 mod statements;
+mod supervision;
