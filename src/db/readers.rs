@@ -8,7 +8,7 @@ use jiff::Timestamp;
 /// What was asked: `lowest` stays NULL for an `after` that holds nothing.
 /// Rows of the day before yesterday go on the way.
 const SEEN: &str = "
-    WITH gone AS (DELETE FROM opsward.readers WHERE last_at < $3 - interval '48 hours')
+    WITH gone AS (DELETE FROM opsward.readers WHERE last_at < $3::timestamptz - interval '48 hours')
     INSERT INTO opsward.readers AS r (host, hour, lowest, latest, requests, last_at)
     VALUES ($1, date_trunc('hour', $3::timestamptz), nullif($2, ''), $2, 1, $3)
     ON CONFLICT (host, hour) DO UPDATE

@@ -137,7 +137,7 @@ async fn once(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db::Res
     // Of one ULID twice in a batch the first is the new one.
     let fresh = batch.iter().filter(|f| new.remove(&f.op.ulid));
     let records = fresh.flat_map(|f| f.rows.iter().map(|row| (f.model, f.op.action, row)));
-    let now = now.to_string();
+    let now = records::time_text(now);
     for step in waves::plan(records, &now) {
         if began.elapsed() > BATCH_TIME {
             return Err(db::Error::TooLong("apply a batch"));

@@ -17,10 +17,11 @@ use crate::clock::Clock;
 use crate::db::pulls::{Hold, PageSums};
 use crate::db::{self, Db, catalog, cursors, pulls};
 use crate::metrics::Metrics;
+use crate::settings::{Env, Settings};
 use crate::values::{Host, NodeWrite, OpUlid};
 use crate::wire::body::{BodyError, Limits, Scanner};
 use batch::Batch;
-use client::{Page, PageError};
+use client::{Certificates, Page, PageError, http_client};
 use std::sync::Arc;
 use std::time::Duration;
 use sweep::{Ended, Sweep};
@@ -108,6 +109,24 @@ impl Puller {
             appliers: Arc::new(Semaphore::new(APPLIED_AT_ONCE)),
             large_op: Arc::new(Semaphore::new(1)),
         }
+    }
+
+    /// A puller as the settings say.
+    ///
+    /// # Errors
+    /// TLS cannot be set up; says why.
+    pub fn of_settings(
+        settings: &Settings,
+        db: Db,
+        own: Host,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Result<Self, String> {
+        let certificates = match (settings.env, settings.tls_self_signed) {
+            (Env::Dev, true) => Certificates::SelfSigned,
+            _ => Certificates::Verified,
+        };
+        Ok(Self::new(db, own, http_client(certificates)?, clock, metrics))
     }
 
     /// Pulls one page of `peer`, records what came of it and counts it. `stop`

@@ -14,5 +14,6 @@ mod harness_test;
 mod pull;
 mod puller;
 mod records;
+mod serve;
 mod statements;
 mod supervision;
