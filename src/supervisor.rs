@@ -3,6 +3,7 @@
 //! the counting and the reports; a task is a plain async function that does
 //! one run and may say when to come again.
 
+mod failures;
 mod namespace;
 mod report;
 mod schedule;
@@ -14,8 +15,8 @@ pub use schedule::{Next, Schedule};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::values::{TaskReport, TaskState};
+use failures::{Failure, Failures};
 use futures_util::FutureExt;
-use std::any::Any;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,6 +26,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
+
+/// How long a task that should never end has to run to count as working.
+const SETTLED: Duration = Duration::from_secs(30);
 
 /// The end of one run: when to come again, or what went wrong.
 pub type Outcome = anyhow::Result<Next>;
@@ -143,6 +147,14 @@ impl Supervisor {
         };
         let report = TaskReport::new(task.name.clone(), TaskState::Waiting);
         let id = self.reports.add(report);
+        for counter in [
+            &self.metrics.task_runs,
+            &self.metrics.task_failures,
+            &self.metrics.task_panics,
+        ] {
+            // Shown from the start, at zero.
+            counter.with_label_values(&[task.label]);
+        }
         let ended = CancellationToken::new();
         let one = One {
             task,
@@ -218,12 +230,6 @@ struct One {
     supervisor: Supervisor,
 }
 
-/// How a run went wrong.
-struct Failure {
-    text: String,
-    panicked: bool,
-}
-
 impl One {
     async fn keep_running<F, R>(&self, run: F)
     where
@@ -238,22 +244,17 @@ impl One {
             self.change(|r, now| {
                 (r.state, r.last_start, r.next_run) = (TaskState::Running, Some(now), None);
             });
-            let began = Instant::now();
-            // The call itself is inside: it may panic before its first await.
-            let whole = AssertUnwindSafe(async { run(self.stop.child_token()).await });
-            let outcome = match whole.catch_unwind().await {
+            let outcome = match self.once(&run, &mut failures).await {
                 Ok(Ok(Next::Scheduled))
                     if schedule == Schedule::Forever && !self.stop.is_cancelled() =>
                 {
                     Err(Failure::of_error("it ended by itself"))
                 }
                 Ok(Ok(next)) => Ok(next),
-                Ok(Err(error)) => Err(Failure::of_error(format!("{error:#}"))),
+                // Errors here tell it whole: those of the database and of pulling.
+                Ok(Err(error)) => Err(Failure::of_error(error.to_string())),
                 Err(payload) => Err(Failure::of_panic(payload.as_ref())),
             };
-            if schedule.was_healthy(began.elapsed()) {
-                failures = Failures::default();
-            }
             self.count(&outcome);
             (wait, state) = match outcome {
                 Ok(Next::Done) => return,
@@ -278,6 +279,30 @@ impl One {
                 }
             };
         }
+    }
+
+    /// One run. A task that should never end works again once it has run for
+    /// a while.
+    async fn once<F, R>(&self, run: &F, failures: &mut Failures) -> std::thread::Result<Outcome>
+    where
+        F: Fn(CancellationToken) -> R,
+        R: Future<Output = Outcome>,
+    {
+        // The call itself is inside: it may panic before its first await.
+        let whole = AssertUnwindSafe(async { run(self.stop.child_token()).await });
+        let mut whole = std::pin::pin!(whole.catch_unwind());
+        if self.task.schedule == Schedule::Forever {
+            tokio::select! {
+                ended = &mut whole => return ended,
+                () = sleep(SETTLED) => {
+                    failures.recovered(&self.task.name);
+                    self.change(|r, now| {
+                        (r.last_success, r.last_error, r.failures_in_a_row) = (Some(now), None, 0);
+                    });
+                }
+            }
+        }
+        whole.await
     }
 
     /// Waits; false when the task is told to stop.
@@ -327,56 +352,6 @@ impl One {
     fn change(&self, how: impl FnOnce(&mut TaskReport, jiff::Timestamp)) {
         let now = self.supervisor.clock.now();
         self.supervisor.reports.change(self.id, |r| how(r, now));
-    }
-}
-
-impl Failure {
-    fn of_error(text: impl Into<String>) -> Self {
-        Self {
-            text: text.into(),
-            panicked: false,
-        }
-    }
-
-    fn of_panic(payload: &(dyn Any + Send)) -> Self {
-        let words = payload
-            .downcast_ref::<&str>()
-            .map(|s| (*s).to_owned())
-            .or_else(|| payload.downcast_ref::<String>().cloned())
-            .unwrap_or_default();
-        Self {
-            text: format!("panicked: {words}"),
-            panicked: true,
-        }
-    }
-}
-
-/// Failures in a row, and what the log was told of them: the first, every
-/// change, and then the 8th, 16th, 32nd … at warn; the others at debug.
-#[derive(Default)]
-struct Failures {
-    in_a_row: u32,
-    last: String,
-}
-
-impl Failures {
-    fn another(&mut self, task: &str, failure: Failure, wait: Duration) {
-        self.in_a_row = self.in_a_row.saturating_add(1);
-        let again = format!("{:.0?}", wait);
-        let in_a_row = self.in_a_row;
-        if failure.text != self.last || (in_a_row >= 8 && in_a_row.is_power_of_two()) {
-            warn!(task, in_a_row, again_in = again, "failed: {}", failure.text);
-        } else {
-            debug!(task, in_a_row, again_in = again, "failed: {}", failure.text);
-        }
-        self.last = failure.text;
-    }
-
-    fn recovered(&mut self, task: &str) {
-        if self.in_a_row > 0 {
-            info!(task, failures = self.in_a_row, "works again");
-            *self = Self::default();
-        }
     }
 }
 

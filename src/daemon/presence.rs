@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// How often the mark's session is asked for a sign of life.
-const CHECK_EVERY: Duration = Duration::from_secs(15);
+const CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// Holds the mark until `stop`; ends with an error when its session is lost.
 /// A database that was put back from a dump meanwhile gets its schema again.

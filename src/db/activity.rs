@@ -110,7 +110,7 @@ const PEERS: &str = "
     LEFT JOIN opsward.cursors c ON c.host = p.host
     LEFT JOIN opsward.pulls u ON u.host = p.host
     LEFT JOIN opsward.holds h ON h.host = p.host
-    WHERE p.active OR p.last_seen > $1::timestamptz - make_interval(days => $2)
+    WHERE p.active OR p.last_seen > $1::timestamptz - make_interval(days => $2::int)
     ORDER BY NOT p.active, p.host";
 
 fn peer(r: &tokio_postgres::Row) -> PeerRow {

@@ -63,12 +63,6 @@ impl Schedule {
         let bound = BACKOFF_MIN.saturating_mul(doubled).min(cap);
         bound.mul_f64(0.5 + 0.5 * random)
     }
-
-    /// Whether a run of this length was healthy, so that its end, however it
-    /// came, starts the backoff anew.
-    pub fn was_healthy(self, ran: Duration) -> bool {
-        self == Self::Forever && ran >= FOREVER_CAP
-    }
 }
 
 #[cfg(test)]

@@ -120,6 +120,26 @@ async fn a_forever_task_that_ends_is_restarted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_forever_task_that_runs_on_works_again() {
+    let s = supervisor();
+    let runs = AtomicU32::new(0);
+    s.start(Task::new("presence", Schedule::Forever), move |stop| {
+        let run = runs.fetch_add(1, SeqCst);
+        async move {
+            anyhow::ensure!(run > 0, "the database is away");
+            stop.cancelled().await;
+            Ok(Next::Done)
+        }
+    });
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(report(&s, "presence").failures_in_a_row, 1);
+    sleep(SETTLED).await;
+    let r = report(&s, "presence");
+    assert_eq!((r.state, r.failures_in_a_row), (TaskState::Running, 0));
+    assert_eq!((r.failures, r.last_error), (1, None));
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_task_is_stopped_alone_after_its_transaction() {
     let s = supervisor();
     let (_other, mut ticks) = ticking(&s, every("pull", 10));
@@ -178,15 +198,4 @@ async fn stop_is_ordered_and_bounded() {
     let began = Instant::now();
     assert_eq!(s.stop(Duration::from_secs(25)).await, ["deaf"]);
     assert_eq!(began.elapsed().as_secs(), 25);
-}
-
-#[test]
-fn repeats_are_counted_and_not_shouted() {
-    let mut failures = Failures::default();
-    for _ in 0..3 {
-        failures.another("t", Failure::of_error("away"), Duration::ZERO);
-    }
-    assert_eq!((failures.in_a_row, failures.last.as_str()), (3, "away"));
-    failures.recovered("t");
-    assert_eq!(failures.in_a_row, 0);
 }

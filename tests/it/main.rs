@@ -17,3 +17,4 @@ mod puller;
 mod records;
 mod serve;
 mod statements;
+mod supervision;
