@@ -107,7 +107,8 @@ impl Writer {
     }
 
     fn analysis(&mut self, ms: u64, host: &str) -> (Action, &'static str, Value) {
-        let cid = format!("Qm{}{:06}", self.name, self.next(2_000));
+        let which = self.next(2_000);
+        let cid = format!("Qm{}{which:06}", self.name);
         let action = if self.next(3) == 0 {
             Action::Create
         } else {
