@@ -15,7 +15,7 @@ pub const BODY_BYTES: usize = 64 * 1024 * 1024;
 pub const READING: Duration = Duration::from_secs(3);
 
 /// Rows of a page's first fetch, before anything is known of their size.
-const FIRST_FETCH: usize = 256;
+const FIRST_FETCH: usize = 64;
 /// Bytes of rows that one fetch is meant to bring: a page that ends early
 /// still has to take in what is on its way.
 const FETCH_BYTES: usize = 4 * 1024 * 1024;
