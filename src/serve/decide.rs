@@ -84,6 +84,30 @@ pub fn next_fetch(rows: usize, bytes: usize) -> usize {
     (FETCH_BYTES / average).clamp(1, SLICE_ROWS)
 }
 
+/// The shortest bound of a part: a page that began late still reads a row.
+const LEAST_PART: Duration = Duration::from_millis(250);
+
+/// When a part of a scan is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// Nothing is under way.
+    First,
+    /// The one before it is still arriving.
+    Later,
+}
+
+/// How long a part may take that is asked for `elapsed` after reading began.
+/// A later one begins when the one before it ends: half of what was left when
+/// it was asked for keeps the transaction under 5 s.
+pub fn part_time(elapsed: Duration, part: Part) -> Duration {
+    let left = READING.saturating_sub(elapsed);
+    let bound = match part {
+        Part::First => left,
+        Part::Later => left / 2,
+    };
+    bound.max(LEAST_PART)
+}
+
 /// The minimum that a page may name: never above the first plausible row that
 /// it scanned, which may lie below the watermark.
 pub fn minimum(found: Option<OpUlid>, first_scanned: Option<OpUlid>) -> Option<OpUlid> {
