@@ -167,8 +167,8 @@ async fn many_pages(cluster: &Cluster, words: &str, host: &str, accept: &str) {
     let (time, copies) = (median(times), median(copies));
     let gzip = if accept.is_empty() { "plain" } else { "gzip" };
     println!(
-        "{words}, {gzip}: {PAGES} pages {AT_ONCE} at a time in {time:.0?}, {PAGES} COPYs in \
-         {copies:.0?}: ratio {:.2} (goal {GOAL_MANY:.2}), peak {:.1} MiB (goal 64)",
+        "{words}, {gzip}: {PAGES} pages {AT_ONCE} at a time in {time:.2?}, {PAGES} COPYs in \
+         {copies:.2?}: ratio {:.2} (goal {GOAL_MANY:.2}), peak {:.1} MiB (goal 64)",
         time.as_secs_f64() / copies.as_secs_f64(),
         server.peak_mib()
     );

@@ -207,6 +207,20 @@ mod tests {
         );
     }
 
+    /// With half a second for the lock, the slowest two parts in a row end
+    /// before a transaction is 5 s old.
+    #[test]
+    fn parts_keep_a_transaction_short() {
+        let ms = Duration::from_millis;
+        assert_eq!(part_time(ms(0), Part::First), READING);
+        assert_eq!(part_time(ms(9_000), Part::First), LEAST_PART);
+        for asked in 0..3_000 {
+            let one = part_time(ms(asked), Part::First);
+            let two = part_time(ms(asked), Part::Later);
+            assert!(ms(asked) + one + two <= ms(4_500));
+        }
+    }
+
     #[test]
     fn gaps() {
         let at = OpUlid::first_of_ms;
