@@ -1,1 +1,335 @@
-//! (daemon)
+//! The daemon: the only wiring. Pool, channels, listeners and the list of
+//! tasks are put together here; what each does is its room's.
+
+mod listen;
+mod peers;
+mod presence;
+mod sample;
+mod signals;
+
+use crate::clock::Clock;
+use crate::db::{self, Db, migrate};
+use crate::metrics::Metrics;
+use crate::pull::discover;
+use crate::serve::Serve;
+use crate::settings::Settings;
+use crate::show::admin::{self, Admin};
+use crate::show::gather::DaemonView;
+use crate::supervisor::{Namespace, Next, PROC_NET_DEV, Schedule, Stage, Supervisor, Task};
+use crate::values::{Host, PeerSet, TaskReport, TaskState};
+use crate::{http, pull};
+use listen::Listener;
+use peers::{Peers, Pulls};
+use sample::Sampler;
+use signals::Signals;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// Pooled connections: pages being built (3), batches being applied (2), and
+/// the short reads and writes of some forty peers and the operator's port.
+const POOL: usize = 12;
+/// How long a stop may take: contract 5 says 30 s, the rest is for the runtime.
+const STOP_WITHIN: Duration = Duration::from_secs(27);
+/// How often the set of peers is looked up.
+const DISCOVER_EVERY: Duration = Duration::from_secs(600);
+/// Peers are pulled first within this.
+const FIRST_PULL: Duration = Duration::from_secs(5);
+/// How often figures of the database are read for the metrics.
+const SAMPLE_EVERY: Duration = Duration::from_secs(30);
+/// How often the interfaces are looked at: one small file of `/proc`.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How a daemon that had started came to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// By a signal, everything finished or rolled back.
+    Stopped,
+    /// By a second signal, or at the bound: something was cut off.
+    CutOff,
+    /// The network namespace is orphaned: only a restart joins the new one.
+    Orphaned,
+}
+
+/// Why a daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database's.
+    #[error(transparent)]
+    Db(#[from] db::Error),
+    /// A listener could not be bound; says which.
+    #[error("{0}")]
+    Listen(String),
+    /// A setting that `run` needs is missing, or does not go with another.
+    #[error("{0}")]
+    Settings(String),
+    /// Anything else of this machine.
+    #[error("{0}")]
+    Machine(String),
+}
+
+/// Runs the daemon until a signal, or until it is orphaned.
+///
+/// # Errors
+/// It could not start; nothing was begun.
+pub async fn run(settings: Settings) -> Result<End, StartError> {
+    let mut signals = Signals::listen().map_err(|e| StartError::Machine(e.to_string()))?;
+    let orphaned = CancellationToken::new();
+    let started = tokio::select! {
+        biased;
+        () = signals.next() => return Ok(End::Stopped),
+        started = start(settings, orphaned.clone()) => started?,
+    };
+    let end = tokio::select! {
+        () = signals.next() => End::Stopped,
+        () = orphaned.cancelled() => End::Orphaned,
+    };
+    let cut_off = tokio::select! {
+        late = started.stop(STOP_WITHIN) => !late.is_empty(),
+        () = signals.next() => {
+            warn!("a second signal: cut off");
+            true
+        }
+    };
+    Ok(match end {
+        End::Stopped if cut_off => End::CutOff,
+        end => {
+            info!("stopped");
+            end
+        }
+    })
+}
+
+/// Everything that the tasks are made from.
+struct Parts {
+    settings: Arc<Settings>,
+    own: Host,
+    db: Db,
+    clock: Clock,
+    metrics: Metrics,
+    supervisor: Supervisor,
+}
+
+async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Supervisor, StartError> {
+    let own = settings.node_endpoint.clone().ok_or_else(|| {
+        let words = "OPENAUDIO_NODE_ENDPOINT is not set: `run` has to know this validator's own URL, \
+                     e.g. https://node.example";
+        StartError::Settings(words.to_owned())
+    })?;
+    let public = Listener::bind(settings.listen, "OPENAUDIO_MEDIORUM_SIDECAR_LISTEN")?;
+    let operators = Listener::bind(
+        settings.admin_listen,
+        "OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN",
+    )?;
+    let metrics = Metrics::new().map_err(|e| StartError::Machine(e.to_string()))?;
+    let version = env!("CARGO_PKG_VERSION");
+    metrics.build_info.with_label_values(&[version]).set(1);
+    let db = Db::open(&settings.db, "opsward", POOL).await?;
+    migrate::migrate(&mut db.client().await?).await?;
+    metrics.database_up.set(1);
+
+    let clock = Clock::System;
+    let parts = Parts {
+        supervisor: Supervisor::new(clock.clone(), metrics.clone()),
+        settings: Arc::new(settings),
+        own,
+        db,
+        clock,
+        metrics,
+    };
+    info!(
+        version,
+        own = %parts.own,
+        database = parts.db.shown(),
+        listen = %public.address,
+        admin = %operators.address,
+        read_only = parts.settings.read_only,
+        "started"
+    );
+    let (tell, peers) = watch::channel(None);
+    parts.listeners(public, operators, peers);
+    parts.peers(tell)?;
+    parts.presence();
+    parts.sampler();
+    parts.namespace(orphaned);
+    parts.say_tasks();
+    Ok(parts.supervisor)
+}
+
+impl Parts {
+    fn listeners(
+        &self,
+        public: Listener,
+        operators: Listener,
+        peers: watch::Receiver<Option<Arc<PeerSet>>>,
+    ) {
+        let reports = self.supervisor.reports();
+        let admin = Admin {
+            settings: self.settings.clone(),
+            db: self.db.clone(),
+            view: DaemonView {
+                started_at: self.clock.now(),
+                listen: public.address.to_string(),
+                admin_listen: operators.address.to_string(),
+                tasks: Arc::new(move || reports.all()),
+            },
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+        };
+        let serve = Serve::new(
+            self.db.clone(),
+            self.own.clone(),
+            self.clock.clone(),
+            self.metrics.clone(),
+            peers,
+        );
+        for (label, listener, handler, limits) in [
+            ("serve", public, serve.handler(), http::Limits::default()),
+            ("admin", operators, admin.handler(), admin::LIMITS),
+        ] {
+            let task = Task {
+                stage: Stage::Listener,
+                ..Task::new(label, Schedule::Forever)
+            };
+            self.supervisor.start(task, move |stop| {
+                let (listener, handler) = (listener.again(), handler.clone());
+                async move {
+                    http::serve(listener?, handler, limits, stop).await;
+                    Ok(Next::Scheduled)
+                }
+            });
+        }
+    }
+
+    fn peers(&self, tell: watch::Sender<Option<Arc<PeerSet>>>) -> Result<(), StartError> {
+        let s = &self.settings;
+        let off = match (s.read_only, s.sweep_peers) {
+            (true, _) => Some("OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on"),
+            (_, false) => Some("OPENAUDIO_MEDIORUM_SWEEP_PEERS=true turns it on"),
+            _ => None,
+        };
+        let pulls = match off {
+            Some(why) => {
+                self.supervisor.off("pull", why);
+                None
+            }
+            None => Some(Pulls::new(
+                self.supervisor.clone(),
+                self.puller()?,
+                Schedule::Every {
+                    interval: s.sweep_interval,
+                    first: FIRST_PULL,
+                },
+                self.metrics.clone(),
+            )),
+        };
+        let peers = Arc::new(Peers {
+            settings: self.settings.clone(),
+            own: self.own.clone(),
+            db: self.db.clone(),
+            registry: discover::registry_client().map_err(StartError::Machine)?,
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            tell,
+            pulls,
+        });
+        let schedule = Schedule::Every {
+            interval: DISCOVER_EVERY,
+            first: Duration::ZERO,
+        };
+        self.supervisor
+            .start(Task::new("discovery", schedule), move |stop| {
+                let peers = peers.clone();
+                async move { peers.run_once(&stop).await }
+            });
+        Ok(())
+    }
+
+    fn puller(&self) -> Result<pull::Puller, StartError> {
+        pull::Puller::of_settings(
+            &self.settings,
+            self.db.clone(),
+            self.own.clone(),
+            self.clock.clone(),
+            self.metrics.clone(),
+        )
+        .map_err(StartError::Machine)
+    }
+
+    fn presence(&self) {
+        let db = self.db.clone();
+        self.supervisor
+            .start(Task::new("presence", Schedule::Forever), move |stop| {
+                presence::hold(db.clone(), stop)
+            });
+    }
+
+    fn sampler(&self) {
+        let sampler = Arc::new(Sampler {
+            settings: self.settings.clone(),
+            db: self.db.clone(),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+        });
+        let schedule = Schedule::Every {
+            interval: SAMPLE_EVERY,
+            first: Duration::ZERO,
+        };
+        self.supervisor
+            .start(Task::new("figures", schedule), move |_| {
+                let sampler = sampler.clone();
+                async move { sampler.run_once().await }
+            });
+    }
+
+    fn say_tasks(&self) {
+        let (off, on): (Vec<_>, Vec<_>) = self
+            .supervisor
+            .reports()
+            .all()
+            .into_iter()
+            .partition(|t| t.state == TaskState::Off);
+        let names = |tasks: Vec<TaskReport>| {
+            let names: Vec<String> = tasks.into_iter().map(|t| t.name).collect();
+            names.join(" ")
+        };
+        info!(on = names(on), off = names(off), "tasks");
+    }
+
+    /// Without a list of interfaces to read there is nothing to watch.
+    fn namespace(&self, orphaned: CancellationToken) {
+        let namespace = match Namespace::note(Path::new(PROC_NET_DEV)) {
+            Ok(namespace) => namespace,
+            Err(e) => {
+                return self
+                    .supervisor
+                    .off("namespace", &format!("{PROC_NET_DEV} cannot be read: {e}"));
+            }
+        };
+        let schedule = Schedule::Every {
+            interval: LOOK_EVERY,
+            first: LOOK_EVERY,
+        };
+        self.supervisor
+            .start(Task::new("namespace", schedule), move |_| {
+                let is_orphaned = namespace.is_orphaned();
+                if is_orphaned {
+                    warn!(
+                        "every network interface of the start is gone: the container whose network \
+                         this shares was recreated; ending, so that a restart joins the new one"
+                    );
+                    orphaned.cancel();
+                }
+                async move {
+                    Ok(if is_orphaned {
+                        Next::Done
+                    } else {
+                        Next::Scheduled
+                    })
+                }
+            });
+    }
+}

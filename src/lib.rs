@@ -7,6 +7,7 @@ pub mod clock;
 pub mod daemon;
 pub mod db;
 pub mod http;
+pub mod logging;
 pub mod metrics;
 pub mod pull;
 pub mod records;

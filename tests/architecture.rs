@@ -20,6 +20,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("settings", &["values"]),
     ("clock", &[]),
     ("tls", &[]),
+    ("logging", &["settings"]),
     ("metrics", &["values"]),
     ("http", &["values", "clock", "metrics"]),
     ("db", &["values", "records", "settings", "tls"]),

@@ -15,6 +15,9 @@ pub enum Error {
     /// Reached, but it is not what opsward can work with; says what to do.
     #[error("{0}")]
     Unfit(String),
+    /// Work in one transaction took longer than a transaction may live.
+    #[error("{0}: it took too long")]
+    TooLong(&'static str),
     /// A statement failed.
     #[error("{what}: {}", describe(.source))]
     Query {

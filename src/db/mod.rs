@@ -11,10 +11,12 @@ pub mod floors;
 pub mod migrate;
 pub mod ops;
 pub mod peers;
+pub mod presence;
 pub mod pulls;
 pub mod readers;
 pub mod rejected;
 pub mod stats;
+pub mod uninstall;
 pub mod watermark;
 
 pub use connect::{Client, Db};

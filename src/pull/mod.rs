@@ -1,1 +1,334 @@
-//! (room pull)
+//! Contract 4: what this node lacks is read from its peers.
+//!
+//! The straight line of one page: cursor → request → body bytes → elements →
+//! ops → `Sweep` (no I/O) → `apply`, a transaction a batch → outcome → cursor,
+//! compare-and-set → record and metrics.
+
+pub mod apply;
+mod batch;
+pub mod client;
+pub mod decide;
+pub mod discover;
+pub mod retry;
+pub mod sweep;
+pub mod waves;
+
+use crate::clock::Clock;
+use crate::db::pulls::{Hold, PageSums};
+use crate::db::{self, Db, catalog, cursors, pulls};
+use crate::metrics::Metrics;
+use crate::settings::{Env, Settings};
+use crate::values::{Host, NodeWrite, OpUlid};
+use crate::wire::body::{BodyError, Limits, Scanner};
+use batch::Batch;
+use client::{Certificates, Page, PageError, http_client};
+use std::sync::Arc;
+use std::time::Duration;
+use sweep::{Ended, Sweep};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// What one page may be at most: an op of 32 MiB is three times the largest
+/// page, 20,000 ops twice what a node sends.
+const LIMITS: Limits = Limits {
+    op_bytes: 32 << 20,
+    body_bytes: 256 << 20,
+    ops: 20_000,
+    depth: 128,
+};
+/// Batches being applied at a time: the node needs the rest of the machine.
+const APPLIED_AT_ONCE: usize = 2;
+/// An op over this size is read by one peer at a time, so that what a peer
+/// can make the process hold is this and one batch, about 3 MiB, and all of
+/// them together one large op more.
+const LARGE_OP: usize = 256 << 10;
+
+/// Pulls pages; one for all peers. Cloning shares its bounds.
+#[derive(Clone)]
+pub struct Puller {
+    db: Db,
+    own: Host,
+    http: reqwest::Client,
+    clock: Clock,
+    metrics: Metrics,
+    appliers: Arc<Semaphore>,
+    large_op: Arc<Semaphore>,
+}
+
+/// Why a page was not taken; nothing of it counts but what was applied, which
+/// finds itself a duplicate next time.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The peer's doing.
+    #[error("{0}")]
+    Peer(String),
+    /// The database's.
+    #[error(transparent)]
+    Db(#[from] db::Error),
+    /// We are stopping.
+    #[error("stopped")]
+    Stopped,
+}
+
+impl From<PageError> for Failure {
+    fn from(error: PageError) -> Self {
+        Self::Peer(error.to_string())
+    }
+}
+
+/// What one page brought.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pulled {
+    /// The cursor that was asked with.
+    pub from: Option<OpUlid>,
+    /// The cursor now.
+    pub to: Option<OpUlid>,
+    /// Sums of its ops, and the gap that it crossed.
+    pub sums: PageSums,
+    /// Gaps of single tables that it crossed.
+    pub table_gaps: Vec<(String, OpUlid)>,
+    /// Before which op the cursor stays, and why.
+    pub hold: Option<Hold>,
+    /// When the next page is due at once: the pause before it.
+    pub next: Option<Duration>,
+    /// The peer's clock, as its answer said it.
+    pub date: Option<String>,
+}
+
+impl Puller {
+    /// A puller for the node `own`.
+    pub fn new(db: Db, own: Host, http: reqwest::Client, clock: Clock, metrics: Metrics) -> Self {
+        Self {
+            db,
+            own,
+            http,
+            clock,
+            metrics,
+            appliers: Arc::new(Semaphore::new(APPLIED_AT_ONCE)),
+            large_op: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// A puller as the settings say.
+    ///
+    /// # Errors
+    /// TLS cannot be set up; says why.
+    pub fn of_settings(
+        settings: &Settings,
+        db: Db,
+        own: Host,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Result<Self, String> {
+        let certificates = match (settings.env, settings.tls_self_signed) {
+            (Env::Dev, true) => Certificates::SelfSigned,
+            _ => Certificates::Verified,
+        };
+        Ok(Self::new(
+            db,
+            own,
+            http_client(certificates)?,
+            clock,
+            metrics,
+        ))
+    }
+
+    /// Pulls one page of `peer`, records what came of it and counts it. `stop`
+    /// ends it between two batches.
+    ///
+    /// # Errors
+    /// The peer's or the database's; recorded where the database allows it.
+    pub async fn run_once(&self, peer: &Host, stop: &CancellationToken) -> Result<Pulled, Failure> {
+        let began = Instant::now();
+        let result = self.page(peer, stop).await;
+        self.record(peer, &result).await;
+        result.map(|pulled| Pulled {
+            next: pulled.next.map(|_| decide::pause(began.elapsed())),
+            ..pulled
+        })
+    }
+
+    async fn page(&self, peer: &Host, stop: &CancellationToken) -> Result<Pulled, Failure> {
+        let client = self.db.client().await?;
+        let stored = cursors::load(&client, peer).await?;
+        let start = decide::start(&stored, self.clock.now_ms());
+        if start.reset {
+            self.reset(peer, &client).await?;
+        }
+        let relations = catalog::relations(&client).await?;
+        drop(client);
+
+        let ask = Page::ask(&self.http, peer, start.cursor, &self.own);
+        let mut page = stoppable(stop, ask).await?.map_err(Failure::Peer)?;
+        let sweep = Sweep::answered(start.cursor, page.headers.clone(), self.clock.now_ms());
+        let mut batch = Batch::new(self, peer, relations, sweep);
+        self.read(&mut page, &mut batch, stop).await?;
+        let (ended, mut sums, hold) = batch.finish(self.clock.now()).await?;
+        let read_node = if start.reset {
+            None
+        } else {
+            stored.node.as_deref()
+        };
+        let to = self.store(peer, &ended, read_node).await?;
+        // Counted only once the cursor stands at or above the minimum.
+        sums.gap = ended.gap.filter(|_| to.is_some());
+        Ok(Pulled {
+            from: start.cursor,
+            to,
+            sums,
+            table_gaps: ended.table_gaps,
+            hold,
+            next: ended.more.then_some(Duration::ZERO),
+            date: page.date().map(str::to_owned),
+        })
+    }
+
+    /// Body bytes → elements → batch, until the array ends or a bound is met.
+    async fn read(
+        &self,
+        page: &mut Page,
+        batch: &mut Batch<'_>,
+        stop: &CancellationToken,
+    ) -> Result<(), Failure> {
+        let mut scanner = Scanner::new(LIMITS);
+        let mut elements = Vec::new();
+        let mut large = None;
+        loop {
+            if scanner.pending() > LARGE_OP && large.is_none() {
+                large = stoppable(stop, self.large_op.acquire()).await?.ok();
+            }
+            let read_on = batch.alongside(page.read_on(&mut scanner, &mut elements));
+            let read = stoppable(stop, read_on).await??;
+            let now = self.clock.now();
+            for element in elements.drain(..) {
+                if !batch.take(element, now).await? {
+                    return Ok(());
+                }
+            }
+            match read {
+                Ok(true) if scanner.is_full() => return batch.stop_here(None, now).await,
+                Ok(true) => {}
+                Ok(false) => break,
+                // An op that we cannot hold is no reason to lose those before it.
+                Err(PageError::Body(e @ BodyError::OpTooLong(_))) => {
+                    return batch.stop_here(Some(e.to_string()), now).await;
+                }
+                Err(PageError::Body(BodyError::TooLong(_))) if scanner.found() > 0 => {
+                    return batch.stop_here(None, now).await;
+                }
+                Err(e) => return Err(e.into()),
+            }
+            if scanner.pending() == 0 {
+                large = None;
+            }
+        }
+        scanner.finish().map_err(|e| Failure::Peer(e.to_string()))
+    }
+
+    /// Writes the cursor; says where it stands now, `None` where it was dropped.
+    async fn store(
+        &self,
+        peer: &Host,
+        ended: &Ended,
+        read: Option<&str>,
+    ) -> Result<Option<OpUlid>, Failure> {
+        let Some(cursor) = ended.cursor else {
+            return Ok(None);
+        };
+        let now_ms = self.clock.now_ms();
+        let mut client = self.db.client().await?;
+        let decide = |found: Option<&str>| decide::node_write(read, found, cursor, now_ms);
+        let written = cursors::write(&mut client, peer, cursor, self.clock.now(), decide).await?;
+        match written.node {
+            NodeWrite::Reset => {
+                self.reset(peer, &client).await?;
+                return Ok(None);
+            }
+            NodeWrite::Set if decide::healed(written.node_before.as_deref(), now_ms) => {
+                self.metrics.cursors_healed.inc();
+                warn!(%peer, before = ?written.node_before, after = %cursor, "the node's cursor was implausible and is replaced");
+            }
+            NodeWrite::Set | NodeWrite::Leave => {}
+        }
+        Ok(Some(cursor))
+    }
+
+    async fn reset(&self, peer: &Host, client: &db::Client) -> Result<(), Failure> {
+        cursors::drop_own(client, peer).await?;
+        self.metrics.cursors_reset.inc();
+        info!(%peer, "the node's cursor was removed by an operator: the peer's log is read anew");
+        Ok(())
+    }
+
+    /// Counts, logs and keeps what came of a page.
+    async fn record(&self, peer: &Host, result: &Result<Pulled, Failure>) {
+        let outcome = match result {
+            Ok(p) if p.hold.is_some() => "held",
+            Ok(_) => "ok",
+            Err(Failure::Stopped) => return,
+            Err(_) => "failed",
+        };
+        self.metrics
+            .sweeps_pulled
+            .with_label_values(&[peer.as_str(), outcome])
+            .inc();
+        if let Ok(pulled) = result {
+            self.count(peer, pulled);
+        }
+        if let Err(error) = self.keep(peer, result, outcome).await {
+            warn!(%peer, %error, "what came of a pull could not be recorded");
+        }
+    }
+
+    fn count(&self, peer: &Host, pulled: &Pulled) {
+        if let Some((from, to)) = pulled.sums.gap {
+            self.metrics.gap_advances.inc();
+            warn!(%peer, %from, %to, "the peer's log begins later than our cursor: ops between are gone for good");
+        }
+        for (table, floor) in &pulled.table_gaps {
+            // Tables are bounded by the models: others share one label.
+            let label = crate::records::models()
+                .get(table)
+                .map_or("other", |m| m.table.as_str());
+            self.metrics.table_gaps.with_label_values(&[label]).inc();
+            warn!(%peer, table, %floor, "the peer has pruned ops of this table that we had not read");
+        }
+        if let Some(hold) = &pulled.hold {
+            warn!(%peer, ulid = %hold.ulid, table = hold.table, reason = hold.reason, "the cursor stays before an op that is not understood");
+        }
+        if pulled.sums.rejected > 0 {
+            warn!(%peer, ops = pulled.sums.rejected, unkept = pulled.sums.rejected_unkept, "ops were refused: see `opsward rejected list`");
+        }
+    }
+
+    async fn keep(
+        &self,
+        peer: &Host,
+        result: &Result<Pulled, Failure>,
+        outcome: &str,
+    ) -> db::Result<()> {
+        let client = self.db.client().await?;
+        let now = self.clock.now();
+        match result {
+            Ok(pulled) => {
+                pulls::succeeded(&client, peer, &pulled.sums, outcome, now).await?;
+                pulls::hold(&client, peer, pulled.hold.as_ref(), now).await?;
+                self.metrics.peers_held.set(pulls::held(&client).await?);
+            }
+            Err(failure) => pulls::failed(&client, peer, &failure.to_string(), now).await?,
+        }
+        Ok(())
+    }
+}
+
+/// A future that is given up when we stop.
+async fn stoppable<T>(
+    stop: &CancellationToken,
+    future: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    stop.run_until_cancelled(future)
+        .await
+        .ok_or(Failure::Stopped)
+}

@@ -73,4 +73,31 @@ impl DbTarget {
             .map_or(("?", 0), |(h, p)| (h.as_str(), *p));
         format!("{host}:{port}/{}", self.dbname.as_deref().unwrap_or("?"))
     }
+
+    /// The target as a URL with `***` for the password: for `config show`.
+    /// Run-time parameters are left out.
+    pub fn masked(&self) -> String {
+        let password = self.password.as_ref().map_or("", |_| ":***");
+        let hosts: Vec<String> = self
+            .hosts
+            .iter()
+            .map(|(host, port)| match host.contains(':') {
+                true => format!("[{host}]:{port}"),
+                false => format!("{host}:{port}"),
+            })
+            .collect();
+        let mode = match self.tls {
+            TlsMode::Disable => "disable",
+            TlsMode::Prefer => "prefer",
+            TlsMode::Require => "require",
+            TlsMode::VerifyCa => "verify-ca",
+            TlsMode::VerifyFull => "verify-full",
+        };
+        format!(
+            "postgresql://{}{password}@{}/{}?sslmode={mode}",
+            self.user,
+            hosts.join(","),
+            self.dbname.as_deref().unwrap_or_default()
+        )
+    }
 }

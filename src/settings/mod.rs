@@ -1,9 +1,28 @@
 //! Contract 8: what an operator can set. `Settings` is what the rest of the
 //! program sees; where a value came from and how it reads is known here only.
 
+//!
+//! The straight line: a `Source` (flags, environment, file) is read by `load`
+//! along the one `TABLE` of settings; what is wrong is collected as `Problems`.
+
+mod check;
 mod db_target;
+mod duration;
+pub mod generate;
+mod load;
+mod parse;
+mod pg_text;
+mod pg_url;
+mod problem;
+mod source;
+mod table;
 
 pub use db_target::{DbTarget, Secret, TlsMode};
+pub use load::{Loaded, Shown, load};
+pub use parse::log_filter;
+pub use problem::{Origin, Problem, Problems, Warning};
+pub use source::{DEFAULT_FILE, Source};
+pub use table::{Entry, Shape, TABLE, entry};
 
 use crate::values::Host;
 use std::net::SocketAddr;

@@ -1,1 +1,18 @@
-//! (room show)
+//! Contract 9: what the commands and the operator's port show.
+
+pub mod admin;
+pub mod advice;
+pub mod ask;
+pub mod doctor;
+mod envelope;
+pub mod format;
+pub mod gather;
+pub mod page;
+pub mod status;
+pub mod status_text;
+pub mod view;
+
+pub use crate::settings::Warning;
+pub use envelope::{
+    Changed, Done, ExitCode, Failure, Frame, Outcome, OutputMode, json, write_lines,
+};

@@ -13,7 +13,13 @@ impl Host {
     pub fn parse(text: &str) -> Option<Self> {
         let host = Self::normalise(text);
         let url = url::Url::parse(&host.0).ok()?;
-        let plain = matches!(url.scheme(), "http" | "https")
+        // The URL parser drops these, the text would keep them: one host, two
+        // names.
+        let clean = !host
+            .0
+            .contains(|c: char| c.is_whitespace() || c.is_control());
+        let plain = clean
+            && matches!(url.scheme(), "http" | "https")
             && url.host_str().is_some_and(|name| !name.is_empty())
             && url.username().is_empty()
             && url.password().is_none()
@@ -73,6 +79,9 @@ mod tests {
             "http://u:p@a",
             "http://a?b",
             "http://a#b",
+            "http://a/ /",
+            "http://a\tb",
+            "http://a/\u{c}//",
         ] {
             assert!(Host::parse(text).is_none(), "{text}");
         }

@@ -3,13 +3,16 @@
 //!
 //! A value is parsed once, at the edge, and carried as its type from there on.
 
+mod cursors;
 mod host;
 mod op;
 mod peers;
 mod plausible;
 mod sweep_headers;
+mod task;
 mod ulid;
 
+pub use cursors::{NodeWrite, StoredCursors};
 pub use host::Host;
 pub use op::{Action, Op, RejectReason};
 pub use peers::{Peer, PeerSet, PeerSource};
@@ -17,4 +20,5 @@ pub use plausible::{
     EARLIEST_MS, EARLIEST_ULID, MAX_AHEAD_MS, MAX_GAP_AHEAD_MS, is_plausible, latest_plausible,
 };
 pub use sweep_headers::{SweepHeaders, format_table_floors, names};
+pub use task::{TaskReport, TaskState};
 pub use ulid::OpUlid;

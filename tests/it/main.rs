@@ -8,6 +8,13 @@
 )]
 #![allow(dead_code, reason = "the harness serves modules that come and go")]
 
+mod batches;
+mod cli;
 mod harness;
 mod harness_test;
+mod pull;
+mod puller;
+mod records;
 mod serve;
+mod statements;
+mod supervision;

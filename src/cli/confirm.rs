@@ -1,0 +1,40 @@
+//! Asks before something that a person must decide on.
+
+use super::Context;
+use crate::show::{ExitCode, Failure, OutputMode};
+use clap::{Arg, ArgAction, ArgMatches};
+use std::io::{BufRead, IsTerminal, Write};
+
+/// The flag that answers before the question.
+pub(super) fn flag() -> Arg {
+    Arg::new("yes")
+        .long("yes")
+        .action(ArgAction::SetTrue)
+        .help("Do not ask")
+}
+
+/// Says what will be done and asks, unless `--yes` was given. Where nobody can
+/// be asked the answer is no.
+///
+/// # Errors
+/// It was not confirmed: nothing was done, exit 3.
+pub(super) fn confirm(context: &Context, args: &ArgMatches, what: &str) -> Result<(), Failure> {
+    let stdin = std::io::stdin();
+    let refused = |text: String| Err(Failure::new(ExitCode::Refused, "not_confirmed", text));
+    if args.get_flag("yes") {
+        return Ok(());
+    }
+    if context.output == OutputMode::Json || !stdin.is_terminal() {
+        return refused(format!("nothing was done: {what}"))
+            .map_err(|f: Failure| f.fix("say --yes where nobody can be asked"));
+    }
+    let mut stderr = std::io::stderr();
+    let _ = write!(stderr, "{what}\nGo on? [y/N] ");
+    let _ = stderr.flush();
+    let mut line = String::new();
+    let read = stdin.lock().read_line(&mut line).is_ok();
+    match read && ["y", "yes"].contains(&line.trim().to_lowercase().as_str()) {
+        true => Ok(()),
+        false => refused("nothing was done".to_owned()),
+    }
+}

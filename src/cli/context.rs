@@ -1,0 +1,77 @@
+//! What a command is handed.
+
+use crate::clock::Clock;
+use crate::db::Db;
+use crate::settings::{Loaded, Origin, Problem, Problems, Settings, Shown, Warning, entry};
+use crate::show::{Failure, OutputMode};
+use crate::values::Host;
+
+/// What a command knows before the settings are known to be usable.
+#[derive(Debug)]
+pub struct Early {
+    /// The settings, or all that is wrong with them.
+    pub loaded: Result<Loaded, Problems>,
+    /// The time.
+    pub clock: Clock,
+    /// How results are written.
+    pub output: OutputMode,
+}
+
+/// What a command works with.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The settings.
+    pub settings: Settings,
+    /// Each setting as shown, with where it came from.
+    pub origins: Vec<Shown>,
+    /// What the settings warn of; shown or logged around the command.
+    pub warnings: Vec<Warning>,
+    /// The time.
+    pub clock: Clock,
+    /// How results are written.
+    pub output: OutputMode,
+}
+
+impl Context {
+    /// A context of settings that can be used.
+    pub(super) fn new(loaded: Loaded, early: &Early) -> Self {
+        Self {
+            settings: loaded.settings,
+            origins: loaded.origins,
+            warnings: loaded.warnings,
+            clock: early.clock.clone(),
+            output: early.output,
+        }
+    }
+
+    /// This validator, for commands where self matters.
+    ///
+    /// # Errors
+    /// It is not set: exit 64.
+    pub fn self_host(&self) -> Result<&Host, Failure> {
+        if let Some(host) = &self.settings.node_endpoint {
+            return Ok(host);
+        }
+        let entry = entry("node_endpoint");
+        Err(Failure::from(Problems {
+            problems: vec![Problem {
+                setting: entry.map_or("", |entry| entry.variable()).to_owned(),
+                value: None,
+                origin: Origin::Default,
+                why: "it is not set, and this command must know which validator it is".to_owned(),
+                allowed: entry.map_or("", |entry| entry.allowed).to_owned(),
+            }],
+            warnings: Vec::new(),
+        }))
+    }
+
+    /// Opens the node's database with at most `size` connections that the
+    /// server lists as `opsward <command>`.
+    ///
+    /// # Errors
+    /// The database's: away is exit 75, all else 1.
+    pub async fn open_db(&self, command: &str, size: usize) -> Result<Db, Failure> {
+        let name = format!("opsward {command}");
+        Ok(Db::open(&self.settings.db, &name, size).await?)
+    }
+}

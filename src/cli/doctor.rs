@@ -1,0 +1,156 @@
+//! `opsward doctor`: looks at everything that the daemon needs.
+
+mod outside;
+
+use super::{Command, Context, Output, Run};
+use crate::clock::Clock;
+use crate::db::{self, Client, Db, catalog, stats};
+use crate::records;
+use crate::settings::Settings;
+use crate::show::doctor::{self, Check};
+use crate::show::gather::gather;
+use crate::show::status::Status;
+use crate::show::{Done, ExitCode, Outcome, ask};
+use crate::values::{Host, PeerSet};
+use clap::ArgMatches;
+use serde_json::json;
+
+/// The command.
+pub(super) const COMMAND: Command = Command {
+    name: "doctor",
+    args: |command| command.about("Look at everything that the daemon needs, say what is wrong"),
+    output: Output::Envelope,
+    run: Run::Settled(|context, args| Box::pin(run(context, args))),
+};
+
+/// Fails when a check does.
+async fn run(context: &Context, _: &ArgMatches) -> Outcome {
+    let settings = &context.settings;
+    let clock = context.clock.clone();
+    let db = Db::open(&settings.db, "opsward doctor", 2).await;
+    let mut status = gather(settings, db.as_ref(), None, &clock).await;
+    if let Ok(answer) = ask::status(settings.admin_listen).await {
+        status.daemon = answer.result.daemon;
+    }
+    let mut checks = doctor::settings(&context.warnings);
+    let mut remembered = None;
+    match &db {
+        Ok(db) => match in_database(db, &status, &clock).await {
+            Ok((found, peers)) => {
+                checks.extend(found);
+                remembered = peers;
+            }
+            Err(e) => checks.push(doctor::no_database(&status.database.shown, &e)),
+        },
+        Err(e) => checks.push(doctor::no_database(&status.database.shown, e)),
+    }
+    checks.extend(outside(settings, remembered, &clock).await);
+    checks.extend(doctor::replication(&status));
+
+    let exit = match doctor::has_failure(&checks) {
+        true => ExitCode::Failed,
+        false => ExitCode::Done,
+    };
+    Ok(Done::new(json!({ "checks": checks }), doctor::text(&checks)).exit(exit))
+}
+
+async fn in_database(
+    db: &Db,
+    status: &Status,
+    clock: &Clock,
+) -> db::Result<(Vec<Check>, Option<PeerSet>)> {
+    let client = db.client().await?;
+    let tables: Vec<&str> = records::models().iter().map(|m| m.table.as_str()).collect();
+    let fitness = stats::fitness(&client, &tables).await?;
+    let mut checks = doctor::database(status, &fitness, clock.now());
+    checks.push(doctor::models(&drift(&client).await?));
+    let has_schema = status.database.schema_version.unwrap_or(0) > 0;
+    let remembered = if has_schema {
+        db::peers::remembered(&client).await?
+    } else {
+        None
+    };
+    Ok((checks, remembered))
+}
+
+/// What of the node's tables is in no model.
+async fn drift(client: &Client) -> db::Result<Vec<String>> {
+    let relations = catalog::relations(client).await?;
+    let mut found = Vec::new();
+    for model in records::models().iter() {
+        let Some(columns) = relations.columns(&model.table) else {
+            found.push(format!("there is no table {}", model.table));
+            continue;
+        };
+        let known = |name: &String| model.columns.iter().any(|c| c.name == *name);
+        let unknown: Vec<&str> = columns
+            .iter()
+            .filter(|c| !known(c))
+            .map(String::as_str)
+            .collect();
+        if !unknown.is_empty() {
+            found.push(format!(
+                "{} has columns of no model: {}",
+                model.table,
+                unknown.join(", ")
+            ));
+        }
+        let lacks = |name: &&str| !columns.iter().any(|c| c == name);
+        let lacking: Vec<&str> = model
+            .columns
+            .iter()
+            .map(|c| c.name.as_str())
+            .filter(lacks)
+            .collect();
+        if !lacking.is_empty() {
+            found.push(format!("{} lacks {}", model.table, lacking.join(", ")));
+        }
+    }
+    Ok(found)
+}
+
+async fn outside(settings: &Settings, remembered: Option<PeerSet>, clock: &Clock) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let looked_up = outside::peers(settings).await;
+    checks.push(doctor::discovery(
+        looked_up
+            .as_ref()
+            .map(|found| (found.peers.peers.len(), found.via.as_str()))
+            .map_err(String::as_str),
+        remembered.is_some(),
+    ));
+    let http = match outside::client(settings) {
+        Ok(http) => http,
+        Err(why) => {
+            let fix = "see the system's certificates (ca-certificates)";
+            checks.push(Check::fail("tls", why, fix));
+            return checks;
+        }
+    };
+    match &settings.node_endpoint {
+        Some(own) => {
+            let url = format!("{own}/internal/crud/sweep");
+            let answered = outside::version(&http, own, clock).await;
+            checks.push(doctor::public_url(
+                &url,
+                answered
+                    .as_ref()
+                    .map(Option::as_deref)
+                    .map_err(String::as_str),
+            ));
+        }
+        None => checks.push(Check::fail(
+            "self",
+            "OPENAUDIO_NODE_ENDPOINT is not set",
+            "set it to this validator's own URL: `run` needs it",
+        )),
+    }
+    let set = looked_up.map(|found| found.peers).ok().or(remembered);
+    let hosts: Vec<Host> = set
+        .into_iter()
+        .flat_map(|s| s.peers)
+        .map(|p| p.host)
+        .collect();
+    checks.extend(outside::clock(&http, &hosts, clock).await);
+    checks
+}

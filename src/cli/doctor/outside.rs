@@ -1,0 +1,84 @@
+//! What `doctor` asks over the network: the registry, self's public URL, and
+//! a few peers for the time.
+
+use crate::clock::Clock;
+use crate::pull::client::{Certificates, http_client, shown};
+use crate::pull::discover::{Found, discover, registry_client, static_peers};
+use crate::settings::{Env, Settings};
+use crate::show::doctor::{self, Check};
+use crate::values::{Host, OpUlid, names};
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
+use reqwest::Client;
+use reqwest::header::DATE;
+use std::time::Duration;
+
+/// How long one of these may take.
+const WITHIN: Duration = Duration::from_secs(10);
+/// Peers asked for the time: a median needs three (contract 5).
+const CLOCKS: usize = 5;
+/// No reader: the daemon notes only those that say they are mediorum.
+const USER_AGENT: &str = concat!("opsward-doctor/", env!("CARGO_PKG_VERSION"));
+
+/// The peers, as the daemon would look them up now.
+pub(super) async fn peers(settings: &Settings) -> Result<Found, String> {
+    let own = settings.node_endpoint.as_ref();
+    match &settings.peers {
+        Some(hosts) => Ok(static_peers(hosts, own)),
+        None => discover(&registry_client()?, &settings.node_url, own).await,
+    }
+}
+
+/// A client that believes what the daemon's believes.
+pub(super) fn client(settings: &Settings) -> Result<Client, String> {
+    http_client(if settings.tls_self_signed && settings.env == Env::Dev {
+        Certificates::SelfSigned
+    } else {
+        Certificates::Verified
+    })
+}
+
+/// The version of the opsward that answers at a public URL; `None` when what
+/// answers is none. Asked for what comes after now: hardly anything.
+pub(super) async fn version(
+    http: &Client,
+    own: &Host,
+    clock: &Clock,
+) -> Result<Option<String>, String> {
+    let after = OpUlid::first_of_ms(clock.now_ms());
+    let request = http
+        .get(format!("{own}/internal/crud/sweep?after={after}"))
+        .header("User-Agent", USER_AGENT)
+        .timeout(WITHIN);
+    let response = request.send().await.map_err(|e| shown(&e))?;
+    let version = response.headers().get(names::VERSION);
+    Ok(version.and_then(|v| v.to_str().ok()).map(str::to_owned))
+}
+
+/// The median of a few peers' clocks against ours; nothing where too few say.
+pub(super) async fn clock(http: &Client, peers: &[Host], clock: &Clock) -> Option<Check> {
+    let asked = peers.iter().take(CLOCKS).map(|peer| date(http, peer));
+    let mut dates: Vec<Timestamp> = join_all(asked).await.into_iter().flatten().collect();
+    if dates.len() < 3 {
+        return None;
+    }
+    dates.sort();
+    let median = dates[dates.len() / 2];
+    Some(doctor::clock(
+        "peers_clock",
+        "the peers'",
+        median,
+        clock.now(),
+    ))
+}
+
+async fn date(http: &Client, peer: &Host) -> Option<Timestamp> {
+    let request = http
+        .head(format!("{peer}/health_check"))
+        .header("User-Agent", USER_AGENT)
+        .timeout(WITHIN);
+    let response = request.send().await.ok()?;
+    let date = response.headers().get(DATE)?.to_str().ok()?;
+    rfc2822::parse(date).ok().map(|zoned| zoned.timestamp())
+}

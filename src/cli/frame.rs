@@ -1,0 +1,249 @@
+//! Around every command: the flags of the settings table, `--config` and
+//! `--output`, and the way out.
+
+use super::{COMMANDS, Early, Output};
+use crate::settings::{self, DEFAULT_FILE, Entry, Shape, Source, TABLE, Warning};
+use crate::show::{self, ExitCode, Failure, Frame, Outcome, OutputMode};
+use clap::builder::PossibleValuesParser;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use std::io;
+use std::path::PathBuf;
+
+const CONFIG: &str = "config";
+const OUTPUT: &str = "output";
+
+/// The whole command line.
+pub(super) fn command() -> clap::Command {
+    let mut command = clap::Command::new("opsward")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .arg(
+            Arg::new(CONFIG)
+                .long(CONFIG)
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .global(true)
+                .help(format!(
+                    "Settings file [default {DEFAULT_FILE}, where it exists]"
+                )),
+        )
+        .args(TABLE.iter().map(flag));
+    for of_list in COMMANDS {
+        let mut sub = (of_list.args)(clap::Command::new(of_list.name));
+        if of_list.output == Output::Envelope {
+            sub = sub.arg(output_flag());
+        }
+        command = command.subcommand(sub);
+    }
+    command
+}
+
+/// A setting's flag.
+fn flag(entry: &Entry) -> Arg {
+    let arg = Arg::new(entry.key)
+        .long(entry.flag())
+        .global(true)
+        .action(ArgAction::Set)
+        .allow_hyphen_values(true)
+        .help_heading("Settings")
+        .hide_short_help(true)
+        .help(settings::generate::help(entry));
+    match entry.shape {
+        Shape::Text(name) | Shape::Secret(name, _) => arg.value_name(name),
+        Shape::Switch => arg
+            .value_name("BOOL")
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true"),
+    }
+}
+
+fn output_flag() -> Arg {
+    Arg::new(OUTPUT)
+        .long(OUTPUT)
+        .value_name("FORMAT")
+        .value_parser(PossibleValuesParser::new(["text", "json"]))
+        .default_value("text")
+        .global(true)
+        .help("How the result is written")
+}
+
+/// The innermost command's arguments: they hold the global ones of all.
+fn innermost(mut args: &ArgMatches) -> &ArgMatches {
+    while let Some((_, inner)) = args.subcommand() {
+        args = inner;
+    }
+    args
+}
+
+/// The command's words: `config show`.
+pub(super) fn words(name: &str, mut args: &ArgMatches) -> String {
+    let mut words = name.to_owned();
+    while let Some((name, inner)) = args.subcommand() {
+        words.push(' ');
+        words.push_str(name);
+        args = inner;
+    }
+    words
+}
+
+/// How the result is to be written.
+pub(super) fn output(args: &ArgMatches) -> OutputMode {
+    match innermost(args)
+        .get_one::<String>(OUTPUT)
+        .map(String::as_str)
+    {
+        Some("json") => OutputMode::Json,
+        _ => OutputMode::Text,
+    }
+}
+
+/// The source with what the command line says.
+pub(super) fn with_flags(mut source: Source, args: &ArgMatches) -> Source {
+    let args = innermost(args);
+    source.config = args.get_one::<PathBuf>(CONFIG).cloned();
+    for entry in TABLE {
+        if args.value_source(entry.key) == Some(ValueSource::CommandLine)
+            && let Some(text) = args.get_one::<String>(entry.key)
+        {
+            source.flags.insert(entry.key, text.clone());
+        }
+    }
+    source
+}
+
+/// Writes the outcome where it belongs and says how the process ends.
+pub(super) fn finish(command: &str, output: Output, early: &Early, outcome: Outcome) -> ExitCode {
+    let exit = match &outcome {
+        Ok(done) => done.exit,
+        Err(failure) => failure.exit,
+    };
+    let warnings: &[Warning] = match (&early.loaded, output) {
+        (Ok(loaded), Output::Envelope) => &loaded.warnings,
+        (Err(found), Output::Envelope) => &found.warnings,
+        // Logged before the command ran.
+        (Ok(_), Output::Own) => &[],
+        (Err(found), Output::Own) if outcome.is_err() => &found.warnings,
+        (Err(_), Output::Own) => &[],
+    };
+    let text = match early.output {
+        OutputMode::Json => {
+            let loaded = early.loaded.as_ref().ok();
+            let frame = Frame {
+                command,
+                at: early.clock.now(),
+                own: loaded.and_then(|loaded| loaded.settings.node_endpoint.as_ref()),
+                warnings,
+            };
+            show::json(frame, &outcome)
+        }
+        OutputMode::Text => {
+            let own = outcome.as_ref().map_or(&[][..], |done| &done.warnings);
+            for warning in warnings.iter().chain(own) {
+                say(&format!("warning: {warning}"));
+            }
+            match outcome {
+                Ok(done) => done.text,
+                Err(failure) => {
+                    say(&told(&failure));
+                    String::new()
+                }
+            }
+        }
+    };
+    match show::write_lines(io::stdout().lock(), &text) {
+        Ok(()) => exit,
+        Err(error) => {
+            say(&format!("opsward: the result cannot be written: {error}"));
+            ExitCode::Failed
+        }
+    }
+}
+
+/// A failure for people.
+fn told(failure: &Failure) -> String {
+    let Failure { text, fix, .. } = failure;
+    if fix.is_empty() {
+        format!("opsward: {text}")
+    } else {
+        format!("opsward: {text}; {fix}")
+    }
+}
+
+/// To stderr; where that is closed there is nobody to tell.
+fn say(text: &str) {
+    let _ = show::write_lines(io::stderr().lock(), text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(line: &[&str]) -> Source {
+        let matches = command().try_get_matches_from(line).unwrap();
+        let (_, args) = matches.subcommand().unwrap();
+        let mut source = Source::process();
+        source.env.clear();
+        with_flags(source, args)
+    }
+
+    #[test]
+    fn the_command_line_holds_together() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn settings_flags_may_stand_anywhere() {
+        let source = source(&[
+            "opsward",
+            "--read-only",
+            "--listen=1.1.1.1:1",
+            "config",
+            "--sweep-peers=false",
+            "show",
+            "--log-level",
+            "debug",
+            "--listen=2.2.2.2:2",
+            "--config=/x",
+        ]);
+        let flags: Vec<(&str, &str)> = source.flags.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        assert_eq!(
+            flags,
+            [
+                ("listen", "2.2.2.2:2"),
+                ("log_level", "debug"),
+                ("read_only", "true"),
+                ("sweep_peers", "false")
+            ]
+        );
+        assert_eq!(source.config, Some("/x".into()));
+    }
+
+    #[test]
+    fn words_and_output() {
+        let matches = command()
+            .try_get_matches_from(["opsward", "config", "--output=json", "show"])
+            .unwrap();
+        let (name, args) = matches.subcommand().unwrap();
+        assert_eq!(words(name, args), "config show");
+        assert_eq!(output(args), OutputMode::Json);
+    }
+
+    #[test]
+    fn what_is_no_command_line() {
+        for line in [
+            &["opsward"][..],
+            &["opsward", "conifg"],
+            &["opsward", "config"],
+            &["opsward", "version", "--output", "xml"],
+            &["opsward", "completions", "bash", "--output", "json"],
+            &["opsward", "config", "show", "--no-such"],
+        ] {
+            assert!(command().try_get_matches_from(line).is_err(), "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! `opsward rejected list|retry|drop`: ops that were refused on the way in.
+
+use super::confirm::{self, confirm};
+use super::{Command, Context, Output, Run};
+use crate::db::rejected::{self, Kept};
+use crate::db::{Client, migrate};
+use crate::pull::retry::{Retried, retry};
+use crate::show::{self, Changed, Done, ExitCode, Failure, Outcome};
+use crate::values::Host;
+use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use serde_json::{Value, json};
+
+/// The command.
+pub(super) const COMMAND: Command = Command {
+    name: "rejected",
+    args: |command| {
+        command
+            .about("List, retry or drop the ops that were refused")
+            .subcommand_required(true)
+            .arg_required_else_help(true)
+            .subcommand(
+                clap::Command::new("list")
+                    .about("Show refused ops, the oldest first")
+                    .arg(peer())
+                    .arg(
+                        Arg::new("limit")
+                            .long("limit")
+                            .value_name("N")
+                            .value_parser(value_parser!(i64).range(1..=100_000))
+                            .default_value("100")
+                            .help("How many at most"),
+                    )
+                    .arg(
+                        Arg::new("whole")
+                            .long("whole")
+                            .action(ArgAction::SetTrue)
+                            .help("Print each op whole, as it was received, a line each"),
+                    ),
+            )
+            .subcommand(which(clap::Command::new("retry").about(
+                "Try refused ops as if they came now; those that apply are no longer kept",
+            )))
+            .subcommand(
+                which(clap::Command::new("drop").about("Forget refused ops for good"))
+                    .arg(confirm::flag()),
+            )
+    },
+    output: Output::Envelope,
+    run: Run::Settled(|context, args| Box::pin(run(context, args))),
+};
+
+fn peer() -> Arg {
+    Arg::new("peer")
+        .long("peer")
+        .value_name("URL")
+        .value_parser(|text: &str| {
+            Host::parse(text).ok_or("a peer is a URL such as https://node.example")
+        })
+        .help("Only those that this peer sent first")
+}
+
+/// Which ops: by id, of a peer, or all; one of the three has to be said.
+fn which(command: clap::Command) -> clap::Command {
+    command
+        .arg(
+            Arg::new("id")
+                .value_name("ID")
+                .num_args(0..)
+                .value_parser(value_parser!(i64))
+                .help("Ids as `rejected list` shows them"),
+        )
+        .arg(peer())
+        .arg(
+            Arg::new("all")
+                .long("all")
+                .action(ArgAction::SetTrue)
+                .help("All of them"),
+        )
+        .group(
+            clap::ArgGroup::new("which")
+                .args(["id", "peer", "all"])
+                .required(true),
+        )
+}
+
+async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+    let db = context.open_db("rejected", 2).await?;
+    let mut client = db.client().await?;
+    migrate::migrate(&mut client).await?;
+    match args.subcommand() {
+        Some(("retry", args)) => retry_all(context, &mut client, args).await,
+        Some(("drop", args)) => drop_all(context, &client, args).await,
+        Some((_, args)) => list(&client, args).await,
+        None => Err(Failure::new(
+            ExitCode::Usage,
+            "usage",
+            "say list, retry or drop",
+        )),
+    }
+}
+
+async fn list(client: &Client, args: &ArgMatches) -> Outcome {
+    let limit = args.get_one::<i64>("limit").copied().unwrap_or(100);
+    let ops = rejected::list(client, args.get_one::<Host>("peer"), 0, limit).await?;
+    let text = match (ops.is_empty(), args.get_flag("whole")) {
+        (true, _) => "no op was refused".to_owned(),
+        (false, true) => ops.iter().map(whole).collect::<Vec<_>>().join("\n"),
+        (false, false) => show::format::lines(
+            &["id", "ulid", "table", "why", "times", "last", "peer"],
+            ops.iter().map(line),
+        ),
+    };
+    let result: Vec<Value> = ops.iter().map(as_json).collect();
+    Ok(Done::new(json!({ "ops": result }), text))
+}
+
+fn whole(op: &Kept) -> String {
+    String::from_utf8_lossy(&op.bytes).into_owned()
+}
+
+fn line(op: &Kept) -> Vec<String> {
+    let why = format!(
+        "{}: {}",
+        op.code,
+        op.detail.chars().take(60).collect::<String>()
+    );
+    let last = op.last_seen.strftime("%Y-%m-%d %H:%M").to_string();
+    vec![
+        op.id.to_string(),
+        op.ulid.clone(),
+        op.table.clone(),
+        why,
+        op.times.to_string(),
+        last,
+        op.peer.clone(),
+    ]
+}
+
+fn as_json(op: &Kept) -> Value {
+    json!({
+        "id": op.id, "peer": op.peer, "ulid": op.ulid, "table": op.table, "code": op.code,
+        "detail": op.detail, "times": op.times, "first_seen": op.first_seen, "last_seen": op.last_seen,
+        "op": whole(op),
+    })
+}
+
+/// The ops that the arguments name; an id that is not kept is an error.
+async fn named(client: &Client, args: &ArgMatches) -> Result<Vec<Kept>, Failure> {
+    let Some(ids) = args.get_many::<i64>("id") else {
+        return Ok(rejected::list(client, args.get_one::<Host>("peer"), 0, i64::MAX).await?);
+    };
+    let mut ops = Vec::new();
+    for id in ids {
+        let op = rejected::get(client, *id).await?;
+        ops.push(op.ok_or_else(|| {
+            Failure::new(
+                ExitCode::Failed,
+                "no_such_op",
+                format!("no refused op has the id {id}"),
+            )
+            .fix("see `opsward rejected list`")
+        })?);
+    }
+    Ok(ops)
+}
+
+async fn retry_all(context: &Context, client: &mut Client, args: &ArgMatches) -> Outcome {
+    if context.settings.read_only {
+        let text = "READ_ONLY is set: retrying writes ops and records, so nothing was tried";
+        return Err(Failure::new(ExitCode::Refused, "read_only", text)
+            .fix("set OPENAUDIO_MEDIORUM_READ_ONLY=false to retry"));
+    }
+    let ops = named(client, args).await?;
+    let mut results = Vec::new();
+    for op in &ops {
+        results.push((op, retry(client, op, &context.clock).await?));
+    }
+    let settled = results
+        .iter()
+        .any(|(_, r)| !matches!(r, Retried::Refused(_)));
+    let refused = results
+        .iter()
+        .any(|(_, r)| matches!(r, Retried::Refused(_)));
+    let text = match results.is_empty() {
+        true => "no op is kept".to_owned(),
+        false => show::format::lines(
+            &["id", "ulid", "table", "outcome"],
+            results.iter().map(|(op, r)| {
+                vec![
+                    op.id.to_string(),
+                    op.ulid.clone(),
+                    op.table.clone(),
+                    told(r),
+                ]
+            }),
+        ),
+    };
+    let json: Vec<Value> = results
+        .iter()
+        .map(|(op, r)| json!({ "id": op.id, "retried": r }))
+        .collect();
+    Ok(Done::new(json!({ "ops": json }), text)
+        .changed(if settled { Changed::Yes } else { Changed::No })
+        .exit(if refused {
+            ExitCode::Failed
+        } else {
+            ExitCode::Done
+        }))
+}
+
+fn told(result: &Retried) -> String {
+    match result {
+        Retried::Applied => "applied".into(),
+        Retried::Duplicate => "in the log already".into(),
+        Retried::Refused(why) => format!("still refused: {why}"),
+    }
+}
+
+async fn drop_all(context: &Context, client: &Client, args: &ArgMatches) -> Outcome {
+    let ids: Vec<i64> = named(client, args).await?.iter().map(|op| op.id).collect();
+    let question = format!("This forgets {} refused ops for good.", ids.len());
+    confirm(context, args, &question)?;
+    let dropped = rejected::drop(client, &ids).await?;
+    Ok(Done::new(
+        json!({ "dropped": dropped }),
+        format!("{dropped} refused ops are forgotten"),
+    )
+    .changed(if dropped > 0 {
+        Changed::Yes
+    } else {
+        Changed::No
+    }))
+}

@@ -1,0 +1,95 @@
+//! `opsward uninstall`: removes everything that opsward made.
+
+use super::confirm::{self, confirm};
+use super::{Command, Context, Output, Run};
+use crate::db::uninstall::{Found, Owned, Removal, find, remove};
+use crate::show::{Changed, Done, ExitCode, Failure, Outcome};
+use clap::ArgMatches;
+use serde_json::json;
+
+/// The command.
+pub(super) const COMMAND: Command = Command {
+    name: "uninstall",
+    args: |command| {
+        command
+            .about("Remove everything that opsward made in the database")
+            .arg(confirm::flag())
+    },
+    output: Output::Envelope,
+    run: Run::Settled(|context, args| Box::pin(run(context, args))),
+};
+
+async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+    let db = context.open_db("uninstall", 1).await?;
+    let mut client = db.client().await?;
+    let owned = match find(&client).await? {
+        Found::Nothing => {
+            return Ok(done(
+                Changed::No,
+                &[],
+                format!("{} holds nothing of opsward.", db.shown()),
+            ));
+        }
+        Found::Foreign => {
+            let text = format!(
+                "the schema opsward in {} was made by no opsward",
+                db.shown()
+            );
+            return Err(refused(text).fix("drop it yourself, if it is to go"));
+        }
+        Found::Ours(owned) => owned,
+    };
+    if context.settings.read_only && !owned.is_empty() {
+        let names = names(&owned).join(", ");
+        let text = format!(
+            "READ_ONLY is set, and what opsward made outside its schema would go too: {names}"
+        );
+        return Err(refused(text).fix("set OPENAUDIO_MEDIORUM_READ_ONLY=false to remove it"));
+    }
+    let what = format!(
+        "This removes from {}: {}.\nCursors, refused ops and all other state of opsward are lost; \
+         the node's own tables stay as they are.",
+        db.shown(),
+        listed(&owned)
+    );
+    confirm(context, args, &what)?;
+    match remove(&mut client, &owned).await? {
+        Removal::Done => {
+            let text = format!("Removed from {}: {}.", db.shown(), listed(&owned));
+            Ok(done(Changed::Yes, &owned, text))
+        }
+        Removal::DaemonConnected => {
+            let text = format!(
+                "a daemon is connected to {}: nothing was removed",
+                db.shown()
+            );
+            Err(Failure::new(ExitCode::Held, "daemon_connected", text).fix("stop it first"))
+        }
+        Removal::Changed => Err(refused(
+            "what opsward owns changed meanwhile: nothing was removed".to_owned(),
+        )
+        .fix("look again")),
+    }
+}
+
+fn refused(text: String) -> Failure {
+    Failure::new(ExitCode::Refused, "refused", text)
+}
+
+fn names(owned: &[Owned]) -> Vec<String> {
+    owned
+        .iter()
+        .map(|o| format!("{} {}", o.kind, o.name))
+        .collect()
+}
+
+fn listed(owned: &[Owned]) -> String {
+    let schema = "the schema opsward with all that is in it".to_owned();
+    let all: Vec<String> = std::iter::once(schema).chain(names(owned)).collect();
+    all.join(", ")
+}
+
+fn done(changed: Changed, owned: &[Owned], text: String) -> Done {
+    let result = json!({ "schema": changed == Changed::Yes, "outside": names(owned) });
+    Done::new(result, text).changed(changed)
+}

@@ -1,0 +1,180 @@
+//! The active peers: found, kept, told, and one task that pulls each.
+
+use crate::clock::Clock;
+use crate::db::{self, Db};
+use crate::metrics::Metrics;
+use crate::pull::discover::{Found, discover, static_peers};
+use crate::pull::{Failure, Puller};
+use crate::settings::Settings;
+use crate::supervisor::{Handle, Next, Outcome, Schedule, Stage, Supervisor, Task};
+use crate::values::{Host, PeerSet};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// How long a look-up may take before the last known set is used meanwhile.
+const MEANWHILE: Duration = Duration::from_secs(3);
+
+/// The task that knows the peers.
+pub(super) struct Peers {
+    pub(super) settings: Arc<Settings>,
+    pub(super) own: Host,
+    pub(super) db: Db,
+    pub(super) registry: reqwest::Client,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
+    pub(super) tell: watch::Sender<Option<Arc<PeerSet>>>,
+    pub(super) pulls: Option<Pulls>,
+}
+
+impl Peers {
+    /// Finds the peers, tells who listens, and keeps them.
+    pub(super) async fn run_once(&self, stop: &CancellationToken) -> Outcome {
+        let Some(found) = stop.run_until_cancelled(self.find()).await else {
+            return Ok(Next::Done);
+        };
+        match found {
+            Ok(found) => {
+                self.use_set(found.peers.clone()).await;
+                self.keep(&found).await?;
+                Ok(Next::Scheduled)
+            }
+            Err(why) => {
+                self.metrics.discovery_failures.inc();
+                self.fall_back().await;
+                anyhow::bail!("the peers could not be looked up: {why}")
+            }
+        }
+    }
+
+    async fn find(&self) -> Result<Found, String> {
+        if let Some(hosts) = &self.settings.peers {
+            return Ok(static_peers(hosts, Some(&self.own)));
+        }
+        let asked = discover(&self.registry, &self.settings.node_url, Some(&self.own));
+        let mut asked = std::pin::pin!(asked);
+        tokio::select! {
+            found = &mut asked => return found,
+            () = tokio::time::sleep(MEANWHILE) => self.fall_back().await,
+        }
+        asked.await
+    }
+
+    /// Where no set is known yet, the last one that was discovered.
+    async fn fall_back(&self) {
+        if self.tell.borrow().is_some() {
+            return;
+        }
+        let remembered = async { db::peers::remembered(&self.db.client().await?).await };
+        match remembered.await {
+            Ok(Some(set)) => {
+                info!(
+                    peers = set.peers.len(),
+                    "the last known peers are used meanwhile"
+                );
+                self.use_set(set).await;
+            }
+            Ok(None) => {}
+            Err(error) => warn!(%error, "the last known peers could not be read"),
+        }
+    }
+
+    async fn use_set(&self, set: PeerSet) {
+        let count = i64::try_from(set.peers.len()).unwrap_or(i64::MAX);
+        self.metrics.peers.set(count);
+        if let Some(pulls) = &self.pulls {
+            pulls.reconcile(&set).await;
+        }
+        self.tell.send_if_modified(|told| {
+            let changed = told.as_deref() != Some(&set);
+            if changed {
+                info!(peers = set.peers.len(), source = ?set.source, "the peers are known");
+                *told = Some(Arc::new(set));
+            }
+            changed
+        });
+    }
+
+    async fn keep(&self, found: &Found) -> db::Result<()> {
+        let mut client = self.db.client().await?;
+        db::peers::replace(&mut client, &found.peers, &found.via, self.clock.now()).await
+    }
+}
+
+/// One task a peer.
+pub(super) struct Pulls {
+    supervisor: Supervisor,
+    puller: Puller,
+    schedule: Schedule,
+    metrics: Metrics,
+    running: Mutex<HashMap<Host, Handle>>,
+}
+
+impl Pulls {
+    pub(super) fn new(
+        supervisor: Supervisor,
+        puller: Puller,
+        schedule: Schedule,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            supervisor,
+            puller,
+            schedule,
+            metrics,
+            running: Mutex::default(),
+        }
+    }
+
+    /// Starts what is missing, stops what is too much.
+    async fn reconcile(&self, set: &PeerSet) {
+        let mut running = self.running.lock().await;
+        for peer in &set.peers {
+            if !running.contains_key(&peer.host) {
+                running.insert(peer.host.clone(), self.start(peer.host.clone()));
+            }
+        }
+        let departed: Vec<Host> = running
+            .keys()
+            .filter(|h| !set.contains(h))
+            .cloned()
+            .collect();
+        for host in departed {
+            let Some(handle) = running.remove(&host) else {
+                continue;
+            };
+            handle.stop().await;
+            info!(peer = %host, "no longer pulled: it left the set of peers");
+            // Series are bounded by the peers that are there; it may have none.
+            for outcome in ["ok", "failed", "held"] {
+                let _ = self
+                    .metrics
+                    .sweeps_pulled
+                    .remove_label_values(&[host.as_str(), outcome]);
+            }
+        }
+    }
+
+    fn start(&self, peer: Host) -> Handle {
+        let task = Task {
+            name: format!("pull {peer}"),
+            label: "pull",
+            schedule: self.schedule,
+            stage: Stage::Worker,
+        };
+        let puller = self.puller.clone();
+        self.supervisor.start(task, move |stop| {
+            let (puller, peer) = (puller.clone(), peer.clone());
+            async move {
+                match puller.run_once(&peer, &stop).await {
+                    Ok(pulled) => Ok(pulled.next.map_or(Next::Scheduled, Next::After)),
+                    Err(Failure::Stopped) => Ok(Next::Done),
+                    Err(failure) => Err(failure.into()),
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,149 @@
+//! Applies ops in batches, each one transaction with the outcome that applying
+//! its ops one by one in order would have. A batch that fails is split until
+//! the bad op stands alone.
+
+use super::waves;
+use crate::db::apply::{self, Failure};
+use crate::db::rejected::Refused;
+use crate::db::{self, Client, Doing};
+use crate::records::{self, Model, Row};
+use crate::values::{Op, RejectReason};
+use jiff::Timestamp;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// A transaction of ours never lives longer; a statement is bounded at 2 s.
+const BATCH_TIME: Duration = Duration::from_millis(2_500);
+/// How often a batch that met a lock is tried again.
+const TRIES: u32 = 6;
+
+/// An op whose records fit their table.
+#[derive(Clone, Debug)]
+pub struct Fitting {
+    /// The op.
+    pub op: Op,
+    /// The model of its table.
+    pub model: &'static Model,
+    /// Its records, converted.
+    pub rows: Vec<Row>,
+    /// As received, to be kept whole if the database refuses it.
+    pub bytes: Vec<u8>,
+}
+
+impl Fitting {
+    /// Fits an op's records to their table.
+    ///
+    /// # Errors
+    /// They do not fit: the op as it is to be kept.
+    pub fn new(
+        op: Op,
+        model: &'static Model,
+        bytes: Vec<u8>,
+        now: Timestamp,
+    ) -> Result<Self, Refused> {
+        match records::convert(model, op.action, &op.data, now) {
+            Ok(rows) => Ok(Self {
+                op,
+                model,
+                rows,
+                bytes,
+            }),
+            Err(reason) => Err(refused(op, bytes, reason)),
+        }
+    }
+}
+
+fn refused(op: Op, bytes: Vec<u8>, reason: RejectReason) -> Refused {
+    Refused {
+        ulid: Some(op.ulid),
+        table: op.table,
+        code: reason.code,
+        detail: reason.detail,
+        bytes,
+    }
+}
+
+/// What became of ops.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Outcome {
+    /// Ops that were new and are applied now.
+    pub applied: u64,
+    /// Ops that were already in the log; their records are left alone.
+    pub duplicates: u64,
+    /// Ops that the database refused.
+    pub refused: Vec<Refused>,
+}
+
+/// Applies ops in their order, at `now`.
+///
+/// # Errors
+/// The database's, when it is nothing about a single op: what was committed
+/// before stays, and finds itself a duplicate when it comes again.
+pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    // Ranges still to be applied, the next one last.
+    let mut ranges: Vec<_> = std::iter::once(0..ops.len()).collect();
+    while let Some(range) = ranges.pop() {
+        if range.is_empty() {
+            continue;
+        }
+        let batch = &ops[range.clone()];
+        match patiently(client, batch, now).await {
+            Ok(new) => {
+                outcome.applied += new;
+                outcome.duplicates += batch.len() as u64 - new;
+            }
+            Err(error) => match apply::sort(&error) {
+                Failure::BadOp if batch.len() == 1 => {
+                    let reason = RejectReason::new("refused_by_database", error.to_string());
+                    outcome.refused.push(refused(
+                        batch[0].op.clone(),
+                        batch[0].bytes.clone(),
+                        reason,
+                    ));
+                }
+                Failure::BadOp | Failure::TooLong if batch.len() > 1 => {
+                    let middle = range.start + batch.len() / 2;
+                    ranges.push(middle..range.end);
+                    ranges.push(range.start..middle);
+                }
+                _ => return Err(error),
+            },
+        }
+    }
+    Ok(outcome)
+}
+
+/// One batch; a lock of somebody else's is met by trying again a little later.
+async fn patiently(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db::Result<u64> {
+    let mut tries = 1;
+    loop {
+        match once(client, batch, now).await {
+            Err(e) if apply::sort(&e) == Failure::Contended && tries < TRIES => {
+                sleep(Duration::from_millis(50) * 2u32.pow(tries)).await;
+                tries += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn once(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db::Result<u64> {
+    let began = Instant::now();
+    let tx = apply::begin(client).await?;
+    let ops: Vec<&Op> = batch.iter().map(|f| &f.op).collect();
+    let mut new = apply::insert_ops(&tx, &ops).await?;
+    let count = new.len() as u64;
+    // Of one ULID twice in a batch the first is the new one.
+    let fresh = batch.iter().filter(|f| new.remove(&f.op.ulid));
+    let records = fresh.flat_map(|f| f.rows.iter().map(|row| (f.model, f.op.action, row)));
+    let now = records::time_text(now);
+    for step in waves::plan(records, &now) {
+        if began.elapsed() > BATCH_TIME {
+            return Err(db::Error::TooLong("apply a batch"));
+        }
+        apply::act(&tx, step.model, step.action, &step.rows, &now).await?;
+    }
+    tx.commit().await.doing("commit a batch")?;
+    Ok(count)
+}

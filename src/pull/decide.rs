@@ -1,0 +1,222 @@
+//! The choices of pulling that need no I/O: where a sweep starts, what a table
+//! is to us, what happens to the node's cursor, when to come again.
+
+use crate::records::{Model, Models};
+use crate::values::{NodeWrite, OpUlid, StoredCursors, is_plausible};
+use std::time::Duration;
+
+/// Cursors are stored no later than this before now: a plausible op 20 h
+/// ahead would hide 20 h of ops behind it.
+pub const CURSOR_MARGIN_MS: u64 = 60_000;
+/// A page whose last op is older than this is followed at once by the next.
+pub const CATCH_UP_AGE_MS: u64 = 15 * 60_000;
+/// The least pause between two pages of one peer: nodes serve one at a time.
+pub const LEAST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Where a sweep starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Start {
+    /// The cursor to ask with; `None` reads the log from its beginning.
+    pub cursor: Option<OpUlid>,
+    /// The node's row was removed or emptied by an operator since we saw it:
+    /// our own cursor is to be dropped.
+    pub reset: bool,
+}
+
+/// Where a sweep starts, given what is stored: our own cursor, seeded from the
+/// node's where we have none.
+pub fn start(stored: &StoredCursors, now_ms: u64) -> Start {
+    let filled = |text: &Option<String>| text.as_deref().is_some_and(|t| !t.is_empty());
+    if stored.own.is_some() && filled(&stored.node_seen) && !filled(&stored.node) {
+        return Start {
+            cursor: None,
+            reset: true,
+        };
+    }
+    let source = stored.own.as_ref().or(stored.node.as_ref());
+    let cursor = source
+        .and_then(|t| usable(t, now_ms))
+        .map(|u| u.min(latest_storable(now_ms)));
+    Start {
+        cursor,
+        reset: false,
+    }
+}
+
+/// The cursor that a text holds, where it is one that can be true.
+fn usable(text: &str, now_ms: u64) -> Option<OpUlid> {
+    OpUlid::parse(text).filter(|u| is_plausible(*u, now_ms))
+}
+
+/// The highest cursor that is stored at `now_ms`.
+pub fn latest_storable(now_ms: u64) -> OpUlid {
+    OpUlid::last_of_ms(now_ms.saturating_sub(CURSOR_MARGIN_MS))
+}
+
+/// What happens to the node's row: `read` is what it held when the sweep
+/// began, `found` what it holds now, locked.
+pub fn node_write(
+    read: Option<&str>,
+    found: Option<&str>,
+    cursor: OpUlid,
+    now_ms: u64,
+) -> NodeWrite {
+    let filled = |text: Option<&str>| text.is_some_and(|t| !t.is_empty());
+    if filled(read) && !filled(found) {
+        return NodeWrite::Reset;
+    }
+    match found.and_then(|t| usable(t, now_ms)) {
+        Some(theirs) if theirs >= cursor => NodeWrite::Leave,
+        _ => NodeWrite::Set,
+    }
+}
+
+/// Whether a value that we replaced in the node's row was an implausible one.
+pub fn healed(before: Option<&str>, now_ms: u64) -> bool {
+    before.is_some_and(|t| !t.is_empty() && usable(t, now_ms).is_none())
+}
+
+/// What a table named by an op is to us.
+#[derive(Clone, Debug)]
+pub enum Table<'m> {
+    /// One of the models, and its relation is as the model says.
+    Known(&'m Model),
+    /// The node may understand it, we do not: why, and what lifts it.
+    Hold(String),
+    /// It exists nowhere.
+    Nowhere,
+}
+
+/// Sorts a table by the models and by the columns of its relation, where there
+/// is one. Never guesses: what the node may understand and we do not is held.
+pub fn table<'m>(name: &str, models: &'m Models, columns: Option<&[String]>) -> Table<'m> {
+    match (models.get(name), columns) {
+        (None, None) => Table::Nowhere,
+        (None, Some(_)) => Table::Hold(format!(
+            "the node's database has a relation {name} that this opsward has no model of: a newer opsward may"
+        )),
+        (Some(_), None) => Table::Hold(format!(
+            "the node's database has no relation {name}: start the node once so that it makes its tables"
+        )),
+        (Some(model), Some(columns)) => match drift(model, columns) {
+            None => Table::Known(model),
+            Some(why) => Table::Hold(format!("{why}: a newer opsward may know it")),
+        },
+    }
+}
+
+/// How a relation differs from its model, if it does.
+pub fn drift(model: &Model, columns: &[String]) -> Option<String> {
+    let names: Vec<&str> = model.columns.iter().map(|c| c.name.as_str()).collect();
+    let extra: Vec<&str> = columns
+        .iter()
+        .map(String::as_str)
+        .filter(|c| !names.contains(c))
+        .collect();
+    let missing: Vec<&str> = names
+        .into_iter()
+        .filter(|n| !columns.iter().any(|c| c == n))
+        .collect();
+    if !extra.is_empty() {
+        return Some(format!(
+            "the relation {} has columns that the model does not know: {}",
+            model.table,
+            extra.join(", ")
+        ));
+    }
+    if !missing.is_empty() {
+        return Some(format!(
+            "the relation {} lacks columns of the model: {}",
+            model.table,
+            missing.join(", ")
+        ));
+    }
+    None
+}
+
+/// How long to wait before the next page while catching up: at least as long
+/// as the last one took.
+pub fn pause(took: Duration) -> Duration {
+    took.max(LEAST_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_790_000_000_000;
+
+    fn at(ms: u64) -> OpUlid {
+        OpUlid::from_parts(ms, 5)
+    }
+
+    fn stored(own: Option<OpUlid>, seen: Option<&str>, node: Option<&str>) -> StoredCursors {
+        StoredCursors {
+            own: own.map(|u| u.to_string()),
+            node_seen: seen.map(Into::into),
+            node: node.map(Into::into),
+        }
+    }
+
+    #[test]
+    fn a_sweep_starts_from_our_own_cursor_or_the_nodes() {
+        let (old, new) = (at(NOW - 10_000_000), at(NOW - 5_000_000));
+        let cursor = |s: &StoredCursors| start(s, NOW).cursor;
+        assert_eq!(cursor(&stored(None, None, None)), None);
+        assert_eq!(cursor(&stored(None, None, Some(""))), None);
+        assert_eq!(cursor(&stored(None, None, Some("01BEFORE"))), None);
+        assert_eq!(cursor(&stored(None, None, Some(new.as_str()))), Some(new));
+        assert_eq!(
+            cursor(&stored(Some(old), None, Some(new.as_str()))),
+            Some(old)
+        );
+        // Plausible, but ahead: capped; implausible: none.
+        assert_eq!(
+            cursor(&stored(None, None, Some(at(NOW + 3_600_000).as_str()))),
+            Some(latest_storable(NOW))
+        );
+        assert_eq!(
+            cursor(&stored(None, None, Some("7ZZZZZZZZZZZZZZZZZZZZZZZZZ"))),
+            None
+        );
+    }
+
+    #[test]
+    fn an_operators_reset_is_seen_between_sweeps() {
+        let own = Some(at(NOW - 10_000_000));
+        let reset = |seen, node| start(&stored(own, seen, node), NOW).reset;
+        assert!(reset(Some("x"), None));
+        assert!(reset(Some("x"), Some("")));
+        assert!(!reset(None, None));
+        assert!(!reset(Some(""), Some("")));
+        assert!(!reset(Some("x"), Some("y")));
+    }
+
+    #[test]
+    fn the_nodes_row_is_never_lowered_but_healed() {
+        let (low, mid, high) = (
+            at(NOW - 3_000_000),
+            at(NOW - 2_000_000),
+            at(NOW - 1_000_000),
+        );
+        let write = |read: Option<&str>, found: Option<&str>| node_write(read, found, mid, NOW);
+        assert_eq!(write(None, None), NodeWrite::Set);
+        assert_eq!(write(None, Some("")), NodeWrite::Set);
+        assert_eq!(
+            write(Some(low.as_str()), Some(low.as_str())),
+            NodeWrite::Set
+        );
+        assert_eq!(
+            write(Some(low.as_str()), Some(high.as_str())),
+            NodeWrite::Leave
+        );
+        assert_eq!(write(Some("garbage"), Some("garbage")), NodeWrite::Set);
+        assert!(
+            healed(Some("garbage"), NOW)
+                && !healed(Some(low.as_str()), NOW)
+                && !healed(Some(""), NOW)
+        );
+        assert_eq!(write(Some(low.as_str()), None), NodeWrite::Reset);
+        assert_eq!(write(Some(low.as_str()), Some("")), NodeWrite::Reset);
+    }
+}

@@ -1,0 +1,78 @@
+//! JSON keys as Go's encoding/json finds them: the exact one, or else the one
+//! that differs in case only.
+
+use std::collections::HashMap;
+
+/// The keys of an object and which place each stands for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Names {
+    /// The names of each length, with their places: a few comparisons cost less
+    /// than a hash, and this is asked for every key of every record.
+    by_length: Vec<Vec<(String, usize)>>,
+    folded: HashMap<String, usize>,
+}
+
+impl Names {
+    /// The names in the order of their places; `None` when two of them are the
+    /// same but for case, as no key could then tell them apart.
+    pub(super) fn new<'a>(names: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let mut all = Self::default();
+        for (place, name) in names.enumerate() {
+            if all.by_length.len() <= name.len() {
+                all.by_length.resize(name.len() + 1, Vec::new());
+            }
+            all.by_length[name.len()].push((name.to_owned(), place));
+            if all.folded.insert(fold(name), place).is_some() {
+                return None;
+            }
+        }
+        Some(all)
+    }
+
+    /// The place that a key stands for.
+    pub(super) fn find(&self, key: &str) -> Option<usize> {
+        let same_length = self.by_length.get(key.len()).map_or(&[][..], Vec::as_slice);
+        if let Some((_, place)) = same_length.iter().find(|(name, _)| name == key) {
+            return Some(*place);
+        }
+        // the Kelvin sign, the longest character that folds to ASCII, has three bytes
+        if key.len() >= 3 * self.by_length.len() {
+            return None;
+        }
+        self.folded.get(&fold(key)).copied()
+    }
+}
+
+/// ASCII letters in lower case, and the two characters whose simple case
+/// folding is an ASCII letter: U+017F (ſ) and U+212A (the Kelvin sign).
+fn fold(name: &str) -> String {
+    let one = |c: char| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        c => c.to_ascii_lowercase(),
+    };
+    name.chars().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exact_or_without_case() {
+        let names = Names::new(["status", "MediorumDiskSize"].into_iter()).unwrap();
+        assert_eq!(names.find("status"), Some(0));
+        assert_eq!(names.find("STATUS"), Some(0));
+        assert_eq!(names.find("\u{17f}tatu\u{17f}"), Some(0));
+        assert_eq!(names.find("mediorumdis\u{212a}size"), Some(1));
+        assert_eq!(names.find("statu"), None);
+        assert_eq!(names.find("státus"), None);
+        assert_eq!(names.find(""), None);
+        assert_eq!(names.find(&"s".repeat(1000)), None);
+    }
+
+    #[test]
+    fn names_that_no_key_can_tell_apart() {
+        assert!(Names::new(["id", "ID"].into_iter()).is_none());
+    }
+}

@@ -1,0 +1,164 @@
+//! What no single value shows: names that nobody knows, and combinations that
+//! cannot work.
+
+use super::load::{File, Shown, origin_of};
+use super::table::{TABLE, entry};
+use super::{Env, Origin, Problem, Problems, Settings, Source, Warning};
+use std::net::SocketAddr;
+
+/// Variables that begin so are near ours: an unknown one is likely a mistake.
+const NEAR: [&str; 3] = [
+    "OPENAUDIO_MEDIORUM_OPS_",
+    "OPENAUDIO_MEDIORUM_DORMANT_",
+    "OPENAUDIO_MEDIORUM_SIDECAR_",
+];
+/// Others of the node's storage service are near when they are this close to
+/// one of ours, in letters changed.
+const NEAR_LETTERS: usize = 2;
+
+/// A key of the file that is no setting's.
+pub(super) fn unknown_keys(file: &File, found: &mut Problems) {
+    let Some(path) = &file.path else { return };
+    for key in file.values.keys().filter(|key| entry(key).is_none()) {
+        let known: Vec<&str> = TABLE.iter().map(|entry| entry.key).collect();
+        found.problems.push(Problem {
+            setting: key.clone(),
+            value: None,
+            origin: Origin::File(path.clone()),
+            why: format!("there is no such setting{}", guess(key, &known)),
+            allowed: known.join(", "),
+        });
+    }
+}
+
+/// A variable that looks like one of ours and is none.
+pub(super) fn unknown_variables(source: &Source, found: &mut Problems) {
+    let ours: Vec<String> = TABLE
+        .iter()
+        .flat_map(|entry| {
+            let names = entry.env.iter().map(|name| (*name).to_owned());
+            names.chain(entry.file_variable())
+        })
+        .collect();
+    let ours: Vec<&str> = ours.iter().map(String::as_str).collect();
+    for (name, value) in &source.env {
+        let near = NEAR.iter().any(|prefix| name.starts_with(prefix))
+            || (name.starts_with("OPENAUDIO_MEDIORUM_")
+                && ours.iter().any(|our| distance(name, our) <= NEAR_LETTERS));
+        if near && !value.is_empty() && !ours.contains(&name.as_str()) {
+            found.warnings.push(Warning::new(
+                "variable_unknown",
+                format!(
+                    "{name} is set, and opsward {} has no such setting{}",
+                    env!("CARGO_PKG_VERSION"),
+                    guess(name, &ours)
+                ),
+                "correct or remove it; config show lists every setting",
+            ));
+        }
+    }
+}
+
+/// Settings that cannot be used together, or that have no effect together.
+pub(super) fn combinations(settings: &mut Settings, origins: &[Shown], found: &mut Problems) {
+    let written = |key: &str| match (origin_of(origins, key), entry(key)) {
+        (Some(origin), Some(entry)) => origin.written(entry),
+        _ => key.to_owned(),
+    };
+    // One that cannot be used alone has been said already.
+    let usable = |key| origins.iter().any(|s| s.key == key && s.value.is_some());
+    if usable("listen")
+        && usable("admin_listen")
+        && same_place(settings.listen, settings.admin_listen)
+        && let (Some(origin), Some(entry)) =
+            (origin_of(origins, "admin_listen"), entry("admin_listen"))
+    {
+        let why = format!(
+            "it takes the same port as {} = {}",
+            written("listen"),
+            settings.listen
+        );
+        let text = settings.admin_listen.to_string();
+        found.problems.push(Problem {
+            allowed: "two different ports".to_owned(),
+            ..Problem::of(entry, (origin, text.as_str()), why)
+        });
+    }
+    if settings.tls_self_signed && settings.env != Env::Dev {
+        found.warnings.push(Warning::new(
+            "tls_self_signed_ignored",
+            format!(
+                "{} is on and has no effect: {} is not dev",
+                written("tls_self_signed"),
+                written("env")
+            ),
+            "peers' certificates are verified; turn it off to be rid of this",
+        ));
+    }
+    if let (Some(peers), Some(own)) = (&mut settings.peers, &settings.node_endpoint)
+        && peers.contains(own)
+    {
+        peers.retain(|peer| peer != own);
+        found.warnings.push(Warning::new(
+            "peers_name_self",
+            format!("{} names this node itself, left out", written("peers")),
+            format!("take {own} off the list"),
+        ));
+    }
+}
+
+/// Whether two listeners would get in each other's way. Port 0 is any free one.
+fn same_place(a: SocketAddr, b: SocketAddr) -> bool {
+    let overlap = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && overlap
+}
+
+/// `; did you mean …?` where a known name is near.
+fn guess(name: &str, known: &[&str]) -> String {
+    let near = known
+        .iter()
+        .map(|known| (distance(name, known), known))
+        .min_by_key(|(distance, _)| *distance)
+        .filter(|(distance, _)| *distance <= NEAR_LETTERS.max(name.len() / 8));
+    near.map_or(String::new(), |(_, known)| {
+        format!("; did you mean {known}?")
+    })
+}
+
+/// Letters to add, drop or change to turn one name into the other.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = i;
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let change = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances() {
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("listen", "listen"), 0);
+    }
+
+    #[test]
+    fn places() {
+        let at = |text: &str| text.parse().unwrap();
+        assert!(same_place(at("0.0.0.0:1"), at("127.0.0.1:1")));
+        assert!(same_place(at("127.0.0.1:1"), at("127.0.0.1:1")));
+        assert!(!same_place(at("127.0.0.2:1"), at("127.0.0.1:1")));
+        assert!(!same_place(at("0.0.0.0:0"), at("0.0.0.0:0")));
+        assert!(!same_place(at("0.0.0.0:1"), at("0.0.0.0:2")));
+    }
+}

@@ -1,0 +1,287 @@
+//! From a source to the settings: flag, environment, file, default, in this
+//! order; every mistake is collected before any is reported.
+
+use super::table::{Entry, Shape, TABLE};
+use super::{DEFAULT_FILE, DbTarget, TlsMode, check};
+use super::{Env, LogFormat, Origin, Problem, Problems, Settings, Source, Warning};
+use serde::Serialize;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Settings that can be used.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The values.
+    pub settings: Settings,
+    /// Each setting as shown, with where it came from; in the table's order.
+    pub origins: Vec<Shown>,
+    /// What should be known.
+    pub warnings: Vec<Warning>,
+    /// The settings file that was read.
+    pub file: Option<PathBuf>,
+}
+
+/// One setting as `config show` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Shown {
+    /// Its key.
+    pub key: &'static str,
+    /// Its environment variable.
+    pub variable: &'static str,
+    /// Its text, passwords masked; `None` when it is not set.
+    pub value: Option<String>,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// The settings file, if there is one.
+#[derive(Default)]
+pub(super) struct File {
+    pub(super) path: Option<PathBuf>,
+    pub(super) values: toml::Table,
+}
+
+/// A value and where it came from.
+type Given = (Origin, String);
+
+/// Reads every setting from `source`.
+///
+/// # Errors
+/// All that is wrong, together.
+pub fn load(source: &Source) -> Result<Loaded, Problems> {
+    let mut found = Problems::default();
+    let file = read_file(source, &mut found);
+    // `None` only if a constant were no URL.
+    let Some(mut settings) = blank() else {
+        return Err(found);
+    };
+    let mut origins = Vec::with_capacity(TABLE.len());
+    for entry in TABLE {
+        let given = pick(entry, source, &file, &mut found);
+        origins.push(set(entry, given, &mut settings, &mut found));
+    }
+    if origin_of(&origins, "db_url") == Some(&Origin::Default) {
+        // Nobody named a database: look for it.
+        settings.db.dbname = None;
+    }
+    check::unknown_keys(&file, &mut found);
+    check::unknown_variables(source, &mut found);
+    check::combinations(&mut settings, &origins, &mut found);
+    if !found.problems.is_empty() {
+        return Err(found);
+    }
+    Ok(Loaded {
+        settings,
+        origins,
+        warnings: found.warnings,
+        file: file.path,
+    })
+}
+
+/// Where a setting came from, by its key.
+pub(super) fn origin_of<'a>(origins: &'a [Shown], key: &str) -> Option<&'a Origin> {
+    let shown = origins.iter().find(|shown| shown.key == key)?;
+    Some(&shown.origin)
+}
+
+/// The value of an entry that goes before all others.
+fn pick(entry: &Entry, source: &Source, file: &File, found: &mut Problems) -> Option<Given> {
+    if let Some(text) = source.flags.get(entry.key) {
+        return Some((Origin::Flag, text.trim().to_owned()));
+    }
+    if let Some(given) = from_environment(entry, source, found) {
+        return Some(given);
+    }
+    let value = file.values.get(entry.key)?;
+    let origin = Origin::File(file.path.clone()?);
+    match text_of(value) {
+        Some(text) => Some((origin, text.trim().to_owned())),
+        None => {
+            let why = format!("a {} cannot be its value", value.type_str());
+            let mut problem = Problem::of(entry, (&origin, ""), why);
+            problem.value = None;
+            found.problems.push(problem);
+            None
+        }
+    }
+}
+
+/// A value of the file as text: a list is written with commas.
+fn text_of(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Boolean(value) => Some(value.to_string()),
+        toml::Value::Integer(value) => Some(value.to_string()),
+        toml::Value::Array(values) => {
+            let texts: Option<Vec<&str>> = values.iter().map(|v| v.as_str()).collect();
+            Some(texts?.join(","))
+        }
+        _ => None,
+    }
+}
+
+/// The first variable of an entry that is set and not empty.
+fn from_environment(entry: &Entry, source: &Source, found: &mut Problems) -> Option<Given> {
+    let mut given: Option<Given> = None;
+    for name in entry.env {
+        let Some(value) = source.env.get(*name) else {
+            continue;
+        };
+        let origin = Origin::Environment((*name).to_owned());
+        let Some(text) = value.to_str().map(str::trim) else {
+            let mut problem = Problem::of(entry, (&origin, ""), "it is not UTF-8".into());
+            problem.value = None;
+            found.problems.push(problem);
+            continue;
+        };
+        match &given {
+            _ if text.is_empty() => {}
+            None => given = Some((origin, text.to_owned())),
+            Some((first, value)) if value != text => found.warnings.push(Warning::new(
+                "variable_shadowed",
+                format!(
+                    "{} goes before {name}, and they differ",
+                    first.written(entry)
+                ),
+                "set one of them only",
+            )),
+            Some(_) => {}
+        }
+    }
+    let Some((variable, path)) = secret_file(entry, source) else {
+        return given;
+    };
+    let origin = Origin::SecretFile {
+        variable,
+        path: path.clone(),
+    };
+    let why = match (&given, (source.read)(&path)) {
+        (Some((other, _)), _) => format!("{} is set too", other.written(entry)),
+        (None, Err(error)) => format!("the file cannot be read: {error}"),
+        (None, Ok(text)) if text.trim().is_empty() => "the file is empty".into(),
+        (None, Ok(text)) => return Some((origin, text.trim().to_owned())),
+    };
+    found.problems.push(Problem {
+        value: Some(path.display().to_string()),
+        allowed: format!("{} or this, a readable file", entry.variable()),
+        ..Problem::of(entry, (&origin, ""), why)
+    });
+    None
+}
+
+fn secret_file(entry: &Entry, source: &Source) -> Option<(String, PathBuf)> {
+    let variable = entry.file_variable()?;
+    let path = source.env.get(&variable)?;
+    (!path.is_empty()).then(|| (variable, PathBuf::from(path)))
+}
+
+/// Puts an entry's default, then its given value, into the settings. A value
+/// that cannot be used leaves the default there, for the checks that follow.
+fn set(
+    entry: &Entry,
+    given: Option<Given>,
+    settings: &mut Settings,
+    found: &mut Problems,
+) -> Shown {
+    let defaulted = entry.default.map(|text| (Origin::Default, text.to_owned()));
+    let mut value = None;
+    let mut origin = Origin::Default;
+    for (from, text) in defaulted.into_iter().chain(given) {
+        let mut notes = Vec::new();
+        match (entry.set)(settings, &text, &mut notes) {
+            Ok(()) => value = Some(text),
+            Err(why) => {
+                let problem = Problem::of(entry, (&from, text.as_str()), why);
+                found.problems.push(problem);
+                value = None;
+            }
+        }
+        for note in notes {
+            found.warnings.push(Warning::new(
+                "setting_partly_ignored",
+                format!("{}: {note}", from.written(entry)),
+                "leave that part out, or leave it as it is",
+            ));
+        }
+        origin = from;
+    }
+    Shown {
+        key: entry.key,
+        variable: entry.variable(),
+        value: match entry.shape {
+            Shape::Secret(_, masked) => value.map(|_| masked(settings)),
+            _ => value,
+        },
+        origin,
+    }
+}
+
+fn read_file(source: &Source, found: &mut Problems) -> File {
+    let named = source.config.is_some();
+    let path = source.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+    let why = match (source.read)(path) {
+        Err(error) if !named && error.kind() == ErrorKind::NotFound => return File::default(),
+        Err(error) => format!("it cannot be read: {error}"),
+        Ok(text) => match text.parse() {
+            Ok(values) => {
+                return File {
+                    path: Some(path.to_owned()),
+                    values,
+                };
+            }
+            // Its own text quotes the line, which may hold a password.
+            Err(error) => at_line(&text, &error),
+        },
+    };
+    found.problems.push(Problem {
+        setting: if named { "--config" } else { "settings file" }.to_owned(),
+        value: Some(path.display().to_string()),
+        origin: if named { Origin::Flag } else { Origin::Default },
+        why,
+        allowed: "a readable file of key = value lines in TOML".to_owned(),
+    });
+    File::default()
+}
+
+fn at_line(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+    format!("its line {line} is no TOML: {}", error.message())
+}
+
+/// Settings before any was read; the table's defaults are put over it.
+fn blank() -> Option<Settings> {
+    let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    Some(Settings {
+        db: DbTarget {
+            hosts: Vec::new(),
+            user: String::new(),
+            password: None,
+            dbname: None,
+            tls: TlsMode::Prefer,
+            root_cert: None,
+            client_cert: None,
+            connect_timeout: Duration::ZERO,
+            params: Vec::new(),
+        },
+        node_endpoint: None,
+        log_level: String::new(),
+        log_format: LogFormat::Text,
+        env: Env::Prod,
+        tls_self_signed: false,
+        listen: nowhere,
+        admin_listen: nowhere,
+        node_url: url::Url::parse("http://localhost").ok()?,
+        peers: None,
+        read_only: false,
+        sweep_peers: false,
+        sweep_interval: Duration::ZERO,
+        pgdata_path: None,
+    })
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -1,0 +1,193 @@
+//! What is wrong with the settings, said so that the operator can put it right
+//! in one go.
+
+use super::table::Entry;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::fmt;
+use std::path::PathBuf;
+
+/// Longest part of a value that a message repeats, in characters.
+const SHOWN_CHARS: usize = 200;
+
+/// Where a value came from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// The command line.
+    Flag,
+    /// This environment variable.
+    Environment(String),
+    /// The file that this environment variable names.
+    SecretFile {
+        /// The variable, `…_FILE`.
+        variable: String,
+        /// The file it names.
+        path: PathBuf,
+    },
+    /// The settings file.
+    File(PathBuf),
+    /// Nobody set it.
+    Default,
+}
+
+impl Origin {
+    /// The setting as the operator wrote it: a flag, a variable or a key.
+    pub fn written(&self, entry: &Entry) -> String {
+        match self {
+            Self::Flag => format!("--{}", entry.flag()),
+            Self::Environment(variable) | Self::SecretFile { variable, .. } => variable.clone(),
+            Self::File(_) => entry.key.to_owned(),
+            Self::Default => entry.variable().to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag => f.write_str("command line"),
+            Self::Environment(variable) => write!(f, "environment {variable}"),
+            Self::SecretFile { variable, path } => {
+                write!(f, "file {} named by {variable}", path.display())
+            }
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+impl Serialize for Origin {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// One thing that ends the start.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Problem {
+    /// The setting as the operator wrote it.
+    pub setting: String,
+    /// What it was set to; `None` for a secret and for what has no value.
+    pub value: Option<String>,
+    /// Where that came from.
+    pub origin: Origin,
+    /// What is wrong with it.
+    pub why: String,
+    /// What is allowed.
+    pub allowed: String,
+}
+
+impl Problem {
+    /// A value of `entry` that cannot be used. A secret's value is left out.
+    pub fn of(entry: &Entry, given: (&Origin, &str), why: String) -> Self {
+        let (origin, text) = given;
+        Self {
+            setting: origin.written(entry),
+            value: entry.is_open().then(|| shown(text)),
+            origin: origin.clone(),
+            why,
+            allowed: entry.allowed.to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.setting)?;
+        if let Some(value) = &self.value {
+            write!(f, " = {value:?}")?;
+        }
+        match &self.origin {
+            Origin::Environment(_) => f.write_str(" (environment)")?,
+            Origin::SecretFile { path, .. } => write!(f, " (file {})", path.display())?,
+            origin => write!(f, " ({origin})")?,
+        }
+        write!(f, ": {}; allowed: {}", self.why, self.allowed)
+    }
+}
+
+/// Everything that is wrong, together.
+#[derive(Clone, Debug, Default, thiserror::Error)]
+pub struct Problems {
+    /// What ends the start, in the order of the table.
+    pub problems: Vec<Problem>,
+    /// What does not.
+    pub warnings: Vec<Warning>,
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.problems.len() {
+            1 => f.write_str("1 setting cannot be used:")?,
+            n => write!(f, "{n} settings cannot be used:")?,
+        }
+        for problem in &self.problems {
+            write!(f, "\n  {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Something an operator should know, that ends nothing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Warning {
+    /// Stable name of its kind.
+    pub code: Cow<'static, str>,
+    /// What is so.
+    pub text: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+impl Warning {
+    /// A warning of the kind `code`.
+    pub fn new(code: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self {
+            code: Cow::Borrowed(code),
+            text: text.into(),
+            fix: fix.into(),
+        }
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.text, self.fix)
+    }
+}
+
+/// A value as a message repeats it: bounded, and without what stands between
+/// `//` and the last `@`, in case it is a URL with a password in it.
+fn shown(text: &str) -> String {
+    let masked = match (text.find("//"), text.rfind('@')) {
+        (Some(start), Some(at)) if start + 2 <= at => {
+            format!("{}***{}", &text[..start + 2], &text[at..])
+        }
+        _ => text.to_owned(),
+    };
+    match masked.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", &masked[..end]),
+        None => masked,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn a_shown_value_hides_what_may_be_a_password() {
+        assert_eq!(
+            shown("https://me:secret@a.example/x"),
+            "https://***@a.example/x"
+        );
+        assert_eq!(
+            shown("https://a:b@c,https://d:e@f"),
+            "https://***@f",
+            "a list is masked from its first URL to its last"
+        );
+        assert_eq!(shown("plain@text"), "plain@text");
+        assert_eq!(shown("@//"), "@//");
+        assert_eq!(shown(&"é".repeat(300)).chars().count(), 201);
+    }
+}

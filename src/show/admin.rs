@@ -1,0 +1,158 @@
+//! The operator's port: metrics, health, status and the page. Reads only.
+
+use super::gather::{DaemonView, gather};
+use super::{Done, Frame, advice, json, page};
+use crate::clock::Clock;
+use crate::db::{self, Db, stats};
+use crate::http::{self, Body, Conn, Handler, error, respond};
+use crate::metrics::Metrics;
+use crate::settings::Settings;
+use futures_util::FutureExt;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, RETRY_AFTER};
+use hyper::{Method, Request, Response, StatusCode};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long `/readyz` waits for the database.
+const READY_WITHIN: Duration = Duration::from_secs(2);
+/// The exposition format's own content type.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What the operator's port bounds: few connections, short answers.
+pub const LIMITS: http::Limits = http::Limits {
+    connections: 64,
+    header_read: Duration::from_secs(10),
+    response: Duration::from_secs(30),
+    stop: Duration::from_secs(3),
+};
+
+/// The operator's port's handler.
+pub struct Admin {
+    /// What was set.
+    pub settings: Arc<Settings>,
+    /// The database.
+    pub db: Db,
+    /// What the daemon adds to the database's view.
+    pub view: DaemonView,
+    /// The clock.
+    pub clock: Clock,
+    /// All metrics.
+    pub metrics: Metrics,
+}
+
+impl Admin {
+    /// As a handler for `http::serve`.
+    pub fn handler(self) -> Handler {
+        let admin = Arc::new(self);
+        Arc::new(move |request, _: Conn| {
+            let admin = admin.clone();
+            async move { admin.answer(&request).await }.boxed()
+        })
+    }
+
+    async fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
+        let path = request.uri().path();
+        if !["/", "/metrics", "/healthz", "/readyz", "/status"].contains(&path) {
+            return error(
+                StatusCode::NOT_FOUND,
+                "there is / /metrics /healthz /readyz /status",
+            );
+        }
+        if ![Method::GET, Method::HEAD].contains(request.method()) {
+            let mut response = error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this port is for reading: GET or HEAD",
+            );
+            response
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        let mut response = match path {
+            "/metrics" => self.metrics(),
+            "/healthz" => respond(StatusCode::OK, "application/json", "{\"alive\":true}\n"),
+            "/readyz" => self.ready().await,
+            "/status" => self.status().await,
+            _ => self.page().await,
+        };
+        response
+            .headers_mut()
+            .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+    }
+
+    fn metrics(&self) -> Response<Body> {
+        let (in_use, most) = self.db.in_use();
+        self.metrics.pool_in_use.set(gauge(in_use));
+        self.metrics.pool_size.set(gauge(most));
+        match self.metrics.encode() {
+            Ok(text) => respond(StatusCode::OK, METRICS_TYPE, text),
+            Err(e) => error(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
+        }
+    }
+
+    async fn ready(&self) -> Response<Body> {
+        let asked = timeout(READY_WITHIN, async {
+            let client = self.db.client().await?;
+            stats::ping(&client).await
+        });
+        let answer = asked.await.unwrap_or_else(|_| {
+            let words = format!("no answer within {} s", READY_WITHIN.as_secs());
+            Err(db::Error::Away(words))
+        });
+        self.metrics.database_up.set(i64::from(answer.is_ok()));
+        match answer {
+            Ok(()) => respond(StatusCode::OK, "application/json", "{\"ready\":true}\n"),
+            Err(e) => {
+                let text =
+                    serde_json::json!({ "ready": false, "error": e.to_string() }).to_string();
+                let mut response = respond(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "application/json",
+                    text + "\n",
+                );
+                response
+                    .headers_mut()
+                    .insert(RETRY_AFTER, HeaderValue::from_static("5"));
+                response
+            }
+        }
+    }
+
+    async fn status(&self) -> Response<Body> {
+        let status = gather(&self.settings, Ok(&self.db), Some(&self.view), &self.clock).await;
+        let result = match serde_json::to_value(&status) {
+            Ok(value) => Done::new(value, "").warn(advice::warnings(&status)),
+            Err(e) => return error(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
+        };
+        let frame = Frame {
+            command: "status",
+            at: status.at,
+            own: self.settings.node_endpoint.as_ref(),
+            warnings: &[],
+        };
+        respond(StatusCode::OK, "application/json", json(frame, &Ok(result)))
+    }
+
+    async fn page(&self) -> Response<Body> {
+        let status = gather(&self.settings, Ok(&self.db), Some(&self.view), &self.clock).await;
+        let html = page::html(&status, &advice::warnings(&status));
+        let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", html);
+        let headers = response.headers_mut();
+        headers.insert(
+            CONTENT_SECURITY_POLICY,
+            HeaderValue::from_static(page::CONTENT_SECURITY_POLICY),
+        );
+        headers.insert(
+            "x-content-type-options",
+            HeaderValue::from_static("nosniff"),
+        );
+        headers.insert("referrer-policy", HeaderValue::from_static("no-referrer"));
+        response
+    }
+}
+
+fn gauge(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

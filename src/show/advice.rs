@@ -1,0 +1,125 @@
+//! What in a `Status` needs an operator, and what to do about it: pure.
+
+use super::status::{PeerStatus, Status};
+use super::{Warning, format};
+use crate::values::TaskState;
+
+/// Failures in a row before a peer or a task is worth a word.
+const FAILURES: u32 = 3;
+/// Free bytes below which the volume is about to fill: the default of the
+/// smallest free disk that bulk work leaves.
+const LITTLE_DISK: u64 = 1 << 30;
+
+/// Every warning that `status` calls for.
+pub fn warnings(status: &Status) -> Vec<Warning> {
+    let mut found = Vec::new();
+    let mut warn = |code: &'static str, text: String, fix: &str| {
+        found.push(Warning::new(code, text, fix));
+    };
+    if !status.database.up {
+        let why = status.database.error.as_deref().unwrap_or("no answer");
+        let text = format!("{} did not answer: {why}", status.database.shown);
+        warn(
+            "database_away",
+            text,
+            "start the node's Postgres, or see OPENAUDIO_DB_URL",
+        );
+    }
+    if status.daemon.is_none() {
+        warn(
+            "daemon_not_asked",
+            "no daemon answered at the admin address: this is the database's view".into(),
+            "start `opsward run`, or set OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN as the daemon has it",
+        );
+    }
+    if status.database.up && status.database.schema_version == Some(0) {
+        warn(
+            "no_schema",
+            "the schema opsward does not exist yet".into(),
+            "start `opsward run` once: it makes its schema",
+        );
+    } else if status.database.up && status.peers.source.is_none() {
+        warn(
+            "peers_unknown",
+            "the set of peers was never found".into(),
+            "see `opsward doctor`, or set OPENAUDIO_MEDIORUM_PEERS",
+        );
+    }
+    disk(status, &mut warn);
+    for peer in &status.peers.list {
+        about_peer(peer, &mut warn);
+    }
+    let kept: u64 = status.rejected.iter().map(|r| r.ops).sum();
+    if kept > 0 {
+        let text = format!("{} ops of peers were refused", format::count(kept));
+        warn("rejected_ops", text, "opsward rejected list");
+    }
+    for task in status.daemon.iter().flat_map(|d| &d.tasks) {
+        // A peer's failures are told above.
+        let failing = task.state == TaskState::BackingOff && task.failures_in_a_row >= FAILURES;
+        if task.panics > 0 || (failing && !task.name.starts_with("pull ")) {
+            let why = task.last_error.as_deref().unwrap_or("a panic, caught");
+            let text = format!(
+                "task {}: {} failures, the last: {why}",
+                task.name, task.failures
+            );
+            warn("task_failing", text, "see the daemon's log");
+        }
+    }
+    found
+}
+
+fn disk(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) {
+    match status.database.free_disk_bytes {
+        Some(free) if free < LITTLE_DISK => warn(
+            "little_disk",
+            format!(
+                "only {} are free on the database's volume",
+                format::bytes(free)
+            ),
+            "make room: when it is full, the node's Postgres goes down",
+        ),
+        None if status.database.up => warn(
+            "free_disk_unknown",
+            "free space on the database's volume is unknown".into(),
+            "mount a directory of that volume and name it in OPENAUDIO_MEDIORUM_PGDATA_PATH",
+        ),
+        _ => {}
+    }
+}
+
+fn about_peer(peer: &PeerStatus, warn: &mut impl FnMut(&'static str, String, &str)) {
+    if let Some(hold) = &peer.held {
+        let text = format!(
+            "{}: the cursor stays before op {} of table {}: {}",
+            peer.host, hold.ulid, hold.table, hold.reason
+        );
+        warn(
+            "peer_held",
+            text,
+            "run an opsward that knows this table as your node has it",
+        );
+    }
+    if peer.active && peer.failures_in_a_row >= FAILURES {
+        let why = peer.detail.as_deref().unwrap_or("unknown");
+        let n = peer.failures_in_a_row;
+        let text = format!("{}: {n} failures in a row, the last: {why}", peer.host);
+        warn(
+            "peer_failing",
+            text,
+            "check that the peer is up and reachable from here",
+        );
+    }
+    if peer.rejected_unkept > 0 {
+        let text = format!(
+            "{}: {} refused ops were counted and not kept",
+            peer.host,
+            format::count(peer.rejected_unkept)
+        );
+        warn(
+            "rejected_unkept",
+            text,
+            "opsward rejected list, then retry or drop what is kept",
+        );
+    }
+}

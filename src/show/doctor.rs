@@ -1,0 +1,310 @@
+//! What `doctor` finds: checks, each with what was found and what to do.
+
+use super::format::wrapped;
+use super::status::Status;
+use super::{Warning, advice, format};
+use crate::db::stats::Fitness;
+use crate::db::{self, migrate};
+use jiff::Timestamp;
+use serde::Serialize;
+
+/// Clocks further apart than this make decisions by time unsafe (contract 5).
+const CLOCK_SECONDS: u64 = 300;
+
+/// How a check came out.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Works, and should be looked at.
+    Warn,
+    /// Does not work.
+    Fail,
+}
+
+/// One check.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Check {
+    /// What was looked at, stable.
+    pub name: &'static str,
+    /// How it came out.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What to do; none where all is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+impl Check {
+    /// All is well.
+    pub fn ok(name: &'static str, found: impl Into<String>) -> Self {
+        Self {
+            name,
+            verdict: Verdict::Ok,
+            found: found.into(),
+            fix: None,
+        }
+    }
+
+    /// Works, and should be looked at.
+    pub fn warn(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self {
+            verdict: Verdict::Warn,
+            fix: Some(fix.into()),
+            ..Self::ok(name, found)
+        }
+    }
+
+    /// Does not work.
+    pub fn fail(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self {
+            verdict: Verdict::Fail,
+            ..Self::warn(name, found, fix)
+        }
+    }
+}
+
+/// Whether anything does not work.
+pub fn has_failure(checks: &[Check]) -> bool {
+    checks.iter().any(|c| c.verdict == Verdict::Fail)
+}
+
+/// The settings, whose mistakes were reported before this.
+pub fn settings(warnings: &[Warning]) -> Vec<Check> {
+    if warnings.is_empty() {
+        return vec![Check::ok("settings", "read, nothing to remark")];
+    }
+    let check = |w: &Warning| Check::warn("settings", &w.text, &w.fix);
+    warnings.iter().map(check).collect()
+}
+
+/// The database could not be worked with.
+pub fn no_database(shown: &str, error: &db::Error) -> Check {
+    let fix = if error.is_away() {
+        format!("start the node's Postgres, or correct OPENAUDIO_DB_URL (now {shown})")
+    } else {
+        "see OPENAUDIO_DB_URL".to_owned()
+    };
+    Check::fail("database", error.to_string(), fix)
+}
+
+/// The database, as far as it was reached.
+pub fn database(status: &Status, fitness: &Fitness, now: Timestamp) -> Vec<Check> {
+    let shown = &status.database.shown;
+    let version = status.database.server_version.as_deref().unwrap_or("?");
+    let role = &fitness.role;
+    let mut checks = vec![Check::ok(
+        "database",
+        format!("{shown}, PostgreSQL {version}, as {role}"),
+    )];
+    checks.push(match fitness.encoding.as_str() {
+        "UTF8" => Check::ok("encoding", format!("UTF8, locale {}", fitness.locale)),
+        other => Check::fail(
+            "encoding",
+            format!("the database's encoding is {other}"),
+            "a node makes its database in UTF8: name the node's own in OPENAUDIO_DB_URL",
+        ),
+    });
+    checks.push(if fitness.missing.is_empty() {
+        Check::ok("privileges", "all that pulling and serving need")
+    } else {
+        Check::fail(
+            "privileges",
+            format!("{role} lacks some"),
+            format!("as the owner: {}", fitness.missing.join("; ")),
+        )
+    });
+    checks.push(schema(status.database.schema_version.unwrap_or(0)));
+    if !fitness.ops_1.is_empty() {
+        checks.push(Check::fail(
+            "ops_1",
+            format!(
+                "a relation ops_1 exists in {}: nodes then rewrite ops at start",
+                fitness.ops_1.join(", ")
+            ),
+            "find out whose it is, and rename or drop it before the node restarts",
+        ));
+    }
+    checks.push(clock("database_clock", "the database's", fitness.now, now));
+    checks
+}
+
+fn schema(version: i32) -> Check {
+    let known = migrate::LATEST;
+    match version {
+        0 => Check::warn(
+            "schema",
+            "opsward's schema does not exist yet",
+            "`opsward run` makes it",
+        ),
+        v if v == known => Check::ok("schema", format!("opsward's schema is of version {v}")),
+        v if v < known => Check::warn(
+            "schema",
+            format!("opsward's schema is of version {v}, this opsward knows {known}"),
+            "`opsward run` brings it up to date",
+        ),
+        v => Check::fail(
+            "schema",
+            format!("opsward's schema is of version {v}, this opsward knows {known}"),
+            "run the newer opsward",
+        ),
+    }
+}
+
+/// Another clock against ours.
+pub fn clock(name: &'static str, whose: &str, theirs: Timestamp, now: Timestamp) -> Check {
+    let apart = theirs.as_second().abs_diff(now.as_second());
+    let shown = format!(
+        "{whose} clock and this one are {} apart",
+        format::span(apart)
+    );
+    if apart <= CLOCK_SECONDS {
+        return Check::ok(name, shown);
+    }
+    Check::warn(
+        name,
+        shown,
+        "set the clocks right: decisions by time wait until they agree",
+    )
+}
+
+/// Columns and tables of the node that are in no model, and what lacks.
+pub fn models(drift: &[String]) -> Check {
+    if drift.is_empty() {
+        return Check::ok("models", "every record table is as this opsward knows it");
+    }
+    Check::warn(
+        "models",
+        drift.join("; "),
+        "ops of such tables are held, not guessed at: run an opsward that knows this node's version",
+    )
+}
+
+/// The look-up of the peers: how many, and which way worked.
+pub fn discovery(looked_up: Result<(usize, &str), &str>, known: bool) -> Check {
+    match looked_up {
+        Ok((n, "")) => Check::ok(
+            "discovery",
+            format!("{n} peers, set by OPENAUDIO_MEDIORUM_PEERS"),
+        ),
+        Ok((n, via)) => Check::ok("discovery", format!("{n} peers, from {via}")),
+        Err(why) => {
+            let fix = "see OPENAUDIO_MEDIORUM_NODE_URL, or set OPENAUDIO_MEDIORUM_PEERS";
+            if known {
+                let found = format!("no way works, the last known peers are used: {why}");
+                return Check::warn("discovery", found, fix);
+            }
+            Check::fail("discovery", format!("no way works: {why}"), fix)
+        }
+    }
+}
+
+/// What answers at self's public URL: the version it says, if it is ours.
+pub fn public_url(url: &str, answered: Result<Option<&str>, &str>) -> Check {
+    match answered {
+        Ok(Some(version)) => Check::ok(
+            "public_url",
+            format!("{url} is answered by opsward {version}"),
+        ),
+        Ok(None) => Check::warn(
+            "public_url",
+            format!("{url} is answered by the node itself: no peer reads from opsward"),
+            "route /internal/crud/sweep to OPENAUDIO_MEDIORUM_SIDECAR_LISTEN at the proxy before the node",
+        ),
+        Err(why) => Check::warn(
+            "public_url",
+            format!("{url} cannot be reached from here: {why}"),
+            "check OPENAUDIO_NODE_ENDPOINT; peers need to reach it",
+        ),
+    }
+}
+
+/// What `status` warns of, but for what is checked here on its own.
+pub fn replication(status: &Status) -> Vec<Check> {
+    let elsewhere = ["database_away", "no_schema", "peers_unknown"];
+    let mut checks: Vec<Check> = advice::warnings(status)
+        .into_iter()
+        .filter(|w| !elsewhere.contains(&&*w.code))
+        .map(|w| Check::warn(name(&w.code), w.text, w.fix))
+        .collect();
+    if !checks
+        .iter()
+        .any(|c| c.name == "peers" || c.name == "rejected_ops")
+    {
+        let n = status.peers.list.iter().filter(|p| p.active).count();
+        checks.push(Check::ok(
+            "peers",
+            format!("{n} peers, none failing, held or refused"),
+        ));
+    }
+    if let Some(free) = status.database.free_disk_bytes
+        && !checks.iter().any(|c| c.name == "free_disk")
+    {
+        checks.push(Check::ok("free_disk", format::bytes(free)));
+    }
+    checks
+}
+
+fn name(code: &str) -> &'static str {
+    match code {
+        "peer_held" | "peer_failing" => "peers",
+        "rejected_ops" | "rejected_unkept" => "rejected_ops",
+        "little_disk" | "free_disk_unknown" => "free_disk",
+        "daemon_not_asked" => "daemon",
+        _ => "tasks",
+    }
+}
+
+/// The checks as a person reads them, at 80 columns.
+pub fn text(checks: &[Check]) -> String {
+    let mut out = String::new();
+    for check in checks {
+        let mark = match check.verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warn => "WARN",
+            Verdict::Fail => "FAIL",
+        };
+        let indent = " ".repeat(22);
+        let line = format!("{mark:<6}{:<16}{}", check.name, check.found);
+        out.push_str(&wrapped(&line, &indent));
+        if let Some(fix) = &check.fix {
+            out.push_str(&wrapped(&format!("{indent}fix: {fix}"), &" ".repeat(27)));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_well() {
+        let checks = [
+            Check::ok(
+                "database",
+                "localhost:5432/openaudio, PostgreSQL 15.20, as postgres",
+            ),
+            schema(0),
+            schema(migrate::LATEST),
+            schema(99),
+            models(&["table uploads has the columns a, b".into()]),
+            discovery(Ok((3, "http://localhost/")), true),
+            discovery(Err("http://localhost/: it answered 308"), false),
+            public_url("https://me.example", Ok(None)),
+            clock(
+                "peers_clock",
+                "the peers'",
+                Timestamp::from_second(400).unwrap(),
+                Timestamp::UNIX_EPOCH,
+            ),
+        ];
+        assert!(has_failure(&checks));
+        assert!(!has_failure(&checks[..3]));
+        let text = text(&checks);
+        assert!(text.lines().all(|l| l.chars().count() <= 80), "{text}");
+        insta::assert_snapshot!(text);
+    }
+}

@@ -1,0 +1,192 @@
+//! Makes a `Status`: settings, the supervisor's reports and own state in the
+//! database, each read once.
+
+use super::format::age_seconds;
+use super::status::*;
+use crate::clock::Clock;
+use crate::db::{self, Client, Db, activity, migrate, stats};
+use crate::settings::Settings;
+use crate::values::{OpUlid, TaskReport, is_plausible};
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long the database may take: `opsward status` waits 2 s for a daemon.
+const WITHIN: Duration = Duration::from_millis(1_500);
+
+/// What a daemon adds to the database's view.
+#[derive(Clone)]
+pub struct DaemonView {
+    /// When it was started.
+    pub started_at: Timestamp,
+    /// Where peers reach it.
+    pub listen: String,
+    /// Where its operator reaches it.
+    pub admin_listen: String,
+    /// Its tasks now.
+    pub tasks: Arc<dyn Fn() -> Vec<TaskReport> + Send + Sync>,
+}
+
+impl DaemonView {
+    fn at(&self, now: Timestamp) -> DaemonStatus {
+        DaemonStatus {
+            started_at: self.started_at,
+            uptime_seconds: age_seconds(self.started_at, now),
+            pid: std::process::id(),
+            listen: self.listen.clone(),
+            admin_listen: self.admin_listen.clone(),
+            tasks: (self.tasks)(),
+        }
+    }
+}
+
+/// The status now. A database that is away is part of it, no error.
+pub async fn gather(
+    settings: &Settings,
+    db: Result<&Db, &db::Error>,
+    daemon: Option<&DaemonView>,
+    clock: &Clock,
+) -> Status {
+    let now = clock.now();
+    let mut status = Status {
+        read_only: settings.read_only,
+        own: settings.node_endpoint.as_ref().map(ToString::to_string),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        at: now,
+        daemon: daemon.map(|d| d.at(now)),
+        database: DatabaseStatus {
+            shown: db.map_or_else(|_| settings.db.shown(), |db| db.shown().to_owned()),
+            up: false,
+            error: None,
+            server_version: None,
+            schema_version: None,
+            ops_bytes: None,
+            index_bytes: None,
+            dead_rows: None,
+            free_disk_bytes: None,
+            free_disk_path: None,
+        },
+        peers: PeersStatus::default(),
+        readers: Vec::new(),
+        rejected: Vec::new(),
+    };
+    let read = match db {
+        Ok(db) => timeout(WITHIN, read(&mut status, settings, db))
+            .await
+            .unwrap_or_else(|_| Err(db::Error::Away("no answer in time".into())))
+            .map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    status.database.up = read.is_ok();
+    status.database.error = read.err();
+    status
+}
+
+async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<()> {
+    let client = db.client().await?;
+    let figures = stats::figures(&client).await?;
+    let database = &mut status.database;
+    let free = stats::free_disk(
+        settings.pgdata_path.as_deref(),
+        &settings.db,
+        figures.data_directory.as_deref(),
+    );
+    database.server_version = Some(figures.server_version);
+    database.ops_bytes = Some(figures.ops_bytes);
+    database.index_bytes = Some(figures.index_bytes);
+    database.dead_rows = Some(figures.dead_rows);
+    database.free_disk_bytes = free.as_ref().map(|(bytes, _)| *bytes);
+    database.free_disk_path = free.map(|(_, path)| path.display().to_string());
+    let version = migrate::version(&client).await?;
+    database.schema_version = Some(version);
+    if version > 0 {
+        read_own(status, &client).await?;
+    }
+    Ok(())
+}
+
+async fn read_own(status: &mut Status, client: &Client) -> db::Result<()> {
+    let now = status.at;
+    let set = activity::known_set(client).await?;
+    if let Some(set) = set {
+        status.peers.source = Some(set.source);
+        status.peers.via = Some(set.via).filter(|v| !v.is_empty());
+        status.peers.refreshed_at = Some(set.refreshed_at);
+    }
+    let peers = activity::peers(client, now).await?;
+    status.peers.list = peers.into_iter().map(|p| peer(p, now)).collect();
+    let readers = activity::readers(client, now).await?;
+    status.readers = readers
+        .into_iter()
+        .map(|r| ReaderStatus {
+            lag_seconds: lag_seconds(r.lowest.as_deref(), now),
+            host: r.host,
+            lowest: r.lowest,
+            last_at: r.last_at,
+            requests: natural(r.requests),
+        })
+        .collect();
+    let rejected = activity::rejected(client).await?;
+    status.rejected = rejected
+        .into_iter()
+        .map(|r| RejectedStatus {
+            peer: r.peer,
+            code: r.code,
+            ops: natural(r.ops),
+            last_seen: r.last_seen,
+        })
+        .collect();
+    Ok(())
+}
+
+fn peer(row: activity::PeerRow, now: Timestamp) -> PeerStatus {
+    let pull = row.pull.as_ref();
+    let [
+        pages,
+        applied,
+        duplicates,
+        rejected,
+        rejected_unkept,
+        gap_advances,
+    ] = pull.map_or([0; 6], |p| p.sums.map(natural));
+    PeerStatus {
+        lag_seconds: lag_seconds(row.cursor.as_deref(), now),
+        host: row.host,
+        active: row.active,
+        last_seen: row.last_seen,
+        cursor: row.cursor,
+        last_at: pull.map(|p| p.last_at),
+        last_ok_at: pull.and_then(|p| p.last_ok_at),
+        outcome: pull.map(|p| p.outcome.clone()),
+        detail: pull.map(|p| p.detail.clone()).filter(|d| !d.is_empty()),
+        failures_in_a_row: pull.map_or(0, |p| p.failures_in_a_row.unsigned_abs()),
+        pages,
+        applied,
+        duplicates,
+        rejected,
+        rejected_unkept,
+        gap_advances,
+        last_gap: row.pull.and_then(|p| {
+            let (from, to, at) = p.last_gap?;
+            Some(GapStatus { from, to, at })
+        }),
+        held: row.hold.map(|h| HoldStatus {
+            ulid: h.ulid,
+            table: h.table,
+            reason: h.reason,
+            since: h.since,
+        }),
+    }
+}
+
+/// How far a cursor is behind now; `None` for one whose time cannot be true.
+pub fn lag_seconds(cursor: Option<&str>, now: Timestamp) -> Option<u64> {
+    let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
+    let ulid = OpUlid::parse(cursor?).filter(|u| is_plausible(*u, now_ms))?;
+    Some(now_ms.saturating_sub(ulid.ms()) / 1_000)
+}
+
+fn natural(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
+}

@@ -1,0 +1,179 @@
+//! `Status`: the one snapshot that JSON, text and the page are made from.
+//! Documented and stable: names are never changed, only added. Sizes are
+//! bytes, ages seconds, times RFC 3339 in UTC.
+
+use crate::values::TaskReport;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// What there is to know at one moment.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Nothing outside the schema `opsward` is written.
+    pub read_only: bool,
+    /// This validator's own host.
+    #[serde(rename = "self")]
+    pub own: Option<String>,
+    /// The version of the opsward that looked.
+    pub version: String,
+    /// When it looked.
+    pub at: Timestamp,
+    /// The daemon's own view; `null` when it could not be asked.
+    pub daemon: Option<DaemonStatus>,
+    /// The database.
+    pub database: DatabaseStatus,
+    /// The peers that are pulled.
+    pub peers: PeersStatus,
+    /// Registered peers that read from here, within 24 h.
+    pub readers: Vec<ReaderStatus>,
+    /// Refused ops that are kept, by peer and reason.
+    pub rejected: Vec<RejectedStatus>,
+}
+
+/// The daemon.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// When it was started.
+    pub started_at: Timestamp,
+    /// How long it has run.
+    pub uptime_seconds: u64,
+    /// Its process id, in its own container.
+    pub pid: u32,
+    /// Where peers reach it.
+    pub listen: String,
+    /// Where its operator reaches it.
+    pub admin_listen: String,
+    /// Its tasks.
+    pub tasks: Vec<TaskReport>,
+}
+
+/// The database.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct DatabaseStatus {
+    /// `host:port/database`.
+    pub shown: String,
+    /// Whether it answered.
+    pub up: bool,
+    /// Why it did not.
+    pub error: Option<String>,
+    /// The server's version.
+    pub server_version: Option<String>,
+    /// The version of the schema `opsward`; 0 where there is none.
+    pub schema_version: Option<i32>,
+    /// Bytes of the table `ops` with its TOAST, without indexes.
+    pub ops_bytes: Option<u64>,
+    /// Bytes of the indexes of `ops`.
+    pub index_bytes: Option<u64>,
+    /// Dead rows in `ops`, as the server estimates them.
+    pub dead_rows: Option<u64>,
+    /// Free bytes on its volume; `null` where that cannot be seen.
+    pub free_disk_bytes: Option<u64>,
+    /// The directory by which its volume was seen.
+    pub free_disk_path: Option<String>,
+}
+
+/// The peers.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct PeersStatus {
+    /// `static` or `discovered`; `null` when no set was ever known.
+    pub source: Option<String>,
+    /// The URL that told of them.
+    pub via: Option<String>,
+    /// When the set was last found.
+    pub refreshed_at: Option<Timestamp>,
+    /// Each of them.
+    pub list: Vec<PeerStatus>,
+}
+
+/// One peer.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its URL.
+    pub host: String,
+    /// Whether it is in the set; one that vanished counts for 7 days more.
+    pub active: bool,
+    /// When it was last in the set.
+    pub last_seen: Timestamp,
+    /// How far its log was read.
+    pub cursor: Option<String>,
+    /// How far behind now that is.
+    pub lag_seconds: Option<u64>,
+    /// The last attempt to pull it.
+    pub last_at: Option<Timestamp>,
+    /// The last attempt that went well.
+    pub last_ok_at: Option<Timestamp>,
+    /// `ok`, `failed` or `held`; `null` before the first attempt.
+    pub outcome: Option<String>,
+    /// What the last attempt failed of.
+    pub detail: Option<String>,
+    /// Failures since it last went well.
+    pub failures_in_a_row: u32,
+    /// Pages pulled.
+    pub pages: u64,
+    /// Ops that were new and are applied.
+    pub applied: u64,
+    /// Ops that were here already.
+    pub duplicates: u64,
+    /// Ops that were refused.
+    pub rejected: u64,
+    /// Refused ops that were counted and not kept: their bound was reached.
+    pub rejected_unkept: u64,
+    /// Cursors moved over a gap that it signalled.
+    pub gap_advances: u64,
+    /// The last of them.
+    pub last_gap: Option<GapStatus>,
+    /// The op before which its cursor stays.
+    pub held: Option<HoldStatus>,
+}
+
+/// A gap that was crossed.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct GapStatus {
+    /// The cursor before.
+    pub from: String,
+    /// The smallest ULID that the peer still had.
+    pub to: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// An op that is not understood here.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct HoldStatus {
+    /// The op.
+    pub ulid: String,
+    /// Its table.
+    pub table: String,
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A registered peer that reads from here.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ReaderStatus {
+    /// Its URL.
+    pub host: String,
+    /// The lowest cursor of 24 h that it asked with; `null`: only empty ones.
+    pub lowest: Option<String>,
+    /// How far behind now that is.
+    pub lag_seconds: Option<u64>,
+    /// When it last asked.
+    pub last_at: Timestamp,
+    /// Requests of 24 h.
+    pub requests: u64,
+}
+
+/// Refused ops of one peer and one reason.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RejectedStatus {
+    /// The peer that sent them.
+    pub peer: String,
+    /// The reason's stable code.
+    pub code: String,
+    /// How many are kept.
+    pub ops: u64,
+    /// When one was last sent.
+    pub last_seen: Timestamp,
+}

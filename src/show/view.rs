@@ -1,0 +1,193 @@
+//! What of a `Status` is shown to a person, and in which words: the lines and
+//! tables that text and page are made from.
+
+use super::format::{ago, bytes, count, span};
+use super::status::{DatabaseStatus, PeersStatus, Status};
+use crate::values::{TaskReport, TaskState};
+use jiff::Timestamp;
+
+/// A table. The first column names something, the last ones hold figures.
+pub struct Grid {
+    /// Names of the columns; those in `figures` are aligned right.
+    pub header: &'static [&'static str],
+    /// Columns that hold figures.
+    pub figures: &'static [usize],
+    /// Its rows.
+    pub rows: Vec<Vec<String>>,
+    /// Lines below it.
+    pub notes: Vec<String>,
+}
+
+/// What is shown first, name and value.
+pub fn facts(status: &Status) -> Vec<(&'static str, String)> {
+    let own = status.own.as_deref().unwrap_or("(self is not set)");
+    let daemon = match &status.daemon {
+        Some(d) => format!(
+            "up {}; peers {}, admin {}",
+            span(d.uptime_seconds),
+            d.listen,
+            d.admin_listen
+        ),
+        None => "not asked: the database's view".to_owned(),
+    };
+    let mut facts = vec![
+        ("opsward", format!("{}  {own}", status.version)),
+        ("daemon", daemon),
+        ("database", database(&status.database)),
+    ];
+    if let (Some(ops), Some(index)) = (status.database.ops_bytes, status.database.index_bytes) {
+        let dead = count(status.database.dead_rows.unwrap_or(0));
+        let sizes = format!(
+            "{}, indexes {}, some {dead} dead rows",
+            bytes(ops),
+            bytes(index)
+        );
+        facts.push(("ops", sizes));
+        let free = status.database.free_disk_bytes;
+        facts.push(("free disk", free.map_or("unknown".to_owned(), bytes)));
+    }
+    facts.push(("peers", source(&status.peers, status.at)));
+    facts
+}
+
+fn database(database: &DatabaseStatus) -> String {
+    if !database.up {
+        return format!("{}: DOWN", database.shown);
+    }
+    let version = database.server_version.as_deref().unwrap_or("?");
+    let schema = match database.schema_version {
+        Some(0) | None => "no schema opsward".to_owned(),
+        Some(n) => format!("schema opsward v{n}"),
+    };
+    format!("{}: up, PostgreSQL {version}, {schema}", database.shown)
+}
+
+fn source(peers: &PeersStatus, now: Timestamp) -> String {
+    let active = peers.list.iter().filter(|p| p.active).count();
+    match (&peers.source, peers.refreshed_at) {
+        (Some(source), Some(at)) => {
+            let via = peers.via.as_deref();
+            let via = via.map(|v| format!(" from {v}")).unwrap_or_default();
+            format!("{active}, {source}{via}, {}", ago(at, now))
+        }
+        _ => "unknown".to_owned(),
+    }
+}
+
+/// The tables that have something to show, in order.
+pub fn grids(status: &Status) -> Vec<Grid> {
+    let mut grids = vec![peers(status), readers(status), rejected(status)];
+    grids.extend(status.daemon.as_ref().map(|d| tasks(&d.tasks, status.at)));
+    grids.retain(|g| !g.rows.is_empty());
+    grids
+}
+
+fn peers(status: &Status) -> Grid {
+    let row = |p: &super::status::PeerStatus| {
+        let outcome = match (&p.outcome, p.failures_in_a_row) {
+            _ if !p.active => "departed".to_owned(),
+            (None, _) => "-".to_owned(),
+            (Some(outcome), 0) => outcome.clone(),
+            (Some(outcome), n) => format!("{outcome} x{n}"),
+        };
+        vec![
+            p.host.clone(),
+            or_dash(p.lag_seconds, span),
+            or_dash(p.last_at, |at| ago(at, status.at)),
+            outcome,
+            count(p.applied),
+            count(p.gap_advances),
+        ]
+    };
+    Grid {
+        header: &["peer", "lag", "last pull", "outcome", "applied", "gaps"],
+        figures: &[1, 2, 4, 5],
+        rows: status.peers.list.iter().map(row).collect(),
+        notes: Vec::new(),
+    }
+}
+
+fn readers(status: &Status) -> Grid {
+    let row = |r: &super::status::ReaderStatus| {
+        vec![
+            r.host.clone(),
+            or_dash(r.lag_seconds, span),
+            ago(r.last_at, status.at),
+            count(r.requests),
+        ]
+    };
+    Grid {
+        header: &["reader (24 h)", "lag", "last asked", "requests"],
+        figures: &[1, 2, 3],
+        rows: status.readers.iter().map(row).collect(),
+        notes: Vec::new(),
+    }
+}
+
+fn rejected(status: &Status) -> Grid {
+    let row = |r: &super::status::RejectedStatus| {
+        vec![
+            r.peer.clone(),
+            r.code.clone(),
+            count(r.ops),
+            ago(r.last_seen, status.at),
+        ]
+    };
+    Grid {
+        header: &["refused ops of", "reason", "kept", "last"],
+        figures: &[2, 3],
+        rows: status.rejected.iter().map(row).collect(),
+        notes: Vec::new(),
+    }
+}
+
+/// Tasks of peers that do well are one line: the peers' table tells of each.
+fn tasks(tasks: &[TaskReport], now: Timestamp) -> Grid {
+    let well = |t: &&TaskReport| t.name.starts_with("pull ") && t.failures_in_a_row == 0;
+    let row = |t: &TaskReport| {
+        let next = t.next_run.map(|at| match at.duration_since(now) {
+            wait if wait.is_positive() => format!("in {}", span(wait.unsigned_abs().as_secs())),
+            _ => "now".to_owned(),
+        });
+        vec![
+            t.name.clone(),
+            state(t).to_owned(),
+            count(t.runs),
+            count(t.failures),
+            or_dash(t.last_success, |at| ago(at, now)),
+            next.unwrap_or("-".to_owned()),
+        ]
+    };
+    let mut notes = Vec::new();
+    match tasks.iter().filter(well).count() {
+        0 => {}
+        1 => notes.push("and a task that pulls a peer, without failure".to_owned()),
+        n => notes.push(format!(
+            "and {n} tasks that pull a peer each, without failure"
+        )),
+    }
+    for task in tasks.iter().filter(|t| t.state == TaskState::Off) {
+        let why = task.note.as_deref().unwrap_or_default();
+        notes.push(format!("{} is off: {why}", task.name));
+    }
+    Grid {
+        header: &["task", "state", "runs", "failed", "last well", "next"],
+        figures: &[2, 3, 4, 5],
+        rows: tasks.iter().filter(|t| !well(t)).map(row).collect(),
+        notes,
+    }
+}
+
+fn or_dash<T>(value: Option<T>, shown: impl FnOnce(T) -> String) -> String {
+    value.map_or_else(|| "-".to_owned(), shown)
+}
+
+fn state(task: &TaskReport) -> &'static str {
+    match task.state {
+        TaskState::Off => "off",
+        TaskState::Waiting => "waiting",
+        TaskState::Running => "running",
+        TaskState::BackingOff => "backing off",
+        TaskState::Ended => "ended",
+    }
+}

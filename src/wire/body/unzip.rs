@@ -1,0 +1,84 @@
+//! Unpacks gzip in bounded steps: a bomb grows 64 KiB at a time, and whoever
+//! reads decides after each step whether to go on.
+
+use flate2::{Decompress, FlushDecompress, Status};
+
+/// What one step yields at most.
+const STEP: usize = 64 * 1024;
+
+/// A gzip stream being unpacked.
+#[derive(Debug)]
+pub struct Unzip {
+    inner: Decompress,
+    step: Vec<u8>,
+    ended: bool,
+}
+
+impl Default for Unzip {
+    fn default() -> Self {
+        Self {
+            inner: Decompress::new_gzip(15),
+            step: vec![0; STEP],
+            ended: false,
+        }
+    }
+}
+
+impl Unzip {
+    /// Unpacks some of `input`: how much of it was used, and what it gave (at
+    /// most 64 KiB). Nothing used and nothing given: feed more. Bytes after
+    /// the end of the stream are ignored.
+    ///
+    /// # Errors
+    /// The bytes are no gzip, or damaged.
+    pub fn step(&mut self, input: &[u8]) -> Result<(usize, &[u8]), String> {
+        if self.ended {
+            return Ok((input.len(), &[]));
+        }
+        let (read, wrote) = (self.inner.total_in(), self.inner.total_out());
+        let status = self
+            .inner
+            .decompress(input, &mut self.step, FlushDecompress::None)
+            .map_err(|e| format!("damaged gzip: {e}"))?;
+        self.ended = status == Status::StreamEnd;
+        let used = (self.inner.total_in() - read) as usize;
+        let gave = (self.inner.total_out() - wrote) as usize;
+        Ok((used, &self.step[..gave]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::{Compression, write::GzEncoder};
+    use proptest::prelude::*;
+    use std::io::Write;
+
+    fn unzip(mut input: &[u8]) -> Result<Vec<u8>, String> {
+        let mut unzip = Unzip::default();
+        let mut out = Vec::new();
+        loop {
+            let (used, bytes) = unzip.step(input)?;
+            if used == 0 && bytes.is_empty() {
+                return Ok(out);
+            }
+            out.extend_from_slice(bytes);
+            input = &input[used..];
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn gives_back_what_was_packed(data: Vec<u8>, copies in 1usize..3000) {
+            let data = data.repeat(copies);
+            let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
+            gz.write_all(&data).unwrap();
+            prop_assert_eq!(unzip(&gz.finish().unwrap()), Ok(data));
+        }
+
+        #[test]
+        fn never_panics(data: Vec<u8>) {
+            let _ = unzip(&data);
+        }
+    }
+}
