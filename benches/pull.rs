@@ -64,7 +64,7 @@ async fn main() {
         "http://127.0.0.1:1".to_owned(),
         "http://127.0.0.1:2".to_owned(),
     ];
-    let ops = history::Writer::new(hosts, 7).ops(OPS, now - 86_400_000, now - 3_600_000);
+    let ops = history::Writer::new(hosts, "bench", 7).ops(OPS, now - 86_400_000, now - 3_600_000);
     let body = page(&ops);
     println!(
         "a page of {OPS} ops, {:.1} MB; {ROUNDS} rounds, medians",

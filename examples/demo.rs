@@ -24,7 +24,7 @@ mod history;
 use anyhow::{Result, bail};
 use cluster::Cluster;
 use comfy_table::{CellAlignment, Table, presets};
-use fleet::Validator;
+use fleet::{Pulling, Validator};
 use history::Writer;
 use indicatif::{ProgressBar, ProgressStyle};
 use opsward::clock::Clock;
@@ -67,7 +67,7 @@ async fn show(keep: bool) -> Result<()> {
     let mut v3 = Validator::new(&cluster, "validator3", &logs).await;
     let hosts = vec![v1.url.clone(), v2.url.clone(), v3.url.clone()];
     let now = Clock::System.now_ms();
-    let mut writer = Writer::new(hosts.clone(), 304);
+    let mut writer = Writer::new(hosts.clone(), "demo", 304);
 
     step("validator1 gets the ops of a real network's recording and 30 days of generated history");
     let recorded: Vec<Op> = name_all(history::recorded(RECORDED)?, &hosts);
@@ -82,19 +82,37 @@ async fn show(keep: bool) -> Result<()> {
     step("An opsward beside each; validator2 and validator3 start with empty logs");
     for v in [&mut v1, &mut v2, &mut v3] {
         let peers: Vec<String> = hosts.iter().filter(|h| **h != v.url).cloned().collect();
-        v.start(&peers)?;
+        v.start(&peers, Pulling::On)?;
     }
     for v in [&mut v1, &mut v2, &mut v3] {
         v.ready().await?;
     }
     converge(&[&v1, &v2, &v3]).await?;
+    caught_up(&[&v1, &v2, &v3], now - 140 * MINUTE).await?;
     report(&[&v1, &v2, &v3]).await?;
 
-    step("validator3's opsward goes away; validator1 writes on, validator2 follows");
+    step(
+        "validator3 pulls no more, but writes on and serves; validator1 writes on, validator2 follows",
+    );
     v3.stop();
-    let fresh = writer.ops(NEW_OPS, now - 120 * MINUTE, now - 5 * MINUTE);
+    v3.start(&hosts[..2], Pulling::Off)?;
+    // Who meets a gap may read what came before it after what came later, so
+    // only records that are written on one side of it are equal in the end.
+    let mut fresh = Writer::new(hosts.clone(), "before", 3).ops(
+        NEW_OPS / 2,
+        now - 120 * MINUTE,
+        now - 46 * MINUTE,
+    );
+    fresh.extend(Writer::new(hosts.clone(), "after", 4).ops(
+        NEW_OPS / 2,
+        now - 44 * MINUTE,
+        now - 5 * MINUTE,
+    ));
     load(&v1, &fresh).await?;
     converge(&[&v1, &v2]).await?;
+    let own = Writer::new(hosts.clone(), "own", 77).ops(200, now - 4 * MINUTE, now - 3 * MINUTE);
+    load(&v3, &own).await?;
+    caught_up(&[&v1, &v2], now - 5 * MINUTE).await?;
 
     step("The old end of validator1's log is cut: validator3 has not read up to there");
     let below = OpUlid::first_of_ms(now - 45 * MINUTE);
@@ -104,11 +122,16 @@ async fn show(keep: bool) -> Result<()> {
     );
     headers_of_a_gap(&v1, now).await?;
 
-    step("validator3's opsward is back: a gap from validator1, the missing ops from validator2");
-    v3.start(&hosts[..2])?;
+    step("validator3 pulls again: a gap from validator1, the missing ops from validator2");
+    v3.stop();
+    v3.start(&hosts[..2], Pulling::On)?;
     v3.ready().await?;
     converge(&[&v1, &v2, &v3]).await?;
-    let live = writer.ops(50, Clock::System.now_ms() - 50, Clock::System.now_ms());
+    let live = Writer::new(hosts.clone(), "live", 5).ops(
+        50,
+        Clock::System.now_ms() - 50,
+        Clock::System.now_ms(),
+    );
     v2.write(&live).await?;
     println!("   50 records were written on validator2 just now");
     converge(&[&v1, &v2, &v3]).await?;
@@ -212,6 +235,25 @@ async fn converge(fleet: &[&Validator]) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     bail!("{names} did not converge within 90 s")
+}
+
+/// Waits until all have read all their peers up to a time.
+async fn caught_up(fleet: &[&Validator], ms: u64) -> Result<()> {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(60) {
+        let age = (Clock::System.now_ms() - ms) / 1000;
+        let mut all = true;
+        for v in fleet {
+            all &= (0..=age as i64).contains(&v.view().await?.lag_seconds);
+        }
+        if all {
+            let names = fleet.iter().map(|v| v.name).collect::<Vec<_>>().join(", ");
+            println!("   {names} have read their peers' logs");
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    bail!("the peers' logs were not read within 60 s")
 }
 
 async fn headers_of_a_gap(v: &Validator, now: u64) -> Result<()> {

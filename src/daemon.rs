@@ -16,7 +16,7 @@ use crate::settings::Settings;
 use crate::show::admin::{self, Admin};
 use crate::show::gather::DaemonView;
 use crate::supervisor::{Namespace, Next, PROC_NET_DEV, Schedule, Stage, Supervisor, Task};
-use crate::values::{Host, PeerSet};
+use crate::values::{Host, PeerSet, TaskReport, TaskState};
 use crate::{http, pull};
 use listen::Listener;
 use peers::{Peers, Pulls};
@@ -155,6 +155,7 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     parts.presence();
     parts.sampler();
     parts.namespace(orphaned);
+    parts.say_tasks();
     Ok(parts.supervisor)
 }
 
@@ -282,6 +283,20 @@ impl Parts {
                 let sampler = sampler.clone();
                 async move { sampler.run_once().await }
             });
+    }
+
+    fn say_tasks(&self) {
+        let (off, on): (Vec<_>, Vec<_>) = self
+            .supervisor
+            .reports()
+            .all()
+            .into_iter()
+            .partition(|t| t.state == TaskState::Off);
+        let names = |tasks: Vec<TaskReport>| {
+            let names: Vec<String> = tasks.into_iter().map(|t| t.name).collect();
+            names.join(" ")
+        };
+        info!(on = names(on), off = names(off), "tasks");
     }
 
     /// Without a list of interfaces to read there is nothing to watch.

@@ -26,6 +26,13 @@ pub struct Validator {
     process: Option<Child>,
 }
 
+/// Whether an opsward pulls its peers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Pulling {
+    On,
+    Off,
+}
+
 /// What a validator holds and has done.
 #[derive(Debug, Default)]
 pub struct View {
@@ -97,7 +104,7 @@ impl Validator {
     }
 
     /// Starts the opsward beside it.
-    pub fn start(&mut self, peers: &[String]) -> Result<()> {
+    pub fn start(&mut self, peers: &[String], pulling: Pulling) -> Result<()> {
         let binary = std::env::current_exe()?
             .parent()
             .and_then(|examples| examples.parent())
@@ -122,6 +129,10 @@ impl Validator {
             )
             .env("OPENAUDIO_MEDIORUM_PEERS", peers.join(","))
             .env("OPENAUDIO_MEDIORUM_SWEEP_INTERVAL", "10s")
+            .env(
+                "OPENAUDIO_MEDIORUM_SWEEP_PEERS",
+                (pulling == Pulling::On).to_string(),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

@@ -6,16 +6,18 @@ use serde_json::{Value, json};
 /// Writes ops of a fleet, the same ones for the same seed.
 pub struct Writer {
     hosts: Vec<String>,
+    name: &'static str,
     state: u64,
     uploads: Vec<(String, u64)>,
     written: u64,
 }
 
 impl Writer {
-    /// A writer for validators of these hosts.
-    pub fn new(hosts: Vec<String>, seed: u64) -> Self {
+    /// A writer for validators of these hosts; no two names share a record.
+    pub fn new(hosts: Vec<String>, name: &'static str, seed: u64) -> Self {
         Self {
             hosts,
+            name,
             state: seed | 1,
             uploads: Vec::new(),
             written: 0,
@@ -63,7 +65,8 @@ impl Writer {
     fn upload(&mut self, ms: u64, host: &str) -> (Action, &'static str, Value) {
         let fresh = self.uploads.is_empty() || self.next(100) < 22;
         if fresh {
-            self.uploads.push((format!("demo{:06}", self.written), ms));
+            self.uploads
+                .push((format!("{}{:06}", self.name, self.written), ms));
         }
         // Updates are of recent records.
         let back = self.next(self.uploads.len().min(40) as u64) as usize;
@@ -97,14 +100,15 @@ impl Writer {
 
     fn sizes(&mut self, ms: u64, host: &str) -> Value {
         json!({
-            "LoggedAt": time(ms), "Host": host, "StorageBackend": "file", "DbUsed": 90_000_000_000u64 + ms % 1000,
+            "LoggedAt": time(ms), "Host": format!("{host}/{}", self.name), "StorageBackend": "file", "DbUsed": 90_000_000_000u64 + ms % 1000,
             "MediorumDiskUsed": 4_000_000_000_000u64, "MediorumDiskSize": 8_000_000_000_000u64,
             "StorageExpectation": 3_900_000_000_000u64, "LastRepairSize": 0, "LastCleanupSize": 0,
         })
     }
 
     fn analysis(&mut self, ms: u64, host: &str) -> (Action, &'static str, Value) {
-        let cid = format!("Qm{:08}", self.next(2_000));
+        let which = self.next(2_000);
+        let cid = format!("Qm{}{which:06}", self.name);
         let action = if self.next(3) == 0 {
             Action::Create
         } else {
@@ -119,7 +123,7 @@ impl Writer {
 
     fn preview(&mut self, ms: u64, host: &str) -> Value {
         json!({
-            "cid": format!("prev{:08}", self.written), "SourceCID": "baeaaaiqse", "PreviewStartSeconds": "30",
+            "cid": format!("prev{}{:06}", self.name, self.written), "SourceCID": "baeaaaiqse", "PreviewStartSeconds": "30",
             "created_by": host, "created_at": time(ms),
         })
     }

@@ -15,7 +15,7 @@ impl Listener {
     pub(super) fn bind(address: SocketAddr, setting: &str) -> Result<Self, StartError> {
         let bound = bind(address).map_err(|e| {
             let why = match e.kind() {
-                ErrorKind::AddrInUse => "the port is in use by another process".to_owned(),
+                ErrorKind::AddrInUse => "the port is in use already".to_owned(),
                 ErrorKind::AddrNotAvailable => "no interface here has this address".to_owned(),
                 ErrorKind::PermissionDenied => {
                     "no permission; ports below 1024 may need one".to_owned()

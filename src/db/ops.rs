@@ -9,8 +9,10 @@ use super::error::{Doing, Error, Result};
 use super::{floors, watermark};
 use crate::values::{Host, OpUlid};
 use deadpool_postgres::Transaction;
-use futures_util::TryStreamExt;
+use futures_util::future::{BoxFuture, ready};
+use futures_util::{FutureExt, TryStreamExt, poll};
 use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, Type};
@@ -139,19 +141,26 @@ impl Snapshot<'_> {
         Ok(Scan { portal })
     }
 
-    /// The next `rows` rows of a scan, `at_most` this long.
+    /// Asks for the next `rows` rows of a scan, each part bounded by `at_most`
+    /// in the server's time. Parts are read in the order they were asked for;
+    /// one may be asked for while the one before it is still arriving.
     ///
     /// # Errors
     /// The database's.
-    pub async fn fetch(&self, scan: &Scan, rows: usize, at_most: Duration) -> Result<Rows> {
+    pub async fn fetch(&self, scan: &Scan, rows: usize, at_most: Duration) -> Result<Rows<'_>> {
         let rows = i32::try_from(rows).unwrap_or(i32::MAX).max(1);
         let bound = bound_sql(at_most);
-        let (bounded, stream) = tokio::join!(
-            self.tx.batch_execute(&bound),
-            self.tx.query_portal_raw(&scan.portal, rows)
-        );
-        bounded.doing("bound a page in time")?;
-        Ok(Rows(Box::pin(stream.doing("read the log")?)))
+        let mut bounded = async move { self.tx.batch_execute(&bound).await }.boxed();
+        // The first poll sends it; what it says is read with the rows.
+        let bounded = match poll!(&mut bounded) {
+            Poll::Ready(said) => ready(said).boxed(),
+            Poll::Pending => bounded,
+        };
+        let stream = self.tx.query_portal_raw(&scan.portal, rows).await;
+        Ok(Rows {
+            bounded: Some(bounded),
+            stream: Box::pin(stream.doing("read the log")?),
+        })
     }
 
     /// The smallest plausible ULID from the watermark upward, found in small
@@ -187,15 +196,27 @@ pub struct Scan {
 }
 
 /// Rows on their way.
-pub struct Rows(Pin<Box<RowStream>>);
+pub struct Rows<'s> {
+    bounded: Option<BoxFuture<'s, std::result::Result<(), tokio_postgres::Error>>>,
+    stream: Pin<Box<RowStream>>,
+}
 
-impl Rows {
+impl Rows<'_> {
     /// The next row; `None` at the end of this part.
     ///
     /// # Errors
     /// The database's; `is_out_of_time` tells the bound given to `fetch`.
     pub async fn next(&mut self) -> Result<Option<LogRow>> {
-        Ok(self.0.try_next().await.doing("read the log")?.map(LogRow))
+        if let Some(bounded) = &mut self.bounded {
+            bounded.await.doing("bound a page in time")?;
+            self.bounded = None;
+        }
+        Ok(self
+            .stream
+            .try_next()
+            .await
+            .doing("read the log")?
+            .map(LogRow))
     }
 }
 

@@ -43,7 +43,7 @@ pub async fn figures(client: &Client) -> Result<Figures> {
 
 /// `pg_settings` leaves out what the role may not see; `current_setting` fails.
 const FIGURES: &str = "
-    SELECT current_setting('server_version'),
+    SELECT split_part(current_setting('server_version'), ' ', 1),
            coalesce(pg_table_size(to_regclass('public.ops')), 0),
            coalesce(pg_indexes_size(to_regclass('public.ops')), 0),
            coalesce(pg_stat_get_dead_tuples(to_regclass('public.ops')), 0),

@@ -1,9 +1,9 @@
 //! A page, built: rows of one snapshot through the choices into the writer.
 
-use super::decide::{self, Candidate, Limit, Progress, READING};
+use super::decide::{self, Candidate, Limit, Part, Progress, READING};
 use super::held::Reserved;
 use super::request::Ask;
-use crate::db::ops::{self, Lent, LogData, LogFields, LogRow, SCAN_ROWS, Snapshot};
+use crate::db::ops::{self, Lent, LogData, LogFields, LogRow, Rows, SCAN_ROWS, Scan, Snapshot};
 use crate::db::{self};
 use crate::values::{Host, OpUlid, is_plausible};
 use crate::wire::page::{Encoding, PageOp, PageWriter, is_array_of_objects};
@@ -12,9 +12,7 @@ use tokio::time::Instant;
 
 /// How long a page waits for the table's lock, e.g. behind a swap of it. With
 /// the time to read it stays under the 5 s that a transaction may live.
-const LOCK_WAIT: Duration = Duration::from_secs(1);
-/// The shortest bound of a statement: a page that began late still reads a row.
-const LEAST: Duration = Duration::from_millis(250);
+const LOCK_WAIT: Duration = Duration::from_millis(500);
 /// A reservation that is too small grows by at least this.
 const GROWTH: usize = 1024 * 1024;
 /// How long a page that holds an op waits for memory before it ends: the
@@ -139,11 +137,11 @@ impl Reading<'_> {
     async fn scans(&mut self, snapshot: &Snapshot<'_>) -> Result<Option<Limit>, Failure> {
         loop {
             let scan = snapshot.scan(&self.position, self.order.self_host).await?;
-            let (mut of_scan, mut bytes) = (0, 0);
-            while of_scan < SCAN_ROWS {
-                let want = decide::next_fetch(of_scan, bytes).min(SCAN_ROWS - of_scan);
-                let at_most = READING.saturating_sub(self.began.elapsed()).max(LEAST);
-                let mut rows = snapshot.fetch(&scan, want, at_most).await?;
+            let (mut left, mut came, mut bytes) = (SCAN_ROWS, 0, 0);
+            let mut part = self.part(snapshot, &scan, &mut left, (came, bytes)).await?;
+            while let Some((want, mut rows)) = part {
+                // The next part is under way while this one is read.
+                let next = self.part(snapshot, &scan, &mut left, (came, bytes)).await?;
                 let mut got = 0;
                 while let Some(row) = rows.next().await? {
                     got += 1;
@@ -152,12 +150,36 @@ impl Reading<'_> {
                         return Ok(Some(limit));
                     }
                 }
+                came += got;
                 if got < want {
                     return Ok(None);
                 }
-                of_scan += got;
+                part = next;
             }
         }
+    }
+
+    /// Asks for the next part of a scan that has `left` rows to go and whose
+    /// rows `came` so far, with their bytes.
+    async fn part<'s>(
+        &self,
+        snapshot: &'s Snapshot<'_>,
+        scan: &Scan,
+        left: &mut usize,
+        (came, bytes): (usize, usize),
+    ) -> Result<Option<(usize, Rows<'s>)>, Failure> {
+        if *left == 0 {
+            return Ok(None);
+        }
+        let part = match *left {
+            SCAN_ROWS => Part::First,
+            _ => Part::Later,
+        };
+        let want = decide::next_fetch(came, bytes).min(*left);
+        *left -= want;
+        let at_most = decide::part_time(self.began.elapsed(), part);
+        let rows = snapshot.fetch(scan, want, at_most).await?;
+        Ok(Some((want, rows)))
     }
 
     /// Puts a row where it belongs; `Some` when the page ended before it.

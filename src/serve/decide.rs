@@ -15,7 +15,7 @@ pub const BODY_BYTES: usize = 64 * 1024 * 1024;
 pub const READING: Duration = Duration::from_secs(3);
 
 /// Rows of a page's first fetch, before anything is known of their size.
-const FIRST_FETCH: usize = 256;
+const FIRST_FETCH: usize = 64;
 /// Bytes of rows that one fetch is meant to bring: a page that ends early
 /// still has to take in what is on its way.
 const FETCH_BYTES: usize = 4 * 1024 * 1024;
@@ -82,6 +82,30 @@ pub fn next_fetch(rows: usize, bytes: usize) -> usize {
     }
     let average = (bytes / rows).max(1);
     (FETCH_BYTES / average).clamp(1, SLICE_ROWS)
+}
+
+/// The shortest bound of a part: a page that began late still reads a row.
+const LEAST_PART: Duration = Duration::from_millis(250);
+
+/// When a part of a scan is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// Nothing is under way.
+    First,
+    /// The one before it is still arriving.
+    Later,
+}
+
+/// How long a part may take that is asked for `elapsed` after reading began.
+/// A later one begins when the one before it ends: half of what was left when
+/// it was asked for keeps the transaction under 5 s.
+pub fn part_time(elapsed: Duration, part: Part) -> Duration {
+    let left = READING.saturating_sub(elapsed);
+    let bound = match part {
+        Part::First => left,
+        Part::Later => left / 2,
+    };
+    bound.max(LEAST_PART)
 }
 
 /// The minimum that a page may name: never above the first plausible row that
@@ -181,6 +205,20 @@ mod tests {
             full(page(30_000, 1, 0, 0), Candidate::Op(1)),
             Some(Limit::Rows)
         );
+    }
+
+    /// With half a second for the lock, the slowest two parts in a row end
+    /// before a transaction is 5 s old.
+    #[test]
+    fn parts_keep_a_transaction_short() {
+        let ms = Duration::from_millis;
+        assert_eq!(part_time(ms(0), Part::First), READING);
+        assert_eq!(part_time(ms(9_000), Part::First), LEAST_PART);
+        for asked in 0..3_000 {
+            let one = part_time(ms(asked), Part::First);
+            let two = part_time(ms(asked), Part::Later);
+            assert!(ms(asked) + one + two <= ms(4_500));
+        }
     }
 
     #[test]

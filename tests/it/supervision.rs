@@ -6,6 +6,7 @@ use crate::harness::{Answer, Cluster, Daemon, Database, Peer, Start, Stop, http}
 use serde_json::Value;
 use std::net::TcpListener;
 use std::process::Command;
+use tokio::io::AsyncWriteExt;
 
 const SELF: &str = "https://me.example";
 
@@ -108,6 +109,26 @@ async fn a_signal_ends_it_and_a_hanging_peer_does_not_keep_it() {
         assert!(listeners < log.find("tasks are told").unwrap());
         assert!(log.contains("stopped") && !log.contains("cut off"), "{log}");
     }
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let database = Database::new().await;
+    let daemon = ready(&database.url(), &[]).await;
+    // A request that never comes to its end holds the listener for a while.
+    let mut half = tokio::net::TcpStream::connect(daemon.public())
+        .await
+        .unwrap();
+    half.write_all(b"GET /internal/crud/sweep?after= HTTP/1.1\r\nHost: ")
+        .await
+        .unwrap();
+    let served = http::get(daemon.public(), "/internal/crud/sweep?after=", &[]).await;
+    assert_eq!(served.status, 200);
+    daemon.signal("TERM");
+    daemon.line(|l| l.contains("tasks are told")).await;
+    daemon.signal("TERM");
+    assert_eq!(daemon.exit().await.code(), Some(1), "{}", daemon.log());
+    assert!(daemon.log().contains("a second signal"), "{}", daemon.log());
 }
 
 #[tokio::test]
