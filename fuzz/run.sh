@@ -28,13 +28,17 @@ fixtures=tests/fixtures
 number=0
 while IFS= read -r op; do
     number=$((number + 1))
-    printf '[%s]A' "$op" | seed body "op$number"
+    printf 'A[%s]' "$op" | seed body "op$number"
     printf '[%s]' "$op" | gzip -1 | seed gzip "op$number"
-    printf '%sA' "${op#*\"data\": }" | sed 's/, "host": .*}A$/A/' | seed records "op$number"
+    data=${op#*\"data\": }
+    # An update of each of the four models.
+    for which in B F J N; do
+        printf '%s%s' "$which" "${data%%, \"host\": *}" | seed records "op$number$which"
+    done
     printf '%s' "$op" | grep -oE '[0-9A-Z]{26}|https?://[^"]*' | seed sweep "op$number" || true
 done <"$fixtures/network/m1.ops.jsonl"
-printf '%s\n' 'localhost:5432/openaudio?sslmode=verify-full&options=-c%%20a%%3Db' 10m true 0.0.0.0:80 \
-    'https://a.example,https://b.example' info A | seed settings one
+printf '%s\n' 'Alocalhost:5432/openaudio?sslmode=verify-full&options=-c%%20a%%3Db' 10m true 0.0.0.0:80 \
+    'https://a.example,https://b.example' info | seed settings one
 
 for target in "${targets[@]}"; do
     say "fuzzing $target for $seconds s"
