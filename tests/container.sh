@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || fail "this needs root: it makes file systems and starts Docker"
 work=$(mktemp -d /tmp/opsward-container-XXXXXX)
 bases=${KEEP_BASES:-$work/bases}
-mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+mirror=${DEBIAN_MIRROR:-} # none: the one that debootstrap knows
 tag=opsward-test-$$
 export COMPOSE_PROJECT_NAME=$tag
 dockerd_pid=
@@ -103,7 +103,7 @@ base() {
         say "debootstrap: $1 ($2)"
         mkdir -p "$bases"
         rm -rf "$tree"
-        debootstrap --variant=minbase --include="$2" bookworm "$tree" "$mirror" >"$work/debootstrap.log" 2>&1 ||
+        debootstrap --variant=minbase --include="$2" bookworm "$tree" ${mirror:+"$mirror"} >"$work/debootstrap.log" 2>&1 ||
             { tail -20 "$work/debootstrap.log" >&2; fail "debootstrap failed"; }
         rm -rf "$tree"/var/cache/apt/archives/*.deb "$tree"/var/lib/apt/lists/*
         if [ -e "$tree/usr/share/i18n/locales/en_US" ]; then
