@@ -30,16 +30,16 @@ pub fn init(settings: &Settings) {
 /// The filter of a text that the settings have accepted.
 fn filter(text: &str) -> Targets {
     let targets = log_filter(text).unwrap_or_default();
-    targets
-        .into_iter()
-        .fold(Targets::new(), |filter, (target, level)| {
-            let level = level.parse().unwrap_or(LevelFilter::INFO);
-            if target.is_empty() {
-                filter.with_default(level)
-            } else {
-                filter.with_target(target, level)
-            }
-        })
+    // Each try of a pool to connect is an error of a task too, said once there.
+    let quiet = Targets::new().with_target("deadpool", LevelFilter::ERROR);
+    targets.into_iter().fold(quiet, |filter, (target, level)| {
+        let level = level.parse().unwrap_or(LevelFilter::INFO);
+        if target.is_empty() {
+            filter.with_default(level)
+        } else {
+            filter.with_target(target, level)
+        }
+    })
 }
 
 #[cfg(test)]

@@ -16,14 +16,17 @@ cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || fail "this needs root: it makes file systems and starts Docker"
 work=$(mktemp -d /tmp/opsward-container-XXXXXX)
 bases=${KEEP_BASES:-$work/bases}
-mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+mirror=${DEBIAN_MIRROR:-} # none: the one that debootstrap knows
 tag=opsward-test-$$
 export COMPOSE_PROJECT_NAME=$tag
 dockerd_pid=
 
+exec 3>&2
 cleanup() {
     local code=$?
     trap - EXIT INT TERM
+    # A signal may come in the middle of a command whose output goes nowhere.
+    exec 2>&3
     set +e
     if [ "$code" != 0 ] && [ -f "$work/compose.yaml" ]; then
         say "what was said before it failed"
@@ -100,7 +103,7 @@ base() {
         say "debootstrap: $1 ($2)"
         mkdir -p "$bases"
         rm -rf "$tree"
-        debootstrap --variant=minbase --include="$2" bookworm "$tree" "$mirror" >"$work/debootstrap.log" 2>&1 ||
+        debootstrap --variant=minbase --include="$2" bookworm "$tree" ${mirror:+"$mirror"} >"$work/debootstrap.log" 2>&1 ||
             { tail -20 "$work/debootstrap.log" >&2; fail "debootstrap failed"; }
         rm -rf "$tree"/var/cache/apt/archives/*.deb "$tree"/var/lib/apt/lists/*
         if [ -e "$tree/usr/share/i18n/locales/en_US" ]; then
@@ -169,11 +172,10 @@ sql() { docker exec -i -u postgres "$(container openaudio)" psql -d openaudio -q
 
 # until SECONDS WHAT COMMAND...: waits for a command to succeed.
 until_true() {
-    local left=$(($1 * 5)) what=$2
+    local end=$((SECONDS + $1)) what=$2
     shift 2
     until "$@" >/dev/null 2>&1; do
-        left=$((left - 1))
-        [ "$left" -gt 0 ] || fail "it never happened: $what"
+        [ "$SECONDS" -lt "$end" ] || fail "it never happened: $what"
         sleep 0.2
     done
     ok "$what"
@@ -193,6 +195,10 @@ same_network() {
         is "inspect opsward '{{.State.Status}}'" running
 }
 pulled() { is 'sql "SELECT count(*) FROM ops WHERE host LIKE '"'http://peer%'"'"' "$1"; }
+# How often the second peer was asked: at all, and from the very start.
+asked() { docker logs "$(container peer2)" 2>/dev/null | grep -c "^sweep"; }
+asked_from_start() { docker logs "$(container peer2)" 2>/dev/null | grep -c "^sweep .* '' "; }
+asked_again() { [ "$(asked)" -gt "$before" ]; }
 sessions() { sql "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'opsward%'"; }
 
 say "the first week: read-only"
@@ -233,17 +239,19 @@ until_true 30 "the node's cursors follow" is \
     "sql \"SELECT count(*) FROM cursors WHERE host LIKE 'http://peer%' AND last_ulid <> ''\"" 2
 check "within its memory" is "inspect opsward '{{.State.OOMKilled}}'" false
 
+check "read from the start once" is asked_from_start 1
+
 say "the node's container is restarted under it"
 before=$(inspect opsward '{{.RestartCount}}')
 docker restart -t 10 "$(container openaudio)" >/dev/null
-ended() { [ "$(inspect opsward '{{.RestartCount}}')" -gt "$before" ]; }
-until_true 60 "it noticed, ended, and was started again" ended
+restarted() { [ "$(inspect opsward '{{.RestartCount}}')" -gt "$before" ]; }
+until_true 60 "it noticed, ended, and was started again" restarted
 # The exit code of its last death: the container's own state is of the life after.
 died() {
     docker events --since 10m --until 0s --filter "container=$(container opsward)" \
         --filter event=die --format '{{.Actor.Attributes.exitCode}}' | tail -1
 }
-check "it ended with 75" is died 75
+until_true 10 "it ended with 75" is died 75
 until_true 60 "ready in the new network" curl -fsS -m 5 "$admin/readyz"
 until_true 30 "serving in the new network" curl -fsS -m 5 -o /dev/null "$sweep?after="
 
@@ -253,13 +261,16 @@ GENERATION=2 compose up -d openaudio 2>"$work/up.log" || { cat "$work/up.log" >&
 check "it is another container" test "$(container openaudio)" != "$old"
 stopped() { is "inspect opsward '{{.State.Status}}'" exited && [ "$(died)" = 75 ]; }
 until_true 60 "opsward ended with 75" stopped
+before=$(asked)
 # What deploy/compose.yaml tells the operator of docker-compose 1.x; of version 2
 # the second command alone does.
 docker compose version >/dev/null 2>&1 || compose rm -sf opsward >/dev/null 2>&1
 GENERATION=2 compose up -d 2>"$work/up.log" || { cat "$work/up.log" >&2; fail "compose up failed"; }
 until_true 30 "it is in the new container's network" same_network
 until_true 60 "ready there" curl -fsS -m 5 "$admin/readyz"
-check "nothing was pulled twice" pulled 25300
+until_true 60 "pulling there" asked_again
+check "from where it was" is asked_from_start 1
+check "and lost nothing" pulled 25300
 
 say "stopped in order"
 compose stop opsward 2>/dev/null

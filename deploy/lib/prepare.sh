@@ -29,7 +29,7 @@ install() {
         say "apt-get update failed; trying with the lists that are there"
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get "${options[@]}" install -y --no-install-recommends "$@" >/dev/null ||
-        fail "apt-get can't install $*. PostgreSQL 15 is in Debian 12 and, for others, in apt.postgresql.org"
+        fail "apt-get can't install $*; PostgreSQL 15 is one of Debian 12's packages"
 }
 
 has_postgres() {
@@ -60,5 +60,5 @@ need_compiler() {
     [ -d "$HOME/.cargo/bin" ] && PATH="$HOME/.cargo/bin:$PATH"
     command -v cc >/dev/null || install gcc libc6-dev
     command -v cargo >/dev/null ||
-        fail "missing: cargo. Install Rust 1.95 or newer from https://rustup.rs"
+        fail "missing: cargo. Install Rust 1.95 or newer (rustup does it)"
 }

@@ -224,6 +224,10 @@ fn config(target: &DbTarget, application_name: &str) -> tokio_postgres::Config {
         .application_name(application_name)
         .connect_timeout(target.connect_timeout)
         .keepalives_idle(Duration::from_secs(30))
+        .keepalives_interval(Duration::from_secs(5))
+        .keepalives_retries(3)
+        // A server that no longer answers is noticed, not waited for.
+        .tcp_user_timeout(Duration::from_secs(10))
         .ssl_mode(match target.tls {
             TlsMode::Disable => SslMode::Disable,
             TlsMode::Prefer => SslMode::Prefer,

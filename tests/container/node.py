@@ -10,6 +10,7 @@ peer, its log. No dependencies.
 import json
 import os
 import signal
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlparse
 
@@ -31,7 +32,8 @@ def log(count):
     """Previews: a small record of a table that every node holds whole."""
     for n in range(count):
         yield {
-            "ulid": ulid(START_MS + 1000 * n, n),
+            # No two hosts write the same one.
+            "ulid": ulid(START_MS + 1000 * n, (zlib.crc32(SELF.encode()) << 32) + n),
             "host": SELF,
             "action": "create",
             "table": "audio_previews",

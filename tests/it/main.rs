@@ -10,6 +10,7 @@
 
 mod batches;
 mod cli;
+mod faults;
 mod harness;
 mod harness_test;
 mod pull;

@@ -51,6 +51,10 @@ async fn slow_readers_hold_no_snapshot_and_starve_nobody() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
+    until("memory is full, and somebody went", async || {
+        port.dropped("slow") > 0
+    })
+    .await;
     // An honest reader comes again where it is told to.
     until("an honest reader is served", async || {
         let answer = http::try_request("GET", address, &format!("{PATH}?after="), &[]).await;
