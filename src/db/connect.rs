@@ -158,12 +158,16 @@ impl Db {
                 "the server at {}: {words}; GRANT CONNECT ON DATABASE lifts it",
                 self.shown
             )),
-            Some(_) => Error::Away(format!("{}: {words}", self.shown)),
+            _ if super::error::is_away(error) => Error::Away(format!("{}: {words}", self.shown)),
             None if is_tls(error) => Error::Denied(format!(
-                "{}: {words}; see sslmode and sslrootcert",
+                "{}: {words}; see sslmode and sslrootcert in OPENAUDIO_DB_URL",
                 self.shown
             )),
-            None => Error::Away(format!("{}: {words}", self.shown)),
+            // A parameter that the server does not know, no password to give.
+            _ => Error::Denied(format!(
+                "no session at {}: {words}; correct OPENAUDIO_DB_URL",
+                self.shown
+            )),
         }
     }
 }
@@ -265,5 +269,6 @@ fn tls_config(target: &DbTarget) -> Result<rustls::ClientConfig> {
         .client_cert
         .as_ref()
         .map(|(c, k)| (c.as_path(), k.as_path()));
-    tls::client_config(verify, target.root_cert.as_deref(), client).map_err(Error::Unfit)
+    tls::client_config(verify, target.root_cert.as_deref(), client)
+        .map_err(|why| Error::Unfit(format!("a certificate in OPENAUDIO_DB_URL: {why}")))
 }

@@ -75,7 +75,8 @@ impl<T> Doing<T> for std::result::Result<T, tokio_postgres::Error> {
     }
 }
 
-fn is_away(error: &tokio_postgres::Error) -> bool {
+/// Whether the same attempt may succeed later.
+pub(super) fn is_away(error: &tokio_postgres::Error) -> bool {
     match error.code() {
         // Connection exceptions, and "too many connections", "the database
         // system is starting up / shutting down".
