@@ -43,7 +43,7 @@ fn page(ops: &[String]) -> String {
 }
 
 struct Bench {
-    _database: Database,
+    database: Database,
     db: opsward::db::Db,
     client: Client,
     peer: Peer,
@@ -59,7 +59,7 @@ impl Bench {
         let puller = puller_with(&db, Clock::System, &metrics);
         Self {
             client: database.client().await,
-            _database: database,
+            database,
             db,
             peer: Peer::scripted([]).await,
             metrics,
@@ -258,7 +258,7 @@ async fn a_row_that_vanishes_during_the_sweep_is_a_reset() {
         at_once: 400,
         pause: Duration::from_millis(1),
     };
-    let url = bench._database.url();
+    let url = bench.database.url();
     let peer = Peer::serving(move |_| {
         let url = url.clone();
         std::thread::spawn(move || {
@@ -732,4 +732,47 @@ async fn an_op_that_the_node_is_writing_is_met_with_patience() {
             2
         )
     );
+}
+
+/// A peer that dawdles over a large op keeps the others' large ops waiting,
+/// but never a batch of theirs: it would hold rows and a turn to apply.
+#[tokio::test]
+async fn waiting_for_a_large_op_leaves_no_batch_half_applied() {
+    let bench = Bench::new().await;
+    let large = record(
+        ago(20),
+        "audio_previews",
+        &format!(r#"{{"cid":"h","x":"{}"}}"#, "a".repeat(400 << 10)),
+    );
+    let ops = |from: u128| -> Vec<String> {
+        let ulid = |i| OpUlid::from_parts(now() - 90 * MINUTE, from + i);
+        (0..1_000)
+            .map(|i| op(ulid(i), &(from + i).to_string()))
+            .collect()
+    };
+    let slow = page(&[ops(0), vec![large.clone()]].concat());
+    let slow = [head(200, &[]), b"\r\n".to_vec(), slow.into_bytes()].concat();
+    let slow = Peer::scripted([Answer::Hang(slow[..slow.len() - 1_000].to_vec())]).await;
+    bench
+        .peer
+        .then(Answer::json(&page(&[ops(10_000), vec![large]].concat())));
+    let stop = CancellationToken::new();
+    let pulled = async {
+        let applied = async |n| while bench.count("ops").await < n {};
+        let slow = host(&slow);
+        let honest = host(&bench.peer);
+        tokio::select! {
+            _ = bench.puller.run_once(&slow, &stop) => panic!("it never ends"),
+            () = async {
+                applied(1_000).await;
+                tokio::select! {
+                    _ = bench.puller.run_once(&honest, &stop) => panic!("the large op waits"),
+                    () = applied(2_000) => {}
+                }
+            } => {}
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), pulled)
+        .await
+        .expect("a batch was left half applied");
 }
