@@ -1,6 +1,7 @@
 //! Contract 4: pulling, against peers that say anything.
 
 use crate::harness::Database;
+use crate::harness::daemon::Start;
 use crate::harness::peer::{Answer, Peer, gzip, head};
 use crate::puller::{OWN, host, puller_with};
 use opsward::clock::Clock;
@@ -477,6 +478,31 @@ async fn refused_ops_of_one_peer_are_bounded_and_the_rest_is_counted() {
         (1_500, 500)
     );
     assert_eq!(bench.count("opsward.rejected_ops").await, 1_000);
+}
+
+#[tokio::test]
+async fn a_proxy_of_the_environment_is_not_used() {
+    let bench = Bench::new().await;
+    let listed = bench.peer.url();
+    let node = Peer::serving(move |_| {
+        Answer::json(&format!(
+            r#"{{"endpoints":[{{"endpoint":"{listed}","serviceType":"validator"}}]}}"#
+        ))
+    })
+    .await;
+    bench.peer.then(Answer::json(&page(&[op(ago(10), "a")])));
+    let ran = Start::new(&["sweep"])
+        .env("OPENAUDIO_DB_URL", bench.database.url())
+        .env("OPENAUDIO_NODE_ENDPOINT", OWN)
+        .env("OPENAUDIO_MEDIORUM_NODE_URL", node.url())
+        .env("http_proxy", "http://127.0.0.1:1")
+        .output()
+        .await;
+    assert_eq!(
+        (ran.code, bench.count("ops").await),
+        (Some(0), 1),
+        "{ran:?}"
+    );
 }
 
 #[tokio::test]
