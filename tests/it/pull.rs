@@ -481,6 +481,17 @@ async fn refused_ops_of_one_peer_are_bounded_and_the_rest_is_counted() {
 }
 
 #[tokio::test]
+async fn what_no_node_can_apply_is_refused_and_holds_nothing() {
+    let bench = Bench::new().await;
+    let empty = record(ago(20), "repair_trackers", "");
+    let null = record(ago(15), "repair_trackers", "").replace("[]", "null");
+    let body = page(&[empty, null, op(ago(10), "b")]);
+    let pulled = bench.pull(Answer::json(&body)).await.unwrap();
+    assert_eq!((pulled.hold, pulled.sums.rejected), (None, 2));
+    assert_eq!(bench.own().await, Some(ago(10).to_string()));
+}
+
+#[tokio::test]
 async fn a_proxy_of_the_environment_is_not_used() {
     let bench = Bench::new().await;
     let listed = bench.peer.url();
