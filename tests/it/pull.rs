@@ -481,6 +481,18 @@ async fn refused_ops_of_one_peer_are_bounded_and_the_rest_is_counted() {
 }
 
 #[tokio::test]
+async fn refused_ops_of_one_peer_are_bounded_in_bytes() {
+    let bench = Bench::new().await;
+    for i in 0..3 {
+        let large = format!(r#"{{"cid":"{i}","x":"{}"}}"#, "a".repeat(30 << 20));
+        let large = record(ago(90 - i), "audio_previews", &large).replace("update", "upsert");
+        let pulled = bench.pull(Answer::json(&page(&[large]))).await.unwrap();
+        assert_eq!(pulled.sums.rejected_unkept, i64::from(i == 2));
+    }
+    assert_eq!(bench.count("opsward.rejected_ops").await, 2);
+}
+
+#[tokio::test]
 async fn what_no_node_can_apply_is_refused_and_holds_nothing() {
     let bench = Bench::new().await;
     let empty = record(ago(20), "repair_trackers", "");
