@@ -114,6 +114,9 @@ pub enum Failure {
 
 /// Sorts the error of a batch.
 pub fn sort(error: &Error) -> Failure {
+    if matches!(error, Error::TooLong(_)) {
+        return Failure::TooLong;
+    }
     let Some(code) = error.code() else {
         return Failure::Other;
     };
@@ -131,5 +134,16 @@ pub fn sort(error: &Error) -> Failure {
             Failure::Contended
         }
         _ => Failure::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_that_outlives_its_time_is_halved() {
+        assert_eq!(sort(&Error::TooLong("apply a batch")), Failure::TooLong);
+        assert_eq!(sort(&Error::Away("gone".into())), Failure::Other);
     }
 }

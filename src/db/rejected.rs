@@ -8,6 +8,9 @@ use sha2::{Digest, Sha256};
 
 /// How many refused ops are kept of one peer; the rest is counted.
 pub const KEPT_PER_PEER: i64 = 1_000;
+/// How many bytes of them: two of the largest ops that are taken in. A peer
+/// must not fill a disk that may have few GB left.
+pub const KEPT_BYTES_PER_PEER: i64 = 64 << 20;
 
 /// A refused op to be kept.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,6 +65,7 @@ pub async fn keep(client: &Client, peer: &Host, ops: &[Refused], now: Timestamp)
                 &hashes,
                 &now,
                 &KEPT_PER_PEER,
+                &KEPT_BYTES_PER_PEER,
             ],
         )
         .await
@@ -78,18 +82,22 @@ const KEEP: &str = "
         UPDATE opsward.rejected_ops r SET times = times + 1, last_seen = $8
         FROM incoming i WHERE r.op_sha256 = i.hash RETURNING r.op_sha256
     ), fresh AS (
-        SELECT i.*, row_number() OVER (ORDER BY nth) AS place FROM incoming i
+        SELECT i.*, row_number() OVER (ORDER BY nth) AS place,
+               sum(octet_length(op)) OVER (ORDER BY nth) AS bytes
+        FROM incoming i
         WHERE i.hash NOT IN (SELECT op_sha256 FROM again)
     ), room AS (
-        SELECT $9::bigint - count(*) AS n FROM opsward.rejected_ops WHERE peer = $1
+        SELECT $9::bigint - count(*) AS n,
+               $10::bigint - coalesce(sum(octet_length(op)), 0) AS bytes
+        FROM opsward.rejected_ops WHERE peer = $1
     ), kept AS (
         INSERT INTO opsward.rejected_ops
             (peer, ulid, table_name, code, detail, op, op_sha256, first_seen, last_seen)
         SELECT $1, ulid, table_name, code, detail, op, hash, $8, $8
-        FROM fresh, room WHERE place <= room.n
+        FROM fresh, room WHERE place <= room.n AND fresh.bytes <= room.bytes
         ON CONFLICT DO NOTHING RETURNING 1
     )
-    SELECT (SELECT count(*) FROM fresh) - (SELECT count(*) FROM fresh, room WHERE place <= room.n)
+    SELECT (SELECT count(*) FROM fresh) - (SELECT count(*) FROM fresh, room WHERE place <= room.n AND fresh.bytes <= room.bytes)
            + 0 * (SELECT count(*) FROM kept)";
 
 /// A kept op.

@@ -9,7 +9,7 @@ use super::{Failure, Puller};
 use crate::db::catalog::Relations;
 use crate::db::pulls::{Hold, PageSums};
 use crate::db::rejected::{self, Refused};
-use crate::records::models;
+use crate::records::{self, models};
 use crate::values::{Host, Op, OpUlid, RejectReason};
 use crate::wire::body::{Element, Envelope, read_envelope};
 use futures_util::future::{BoxFuture, Either, select};
@@ -131,6 +131,11 @@ impl<'a> Batch<'a> {
                 self.refuse(Some(op.ulid), op.table, reason, bytes);
             }
             Table::Hold(reason) => {
+                // No node understands an op without records, whatever its table.
+                if let Err(reason) = records::check(&op.data) {
+                    self.refuse(Some(op.ulid), op.table, reason, bytes);
+                    return true;
+                }
                 self.sweep.stopped_before(Some(op.ulid));
                 self.hold = Some(Hold {
                     ulid: op.ulid,

@@ -37,6 +37,7 @@ pub fn http_client(certificates: Certificates) -> Result<reqwest::Client, String
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls::client_config(verify, None, None)?)
         .redirect(Policy::custom(same_host))
+        .no_proxy()
         .connect_timeout(CONNECT_TIME)
         .http1_only()
         .pool_max_idle_per_host(1)

@@ -50,6 +50,7 @@ pub fn registry_client() -> Result<reqwest::Client, String> {
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .redirect(Policy::none())
+        .no_proxy()
         .timeout(REGISTRY_TIME)
         .http1_only()
         .build()

@@ -197,7 +197,9 @@ impl Puller {
         let mut large = None;
         loop {
             if scanner.pending() > LARGE_OP && large.is_none() {
-                large = stoppable(stop, self.large_op.acquire()).await?.ok();
+                // The batch under way goes on: whoever has the turn may wait for it.
+                let turn = batch.alongside(self.large_op.acquire());
+                large = stoppable(stop, turn).await??.ok();
             }
             let read_on = batch.alongside(page.read_on(&mut scanner, &mut elements));
             let read = stoppable(stop, read_on).await??;

@@ -88,11 +88,13 @@ impl Sweep {
     pub fn ended(self) -> Ended {
         let bound = self.stopped.flatten();
         let below = |ulid: &OpUlid| bound.is_none_or(|b| *ulid < b);
-        // What was scanned beyond the last op counts for whole pages only.
+        // What was announced or scanned beyond the last op counts for whole
+        // pages only: the first op itself may be what the page was left before.
         let scanned = self
             .last_scanned
             .filter(|u| self.stopped.is_none() && Some(*u) >= self.settled);
-        let reached = [self.staged, self.settled, scanned]
+        let staged = self.staged.filter(|_| self.stopped.is_none());
+        let reached = [staged, self.settled, scanned]
             .into_iter()
             .flatten()
             .filter(below)
@@ -198,6 +200,15 @@ mod tests {
         sweep.stopped_before(Some(b));
         let ended = sweep.ended();
         assert_eq!((ended.cursor, ended.more), (Some(a), false));
+    }
+
+    #[test]
+    fn a_page_left_before_its_first_op_crosses_no_gap() {
+        let (cursor, min) = (at(NOW - 9 * HOUR), at(NOW - 8 * HOUR));
+        let mut sweep = Sweep::answered(Some(cursor), gap(min), NOW);
+        sweep.stopped_before(None);
+        let ended = sweep.ended();
+        assert_eq!((ended.cursor, ended.gap), (Some(cursor), None));
     }
 
     #[test]

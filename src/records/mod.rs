@@ -13,7 +13,7 @@ mod model;
 mod names;
 mod statement;
 
-pub use convert::{Row, convert, time_text};
+pub use convert::{Row, check, convert, time_text};
 pub use jsonb::fit_for_jsonb;
 pub use model::{Column, Field, FieldKind, Kind, Model, Models, Struct, models};
 pub use statement::{delete_sql, insert_sql, quote_ident, upsert_sql};

@@ -1,6 +1,7 @@
 //! JSON keys as Go's encoding/json finds them: the exact one, or else the one
 //! that differs in case only.
 
+use crate::values::fold_key as fold;
 use std::collections::HashMap;
 
 /// The keys of an object and which place each stands for.
@@ -41,17 +42,6 @@ impl Names {
         }
         self.folded.get(&fold(key)).copied()
     }
-}
-
-/// ASCII letters in lower case, and the two characters whose simple case
-/// folding is an ASCII letter: U+017F (ſ) and U+212A (the Kelvin sign).
-fn fold(name: &str) -> String {
-    let one = |c: char| match c {
-        '\u{17f}' => 's',
-        '\u{212a}' => 'k',
-        c => c.to_ascii_lowercase(),
-    };
-    name.chars().map(one).collect()
 }
 
 #[cfg(test)]

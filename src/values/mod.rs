@@ -5,6 +5,7 @@
 
 mod cursors;
 mod host;
+mod json_key;
 mod op;
 mod peers;
 mod plausible;
@@ -14,6 +15,7 @@ mod ulid;
 
 pub use cursors::{NodeWrite, StoredCursors};
 pub use host::Host;
+pub use json_key::fold_key;
 pub use op::{Action, Op, RejectReason};
 pub use peers::{Peer, PeerSet, PeerSource};
 pub use plausible::{

@@ -1,6 +1,7 @@
 //! Contract 4: pulling, against peers that say anything.
 
 use crate::harness::Database;
+use crate::harness::daemon::Start;
 use crate::harness::peer::{Answer, Peer, gzip, head};
 use crate::puller::{OWN, host, puller_with};
 use opsward::clock::Clock;
@@ -43,7 +44,7 @@ fn page(ops: &[String]) -> String {
 }
 
 struct Bench {
-    _database: Database,
+    database: Database,
     db: opsward::db::Db,
     client: Client,
     peer: Peer,
@@ -59,7 +60,7 @@ impl Bench {
         let puller = puller_with(&db, Clock::System, &metrics);
         Self {
             client: database.client().await,
-            _database: database,
+            database,
             db,
             peer: Peer::scripted([]).await,
             metrics,
@@ -258,7 +259,7 @@ async fn a_row_that_vanishes_during_the_sweep_is_a_reset() {
         at_once: 400,
         pause: Duration::from_millis(1),
     };
-    let url = bench._database.url();
+    let url = bench.database.url();
     let peer = Peer::serving(move |_| {
         let url = url.clone();
         std::thread::spawn(move || {
@@ -477,6 +478,54 @@ async fn refused_ops_of_one_peer_are_bounded_and_the_rest_is_counted() {
         (1_500, 500)
     );
     assert_eq!(bench.count("opsward.rejected_ops").await, 1_000);
+}
+
+#[tokio::test]
+async fn refused_ops_of_one_peer_are_bounded_in_bytes() {
+    let bench = Bench::new().await;
+    for i in 0..3 {
+        let large = format!(r#"{{"cid":"{i}","x":"{}"}}"#, "a".repeat(30 << 20));
+        let large = record(ago(90 - i), "audio_previews", &large).replace("update", "upsert");
+        let pulled = bench.pull(Answer::json(&page(&[large]))).await.unwrap();
+        assert_eq!(pulled.sums.rejected_unkept, i64::from(i == 2));
+    }
+    assert_eq!(bench.count("opsward.rejected_ops").await, 2);
+}
+
+#[tokio::test]
+async fn what_no_node_can_apply_is_refused_and_holds_nothing() {
+    let bench = Bench::new().await;
+    let empty = record(ago(20), "repair_trackers", "");
+    let null = record(ago(15), "repair_trackers", "").replace("[]", "null");
+    let body = page(&[empty, null, op(ago(10), "b")]);
+    let pulled = bench.pull(Answer::json(&body)).await.unwrap();
+    assert_eq!((pulled.hold, pulled.sums.rejected), (None, 2));
+    assert_eq!(bench.own().await, Some(ago(10).to_string()));
+}
+
+#[tokio::test]
+async fn a_proxy_of_the_environment_is_not_used() {
+    let bench = Bench::new().await;
+    let listed = bench.peer.url();
+    let node = Peer::serving(move |_| {
+        Answer::json(&format!(
+            r#"{{"endpoints":[{{"endpoint":"{listed}","serviceType":"validator"}}]}}"#
+        ))
+    })
+    .await;
+    bench.peer.then(Answer::json(&page(&[op(ago(10), "a")])));
+    let ran = Start::new(&["sweep"])
+        .env("OPENAUDIO_DB_URL", bench.database.url())
+        .env("OPENAUDIO_NODE_ENDPOINT", OWN)
+        .env("OPENAUDIO_MEDIORUM_NODE_URL", node.url())
+        .env("http_proxy", "http://127.0.0.1:1")
+        .output()
+        .await;
+    assert_eq!(
+        (ran.code, bench.count("ops").await),
+        (Some(0), 1),
+        "{ran:?}"
+    );
 }
 
 #[tokio::test]
@@ -732,4 +781,47 @@ async fn an_op_that_the_node_is_writing_is_met_with_patience() {
             2
         )
     );
+}
+
+/// A peer that dawdles over a large op keeps the others' large ops waiting,
+/// but never a batch of theirs: it would hold rows and a turn to apply.
+#[tokio::test]
+async fn waiting_for_a_large_op_leaves_no_batch_half_applied() {
+    let bench = Bench::new().await;
+    let large = record(
+        ago(20),
+        "audio_previews",
+        &format!(r#"{{"cid":"h","x":"{}"}}"#, "a".repeat(400 << 10)),
+    );
+    let ops = |from: u128| -> Vec<String> {
+        let ulid = |i| OpUlid::from_parts(now() - 90 * MINUTE, from + i);
+        (0..1_000)
+            .map(|i| op(ulid(i), &(from + i).to_string()))
+            .collect()
+    };
+    let slow = page(&[ops(0), vec![large.clone()]].concat());
+    let slow = [head(200, &[]), b"\r\n".to_vec(), slow.into_bytes()].concat();
+    let slow = Peer::scripted([Answer::Hang(slow[..slow.len() - 1_000].to_vec())]).await;
+    bench
+        .peer
+        .then(Answer::json(&page(&[ops(10_000), vec![large]].concat())));
+    let stop = CancellationToken::new();
+    let pulled = async {
+        let applied = async |n| while bench.count("ops").await < n {};
+        let slow = host(&slow);
+        let honest = host(&bench.peer);
+        tokio::select! {
+            _ = bench.puller.run_once(&slow, &stop) => panic!("it never ends"),
+            () = async {
+                applied(1_000).await;
+                tokio::select! {
+                    _ = bench.puller.run_once(&honest, &stop) => panic!("the large op waits"),
+                    () = applied(2_000) => {}
+                }
+            } => {}
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), pulled)
+        .await
+        .expect("a batch was left half applied");
 }

@@ -73,6 +73,28 @@ pub fn convert(
     Ok(rows)
 }
 
+/// Whether `data` is what it has to be for any table.
+///
+/// # Errors
+/// It is no array of objects, an empty one, or nothing that jsonb can hold.
+pub fn check(data: &str) -> Result<(), RejectReason> {
+    fit_for_jsonb(data)?;
+    json::records(data, &mut Unread)
+}
+
+/// Records of a table that has no model.
+struct Unread;
+
+impl<'a> json::Records<'a> for Unread {
+    fn entry(&mut self, _: &str, _: &'a str) -> Result<(), RejectReason> {
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), RejectReason> {
+        Ok(())
+    }
+}
+
 /// Collects rows; `slots` is the record being read, empty between records.
 struct Reader<'m> {
     model: &'m Model,

@@ -1,7 +1,7 @@
 //! Reads one element of a page: the op's envelope, not its records.
 
 use super::scan::{BodyError, Element};
-use crate::values::{Action, Op, OpUlid, RejectReason, is_plausible};
+use crate::values::{Action, Op, OpUlid, RejectReason, fold_key, is_plausible};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -151,6 +151,11 @@ impl<'a> Fields<'a> {
     /// Takes a field as a node's decoder does: names without regard to case,
     /// null leaves it as it is, the last one holds.
     fn take(&mut self, key: &str, value: &'a RawValue) {
+        let folded: Cow<'_, str> = match key.is_ascii() {
+            true => key.into(),
+            false => fold_key(key).into(),
+        };
+        let key = folded.as_ref();
         if key.eq_ignore_ascii_case("data") {
             self.data = Some(value);
             return;
@@ -248,6 +253,13 @@ mod tests {
             ("\"h\"", "\"\\ud800\"", "field_type"),
             ("\"data\"", "\"date\"", "data"),
             ("\"host\"", "\"HOST\"", "op"),
+            ("\"ulid\"", "\"\u{17f}ulid\"", "ulid"),
+            (
+                "\"transient\":false",
+                "\"tran\u{17f}ient\":true",
+                "transient",
+            ),
+            ("\"host\":\"h\"", "\"ho\u{17f}t\":5", "field_type"),
         ] {
             assert_eq!(code(&good.replace(from, to)), want, "{to}");
         }
