@@ -25,7 +25,7 @@ pub(super) fn confirm(context: &Context, args: &ArgMatches, what: &str) -> Resul
         return Ok(());
     }
     if context.output == OutputMode::Json || !stdin.is_terminal() {
-        return refused(format!("nothing was done: {what}"))
+        return refused(format!("nothing was done: {}", what.trim_end_matches('.')))
             .map_err(|f: Failure| f.fix("say --yes where nobody can be asked"));
     }
     let mut stderr = std::io::stderr();

@@ -33,6 +33,7 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
         status.daemon = answer.result.daemon;
     }
     let mut checks = doctor::settings(&context.warnings);
+    checks.extend(doctor::mode(settings));
     let mut remembered = None;
     match &db {
         Ok(db) => match in_database(db, &status, &clock).await {

@@ -10,6 +10,9 @@ use crate::values::Host;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use serde_json::{Value, json};
 
+/// Characters of a reason in a line of the list; `--output json` has all.
+const WHY: usize = 90;
+
 /// The command.
 pub(super) const COMMAND: Command = Command {
     name: "rejected",
@@ -119,11 +122,11 @@ fn whole(op: &Kept) -> String {
 }
 
 fn line(op: &Kept) -> Vec<String> {
-    let why = format!(
-        "{}: {}",
-        op.code,
-        op.detail.chars().take(60).collect::<String>()
-    );
+    let mut why = format!("{}: {}", op.code, op.detail);
+    if let Some((end, _)) = why.char_indices().nth(WHY) {
+        why.truncate(end);
+        why.push('…');
+    }
     let last = op.last_seen.strftime("%Y-%m-%d %H:%M").to_string();
     vec![
         op.id.to_string(),
@@ -218,12 +221,15 @@ fn told(result: &Retried) -> String {
 
 async fn drop_all(context: &Context, client: &Client, args: &ArgMatches) -> Outcome {
     let ids: Vec<i64> = named(client, args).await?.iter().map(|op| op.id).collect();
-    let question = format!("This forgets {} refused ops for good.", ids.len());
+    let question = format!(
+        "This forgets {} for good.",
+        show::format::many(ids.len() as u64, "refused op")
+    );
     confirm(context, args, &question)?;
     let dropped = rejected::drop(client, &ids).await?;
     Ok(Done::new(
         json!({ "dropped": dropped }),
-        format!("{dropped} refused ops are forgotten"),
+        format!("forgotten: {}", show::format::many(dropped, "refused op")),
     )
     .changed(if dropped > 0 {
         Changed::Yes

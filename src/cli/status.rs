@@ -15,12 +15,14 @@ pub(super) const COMMAND: Command = Command {
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
 };
 
-/// It fails only when daemon and database are both away.
+/// It fails only when neither daemon nor database tells anything.
 async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     let (status, warnings) = find(context).await;
-    let exit = match status.database.up || status.daemon.is_some() {
-        true => ExitCode::Done,
-        false => ExitCode::Away,
+    let exit = match (&status.daemon, &status.database) {
+        (Some(_), _) => ExitCode::Done,
+        (None, database) if database.up => ExitCode::Done,
+        (None, database) if database.away => ExitCode::Away,
+        (None, _) => ExitCode::Failed,
     };
     let text = status_text::text(&status, &warnings);
     let result = serde_json::to_value(&status).map_err(anyhow::Error::from)?;

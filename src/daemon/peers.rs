@@ -91,7 +91,11 @@ impl Peers {
         self.tell.send_if_modified(|told| {
             let changed = told.as_deref() != Some(&set);
             if changed {
-                info!(peers = set.peers.len(), source = ?set.source, "the peers are known");
+                info!(
+                    peers = set.peers.len(),
+                    source = set.source.word(),
+                    "the peers are known"
+                );
                 *told = Some(Arc::new(set));
             }
             changed

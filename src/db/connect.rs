@@ -6,6 +6,7 @@ use crate::tls::{self, Verify};
 use deadpool_postgres::{
     Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
 };
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_postgres::config::SslMode;
@@ -158,11 +159,11 @@ impl Db {
                 "the server at {}: {words}; GRANT CONNECT ON DATABASE lifts it",
                 self.shown
             )),
-            _ if super::error::is_away(error) => Error::Away(format!("{}: {words}", self.shown)),
             None if is_tls(error) => Error::Denied(format!(
                 "{}: {words}; see sslmode and sslrootcert in OPENAUDIO_DB_URL",
                 self.shown
             )),
+            _ if super::error::is_away(error) => Error::Away(format!("{}: {words}", self.shown)),
             // A parameter that the server does not know, no password to give.
             _ => Error::Denied(format!(
                 "no session at {}: {words}; correct OPENAUDIO_DB_URL",
@@ -188,8 +189,13 @@ const CHECK: &str = "
     FROM (SELECT 1) one
     LEFT JOIN pg_class c ON c.oid = to_regclass('public.ops') AND c.relkind IN ('r', 'p')";
 
+/// Whether TLS itself failed, not the line under it.
 fn is_tls(error: &tokio_postgres::Error) -> bool {
-    error.to_string().contains("TLS")
+    let cause = std::error::Error::source(error);
+    let line = cause
+        .and_then(|c| c.downcast_ref::<io::Error>())
+        .is_some_and(|e| e.kind() != io::ErrorKind::InvalidData);
+    error.to_string().contains("TLS") && !line
 }
 
 fn pool(target: &DbTarget, application_name: &str, size: usize) -> Result<Pool> {

@@ -14,6 +14,8 @@ pub struct PageSums {
     pub duplicates: i64,
     /// Ops that were refused.
     pub rejected: i64,
+    /// Those of them that were not refused before.
+    pub rejected_new: i64,
     /// Refused ops that could not be kept: the peer's share is full.
     pub rejected_unkept: i64,
     /// A gap that was crossed: from our cursor to the peer's minimum.
@@ -101,30 +103,35 @@ pub struct Hold {
 }
 
 /// Records that a peer is held, or no longer; the time of the first stays.
+/// Says whether it is held before an op that it was not held before.
 ///
 /// # Errors
 /// The database's.
-pub async fn hold(client: &Client, host: &Host, hold: Option<&Hold>, now: Timestamp) -> Result<()> {
-    match hold {
-        Some(h) => {
-            client
-                .execute(
-                    HOLD,
-                    &[&host.as_str(), &h.ulid.as_str(), &h.table, &h.reason, &now],
-                )
-                .await
-        }
-        None => client.execute(UNHOLD, &[&host.as_str()]).await,
-    }
-    .doing("record a hold")?;
-    Ok(())
+pub async fn hold(
+    client: &Client,
+    host: &Host,
+    hold: Option<&Hold>,
+    now: Timestamp,
+) -> Result<bool> {
+    let Some(h) = hold else {
+        let unheld = client.execute(UNHOLD, &[&host.as_str()]).await;
+        return unheld.doing("record a hold").map(|_| false);
+    };
+    let held = client
+        .query_one(
+            HOLD,
+            &[&host.as_str(), &h.ulid.as_str(), &h.table, &h.reason, &now],
+        )
+        .await;
+    Ok(held.doing("record a hold")?.get(0))
 }
 
 const HOLD: &str = "
     INSERT INTO opsward.holds (host, ulid, table_name, reason, since) VALUES ($1, $2, $3, $4, $5)
     ON CONFLICT (host) DO UPDATE SET ulid = excluded.ulid, table_name = excluded.table_name,
         reason = excluded.reason,
-        since = CASE WHEN opsward.holds.ulid = excluded.ulid THEN opsward.holds.since ELSE excluded.since END";
+        since = CASE WHEN opsward.holds.ulid = excluded.ulid THEN opsward.holds.since ELSE excluded.since END
+    RETURNING since = $5";
 const UNHOLD: &str = "DELETE FROM opsward.holds WHERE host = $1";
 
 /// How many peers are held.

@@ -27,12 +27,25 @@ pub struct Refused {
     pub bytes: Vec<u8>,
 }
 
-/// Keeps refused ops; one that was refused before is only counted. Says how
-/// many could not be kept because the peer's share is full.
+/// What became of refused ops.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Keeping {
+    /// Kept; all others but `unkept` were kept before.
+    pub kept: i64,
+    /// Not kept: the peer's share is full.
+    pub unkept: i64,
+}
+
+/// Keeps refused ops; one that was refused before is only counted.
 ///
 /// # Errors
 /// The database's.
-pub async fn keep(client: &Client, peer: &Host, ops: &[Refused], now: Timestamp) -> Result<i64> {
+pub async fn keep(
+    client: &Client,
+    peer: &Host,
+    ops: &[Refused],
+    now: Timestamp,
+) -> Result<Keeping> {
     // A text for Postgres: NUL cannot be kept, nor need it be: `op` has it.
     let text = |t: &str| {
         t.replace('\0', "\u{fffd}")
@@ -70,7 +83,10 @@ pub async fn keep(client: &Client, peer: &Host, ops: &[Refused], now: Timestamp)
         )
         .await
         .doing("keep refused ops")?;
-    Ok(row.get(0))
+    Ok(Keeping {
+        kept: row.get(0),
+        unkept: row.get(1),
+    })
 }
 
 const KEEP: &str = "
@@ -97,8 +113,9 @@ const KEEP: &str = "
         FROM fresh, room WHERE place <= room.n AND fresh.bytes <= room.bytes
         ON CONFLICT DO NOTHING RETURNING 1
     )
-    SELECT (SELECT count(*) FROM fresh) - (SELECT count(*) FROM fresh, room WHERE place <= room.n AND fresh.bytes <= room.bytes)
-           + 0 * (SELECT count(*) FROM kept)";
+    SELECT (SELECT count(*) FROM kept),
+           (SELECT count(*) FROM fresh)
+           - (SELECT count(*) FROM fresh, room WHERE place <= room.n AND fresh.bytes <= room.bytes)";
 
 /// A kept op.
 #[derive(Clone, PartialEq, Eq, Debug)]

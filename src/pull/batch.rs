@@ -8,7 +8,7 @@ use super::sweep::{Ended, Sweep};
 use super::{Failure, Puller};
 use crate::db::catalog::Relations;
 use crate::db::pulls::{Hold, PageSums};
-use crate::db::rejected::{self, Refused};
+use crate::db::rejected::{self, Keeping, Refused};
 use crate::records::{self, models};
 use crate::values::{Host, Op, OpUlid, RejectReason};
 use crate::wire::body::{Element, Envelope, read_envelope};
@@ -39,7 +39,7 @@ pub(super) struct Batch<'a> {
 /// A batch that is in the database, its refused ops kept.
 struct Done {
     outcome: Outcome,
-    unkept: i64,
+    keeping: Keeping,
     ulids: Vec<OpUlid>,
 }
 
@@ -225,7 +225,7 @@ impl<'a> Batch<'a> {
     fn count(&mut self, done: Done) {
         let Done {
             outcome,
-            unkept,
+            keeping,
             ulids,
         } = done;
         let metrics = &self.puller.metrics;
@@ -240,7 +240,8 @@ impl<'a> Batch<'a> {
         self.sums.applied += outcome.applied as i64;
         self.sums.duplicates += outcome.duplicates as i64;
         self.sums.rejected += outcome.refused.len() as i64;
-        self.sums.rejected_unkept += unkept;
+        self.sums.rejected_new += keeping.kept + keeping.unkept;
+        self.sums.rejected_unkept += keeping.unkept;
         let refused: Vec<OpUlid> = outcome.refused.iter().filter_map(|r| r.ulid).collect();
         ulids
             .into_iter()
@@ -274,13 +275,13 @@ async fn carry_out(
     let mut client = puller.db.client().await?;
     let mut outcome = apply::apply(&mut client, &ops, now).await?;
     outcome.refused.extend(refused);
-    let unkept = match outcome.refused.is_empty() {
-        true => 0,
+    let keeping = match outcome.refused.is_empty() {
+        true => Keeping::default(),
         false => rejected::keep(&client, &peer, &outcome.refused, now).await?,
     };
     Ok(Done {
         outcome,
-        unkept,
+        keeping,
         ulids: ops.iter().map(|f| f.op.ulid).collect(),
     })
 }

@@ -93,7 +93,7 @@ pub fn table<'m>(name: &str, models: &'m Models, columns: Option<&[String]>) -> 
     match (models.get(name), columns) {
         (None, None) => Table::Nowhere,
         (None, Some(_)) => Table::Hold(format!(
-            "the node's database has a relation {name} that this opsward has no model of: a newer opsward may"
+            "the node's database has a relation {name} that this opsward has no model of: a newer opsward may have one"
         )),
         (Some(_), None) => Table::Hold(format!(
             "the node's database has no relation {name}: start the node once so that it makes its tables"

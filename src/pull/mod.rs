@@ -279,7 +279,11 @@ impl Puller {
         if let Ok(pulled) = result {
             self.count(peer, pulled);
         }
-        if let Err(error) = self.keep(peer, result, outcome).await {
+        let away = matches!(result, Err(Failure::Db(error)) if error.is_away());
+        if let Err(error) = self.keep(peer, result, outcome).await
+            // Then the failure itself tells it.
+            && !away
+        {
             warn!(%peer, %error, "what came of a pull could not be recorded");
         }
     }
@@ -297,11 +301,9 @@ impl Puller {
             self.metrics.table_gaps.with_label_values(&[label]).inc();
             warn!(%peer, table, %floor, "the peer has pruned ops of this table that we had not read");
         }
-        if let Some(hold) = &pulled.hold {
-            warn!(%peer, ulid = %hold.ulid, table = hold.table, reason = hold.reason, "the cursor stays before an op that is not understood");
-        }
-        if pulled.sums.rejected > 0 {
-            warn!(%peer, ops = pulled.sums.rejected, unkept = pulled.sums.rejected_unkept, "ops were refused: see `opsward rejected list`");
+        // One that is sent again with every page was told when it was new.
+        if pulled.sums.rejected_new > 0 {
+            warn!(%peer, ops = pulled.sums.rejected_new, unkept = pulled.sums.rejected_unkept, "ops were refused: see `opsward rejected list`");
         }
     }
 
@@ -316,7 +318,10 @@ impl Puller {
         match result {
             Ok(pulled) => {
                 pulls::succeeded(&client, peer, &pulled.sums, outcome, now).await?;
-                pulls::hold(&client, peer, pulled.hold.as_ref(), now).await?;
+                let new = pulls::hold(&client, peer, pulled.hold.as_ref(), now).await?;
+                if let (Some(hold), true) = (&pulled.hold, new) {
+                    warn!(%peer, ulid = %hold.ulid, table = hold.table, reason = hold.reason, "the cursor stays before an op that is not understood");
+                }
                 self.metrics.peers_held.set(pulls::held(&client).await?);
             }
             Err(failure) => pulls::failed(&client, peer, &failure.to_string(), now).await?,

@@ -45,7 +45,7 @@ pub async fn retry(client: &mut Client, kept: &Kept, clock: &Clock) -> db::Resul
         Table::Hold(why) => return Ok(Retried::Refused(why)),
         Table::Nowhere => {
             return Ok(Retried::Refused(format!(
-                "there is no table {:?}",
+                "table: there is no table {:?}",
                 op.table
             )));
         }

@@ -24,7 +24,8 @@ use futures_util::FutureExt;
 use held::{Memory, Reserved};
 use hyper::{Request, Response};
 use request::{Ask, Refusal, Wants};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -39,6 +40,9 @@ const BUILD: Duration = Duration::from_secs(9);
 /// How long noting a reader may take; the page does not wait for it.
 const NOTE: Duration = Duration::from_secs(3);
 
+/// How often the log is told of misses of one kind, in ms.
+const TOLD_EVERY_MS: u64 = 60_000;
+
 /// The public port's handler.
 pub struct Serve {
     db: Db,
@@ -49,6 +53,8 @@ pub struct Serve {
     builders: Semaphore,
     noting: Arc<Semaphore>,
     memory: Memory,
+    /// When the log was last told of a kind of miss, in ms.
+    told: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// Why there is no page, as the asker and the metrics see it.
@@ -84,6 +90,7 @@ impl Serve {
             builders: Semaphore::new(BUILDERS),
             noting: Arc::new(Semaphore::new(1)),
             memory,
+            told: Mutex::default(),
         }
     }
 
@@ -103,7 +110,7 @@ impl Serve {
                 self.note_reader(&ask, conn);
                 match self.page(&ask, conn).await {
                     Ok((built, reserved)) => self.sent(&ask, built, reserved),
-                    Err(miss) => missed(&miss),
+                    Err(miss) => self.missed(&miss),
                 }
             }
         };
@@ -128,6 +135,35 @@ impl Serve {
         let built = timeout(BUILD, self.build(ask, &reserved)).await;
         let late = || Miss::Away(format!("{} did not answer in time", self.db.shown()));
         Ok((built.unwrap_or_else(|_| Err(late()))?, reserved))
+    }
+
+    /// The one place where a page that could not be built is logged. The asker
+    /// learns no more than that it should come again.
+    fn missed(&self, miss: &Miss) -> (&'static str, Response<Body>) {
+        let (outcome, why, response) = match miss {
+            Miss::Away(error) => ("away", error, respond::away()),
+            Miss::Overloaded(reason) => ("overloaded", reason, respond::overloaded()),
+            Miss::Failed(error) => ("failed", error, respond::failed()),
+        };
+        if self.is_due(outcome) {
+            tracing::warn!(outcome, error = %why, "a page could not be served; more of this kind are counted, and told once a minute");
+        } else {
+            tracing::debug!(outcome, error = %why, "a page could not be served");
+        }
+        (outcome, response)
+    }
+
+    /// Whether the log is to be told of this kind of miss now: whoever asks
+    /// decides how often one happens.
+    fn is_due(&self, outcome: &'static str) -> bool {
+        let now = self.clock.now_ms();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = told.get(outcome).copied();
+        let due = last.is_none_or(|at| now.saturating_sub(at) >= TOLD_EVERY_MS);
+        if due {
+            told.insert(outcome, now);
+        }
+        due
     }
 
     async fn build(&self, ask: &Ask, reserved: &Reserved) -> Result<Built, Miss> {
@@ -220,24 +256,5 @@ fn refused(refusal: &Refusal) -> (&'static str, Response<Body>) {
         Refusal::NotFound => ("not_found", respond::not_found()),
         Refusal::Method => ("method", respond::method()),
         Refusal::After(words) => ("bad_request", respond::bad_request(words)),
-    }
-}
-
-/// The one place where a page that could not be built is logged. The asker
-/// learns no more than that it should come again.
-fn missed(miss: &Miss) -> (&'static str, Response<Body>) {
-    match miss {
-        Miss::Away(error) => {
-            tracing::warn!(%error, "no page: the database is away");
-            ("away", respond::away())
-        }
-        Miss::Overloaded(reason) => {
-            tracing::warn!(%reason, "no page: overloaded");
-            ("overloaded", respond::overloaded())
-        }
-        Miss::Failed(error) => {
-            tracing::error!(%error, "no page: reading the log failed");
-            ("failed", respond::failed())
-        }
     }
 }

@@ -18,12 +18,18 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
     };
     if !status.database.up {
         let why = status.database.error.as_deref().unwrap_or("no answer");
-        let text = format!("{} did not answer: {why}", status.database.shown);
-        warn(
-            "database_away",
-            text,
-            "start the node's Postgres, or see OPENAUDIO_DB_URL",
-        );
+        match status.database.away {
+            true => warn(
+                "database_away",
+                why.to_owned(),
+                "start the node's Postgres, or correct OPENAUDIO_DB_URL",
+            ),
+            false => warn(
+                "database_unfit",
+                why.to_owned(),
+                "correct that; `opsward doctor` looks at it again",
+            ),
+        }
     }
     if status.daemon.is_none() {
         warn(
@@ -51,7 +57,7 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
     }
     let kept: u64 = status.rejected.iter().map(|r| r.ops).sum();
     if kept > 0 {
-        let text = format!("{} ops of peers were refused", format::count(kept));
+        let text = format!("refused and kept: {}", format::many(kept, "op"));
         warn("rejected_ops", text, "opsward rejected list");
     }
     for task in status.daemon.iter().flat_map(|d| &d.tasks) {
@@ -112,9 +118,9 @@ fn about_peer(peer: &PeerStatus, warn: &mut impl FnMut(&'static str, String, &st
     }
     if peer.rejected_unkept > 0 {
         let text = format!(
-            "{}: {} refused ops were counted and not kept",
+            "{}: refused, counted and not kept: {}",
             peer.host,
-            format::count(peer.rejected_unkept)
+            format::many(peer.rejected_unkept, "op")
         );
         warn(
             "rejected_unkept",

@@ -1,10 +1,11 @@
 //! What `doctor` finds: checks, each with what was found and what to do.
 
 use super::format::wrapped;
-use super::status::Status;
+use super::status::{PeerStatus, Status};
 use super::{Warning, advice, format};
 use crate::db::stats::Fitness;
 use crate::db::{self, migrate};
+use crate::settings::Settings;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -85,7 +86,7 @@ pub fn no_database(shown: &str, error: &db::Error) -> Check {
     let fix = if error.is_away() {
         format!("start the node's Postgres, or correct OPENAUDIO_DB_URL (now {shown})")
     } else {
-        "see OPENAUDIO_DB_URL".to_owned()
+        "correct that, then run `opsward doctor` again".to_owned()
     };
     Check::fail("database", error.to_string(), fix)
 }
@@ -153,6 +154,17 @@ fn schema(version: i32) -> Check {
     }
 }
 
+/// What `READ_ONLY` keeps from being done.
+pub fn mode(settings: &Settings) -> Option<Check> {
+    settings.read_only.then(|| {
+        Check::warn(
+            "mode",
+            "READ-ONLY: nothing outside the schema opsward is written, no peer is pulled",
+            "set OPENAUDIO_MEDIORUM_READ_ONLY=false once the rest here is well",
+        )
+    })
+}
+
 /// Another clock against ours.
 pub fn clock(name: &'static str, whose: &str, theirs: Timestamp, now: Timestamp) -> Check {
     let apart = theirs.as_second().abs_diff(now.as_second());
@@ -187,9 +199,9 @@ pub fn discovery(looked_up: Result<(usize, &str), &str>, known: bool) -> Check {
     match looked_up {
         Ok((n, "")) => Check::ok(
             "discovery",
-            format!("{n} peers, set by OPENAUDIO_MEDIORUM_PEERS"),
+            format!("{}, set by OPENAUDIO_MEDIORUM_PEERS", peers(n)),
         ),
-        Ok((n, via)) => Check::ok("discovery", format!("{n} peers, from {via}")),
+        Ok((n, via)) => Check::ok("discovery", format!("{}, from {via}", peers(n))),
         Err(why) => {
             let fix = "see OPENAUDIO_MEDIORUM_NODE_URL, or set OPENAUDIO_MEDIORUM_PEERS";
             if known {
@@ -210,7 +222,7 @@ pub fn public_url(url: &str, answered: Result<Option<&str>, &str>) -> Check {
         ),
         Ok(None) => Check::warn(
             "public_url",
-            format!("{url} is answered by the node itself: no peer reads from opsward"),
+            format!("{url} is not answered by opsward: no peer reads from it"),
             "route /internal/crud/sweep to OPENAUDIO_MEDIORUM_SIDECAR_LISTEN at the proxy before the node",
         ),
         Err(why) => Check::warn(
@@ -223,21 +235,27 @@ pub fn public_url(url: &str, answered: Result<Option<&str>, &str>) -> Check {
 
 /// What `status` warns of, but for what is checked here on its own.
 pub fn replication(status: &Status) -> Vec<Check> {
-    let elsewhere = ["database_away", "no_schema", "peers_unknown"];
+    let elsewhere = [
+        "database_away",
+        "database_unfit",
+        "no_schema",
+        "peers_unknown",
+    ];
     let mut checks: Vec<Check> = advice::warnings(status)
         .into_iter()
         .filter(|w| !elsewhere.contains(&&*w.code))
         .map(|w| Check::warn(name(&w.code), w.text, w.fix))
         .collect();
-    if !checks
-        .iter()
-        .any(|c| c.name == "peers" || c.name == "rejected_ops")
+    // Of peers that nobody has pulled yet there is nothing good to say either.
+    let pulled = |p: &&PeerStatus| p.active && p.last_at.is_some();
+    let n = status.peers.list.iter().filter(pulled).count();
+    if n > 0
+        && !checks
+            .iter()
+            .any(|c| c.name == "peers" || c.name == "rejected_ops")
     {
-        let n = status.peers.list.iter().filter(|p| p.active).count();
-        checks.push(Check::ok(
-            "peers",
-            format!("{n} peers, none failing, held or refused"),
-        ));
+        let found = format!("{} pulled, none failing, held or refused", peers(n));
+        checks.push(Check::ok("peers", found));
     }
     if let Some(free) = status.database.free_disk_bytes
         && !checks.iter().any(|c| c.name == "free_disk")
@@ -245,6 +263,10 @@ pub fn replication(status: &Status) -> Vec<Check> {
         checks.push(Check::ok("free_disk", format::bytes(free)));
     }
     checks
+}
+
+fn peers(n: usize) -> String {
+    format::many(n as u64, "peer")
 }
 
 fn name(code: &str) -> &'static str {

@@ -35,6 +35,12 @@ pub fn count(n: u64) -> String {
     out
 }
 
+/// A count of things: `1 op`, `1,234 ops`.
+pub fn many(n: u64, thing: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{} {thing}{plural}", count(n))
+}
+
 /// A length of time in its two largest units: `3d 4h`, `12m 5s`.
 pub fn span(seconds: u64) -> String {
     let (d, h, m, s) = (

@@ -58,6 +58,7 @@ pub async fn gather(
         database: DatabaseStatus {
             shown: db.map_or_else(|_| settings.db.shown(), |db| db.shown().to_owned()),
             up: false,
+            away: false,
             error: None,
             server_version: None,
             schema_version: None,
@@ -71,15 +72,19 @@ pub async fn gather(
         readers: Vec::new(),
         rejected: Vec::new(),
     };
+    let told = |error: &db::Error| (error.is_away(), error.to_string());
     let read = match db {
         Ok(db) => timeout(WITHIN, read(&mut status, settings, db))
             .await
             .unwrap_or_else(|_| Err(db::Error::Away("no answer in time".into())))
-            .map_err(|e| e.to_string()),
-        Err(error) => Err(error.to_string()),
+            .map_err(|e| told(&e)),
+        Err(error) => Err(told(error)),
     };
     status.database.up = read.is_ok();
-    status.database.error = read.err();
+    if let Err((away, error)) = read {
+        status.database.away = away;
+        status.database.error = Some(error);
+    }
     status
 }
 

@@ -19,7 +19,9 @@ const STYLE: &str = "
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; }
 h1 { font-size: 1.3rem; } h1 small { font-weight: normal; }
 table { border-collapse: collapse; margin: 1.5rem 0 .5rem; width: 100%; }
-th, td { padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; overflow-wrap: anywhere; }
+th, td { padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+td { overflow-wrap: break-word; } td:first-child { overflow-wrap: anywhere; min-width: 7rem; }
+@media (max-width: 40rem) { table { display: block; overflow-x: auto; } }
 th::first-letter { text-transform: uppercase; }
 .figure { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 dt { float: left; clear: left; width: 7rem; opacity: .7; } dd { margin: 0 0 0 7rem; }

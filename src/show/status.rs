@@ -54,7 +54,10 @@ pub struct DatabaseStatus {
     pub shown: String,
     /// Whether it answered.
     pub up: bool,
-    /// Why it did not.
+    /// Whether it is away, so that waiting may help; when it is neither up nor
+    /// away, `error` says what to correct.
+    pub away: bool,
+    /// Why it is not up.
     pub error: Option<String>,
     /// The server's version.
     pub server_version: Option<String>,

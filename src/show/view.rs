@@ -38,7 +38,7 @@ pub fn facts(status: &Status) -> Vec<(&'static str, String)> {
     if let (Some(ops), Some(index)) = (status.database.ops_bytes, status.database.index_bytes) {
         let dead = count(status.database.dead_rows.unwrap_or(0));
         let sizes = format!(
-            "{}, indexes {}, some {dead} dead rows",
+            "{}, indexes {}, about {dead} dead rows",
             bytes(ops),
             bytes(index)
         );
@@ -52,7 +52,8 @@ pub fn facts(status: &Status) -> Vec<(&'static str, String)> {
 
 fn database(database: &DatabaseStatus) -> String {
     if !database.up {
-        return format!("{}: DOWN", database.shown);
+        let state = if database.away { "DOWN" } else { "NOT USABLE" };
+        return format!("{}: {state}", database.shown);
     }
     let version = database.server_version.as_deref().unwrap_or("?");
     let schema = match database.schema_version {
@@ -154,7 +155,10 @@ fn tasks(tasks: &[TaskReport], now: Timestamp) -> Grid {
             state(t).to_owned(),
             count(t.runs),
             count(t.failures),
-            or_dash(t.last_success, |at| ago(at, now)),
+            or_dash(t.last_success, |at| match is_endless(t) {
+                true => "now".to_owned(),
+                false => ago(at, now),
+            }),
             next.unwrap_or("-".to_owned()),
         ]
     };
@@ -176,6 +180,11 @@ fn tasks(tasks: &[TaskReport], now: Timestamp) -> Grid {
         rows: tasks.iter().filter(|t| !well(t)).map(row).collect(),
         notes,
     }
+}
+
+/// A task that runs and only ever ended by failing is one that never ends.
+fn is_endless(task: &TaskReport) -> bool {
+    task.state == TaskState::Running && task.runs == task.failures
 }
 
 fn or_dash<T>(value: Option<T>, shown: impl FnOnce(T) -> String) -> String {

@@ -14,6 +14,17 @@ pub enum PeerSource {
     Remembered,
 }
 
+impl PeerSource {
+    /// It in a word, for logs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Discovered => "discovered",
+            Self::Remembered => "remembered",
+        }
+    }
+}
+
 /// A registered peer.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
 pub struct Peer {

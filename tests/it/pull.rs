@@ -825,3 +825,28 @@ async fn waiting_for_a_large_op_leaves_no_batch_half_applied() {
         .await
         .expect("a batch was left half applied");
 }
+
+#[tokio::test]
+async fn what_comes_again_is_no_news() {
+    let bench = Bench::new().await;
+    // It has no plausible time, so no cursor ever passes it.
+    let sent = page(&[op("7ZZZZZZZZZ0000000000000000", "a")]);
+    let mut news = Vec::new();
+    for _ in 0..2 {
+        let pulled = bench.pull(Answer::json(&sent)).await.unwrap();
+        news.push((pulled.sums.rejected, pulled.sums.rejected_new));
+    }
+    assert_eq!(news, [(1, 1), (1, 0)]);
+    let client = bench.db.client().await.unwrap();
+    let other = opsward::values::Host::parse("https://other.example").unwrap();
+    let hold = opsward::db::pulls::Hold {
+        ulid: ago(5),
+        table: "t".into(),
+        reason: "r".into(),
+    };
+    for (second, new) in [(1, true), (2, false)] {
+        let now = jiff::Timestamp::from_second(second).unwrap();
+        let told = opsward::db::pulls::hold(&client, &other, Some(&hold), now).await;
+        assert_eq!(told.unwrap(), new);
+    }
+}

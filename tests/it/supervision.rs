@@ -4,6 +4,7 @@
 use crate::harness::cluster::{self, PASSWORD_ROLE, TEMPLATE, binary, free_port};
 use crate::harness::{Answer, Cluster, Daemon, Database, Peer, Start, Stop, http};
 use serde_json::Value;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::Command;
 use tokio::io::AsyncWriteExt;
@@ -166,6 +167,23 @@ async fn a_port_in_use_says_which() {
     }
 }
 
+/// A server that offers TLS and then speaks something else.
+fn bad_tls() -> std::net::SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 8];
+            stream.read_exact(&mut request).unwrap();
+            // Until the client has enough of it.
+            let _ = stream.write_all(b"SHTTP/1.1 400 Bad Request\r\n\r\n");
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    address
+}
+
 #[tokio::test]
 async fn a_database_that_will_not_do_is_its_own_sentence() {
     let database = Database::new().await;
@@ -191,6 +209,24 @@ async fn a_database_that_will_not_do_is_its_own_sentence() {
             "holds no table public.ops",
         ),
         (at(&format!("{plain}:sesame"), name), 1, "GRANT"),
+        (
+            at("postgres:sesame", &format!("{name}?sslmode=require")),
+            1,
+            "see sslmode",
+        ),
+        (
+            format!(
+                "postgresql://postgres:sesame@{}/x?sslmode=verify-full",
+                bad_tls()
+            ),
+            1,
+            "see sslmode",
+        ),
+        (
+            at("postgres:sesame", &format!("{name}?no_such_parameter=1")),
+            1,
+            "correct OPENAUDIO_DB_URL",
+        ),
         (nobody, 75, "the database is away"),
     ];
     for (url, code, words) in cases {
@@ -199,6 +235,15 @@ async fn a_database_that_will_not_do_is_its_own_sentence() {
         assert!(ran.stderr.contains(words), "{url}: {}", ran.stderr);
         assert!(!ran.stderr.contains("sesame"), "{}", ran.stderr);
         assert!(!ran.stderr.contains("backtrace"), "{}", ran.stderr);
+        // Nothing listens at port 1: no daemon answers for the database.
+        let ran = Start::new(&["status", "--admin-listen", "127.0.0.1:1"])
+            .env("OPENAUDIO_DB_URL", &url)
+            .output()
+            .await;
+        let down = ran.stdout.contains("DOWN");
+        if !words.contains("GRANT") {
+            assert_eq!((ran.code, down), (Some(code), code == 75), "{}", ran.stdout);
+        }
     }
 }
 

@@ -71,6 +71,7 @@ fn status() -> Status {
         database: DatabaseStatus {
             shown: "localhost:5432/openaudio".into(),
             up: true,
+            away: false,
             error: None,
             server_version: Some("15.20".into()),
             schema_version: Some(1),
@@ -118,7 +119,8 @@ fn both_away_is_said() {
     status.daemon = None;
     status.database = DatabaseStatus {
         up: false,
-        error: Some("connection refused".into()),
+        away: true,
+        error: Some("the database is away: localhost:5432/openaudio: refused".into()),
         server_version: None,
         schema_version: None,
         ops_bytes: None,
@@ -128,6 +130,30 @@ fn both_away_is_said() {
     status.peers = PeersStatus::default();
     (status.readers, status.rejected) = (Vec::new(), Vec::new());
     insta::assert_snapshot!(text(&status, &warnings(&status)));
+}
+
+#[test]
+fn what_waiting_does_not_mend_is_not_called_down() {
+    let mut status = status();
+    status.database.up = false;
+    status.database.error = Some("the server refused the login; check the password".into());
+    let text = text(&status, &warnings(&status));
+    assert!(text.contains("openaudio: NOT USABLE"), "{text}");
+    assert!(text.contains("refused the login"), "{text}");
+    assert!(!text.contains("start the node's Postgres"), "{text}");
+}
+
+#[test]
+fn a_task_without_end_is_well_while_it_runs() {
+    let mut status = status();
+    let mut serve = TaskReport::new("serve".into(), TaskState::Running);
+    serve.last_success = Some(at(5_000));
+    if let Some(daemon) = &mut status.daemon {
+        daemon.tasks = vec![serve];
+    }
+    let text = text(&status, &[]);
+    let line = text.lines().find(|l| l.contains("serve")).unwrap();
+    assert!(line.contains("now") && !line.contains("ago"), "{line}");
 }
 
 #[test]
