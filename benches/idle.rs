@@ -1,20 +1,10 @@
 //! What an idle daemon costs: resident memory, and processor time over a
 //! minute, with peers that are up and have nothing new. `cargo bench --bench idle`.
-#![allow(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    reason = "a bench, not the daemon"
-)]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a bench, not the daemon")]
 #![allow(missing_docs, reason = "a bench, not the daemon")]
 
 #[path = "../tests/it/harness/cluster.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "shared with the tests"
-)]
+#[allow(dead_code, unreachable_pub, clippy::panic, clippy::unwrap_used, reason = "shared with the tests")]
 mod cluster;
 
 use cluster::Cluster;
@@ -46,14 +36,8 @@ async fn main() {
         .env("OPENAUDIO_DB_URL", cluster.url("idle"))
         .env("OPENAUDIO_NODE_ENDPOINT", "http://self.example")
         .env("OPENAUDIO_MEDIORUM_PEERS", peers.join(","))
-        .env(
-            "OPENAUDIO_MEDIORUM_SIDECAR_LISTEN",
-            format!("127.0.0.1:{}", cluster::free_port()),
-        )
-        .env(
-            "OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN",
-            format!("127.0.0.1:{}", cluster::free_port()),
-        )
+        .env("OPENAUDIO_MEDIORUM_SIDECAR_LISTEN", format!("127.0.0.1:{}", cluster::free_port()))
+        .env("OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN", format!("127.0.0.1:{}", cluster::free_port()))
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
@@ -64,10 +48,7 @@ async fn main() {
     let resident = resident_kib(daemon.id()) as f64 / 1024.0;
     daemon.kill().unwrap();
     daemon.wait().unwrap();
-    println!(
-        "an idle daemon with {PEERS} peers, over {} s",
-        MEASURED.as_secs()
-    );
+    println!("an idle daemon with {PEERS} peers, over {} s", MEASURED.as_secs());
     println!("resident                        {resident:>8.1} MiB  (goal: at most 20)");
     println!(
         "of a core                       {:>8.2} %    (goal: at most 0.5)",

@@ -1,21 +1,11 @@
 //! A pulled page against one transaction an op by the same driver, and against
 //! INSERT … SELECT of the same rows: three ways into three equal databases, in
 //! one run, reported as ratios. `cargo bench --bench pull`.
-#![allow(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    reason = "a bench, not the daemon"
-)]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a bench, not the daemon")]
 #![allow(missing_docs, reason = "a bench, not the daemon")]
 
 #[path = "../tests/it/harness/cluster.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "shared with the tests"
-)]
+#[allow(dead_code, unreachable_pub, clippy::panic, clippy::unwrap_used, reason = "shared with the tests")]
 mod cluster;
 #[path = "../examples/demo/history.rs"]
 #[allow(dead_code, reason = "shared with the demo")]
@@ -60,24 +50,16 @@ async fn main() {
     .await
     .unwrap();
     let now = Clock::System.now_ms();
-    let hosts = vec![
-        "http://127.0.0.1:1".to_owned(),
-        "http://127.0.0.1:2".to_owned(),
-    ];
+    let hosts = vec!["http://127.0.0.1:1".to_owned(), "http://127.0.0.1:2".to_owned()];
     let ops = history::Writer::new(hosts, "bench", 7).ops(OPS, now - 86_400_000, now - 3_600_000);
     let body = page(&ops);
-    println!(
-        "a page of {OPS} ops, {:.1} MB; {ROUNDS} rounds, medians",
-        body.len() as f64 / 1e6
-    );
+    println!("a page of {OPS} ops, {:.1} MB; {ROUNDS} rounds, medians", body.len() as f64 / 1e6);
 
     let (mut pulled, mut single, mut selected) = (vec![], vec![], vec![]);
     for round in 0..ROUNDS {
         pulled.push(pull(&cluster, &format!("pull{round}"), &body).await);
         single.push(one_by_one(&cluster, &format!("single{round}"), &ops).await);
-        selected.push(
-            insert_select(&cluster, &format!("select{round}"), &format!("pull{round}")).await,
-        );
+        selected.push(insert_select(&cluster, &format!("select{round}"), &format!("pull{round}")).await);
     }
     let (pulled, single, selected) = (median(pulled), median(single), median(selected));
     println!("pulled page                     {:>8.1} ms", ms(pulled));
@@ -121,9 +103,7 @@ async fn open(cluster: &Cluster, name: &str) -> Db {
         params: Vec::new(),
     };
     let db = Db::open(&target, "bench", 4).await.unwrap();
-    migrate::migrate(&mut db.client().await.unwrap())
-        .await
-        .unwrap();
+    migrate::migrate(&mut db.client().await.unwrap()).await.unwrap();
     db
 }
 
@@ -131,10 +111,8 @@ async fn pull(cluster: &Cluster, name: &str, body: &str) -> Duration {
     let db = open(cluster, name).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let peer = Host::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
-    let answer = format!(
-        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    );
+    let answer =
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
     let server = tokio::spawn(async move {
         let (mut socket, _) = listener.accept().await.unwrap();
         let _ = socket.read(&mut [0; 4096]).await;
@@ -149,10 +127,7 @@ async fn pull(cluster: &Cluster, name: &str, body: &str) -> Duration {
         Metrics::new().unwrap(),
     );
     let began = Instant::now();
-    let got = puller
-        .run_once(&peer, &CancellationToken::new())
-        .await
-        .unwrap();
+    let got = puller.run_once(&peer, &CancellationToken::new()).await.unwrap();
     let took = began.elapsed();
     assert_eq!(got.sums.applied as usize, OPS);
     server.await.unwrap();
@@ -188,24 +163,16 @@ async fn one_by_one(cluster: &Cluster, name: &str, ops: &[Op]) -> Duration {
 async fn insert_select(cluster: &Cluster, name: &str, source: &str) -> Duration {
     cluster.create_database(name, source).await;
     let client = cluster.connect(name).await;
-    const TABLES: [&str; 5] = [
-        "ops",
-        "uploads",
-        "qm_audio_analyses",
-        "audio_previews",
-        "storage_and_db_sizes",
-    ];
+    const TABLES: [&str; 5] =
+        ["ops", "uploads", "qm_audio_analyses", "audio_previews", "storage_and_db_sizes"];
     for table in TABLES {
-        let sql =
-            format!("CREATE TABLE source_{table} AS TABLE public.{table}; TRUNCATE public.{table}");
+        let sql = format!("CREATE TABLE source_{table} AS TABLE public.{table}; TRUNCATE public.{table}");
         client.batch_execute(&sql).await.unwrap();
     }
     let began = Instant::now();
     for table in TABLES {
         client
-            .batch_execute(&format!(
-                "INSERT INTO public.{table} SELECT * FROM source_{table}"
-            ))
+            .batch_execute(&format!("INSERT INTO public.{table} SELECT * FROM source_{table}"))
             .await
             .unwrap();
     }

@@ -1,12 +1,7 @@
 //! A page of 10,000 rows against `COPY … TO STDOUT` of the same rows, in one
 //! run and reported as a ratio; then 24 pages 8 at a time, with the peak
 //! memory of a process that does nothing but serve. `cargo bench --bench serve`.
-#![allow(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a bench, not the daemon"
-)]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::panic, reason = "a bench, not the daemon")]
 #![allow(missing_docs, reason = "a bench, not the daemon")]
 
 #[path = "../tests/it/harness/cluster.rs"]
@@ -83,11 +78,7 @@ fn main() {
     if args.iter().any(|a| a == "--test") {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     match args.iter().position(|a| a == "--serve") {
         Some(at) => runtime.block_on(server(&args[at + 1], &args[at + 2])),
         None => runtime.block_on(bench()),
@@ -108,10 +99,7 @@ async fn bench() {
     let client = cluster.connect("openaudio").await;
     client.batch_execute(FILL).await.unwrap();
     client.batch_execute("VACUUM (ANALYZE) ops").await.unwrap();
-    for (words, host) in [
-        ("every op named", ALL),
-        ("one upload in five named", ONE_IN_FIVE),
-    ] {
+    for (words, host) in [("every op named", ALL), ("one upload in five named", ONE_IN_FIVE)] {
         one_page(&cluster, words, host).await;
         for accept in ["", "Accept-Encoding: gzip\r\n"] {
             many_pages(&cluster, words, host, accept).await;
@@ -135,10 +123,7 @@ async fn one_page(cluster: &Cluster, words: &str, host: &str) {
     }
     let (copy, page) = (median(copies), median(pages));
     println!("{words}: COPY {copied} bytes in {copy:.1?}, page {served} bytes in {page:.1?}");
-    println!(
-        "  ratio {:.2} (goal 1.15)",
-        page.as_secs_f64() / copy.as_secs_f64()
-    );
+    println!("  ratio {:.2} (goal 1.15)", page.as_secs_f64() / copy.as_secs_f64());
 }
 
 async fn many_pages(cluster: &Cluster, words: &str, host: &str, accept: &str) {
@@ -204,10 +189,7 @@ impl Server {
         let mut address = String::new();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         lines.read_line(&mut address).unwrap();
-        Self {
-            child,
-            address: address.trim().to_owned(),
-        }
+        Self { child, address: address.trim().to_owned() }
     }
 
     async fn page(&self, after: &str, accept: &str) -> usize {
@@ -254,9 +236,7 @@ fn whole_length(begin: &[u8]) -> usize {
     let end = memchr::memmem::find(begin, b"\r\n\r\n").unwrap() + 4;
     let head = String::from_utf8_lossy(&begin[..end]).to_lowercase();
     assert!(head.starts_with("http/1.1 200"), "{head}");
-    let line = head
-        .lines()
-        .find_map(|l| l.strip_prefix("content-length: "));
+    let line = head.lines().find_map(|l| l.strip_prefix("content-length: "));
     end + line.unwrap().parse::<usize>().unwrap()
 }
 
@@ -273,9 +253,7 @@ async fn server(port: &str, host: &str) {
         params: Vec::new(),
     };
     let db = Db::open(&target, "opsward bench", 8).await.unwrap();
-    migrate::migrate(&mut db.client().await.unwrap())
-        .await
-        .unwrap();
+    migrate::migrate(&mut db.client().await.unwrap()).await.unwrap();
     let (_peers, known) = watch::channel(None);
     let (own, metrics) = (Host::normalise(host), Metrics::new().unwrap());
     let handler = Serve::new(db, own, Clock::System, metrics, known).handler();

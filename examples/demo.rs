@@ -2,10 +2,7 @@
 //! is pulled, new records converge, and the old end of a log is cut so that a
 //! peer meets a gap. Run it by `deploy/demo.sh`; `--keep` leaves it running.
 #![allow(missing_docs, reason = "a program to watch, not to call")]
-#![allow(
-    clippy::disallowed_methods,
-    reason = "no part of the daemon: nothing to supervise"
-)]
+#![allow(clippy::disallowed_methods, reason = "no part of the daemon: nothing to supervise")]
 
 #[path = "../tests/it/harness/cluster.rs"]
 #[allow(
@@ -36,10 +33,8 @@ const HISTORY_OPS: usize = 50_000;
 const NEW_OPS: usize = 4_000;
 const MINUTE: u64 = 60_000;
 const DAY: u64 = 24 * 60 * MINUTE;
-const RECORDED: &str = include_str!(concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/tests/fixtures/network/m1.ops.jsonl"
-));
+const RECORDED: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/network/m1.ops.jsonl"));
 
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
@@ -73,11 +68,7 @@ async fn show(keep: bool) -> Result<()> {
     let recorded: Vec<Op> = name_all(history::recorded(RECORDED)?, &hosts);
     println!("   {} recorded ops", recorded.len());
     v1.write(&recorded).await?;
-    load(
-        &v1,
-        &writer.ops(HISTORY_OPS, now - 30 * DAY, now - 130 * MINUTE),
-    )
-    .await?;
+    load(&v1, &writer.ops(HISTORY_OPS, now - 30 * DAY, now - 130 * MINUTE)).await?;
 
     step("An opsward beside each; validator2 and validator3 start with empty logs");
     for v in [&mut v1, &mut v2, &mut v3] {
@@ -91,18 +82,13 @@ async fn show(keep: bool) -> Result<()> {
     caught_up(&[&v1, &v2, &v3], now - 140 * MINUTE).await?;
     report(&[&v1, &v2, &v3]).await?;
 
-    step(
-        "validator3 pulls no more, but writes on and serves; validator1 writes on, validator2 follows",
-    );
+    step("validator3 pulls no more, but writes on and serves; validator1 writes on, validator2 follows");
     v3.stop();
     v3.start(&hosts[..2], Pulling::Off)?;
     // Who meets a gap may read what came before it after what came later, so
     // only records that are written on one side of it are equal in the end.
-    let mut fresh = Writer::new(hosts.clone(), "before", 3).ops(
-        NEW_OPS / 2,
-        now - 120 * MINUTE,
-        now - 46 * MINUTE,
-    );
+    let mut fresh =
+        Writer::new(hosts.clone(), "before", 3).ops(NEW_OPS / 2, now - 120 * MINUTE, now - 46 * MINUTE);
     fresh.extend(Writer::new(hosts.clone(), "after", 4).ops(
         NEW_OPS / 2,
         now - 44 * MINUTE,
@@ -116,10 +102,7 @@ async fn show(keep: bool) -> Result<()> {
 
     step("The old end of validator1's log is cut: validator3 has not read up to there");
     let below = OpUlid::first_of_ms(now - 45 * MINUTE);
-    println!(
-        "   {} ops below {below} are gone from validator1",
-        v1.cut(below).await?
-    );
+    println!("   {} ops below {below} are gone from validator1", v1.cut(below).await?);
     headers_of_a_gap(&v1, now).await?;
 
     step("validator3 pulls again: a gap from validator1, the missing ops from validator2");
@@ -127,11 +110,8 @@ async fn show(keep: bool) -> Result<()> {
     v3.start(&hosts[..2], Pulling::On)?;
     v3.ready().await?;
     converge(&[&v1, &v2, &v3]).await?;
-    let live = Writer::new(hosts.clone(), "live", 5).ops(
-        50,
-        Clock::System.now_ms() - 50,
-        Clock::System.now_ms(),
-    );
+    let live =
+        Writer::new(hosts.clone(), "live", 5).ops(50, Clock::System.now_ms() - 50, Clock::System.now_ms());
     v2.write(&live).await?;
     println!("   50 records were written on validator2 just now");
     converge(&[&v1, &v2, &v3]).await?;
@@ -173,14 +153,9 @@ fn name_all(ops: Vec<Op>, hosts: &[String]) -> Vec<Op> {
         }
         text
     };
-    let forwarded =
-        |op: &Op| op.table != "uploads" || hosts.iter().all(|h| op.data.contains(h.as_str()));
+    let forwarded = |op: &Op| op.table != "uploads" || hosts.iter().all(|h| op.data.contains(h.as_str()));
     ops.into_iter()
-        .map(|op| Op {
-            host: rename(&op.host),
-            data: rename(&op.data).into(),
-            ..op
-        })
+        .map(|op| Op { host: rename(&op.host), data: rename(&op.data).into(), ..op })
         .filter(forwarded)
         .collect()
 }
@@ -202,11 +177,7 @@ async fn load(v: &Validator, ops: &[Op]) -> Result<()> {
         bar.inc(chunk.len() as u64);
     }
     bar.finish_and_clear();
-    println!(
-        "   {} ops written in {:.1} s",
-        ops.len(),
-        began.elapsed().as_secs_f64()
-    );
+    println!("   {} ops written in {:.1} s", ops.len(), began.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -226,10 +197,7 @@ async fn converge(fleet: &[&Validator]) -> Result<()> {
         bar.set_position(views.iter().min().copied().unwrap_or(0) as u64);
         if sums.windows(2).all(|pair| pair[0] == pair[1]) {
             bar.finish_and_clear();
-            println!(
-                "   {names} hold the same records after {:.1} s",
-                began.elapsed().as_secs_f64()
-            );
+            println!("   {names} hold the same records after {:.1} s", began.elapsed().as_secs_f64());
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -259,20 +227,11 @@ async fn caught_up(fleet: &[&Validator], ms: u64) -> Result<()> {
 async fn headers_of_a_gap(v: &Validator, now: u64) -> Result<()> {
     let after = OpUlid::first_of_ms(now - 60 * MINUTE);
     let answer = reqwest::get(format!("{}/internal/crud/sweep?after={after}", v.url)).await?;
-    println!(
-        "   GET /internal/crud/sweep?after={after} answers {} with",
-        answer.status()
-    );
-    for name in [
-        "x-mediorum-retention-gap",
-        "x-mediorum-available-min-ulid",
-        "x-crud-sweep-last-scanned-ulid",
-    ] {
-        let value = answer
-            .headers()
-            .get(name)
-            .and_then(|v| v.to_str().ok())
-            .unwrap_or("-");
+    println!("   GET /internal/crud/sweep?after={after} answers {} with", answer.status());
+    for name in
+        ["x-mediorum-retention-gap", "x-mediorum-available-min-ulid", "x-crud-sweep-last-scanned-ulid"]
+    {
+        let value = answer.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or("-");
         println!("     {name}: {value}");
     }
     Ok(())
@@ -281,31 +240,11 @@ async fn headers_of_a_gap(v: &Validator, now: u64) -> Result<()> {
 async fn report(fleet: &[&Validator]) -> Result<()> {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header([
-        "",
-        "ops in log",
-        "pages",
-        "applied",
-        "duplicates",
-        "rejected",
-        "gap advances",
-        "lag",
-    ]);
+    table.set_header(["", "ops in log", "pages", "applied", "duplicates", "rejected", "gap advances", "lag"]);
     for v in fleet {
         let view = v.view().await?;
-        let lag = if view.lag_seconds < 0 {
-            "-".into()
-        } else {
-            format!("{} s", view.lag_seconds)
-        };
-        let cells = [
-            view.ops,
-            view.pages,
-            view.applied,
-            view.duplicates,
-            view.rejected,
-            view.gap_advances,
-        ];
+        let lag = if view.lag_seconds < 0 { "-".into() } else { format!("{} s", view.lag_seconds) };
+        let cells = [view.ops, view.pages, view.applied, view.duplicates, view.rejected, view.gap_advances];
         let mut row = vec![v.name.to_owned()];
         row.extend(cells.iter().map(ToString::to_string));
         row.push(lag);
@@ -324,13 +263,7 @@ async fn report(fleet: &[&Validator]) -> Result<()> {
         sums.push(v.checksums().await?);
     }
     for i in 0..sums[0].len() {
-        let cell = |n: usize| {
-            format!(
-                "{} rows {}",
-                sums[n][i].1,
-                &sums[n][i].2[..sums[n][i].2.len().min(8)]
-            )
-        };
+        let cell = |n: usize| format!("{} rows {}", sums[n][i].1, &sums[n][i].2[..sums[n][i].2.len().min(8)]);
         let equal = sums.iter().all(|s| s[i] == sums[0][i]);
         table.add_row([
             sums[0][i].0.into(),

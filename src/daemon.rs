@@ -120,10 +120,7 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
         StartError::Settings(words.to_owned())
     })?;
     let public = Listener::bind(settings.listen, "OPENAUDIO_MEDIORUM_SIDECAR_LISTEN")?;
-    let operators = Listener::bind(
-        settings.admin_listen,
-        "OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN",
-    )?;
+    let operators = Listener::bind(settings.admin_listen, "OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN")?;
     let metrics = Metrics::new().map_err(|e| StartError::Machine(e.to_string()))?;
     let version = env!("CARGO_PKG_VERSION");
     metrics.build_info.with_label_values(&[version]).set(1);
@@ -160,12 +157,7 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
 }
 
 impl Parts {
-    fn listeners(
-        &self,
-        public: Listener,
-        operators: Listener,
-        peers: watch::Receiver<Option<Arc<PeerSet>>>,
-    ) {
+    fn listeners(&self, public: Listener, operators: Listener, peers: watch::Receiver<Option<Arc<PeerSet>>>) {
         let reports = self.supervisor.reports();
         let admin = Admin {
             settings: self.settings.clone(),
@@ -179,21 +171,13 @@ impl Parts {
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
         };
-        let serve = Serve::new(
-            self.db.clone(),
-            self.own.clone(),
-            self.clock.clone(),
-            self.metrics.clone(),
-            peers,
-        );
+        let serve =
+            Serve::new(self.db.clone(), self.own.clone(), self.clock.clone(), self.metrics.clone(), peers);
         for (label, listener, handler, limits) in [
             ("serve", public, serve.handler(), http::Limits::default()),
             ("admin", operators, admin.handler(), admin::LIMITS),
         ] {
-            let task = Task {
-                stage: Stage::Listener,
-                ..Task::new(label, Schedule::Forever)
-            };
+            let task = Task { stage: Stage::Listener, ..Task::new(label, Schedule::Forever) };
             self.supervisor.start(task, move |stop| {
                 let (listener, handler) = (listener.again(), handler.clone());
                 async move {
@@ -219,10 +203,7 @@ impl Parts {
             None => Some(Pulls::new(
                 self.supervisor.clone(),
                 self.puller()?,
-                Schedule::Every {
-                    interval: s.sweep_interval,
-                    first: FIRST_PULL,
-                },
+                Schedule::Every { interval: s.sweep_interval, first: FIRST_PULL },
                 self.metrics.clone(),
             )),
         };
@@ -236,15 +217,11 @@ impl Parts {
             tell,
             pulls,
         });
-        let schedule = Schedule::Every {
-            interval: DISCOVER_EVERY,
-            first: Duration::ZERO,
-        };
-        self.supervisor
-            .start(Task::new("discovery", schedule), move |stop| {
-                let peers = peers.clone();
-                async move { peers.run_once(&stop).await }
-            });
+        let schedule = Schedule::Every { interval: DISCOVER_EVERY, first: Duration::ZERO };
+        self.supervisor.start(Task::new("discovery", schedule), move |stop| {
+            let peers = peers.clone();
+            async move { peers.run_once(&stop).await }
+        });
         Ok(())
     }
 
@@ -262,9 +239,7 @@ impl Parts {
     fn presence(&self) {
         let db = self.db.clone();
         self.supervisor
-            .start(Task::new("presence", Schedule::Forever), move |stop| {
-                presence::hold(db.clone(), stop)
-            });
+            .start(Task::new("presence", Schedule::Forever), move |stop| presence::hold(db.clone(), stop));
     }
 
     fn sampler(&self) {
@@ -274,24 +249,16 @@ impl Parts {
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
         });
-        let schedule = Schedule::Every {
-            interval: SAMPLE_EVERY,
-            first: Duration::ZERO,
-        };
-        self.supervisor
-            .start(Task::new("figures", schedule), move |_| {
-                let sampler = sampler.clone();
-                async move { sampler.run_once().await }
-            });
+        let schedule = Schedule::Every { interval: SAMPLE_EVERY, first: Duration::ZERO };
+        self.supervisor.start(Task::new("figures", schedule), move |_| {
+            let sampler = sampler.clone();
+            async move { sampler.run_once().await }
+        });
     }
 
     fn say_tasks(&self) {
-        let (off, on): (Vec<_>, Vec<_>) = self
-            .supervisor
-            .reports()
-            .all()
-            .into_iter()
-            .partition(|t| t.state == TaskState::Off);
+        let (off, on): (Vec<_>, Vec<_>) =
+            self.supervisor.reports().all().into_iter().partition(|t| t.state == TaskState::Off);
         let names = |tasks: Vec<TaskReport>| {
             let names: Vec<String> = tasks.into_iter().map(|t| t.name).collect();
             names.join(" ")
@@ -304,32 +271,20 @@ impl Parts {
         let namespace = match Namespace::note(Path::new(PROC_NET_DEV)) {
             Ok(namespace) => namespace,
             Err(e) => {
-                return self
-                    .supervisor
-                    .off("namespace", &format!("{PROC_NET_DEV} cannot be read: {e}"));
+                return self.supervisor.off("namespace", &format!("{PROC_NET_DEV} cannot be read: {e}"));
             }
         };
-        let schedule = Schedule::Every {
-            interval: LOOK_EVERY,
-            first: LOOK_EVERY,
-        };
-        self.supervisor
-            .start(Task::new("namespace", schedule), move |_| {
-                let is_orphaned = namespace.is_orphaned();
-                if is_orphaned {
-                    warn!(
-                        "every network interface of the start is gone: the container whose network \
+        let schedule = Schedule::Every { interval: LOOK_EVERY, first: LOOK_EVERY };
+        self.supervisor.start(Task::new("namespace", schedule), move |_| {
+            let is_orphaned = namespace.is_orphaned();
+            if is_orphaned {
+                warn!(
+                    "every network interface of the start is gone: the container whose network \
                          this shares was recreated; ending, so that a restart joins the new one"
-                    );
-                    orphaned.cancel();
-                }
-                async move {
-                    Ok(if is_orphaned {
-                        Next::Done
-                    } else {
-                        Next::Scheduled
-                    })
-                }
-            });
+                );
+                orphaned.cancel();
+            }
+            async move { Ok(if is_orphaned { Next::Done } else { Next::Scheduled }) }
+        });
     }
 }

@@ -31,8 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Answers a request. A panic in it becomes a 500.
-pub type Handler =
-    Arc<dyn Fn(Request<Incoming>, Conn) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
+pub type Handler = Arc<dyn Fn(Request<Incoming>, Conn) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
 
 /// What a listener allows.
 #[derive(Clone, Copy, Debug)]
@@ -66,20 +65,10 @@ const BUFFER: usize = 64 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Serves until `stop`, then lets responses under way finish for a while.
-pub async fn serve(
-    listener: TcpListener,
-    handler: Handler,
-    limits: Limits,
-    stop: CancellationToken,
-) {
+pub async fn serve(listener: TcpListener, handler: Handler, limits: Limits, stop: CancellationToken) {
     let slots = Arc::new(Semaphore::new(limits.connections));
-    let shared = Shared {
-        handler,
-        limits,
-        tracker: TaskTracker::new(),
-        killed: CancellationToken::new(),
-        stop,
-    };
+    let shared =
+        Shared { handler, limits, tracker: TaskTracker::new(), killed: CancellationToken::new(), stop };
     while let Some((stream, slot)) = shared.accept(&listener, &slots).await {
         let connection = shared.clone().connection(stream, slot);
         shared.tracker.spawn(connection);
@@ -179,23 +168,14 @@ impl Shared {
 /// Whether an error of `accept` is about the one connection.
 fn is_of_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionReset | Interrupted
-    )
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
 /// A response of one content type.
-pub fn respond(
-    status: StatusCode,
-    content_type: &'static str,
-    text: impl Into<Bytes>,
-) -> Response<Body> {
+pub fn respond(status: StatusCode, content_type: &'static str, text: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Body::full(text));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 

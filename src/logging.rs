@@ -19,9 +19,8 @@ pub fn init(settings: &Settings) {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    let started = tracing_subscriber::registry()
-        .with(lines.with_filter(filter(&settings.log_level)))
-        .try_init();
+    let started =
+        tracing_subscriber::registry().with(lines.with_filter(filter(&settings.log_level))).try_init();
     if started.is_ok() {
         std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     }
@@ -34,11 +33,7 @@ fn filter(text: &str) -> Targets {
     let quiet = Targets::new().with_target("deadpool", LevelFilter::ERROR);
     targets.into_iter().fold(quiet, |filter, (target, level)| {
         let level = level.parse().unwrap_or(LevelFilter::INFO);
-        if target.is_empty() {
-            filter.with_default(level)
-        } else {
-            filter.with_target(target, level)
-        }
+        if target.is_empty() { filter.with_default(level) } else { filter.with_target(target, level) }
     })
 }
 

@@ -11,10 +11,7 @@ const WORKERS: usize = 2;
 fn main() -> ExitCode {
     // One provider for peers and for Postgres; nothing else installs one.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
     match runtime {
         Ok(runtime) => {
             let exit = runtime.block_on(cli::main(std::env::args_os(), Source::process()));

@@ -58,12 +58,7 @@ pub enum Stage {
 impl Task {
     /// A worker whose name is its label.
     pub fn new(label: &'static str, schedule: Schedule) -> Self {
-        Self {
-            name: label.to_owned(),
-            label,
-            schedule,
-            stage: Stage::Worker,
-        }
+        Self { name: label.to_owned(), label, schedule, stage: Stage::Worker }
     }
 }
 
@@ -147,21 +142,12 @@ impl Supervisor {
         };
         let report = TaskReport::new(task.name.clone(), TaskState::Waiting);
         let id = self.reports.add(report);
-        for counter in [
-            &self.metrics.task_runs,
-            &self.metrics.task_failures,
-            &self.metrics.task_panics,
-        ] {
+        for counter in [&self.metrics.task_runs, &self.metrics.task_failures, &self.metrics.task_panics] {
             // Shown from the start, at zero.
             counter.with_label_values(&[task.label]);
         }
         let ended = CancellationToken::new();
-        let one = One {
-            task,
-            id,
-            stop: stop.clone(),
-            supervisor: self.clone(),
-        };
+        let one = One { task, id, stop: stop.clone(), supervisor: self.clone() };
         let mark = Ended(self.clone(), id, ended.clone());
         let spawned = self.tracker.spawn(async move {
             let _mark = mark;
@@ -172,12 +158,7 @@ impl Supervisor {
         if ended.is_cancelled() {
             self.lock().remove(&id);
         }
-        Handle {
-            supervisor: self.clone(),
-            id,
-            stop,
-            ended,
-        }
+        Handle { supervisor: self.clone(), id, stop, ended }
     }
 
     /// Stops everything, in order: listeners take nothing more, then tasks are
@@ -245,9 +226,7 @@ impl One {
                 (r.state, r.last_start, r.next_run) = (TaskState::Running, Some(now), None);
             });
             let outcome = match self.once(&run, &mut failures).await {
-                Ok(Ok(Next::Scheduled))
-                    if schedule == Schedule::Forever && !self.stop.is_cancelled() =>
-                {
+                Ok(Ok(Next::Scheduled)) if schedule == Schedule::Forever && !self.stop.is_cancelled() => {
                     Err(Failure::of_error("it ended by itself"))
                 }
                 Ok(Ok(next)) => Ok(next),

@@ -6,9 +6,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -45,12 +43,7 @@ pub fn client_config(
         (_, Some(file)) => roots_of(&named, file)?,
         (_, None) => system_roots(),
     });
-    let verifier = Arc::new(Verifier {
-        verify,
-        roots,
-        named,
-        provider: provider.clone(),
-    });
+    let verifier = Arc::new(Verifier { verify, roots, named, provider: provider.clone() });
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
@@ -61,9 +54,7 @@ pub fn client_config(
     };
     let chain = read_certs(cert)?;
     let key = PrivateKeyDer::from_pem_file(key).map_err(|e| format!("{}: {e}", key.display()))?;
-    builder
-        .with_client_auth_cert(chain, key)
-        .map_err(|e| e.to_string())
+    builder.with_client_auth_cert(chain, key).map_err(|e| e.to_string())
 }
 
 fn read_certs(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -130,13 +121,8 @@ impl ServerCertVerifier for Verifier {
         }
         let cert = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
-        let signed = verify_server_cert_signed_by_trust_anchor(
-            &cert,
-            &self.roots,
-            intermediates,
-            now,
-            algorithms,
-        );
+        let signed =
+            verify_server_cert_signed_by_trust_anchor(&cert, &self.roots, intermediates, now, algorithms);
         if let Err(error) = signed
             && !self.stands_for_itself(end_entity, &error)
         {
@@ -160,12 +146,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -174,18 +155,11 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -236,11 +210,8 @@ tsUWGXRVWY8kqKLz
             provider: Arc::new(rustls::crypto::ring::default_provider()),
         };
         let name = ServerName::try_from(host).unwrap();
-        let now =
-            UnixTime::since_unix_epoch(std::time::Duration::from_secs((year - 1970) * 31_557_600));
-        verifier
-            .verify_server_cert(&der(OWN), &[], &name, &[], now)
-            .map(|_| ())
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs((year - 1970) * 31_557_600));
+        verifier.verify_server_cert(&der(OWN), &[], &name, &[], now).map(|_| ())
     }
 
     #[test]

@@ -28,40 +28,16 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("pull", LINE),
     ("bound", LINE),
     ("reclaim", RECLAIM),
-    (
-        "show",
-        &[
-            "values",
-            "db",
-            "settings",
-            "clock",
-            "metrics",
-            "http",
-            "bound::plan",
-            "reclaim::plan",
-        ],
-    ),
+    ("show", &["values", "db", "settings", "clock", "metrics", "http", "bound::plan", "reclaim::plan"]),
     ("supervisor", &["values", "settings", "clock", "metrics"]),
     ("daemon", EVERYTHING),
     ("cli", EVERYTHING),
     ("lib", EVERYTHING),
     ("main", EVERYTHING),
 ];
-const LINE: &[&str] = &[
-    "values", "wire", "records", "settings", "db", "metrics", "clock", "http", "tls",
-];
-const RECLAIM: &[&str] = &[
-    "values",
-    "wire",
-    "records",
-    "settings",
-    "db",
-    "metrics",
-    "clock",
-    "http",
-    "tls",
-    "bound::decide",
-];
+const LINE: &[&str] = &["values", "wire", "records", "settings", "db", "metrics", "clock", "http", "tls"];
+const RECLAIM: &[&str] =
+    &["values", "wire", "records", "settings", "db", "metrics", "clock", "http", "tls", "bound::decide"];
 const EVERYTHING: &[&str] = &["*"];
 
 /// What a pure choice may import.
@@ -69,15 +45,8 @@ const DECIDE: &[&str] = &["values", "records", "settings"];
 
 /// Rooms that know neither runtime nor time nor logs, and what that means.
 const PURE_ROOMS: &[&str] = &["values", "wire", "records", "settings"];
-const IMPURE_CRATES: &[&str] = &[
-    "tokio",
-    "tracing",
-    "prometheus",
-    "reqwest",
-    "hyper",
-    "backon",
-    "deadpool_postgres",
-];
+const IMPURE_CRATES: &[&str] =
+    &["tokio", "tracing", "prometheus", "reqwest", "hyper", "backon", "deadpool_postgres"];
 /// In a `decide.rs`, besides: nothing that waits, and no chance.
 const IMPURE_WORDS: &[&str] = &["async", "await", "rand", "Instant", "SystemTime"];
 
@@ -86,23 +55,15 @@ const SQL_PLACES: &[&str] = &["db/", "records/statement.rs"];
 const SQL_WORDS: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "CREATE"];
 
 /// Where clippy's list of disallowed methods may be lifted, with a reason.
-const EXEMPT: &[&str] = &[
-    "clock.rs",
-    "supervisor.rs",
-    "http.rs",
-    "main.rs",
-    "settings/",
-];
+const EXEMPT: &[&str] = &["clock.rs", "supervisor.rs", "http.rs", "main.rs", "settings/"];
 
 /// Longest files, in lines without tests.
 const LIMITS: &[(&str, usize)] = &[("main.rs", 40), ("lib.rs", 80)];
 const LIMIT: usize = 500;
 
 /// Migrations as they were released, by SHA-256.
-const FROZEN: &[(&str, &str)] = &[(
-    "0001_init.sql",
-    "980274e3dea838d4c54a57f153b10d8df7a5ec8ff61713e25732ddf921873553",
-)];
+const FROZEN: &[(&str, &str)] =
+    &[("0001_init.sql", "980274e3dea838d4c54a57f153b10d8df7a5ec8ff61713e25732ddf921873553")];
 
 fn is_below(path: &str, prefix: &str) -> bool {
     prefix == "*" || path == prefix || path.starts_with(&format!("{prefix}::"))
@@ -163,11 +124,7 @@ fn purity(files: &[Source]) -> Vec<String> {
     for file in files.iter().filter(|f| PURE_ROOMS.contains(&f.room())) {
         for (word, _) in words(&file.code) {
             if IMPURE_CRATES.contains(&word) {
-                complaints.push(format!(
-                    "src/{} names {word}: {} is pure",
-                    file.path,
-                    file.room()
-                ));
+                complaints.push(format!("src/{} names {word}: {} is pure", file.path, file.room()));
             }
         }
     }
@@ -241,10 +198,7 @@ fn lengths(files: &[Source]) -> Vec<String> {
 fn migrations(there: &[(String, Vec<u8>)], frozen: &[(&str, &str)]) -> Vec<String> {
     let mut complaints = Vec::new();
     for (name, bytes) in there {
-        let hash: String = Sha256::digest(bytes)
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
+        let hash: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
         match frozen.iter().find(|(known, _)| known == name) {
             Some((_, known)) if *known == hash => {}
             Some(_) => complaints.push(format!(
@@ -263,11 +217,7 @@ fn migrations(there: &[(String, Vec<u8>)], frozen: &[(&str, &str)]) -> Vec<Strin
 }
 
 fn listed(names: &[&str]) -> String {
-    if names.is_empty() {
-        "nothing of ours".into()
-    } else {
-        names.join(", ")
-    }
+    if names.is_empty() { "nothing of ours".into() } else { names.join(", ") }
 }
 
 fn held(complaints: &[String]) {
@@ -304,18 +254,9 @@ fn a_forbidden_import_is_found() {
     }
     for (path, text) in [
         ("reclaim/mod.rs", "use crate::bound::decide::cutoff;"),
-        (
-            "db/connect.rs",
-            "use super::error::Error; use crate::settings::DbTarget;",
-        ),
-        (
-            "values/op.rs",
-            "// use crate::db::Db;\nconst A: &str = \"crate::db\";",
-        ),
-        (
-            "values/op.rs",
-            "#[cfg(test)]\nmod tests { use crate::db::Db; }",
-        ),
+        ("db/connect.rs", "use super::error::Error; use crate::settings::DbTarget;"),
+        ("values/op.rs", "// use crate::db::Db;\nconst A: &str = \"crate::db\";"),
+        ("values/op.rs", "#[cfg(test)]\nmod tests { use crate::db::Db; }"),
         ("daemon.rs", "use crate::{serve, pull};"),
     ] {
         held(&imports(&bad(path, text)));
@@ -339,10 +280,7 @@ fn an_impure_choice_is_found() {
     ] {
         assert_eq!(decisions(&bad("pull/decide.rs", text)).len(), 1, "{text}");
     }
-    held(&decisions(&bad(
-        "pull/decide.rs",
-        "use crate::values::OpUlid;",
-    )));
+    held(&decisions(&bad("pull/decide.rs", "use crate::values::OpUlid;")));
 }
 
 #[test]

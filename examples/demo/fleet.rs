@@ -98,9 +98,7 @@ impl Validator {
     /// Cuts the old end of its log, as if it had been pruned; says how much.
     pub async fn cut(&self, below: OpUlid) -> Result<u64> {
         let client = self.db().await?.client().await?;
-        Ok(client
-            .execute("DELETE FROM public.ops WHERE ulid < $1", &[&below.as_str()])
-            .await?)
+        Ok(client.execute("DELETE FROM public.ops WHERE ulid < $1", &[&below.as_str()]).await?)
     }
 
     /// Starts the opsward beside it.
@@ -110,29 +108,17 @@ impl Validator {
             .and_then(|examples| examples.parent())
             .context("no target directory")?
             .join("opsward");
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(&self.log)?;
+        let log = std::fs::File::options().create(true).append(true).open(&self.log)?;
         let child = Command::new(&binary)
             .arg("run")
             .env_clear()
             .env("OPENAUDIO_DB_URL", &self.db_url)
             .env("OPENAUDIO_NODE_ENDPOINT", &self.url)
-            .env(
-                "OPENAUDIO_MEDIORUM_SIDECAR_LISTEN",
-                format!("127.0.0.1:{}", self.port),
-            )
-            .env(
-                "OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN",
-                format!("127.0.0.1:{}", self.admin_port),
-            )
+            .env("OPENAUDIO_MEDIORUM_SIDECAR_LISTEN", format!("127.0.0.1:{}", self.port))
+            .env("OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN", format!("127.0.0.1:{}", self.admin_port))
             .env("OPENAUDIO_MEDIORUM_PEERS", peers.join(","))
             .env("OPENAUDIO_MEDIORUM_SWEEP_INTERVAL", "10s")
-            .env(
-                "OPENAUDIO_MEDIORUM_SWEEP_PEERS",
-                (pulling == Pulling::On).to_string(),
-            )
+            .env("OPENAUDIO_MEDIORUM_SWEEP_PEERS", (pulling == Pulling::On).to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -145,17 +131,8 @@ impl Validator {
     /// Waits until it is ready.
     pub async fn ready(&mut self) -> Result<()> {
         for _ in 0..200 {
-            if let Some(status) = self
-                .process
-                .as_mut()
-                .and_then(|p| p.try_wait().transpose())
-                .transpose()?
-            {
-                bail!(
-                    "the opsward of {} ended with {status}: see {}",
-                    self.name,
-                    self.log.display()
-                );
+            if let Some(status) = self.process.as_mut().and_then(|p| p.try_wait().transpose()).transpose()? {
+                bail!("the opsward of {} ended with {status}: see {}", self.name, self.log.display());
             }
             if let Ok(answer) = reqwest::get(format!("{}/readyz", self.admin)).await
                 && answer.status().is_success()
@@ -164,11 +141,7 @@ impl Validator {
             }
             sleep(Duration::from_millis(100)).await;
         }
-        bail!(
-            "the opsward of {} did not get ready: see {}",
-            self.name,
-            self.log.display()
-        )
+        bail!("the opsward of {} did not get ready: see {}", self.name, self.log.display())
     }
 
     /// Asks the opsward beside it to stop, and waits.
@@ -184,9 +157,8 @@ impl Validator {
         let client = self.db().await?.client().await?;
         let row = client.query_one(VIEW, &[]).await?;
         let cursor: Option<String> = row.get(6);
-        let age = cursor
-            .and_then(|c| OpUlid::parse(&c))
-            .map(|u| Clock::System.now_ms().saturating_sub(u.ms()));
+        let age =
+            cursor.and_then(|c| OpUlid::parse(&c)).map(|u| Clock::System.now_ms().saturating_sub(u.ms()));
         Ok(View {
             ops: row.get(0),
             pages: row.get(1),
@@ -203,12 +175,7 @@ impl Validator {
     pub async fn checksums(&self) -> Result<Vec<(&'static str, i64, String)>> {
         let client = self.db().await?.client().await?;
         let mut sums = Vec::new();
-        for table in [
-            "uploads",
-            "qm_audio_analyses",
-            "audio_previews",
-            "storage_and_db_sizes",
-        ] {
+        for table in ["uploads", "qm_audio_analyses", "audio_previews", "storage_and_db_sizes"] {
             let sql = format!(
                 "SELECT count(*), coalesce(md5(string_agg(r, '' ORDER BY r COLLATE \"C\")), '-')
                  FROM (SELECT (to_jsonb(t) - 'updated_at')::text AS r FROM public.{table} t) rows"

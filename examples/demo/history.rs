@@ -15,21 +15,13 @@ pub struct Writer {
 impl Writer {
     /// A writer for validators of these hosts; no two names share a record.
     pub fn new(hosts: Vec<String>, name: &'static str, seed: u64) -> Self {
-        Self {
-            hosts,
-            name,
-            state: seed | 1,
-            uploads: Vec::new(),
-            written: 0,
-        }
+        Self { hosts, name, state: seed | 1, uploads: Vec::new(), written: 0 }
     }
 
     /// `count` ops, evenly over a span of milliseconds.
     pub fn ops(&mut self, count: usize, from_ms: u64, to_ms: u64) -> Vec<Op> {
         let step = (to_ms - from_ms) / count.max(1) as u64;
-        (0..count as u64)
-            .map(|i| self.op(from_ms + i * step))
-            .collect()
+        (0..count as u64).map(|i| self.op(from_ms + i * step)).collect()
     }
 
     fn next(&mut self, below: u64) -> u64 {
@@ -45,11 +37,7 @@ impl Writer {
         let host = self.hosts[which].clone();
         let (action, table, record) = match self.next(100) {
             0..62 => self.upload(ms, &host),
-            62..90 => (
-                Action::Create,
-                "storage_and_db_sizes",
-                self.sizes(ms, &host),
-            ),
+            62..90 => (Action::Create, "storage_and_db_sizes", self.sizes(ms, &host)),
             90..98 => self.analysis(ms, &host),
             _ => (Action::Create, "audio_previews", self.preview(ms, &host)),
         };
@@ -65,8 +53,7 @@ impl Writer {
     fn upload(&mut self, ms: u64, host: &str) -> (Action, &'static str, Value) {
         let fresh = self.uploads.is_empty() || self.next(100) < 22;
         if fresh {
-            self.uploads
-                .push((format!("{}{:06}", self.name, self.written), ms));
+            self.uploads.push((format!("{}{:06}", self.name, self.written), ms));
         }
         // Updates are of recent records.
         let back = self.next(self.uploads.len().min(40) as u64) as usize;
@@ -87,15 +74,7 @@ impl Writer {
             "audio_analyzed_by": host, "audio_analyzed_at": time(ms),
             "audio_analysis_results": {"bpm": 60.0 + self.next(1200) as f64 / 10.0, "key": "A minor"},
         });
-        (
-            if fresh {
-                Action::Create
-            } else {
-                Action::Update
-            },
-            "uploads",
-            record,
-        )
+        (if fresh { Action::Create } else { Action::Update }, "uploads", record)
     }
 
     fn sizes(&mut self, ms: u64, host: &str) -> Value {
@@ -109,11 +88,7 @@ impl Writer {
     fn analysis(&mut self, ms: u64, host: &str) -> (Action, &'static str, Value) {
         let which = self.next(2_000);
         let cid = format!("Qm{}{which:06}", self.name);
-        let action = if self.next(3) == 0 {
-            Action::Create
-        } else {
-            Action::Update
-        };
+        let action = if self.next(3) == 0 { Action::Create } else { Action::Update };
         let record = json!({
             "cid": cid, "mirrors": self.hosts, "status": "done", "error_count": 0, "analyzed_by": host,
             "analyzed_at": time(ms), "results": {"bpm": 120.5, "key": "C major"},
@@ -130,9 +105,7 @@ impl Writer {
 }
 
 fn time(ms: u64) -> String {
-    jiff::Timestamp::from_millisecond(ms as i64)
-        .unwrap_or_default()
-        .to_string()
+    jiff::Timestamp::from_millisecond(ms as i64).unwrap_or_default().to_string()
 }
 
 /// The ops of a real network, from their recording.
@@ -149,8 +122,7 @@ pub fn recorded(lines: &str) -> anyhow::Result<Vec<Op>> {
     let read = |line: &str| -> anyhow::Result<Op> {
         let op: Line<'_> = serde_json::from_str(line)?;
         Ok(Op {
-            ulid: OpUlid::parse(&op.ulid)
-                .ok_or_else(|| anyhow::anyhow!("{} is no ULID", op.ulid))?,
+            ulid: OpUlid::parse(&op.ulid).ok_or_else(|| anyhow::anyhow!("{} is no ULID", op.ulid))?,
             host: op.host,
             action: Action::parse(&op.action).ok_or_else(|| anyhow::anyhow!("{}", op.action))?,
             table: op.table,

@@ -16,9 +16,7 @@ pub(super) const COMMAND: Command = Command {
             .subcommand_required(true)
             .arg_required_else_help(true)
             .subcommand(clap::Command::new("check").about("Say whether the settings can be used"))
-            .subcommand(
-                clap::Command::new("show").about("Show every setting and where it came from"),
-            )
+            .subcommand(clap::Command::new("show").about("Show every setting and where it came from"))
     },
     output: Output::Envelope,
     run: Run::Early(run),
@@ -38,22 +36,15 @@ fn check(loaded: &Result<Loaded, Problems>) -> Done {
             json!({ "ok": true, "file": loaded.file, "problems": [] }),
             format!("the settings can be used; {}", read_from(loaded)),
         ),
-        Err(found) => Done::new(
-            json!({ "ok": false, "problems": found.problems }),
-            found.to_string(),
-        )
-        .exit(ExitCode::Settings),
+        Err(found) => Done::new(json!({ "ok": false, "problems": found.problems }), found.to_string())
+            .exit(ExitCode::Settings),
     }
 }
 
 fn show(loaded: &Loaded) -> Done {
     let rows = loaded.origins.iter().map(|shown| {
         let value = shown.value.as_deref().unwrap_or("(not set)");
-        vec![
-            shown.key.to_owned(),
-            value.to_owned(),
-            shown.origin.to_string(),
-        ]
+        vec![shown.key.to_owned(), value.to_owned(), shown.origin.to_string()]
     });
     let table = show::format::lines(&["setting", "value", "from"], rows);
     Done::new(

@@ -7,10 +7,7 @@ use std::io::{BufRead, IsTerminal, Write};
 
 /// The flag that answers before the question.
 pub(super) fn flag() -> Arg {
-    Arg::new("yes")
-        .long("yes")
-        .action(ArgAction::SetTrue)
-        .help("Do not ask")
+    Arg::new("yes").long("yes").action(ArgAction::SetTrue).help("Do not ask")
 }
 
 /// Says what will be done and asks, unless `--yes` was given. Where nobody can

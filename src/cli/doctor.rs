@@ -55,22 +55,14 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     Ok(Done::new(json!({ "checks": checks }), doctor::text(&checks)).exit(exit))
 }
 
-async fn in_database(
-    db: &Db,
-    status: &Status,
-    clock: &Clock,
-) -> db::Result<(Vec<Check>, Option<PeerSet>)> {
+async fn in_database(db: &Db, status: &Status, clock: &Clock) -> db::Result<(Vec<Check>, Option<PeerSet>)> {
     let client = db.client().await?;
     let tables: Vec<&str> = records::models().iter().map(|m| m.table.as_str()).collect();
     let fitness = stats::fitness(&client, &tables).await?;
     let mut checks = doctor::database(status, &fitness, clock.now());
     checks.push(doctor::models(&drift(&client).await?));
     let has_schema = status.database.schema_version.unwrap_or(0) > 0;
-    let remembered = if has_schema {
-        db::peers::remembered(&client).await?
-    } else {
-        None
-    };
+    let remembered = if has_schema { db::peers::remembered(&client).await? } else { None };
     Ok((checks, remembered))
 }
 
@@ -84,25 +76,12 @@ async fn drift(client: &Client) -> db::Result<Vec<String>> {
             continue;
         };
         let known = |name: &String| model.columns.iter().any(|c| c.name == *name);
-        let unknown: Vec<&str> = columns
-            .iter()
-            .filter(|c| !known(c))
-            .map(String::as_str)
-            .collect();
+        let unknown: Vec<&str> = columns.iter().filter(|c| !known(c)).map(String::as_str).collect();
         if !unknown.is_empty() {
-            found.push(format!(
-                "{} has columns of no model: {}",
-                model.table,
-                unknown.join(", ")
-            ));
+            found.push(format!("{} has columns of no model: {}", model.table, unknown.join(", ")));
         }
         let lacks = |name: &&str| !columns.iter().any(|c| c == name);
-        let lacking: Vec<&str> = model
-            .columns
-            .iter()
-            .map(|c| c.name.as_str())
-            .filter(lacks)
-            .collect();
+        let lacking: Vec<&str> = model.columns.iter().map(|c| c.name.as_str()).filter(lacks).collect();
         if !lacking.is_empty() {
             found.push(format!("{} lacks {}", model.table, lacking.join(", ")));
         }
@@ -114,10 +93,7 @@ async fn outside(settings: &Settings, remembered: Option<PeerSet>, clock: &Clock
     let mut checks = Vec::new();
     let looked_up = outside::peers(settings).await;
     checks.push(doctor::discovery(
-        looked_up
-            .as_ref()
-            .map(|found| (found.peers.peers.len(), found.via.as_str()))
-            .map_err(String::as_str),
+        looked_up.as_ref().map(|found| (found.peers.peers.len(), found.via.as_str())).map_err(String::as_str),
         remembered.is_some(),
     ));
     let http = match outside::client(settings) {
@@ -134,10 +110,7 @@ async fn outside(settings: &Settings, remembered: Option<PeerSet>, clock: &Clock
             let answered = outside::version(&http, own, clock).await;
             checks.push(doctor::public_url(
                 &url,
-                answered
-                    .as_ref()
-                    .map(Option::as_deref)
-                    .map_err(String::as_str),
+                answered.as_ref().map(Option::as_deref).map_err(String::as_str),
             ));
         }
         None => checks.push(Check::fail(
@@ -147,11 +120,7 @@ async fn outside(settings: &Settings, remembered: Option<PeerSet>, clock: &Clock
         )),
     }
     let set = looked_up.map(|found| found.peers).ok().or(remembered);
-    let hosts: Vec<Host> = set
-        .into_iter()
-        .flat_map(|s| s.peers)
-        .map(|p| p.host)
-        .collect();
+    let hosts: Vec<Host> = set.into_iter().flat_map(|s| s.peers).map(|p| p.host).collect();
     checks.extend(outside::clock(&http, &hosts, clock).await);
     checks
 }

@@ -27,9 +27,7 @@ pub(super) fn command() -> clap::Command {
                 .value_name("FILE")
                 .value_parser(value_parser!(PathBuf))
                 .global(true)
-                .help(format!(
-                    "Settings file [default {DEFAULT_FILE}, where it exists]"
-                )),
+                .help(format!("Settings file [default {DEFAULT_FILE}, where it exists]")),
         )
         .args(TABLE.iter().map(flag));
     for of_list in COMMANDS {
@@ -54,11 +52,9 @@ fn flag(entry: &Entry) -> Arg {
         .help(settings::generate::help(entry));
     match entry.shape {
         Shape::Text(name) | Shape::Secret(name, _) => arg.value_name(name),
-        Shape::Switch => arg
-            .value_name("BOOL")
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true"),
+        Shape::Switch => {
+            arg.value_name("BOOL").num_args(0..=1).require_equals(true).default_missing_value("true")
+        }
     }
 }
 
@@ -93,10 +89,7 @@ pub(super) fn words(name: &str, mut args: &ArgMatches) -> String {
 
 /// How the result is to be written.
 pub(super) fn output(args: &ArgMatches) -> OutputMode {
-    match innermost(args)
-        .get_one::<String>(OUTPUT)
-        .map(String::as_str)
-    {
+    match innermost(args).get_one::<String>(OUTPUT).map(String::as_str) {
         Some("json") => OutputMode::Json,
         _ => OutputMode::Text,
     }
@@ -167,11 +160,7 @@ pub(super) fn finish(command: &str, output: Output, early: &Early, outcome: Outc
 /// A failure for people.
 fn told(failure: &Failure) -> String {
     let Failure { text, fix, .. } = failure;
-    if fix.is_empty() {
-        format!("opsward: {text}")
-    } else {
-        format!("opsward: {text}; {fix}")
-    }
+    if fix.is_empty() { format!("opsward: {text}") } else { format!("opsward: {text}; {fix}") }
 }
 
 /// To stderr; where that is closed there is nobody to tell.
@@ -225,9 +214,7 @@ mod tests {
 
     #[test]
     fn words_and_output() {
-        let matches = command()
-            .try_get_matches_from(["opsward", "config", "--output=json", "show"])
-            .unwrap();
+        let matches = command().try_get_matches_from(["opsward", "config", "--output=json", "show"]).unwrap();
         let (name, args) = matches.subcommand().unwrap();
         assert_eq!(words(name, args), "config show");
         assert_eq!(output(args), OutputMode::Json);

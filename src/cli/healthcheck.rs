@@ -8,14 +8,12 @@ use clap::{Arg, ArgAction, ArgMatches};
 pub(super) const COMMAND: Command = Command {
     name: "healthcheck",
     args: |command| {
-        command
-            .about("Exit 0 when the daemon lives: for a container's HEALTHCHECK")
-            .arg(
-                Arg::new("ready")
-                    .long("ready")
-                    .action(ArgAction::SetTrue)
-                    .help("Only when its database answers too"),
-            )
+        command.about("Exit 0 when the daemon lives: for a container's HEALTHCHECK").arg(
+            Arg::new("ready")
+                .long("ready")
+                .action(ArgAction::SetTrue)
+                .help("Only when its database answers too"),
+        )
     },
     output: Output::Own,
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
@@ -33,9 +31,5 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         Ok((code, body)) => format!("{code} {}", String::from_utf8_lossy(&body).trim_end()),
         Err(e) => e.to_string(),
     };
-    Err(Failure::new(
-        ExitCode::Failed,
-        "unhealthy",
-        format!("http://{listen}{path}: {why}"),
-    ))
+    Err(Failure::new(ExitCode::Failed, "unhealthy", format!("http://{listen}{path}: {why}")))
 }

@@ -100,10 +100,7 @@ pub async fn main(args: impl IntoIterator<Item = OsString>, source: Source) -> E
     let outcome = match command.run {
         Run::Early(run) => run(&early, args),
         Run::Settled(run) => {
-            settled(command, &early, |context| {
-                Box::pin(async move { run(&context, args).await })
-            })
-            .await
+            settled(command, &early, |context| Box::pin(async move { run(&context, args).await })).await
         }
     };
     frame::finish(&frame::words(name, args), command.output, &early, outcome)

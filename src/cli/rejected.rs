@@ -40,12 +40,12 @@ pub(super) const COMMAND: Command = Command {
                             .help("Print each op whole, as it was received, a line each"),
                     ),
             )
-            .subcommand(which(clap::Command::new("retry").about(
-                "Try refused ops as if they came now; those that apply are no longer kept",
-            )))
+            .subcommand(which(
+                clap::Command::new("retry")
+                    .about("Try refused ops as if they came now; those that apply are no longer kept"),
+            ))
             .subcommand(
-                which(clap::Command::new("drop").about("Forget refused ops for good"))
-                    .arg(confirm::flag()),
+                which(clap::Command::new("drop").about("Forget refused ops for good")).arg(confirm::flag()),
             )
     },
     output: Output::Envelope,
@@ -56,9 +56,7 @@ fn peer() -> Arg {
     Arg::new("peer")
         .long("peer")
         .value_name("URL")
-        .value_parser(|text: &str| {
-            Host::parse(text).ok_or("a peer is a URL such as https://node.example")
-        })
+        .value_parser(|text: &str| Host::parse(text).ok_or("a peer is a URL such as https://node.example"))
         .help("Only those that this peer sent first")
 }
 
@@ -73,17 +71,8 @@ fn which(command: clap::Command) -> clap::Command {
                 .help("Ids as `rejected list` shows them"),
         )
         .arg(peer())
-        .arg(
-            Arg::new("all")
-                .long("all")
-                .action(ArgAction::SetTrue)
-                .help("All of them"),
-        )
-        .group(
-            clap::ArgGroup::new("which")
-                .args(["id", "peer", "all"])
-                .required(true),
-        )
+        .arg(Arg::new("all").long("all").action(ArgAction::SetTrue).help("All of them"))
+        .group(clap::ArgGroup::new("which").args(["id", "peer", "all"]).required(true))
 }
 
 async fn run(context: &Context, args: &ArgMatches) -> Outcome {
@@ -94,11 +83,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         Some(("retry", args)) => retry_all(context, &mut client, args).await,
         Some(("drop", args)) => drop_all(context, &client, args).await,
         Some((_, args)) => list(&client, args).await,
-        None => Err(Failure::new(
-            ExitCode::Usage,
-            "usage",
-            "say list, retry or drop",
-        )),
+        None => Err(Failure::new(ExitCode::Usage, "usage", "say list, retry or drop")),
     }
 }
 
@@ -156,12 +141,8 @@ async fn named(client: &Client, args: &ArgMatches) -> Result<Vec<Kept>, Failure>
     for id in ids {
         let op = rejected::get(client, *id).await?;
         ops.push(op.ok_or_else(|| {
-            Failure::new(
-                ExitCode::Failed,
-                "no_such_op",
-                format!("no refused op has the id {id}"),
-            )
-            .fix("see `opsward rejected list`")
+            Failure::new(ExitCode::Failed, "no_such_op", format!("no refused op has the id {id}"))
+                .fix("see `opsward rejected list`")
         })?);
     }
     Ok(ops)
@@ -178,37 +159,19 @@ async fn retry_all(context: &Context, client: &mut Client, args: &ArgMatches) ->
     for op in &ops {
         results.push((op, retry(client, op, &context.clock).await?));
     }
-    let settled = results
-        .iter()
-        .any(|(_, r)| !matches!(r, Retried::Refused(_)));
-    let refused = results
-        .iter()
-        .any(|(_, r)| matches!(r, Retried::Refused(_)));
+    let settled = results.iter().any(|(_, r)| !matches!(r, Retried::Refused(_)));
+    let refused = results.iter().any(|(_, r)| matches!(r, Retried::Refused(_)));
     let text = match results.is_empty() {
         true => "no op is kept".to_owned(),
         false => show::format::lines(
             &["id", "ulid", "table", "outcome"],
-            results.iter().map(|(op, r)| {
-                vec![
-                    op.id.to_string(),
-                    op.ulid.clone(),
-                    op.table.clone(),
-                    told(r),
-                ]
-            }),
+            results.iter().map(|(op, r)| vec![op.id.to_string(), op.ulid.clone(), op.table.clone(), told(r)]),
         ),
     };
-    let json: Vec<Value> = results
-        .iter()
-        .map(|(op, r)| json!({ "id": op.id, "retried": r }))
-        .collect();
+    let json: Vec<Value> = results.iter().map(|(op, r)| json!({ "id": op.id, "retried": r })).collect();
     Ok(Done::new(json!({ "ops": json }), text)
         .changed(if settled { Changed::Yes } else { Changed::No })
-        .exit(if refused {
-            ExitCode::Failed
-        } else {
-            ExitCode::Done
-        }))
+        .exit(if refused { ExitCode::Failed } else { ExitCode::Done }))
 }
 
 fn told(result: &Retried) -> String {
@@ -221,19 +184,12 @@ fn told(result: &Retried) -> String {
 
 async fn drop_all(context: &Context, client: &Client, args: &ArgMatches) -> Outcome {
     let ids: Vec<i64> = named(client, args).await?.iter().map(|op| op.id).collect();
-    let question = format!(
-        "This forgets {} for good.",
-        show::format::many(ids.len() as u64, "refused op")
-    );
+    let question = format!("This forgets {} for good.", show::format::many(ids.len() as u64, "refused op"));
     confirm(context, args, &question)?;
     let dropped = rejected::drop(client, &ids).await?;
     Ok(Done::new(
         json!({ "dropped": dropped }),
         format!("forgotten: {}", show::format::many(dropped, "refused op")),
     )
-    .changed(if dropped > 0 {
-        Changed::Yes
-    } else {
-        Changed::No
-    }))
+    .changed(if dropped > 0 { Changed::Yes } else { Changed::No }))
 }

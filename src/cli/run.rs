@@ -20,9 +20,7 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
         Ok(End::CutOff) => Ok(Done::silent().exit(ExitCode::Failed)),
         Ok(End::Orphaned) => Ok(Done::silent().exit(ExitCode::Away)),
         Err(StartError::Db(e)) => Err(e.into()),
-        Err(e @ StartError::Settings(_)) => {
-            Err(Failure::new(ExitCode::Settings, "settings", e.to_string()))
-        }
+        Err(e @ StartError::Settings(_)) => Err(Failure::new(ExitCode::Settings, "settings", e.to_string())),
         Err(e) => Err(Failure::new(ExitCode::Failed, "start", e.to_string())),
     }
 }

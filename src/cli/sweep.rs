@@ -15,18 +15,16 @@ use tokio_util::sync::CancellationToken;
 pub(super) const COMMAND: Command = Command {
     name: "sweep",
     args: |command| {
-        command
-            .about("Pull one page of each peer now, print what happened, exit")
-            .arg(
-                Arg::new("peer")
-                    .long("peer")
-                    .value_name("URL")
-                    .action(ArgAction::Append)
-                    .value_parser(|text: &str| {
-                        Host::parse(text).ok_or("a peer is a URL such as https://node.example")
-                    })
-                    .help("Pull this one instead; may be given again"),
-            )
+        command.about("Pull one page of each peer now, print what happened, exit").arg(
+            Arg::new("peer")
+                .long("peer")
+                .value_name("URL")
+                .action(ArgAction::Append)
+                .value_parser(|text: &str| {
+                    Host::parse(text).ok_or("a peer is a URL such as https://node.example")
+                })
+                .help("Pull this one instead; may be given again"),
+        )
     },
     output: Output::Envelope,
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
@@ -68,20 +66,17 @@ async fn active(settings: &Settings, own: &Host, db: &Db) -> Result<Vec<Host>, F
     let set = match &settings.peers {
         Some(hosts) => discover::static_peers(hosts, Some(own)).peers,
         None => {
-            let client = discover::registry_client()
-                .map_err(|e| Failure::new(ExitCode::Failed, "tls", e))?;
+            let client = discover::registry_client().map_err(|e| Failure::new(ExitCode::Failed, "tls", e))?;
             match discover::discover(&client, &settings.node_url, Some(own)).await {
                 Ok(found) => found.peers,
-                Err(why) => peers::remembered(&db.client().await?)
-                    .await?
-                    .ok_or_else(|| {
-                        Failure::new(
-                            ExitCode::Away,
-                            "discovery",
-                            format!("the peers could not be looked up: {why}"),
-                        )
-                        .fix("name one with --peer, or all in OPENAUDIO_MEDIORUM_PEERS")
-                    })?,
+                Err(why) => peers::remembered(&db.client().await?).await?.ok_or_else(|| {
+                    Failure::new(
+                        ExitCode::Away,
+                        "discovery",
+                        format!("the peers could not be looked up: {why}"),
+                    )
+                    .fix("name one with --peer, or all in OPENAUDIO_MEDIORUM_PEERS")
+                })?,
             }
         }
     };
@@ -91,11 +86,7 @@ async fn active(settings: &Settings, own: &Host, db: &Db) -> Result<Vec<Host>, F
 type Result1 = (Host, Result<Pulled, PullFailure>);
 
 fn done(results: &[Result1]) -> Done {
-    let applied: i64 = results
-        .iter()
-        .filter_map(|(_, r)| r.as_ref().ok())
-        .map(|p| p.sums.applied)
-        .sum();
+    let applied: i64 = results.iter().filter_map(|(_, r)| r.as_ref().ok()).map(|p| p.sums.applied).sum();
     let failed = results.iter().filter(|(_, r)| r.is_err()).count();
     let mut text = show::format::lines(
         &["peer", "outcome", "applied", "known", "refused", "cursor"],
@@ -114,14 +105,8 @@ fn done(results: &[Result1]) -> Done {
         _ if failed > 0 => ExitCode::Failed,
         _ => ExitCode::Done,
     };
-    let changed = if applied > 0 {
-        Changed::Yes
-    } else {
-        Changed::No
-    };
-    Done::new(json!({ "peers": result }), text)
-        .changed(changed)
-        .exit(exit)
+    let changed = if applied > 0 { Changed::Yes } else { Changed::No };
+    Done::new(json!({ "peers": result }), text).changed(changed).exit(exit)
 }
 
 fn line(host: &Host, result: &Result<Pulled, PullFailure>) -> Vec<String> {
@@ -130,21 +115,9 @@ fn line(host: &Host, result: &Result<Pulled, PullFailure>) -> Vec<String> {
             let outcome = if p.hold.is_some() { "held" } else { "ok" };
             let sums = [p.sums.applied, p.sums.duplicates, p.sums.rejected].map(|n| n.to_string());
             let cursor = p.to.map_or_else(|| "-".into(), |u| u.to_string());
-            [
-                vec![host.to_string(), outcome.into()],
-                sums.to_vec(),
-                vec![cursor],
-            ]
-            .concat()
+            [vec![host.to_string(), outcome.into()], sums.to_vec(), vec![cursor]].concat()
         }
-        Err(_) => vec![
-            host.to_string(),
-            "failed".into(),
-            "-".into(),
-            "-".into(),
-            "-".into(),
-            "-".into(),
-        ],
+        Err(_) => vec![host.to_string(), "failed".into(), "-".into(), "-".into(), "-".into(), "-".into()],
     }
 }
 
@@ -155,14 +128,10 @@ fn notes(host: &Host, result: &Result<Pulled, PullFailure>) -> String {
         Err(failure) => note(format!("failed: {failure}")),
         Ok(p) => {
             if let Some((from, to)) = p.sums.gap {
-                note(format!(
-                    "a retention gap was crossed: ops from {from} to {to} are gone for good"
-                ));
+                note(format!("a retention gap was crossed: ops from {from} to {to} are gone for good"));
             }
             for (table, floor) in &p.table_gaps {
-                note(format!(
-                    "ops of {table} below {floor} were pruned there before we read them"
-                ));
+                note(format!("ops of {table} below {floor} were pruned there before we read them"));
             }
             if let Some(hold) = &p.hold {
                 note(format!("held before {}: {}", hold.ulid, hold.reason));

@@ -10,11 +10,7 @@ use serde_json::json;
 /// The command.
 pub(super) const COMMAND: Command = Command {
     name: "uninstall",
-    args: |command| {
-        command
-            .about("Remove everything that opsward made in the database")
-            .arg(confirm::flag())
-    },
+    args: |command| command.about("Remove everything that opsward made in the database").arg(confirm::flag()),
     output: Output::Envelope,
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
 };
@@ -24,26 +20,18 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let mut client = db.client().await?;
     let owned = match find(&client).await? {
         Found::Nothing => {
-            return Ok(done(
-                Changed::No,
-                &[],
-                format!("{} holds nothing of opsward.", db.shown()),
-            ));
+            return Ok(done(Changed::No, &[], format!("{} holds nothing of opsward.", db.shown())));
         }
         Found::Foreign => {
-            let text = format!(
-                "the schema opsward in {} was made by no opsward",
-                db.shown()
-            );
+            let text = format!("the schema opsward in {} was made by no opsward", db.shown());
             return Err(refused(text).fix("drop it yourself, if it is to go"));
         }
         Found::Ours(owned) => owned,
     };
     if context.settings.read_only && !owned.is_empty() {
         let names = names(&owned).join(", ");
-        let text = format!(
-            "READ_ONLY is set, and what opsward made outside its schema would go too: {names}"
-        );
+        let text =
+            format!("READ_ONLY is set, and what opsward made outside its schema would go too: {names}");
         return Err(refused(text).fix("set OPENAUDIO_MEDIORUM_READ_ONLY=false to remove it"));
     }
     let what = format!(
@@ -59,16 +47,13 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
             Ok(done(Changed::Yes, &owned, text))
         }
         Removal::DaemonConnected => {
-            let text = format!(
-                "a daemon is connected to {}: nothing was removed",
-                db.shown()
-            );
+            let text = format!("a daemon is connected to {}: nothing was removed", db.shown());
             Err(Failure::new(ExitCode::Held, "daemon_connected", text).fix("stop it first"))
         }
-        Removal::Changed => Err(refused(
-            "what opsward owns changed meanwhile: nothing was removed".to_owned(),
-        )
-        .fix("look again")),
+        Removal::Changed => {
+            Err(refused("what opsward owns changed meanwhile: nothing was removed".to_owned())
+                .fix("look again"))
+        }
     }
 }
 
@@ -77,10 +62,7 @@ fn refused(text: String) -> Failure {
 }
 
 fn names(owned: &[Owned]) -> Vec<String> {
-    owned
-        .iter()
-        .map(|o| format!("{} {}", o.kind, o.name))
-        .collect()
+    owned.iter().map(|o| format!("{} {}", o.kind, o.name)).collect()
 }
 
 fn listed(owned: &[Owned]) -> String {

@@ -19,8 +19,5 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 fn run(_: &Early, _: &ArgMatches) -> Outcome {
     let schema = migrate::LATEST;
     let result = json!({ "version": VERSION, "schema_version": schema });
-    Ok(Done::new(
-        result,
-        format!("opsward {VERSION}, schema version {schema}"),
-    ))
+    Ok(Done::new(result, format!("opsward {VERSION}, schema version {schema}")))
 }

@@ -17,9 +17,7 @@ impl Listener {
             let why = match e.kind() {
                 ErrorKind::AddrInUse => "the port is in use already".to_owned(),
                 ErrorKind::AddrNotAvailable => "no interface here has this address".to_owned(),
-                ErrorKind::PermissionDenied => {
-                    "no permission; ports below 1024 may need one".to_owned()
-                }
+                ErrorKind::PermissionDenied => "no permission; ports below 1024 may need one".to_owned(),
                 _ => e.to_string(),
             };
             StartError::Listen(format!("cannot listen on {address} ({setting}): {why}"))
@@ -51,9 +49,6 @@ mod tests {
         let Err(StartError::Listen(words)) = Listener::bind(first.address, "B") else {
             panic!("bound twice");
         };
-        assert!(
-            words.contains(&format!("{} (B): the port is in use", first.address)),
-            "{words}"
-        );
+        assert!(words.contains(&format!("{} (B): the port is in use", first.address)), "{words}");
     }
 }

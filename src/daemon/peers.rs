@@ -71,10 +71,7 @@ impl Peers {
         let remembered = async { db::peers::remembered(&self.db.client().await?).await };
         match remembered.await {
             Ok(Some(set)) => {
-                info!(
-                    peers = set.peers.len(),
-                    "the last known peers are used meanwhile"
-                );
+                info!(peers = set.peers.len(), "the last known peers are used meanwhile");
                 self.use_set(set).await;
             }
             Ok(None) => {}
@@ -91,11 +88,7 @@ impl Peers {
         self.tell.send_if_modified(|told| {
             let changed = told.as_deref() != Some(&set);
             if changed {
-                info!(
-                    peers = set.peers.len(),
-                    source = set.source.word(),
-                    "the peers are known"
-                );
+                info!(peers = set.peers.len(), source = set.source.word(), "the peers are known");
                 *told = Some(Arc::new(set));
             }
             changed
@@ -118,19 +111,8 @@ pub(super) struct Pulls {
 }
 
 impl Pulls {
-    pub(super) fn new(
-        supervisor: Supervisor,
-        puller: Puller,
-        schedule: Schedule,
-        metrics: Metrics,
-    ) -> Self {
-        Self {
-            supervisor,
-            puller,
-            schedule,
-            metrics,
-            running: Mutex::default(),
-        }
+    pub(super) fn new(supervisor: Supervisor, puller: Puller, schedule: Schedule, metrics: Metrics) -> Self {
+        Self { supervisor, puller, schedule, metrics, running: Mutex::default() }
     }
 
     /// Starts what is missing, stops what is too much.
@@ -141,11 +123,7 @@ impl Pulls {
                 running.insert(peer.host.clone(), self.start(peer.host.clone()));
             }
         }
-        let departed: Vec<Host> = running
-            .keys()
-            .filter(|h| !set.contains(h))
-            .cloned()
-            .collect();
+        let departed: Vec<Host> = running.keys().filter(|h| !set.contains(h)).cloned().collect();
         for host in departed {
             let Some(handle) = running.remove(&host) else {
                 continue;
@@ -154,10 +132,7 @@ impl Pulls {
             info!(peer = %host, "no longer pulled: it left the set of peers");
             // Series are bounded by the peers that are there; it may have none.
             for outcome in ["ok", "failed", "held"] {
-                let _ = self
-                    .metrics
-                    .sweeps_pulled
-                    .remove_label_values(&[host.as_str(), outcome]);
+                let _ = self.metrics.sweeps_pulled.remove_label_values(&[host.as_str(), outcome]);
             }
         }
     }

@@ -43,22 +43,14 @@ impl Sampler {
         }
         let now = self.clock.now();
         let peers = activity::peers(&client, now).await?;
-        let held = peers
-            .iter()
-            .filter(|p| p.active && p.hold.is_some())
-            .count();
+        let held = peers.iter().filter(|p| p.active && p.hold.is_some()).count();
         m.peers_held.set(gauge(held as u64));
         let cursors = peers.iter().filter(|p| p.active);
-        set_lags(
-            &m.cursor_lag,
-            cursors.map(|p| (p.host.as_str(), lag_seconds(p.cursor.as_deref(), now))),
-        );
+        set_lags(&m.cursor_lag, cursors.map(|p| (p.host.as_str(), lag_seconds(p.cursor.as_deref(), now))));
         let readers = activity::readers(&client, now).await?;
         set_lags(
             &m.reader_lag,
-            readers
-                .iter()
-                .map(|r| (r.host.as_str(), lag_seconds(r.lowest.as_deref(), now))),
+            readers.iter().map(|r| (r.host.as_str(), lag_seconds(r.lowest.as_deref(), now))),
         );
         Ok(())
     }

@@ -13,10 +13,7 @@ pub(super) struct Signals {
 impl Signals {
     /// Catches them from now on.
     pub(super) fn listen() -> io::Result<Self> {
-        Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-        })
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
     }
 
     /// Waits for the next one.

@@ -25,15 +25,8 @@ pub struct KnownSet {
 /// # Errors
 /// The database's.
 pub async fn known_set(client: &Client) -> Result<Option<KnownSet>> {
-    let row = client
-        .query_opt(KNOWN_SET, &[])
-        .await
-        .doing("read the set of peers")?;
-    Ok(row.map(|r| KnownSet {
-        source: r.get(0),
-        via: r.get(1),
-        refreshed_at: r.get(2),
-    }))
+    let row = client.query_opt(KNOWN_SET, &[]).await.doing("read the set of peers")?;
+    Ok(row.map(|r| KnownSet { source: r.get(0), via: r.get(1), refreshed_at: r.get(2) }))
 }
 
 const KNOWN_SET: &str = "SELECT source, via, refreshed_at FROM opsward.peer_set";
@@ -93,10 +86,7 @@ pub struct HoldRow {
 /// # Errors
 /// The database's.
 pub async fn peers(client: &Client, now: Timestamp) -> Result<Vec<PeerRow>> {
-    let rows = client
-        .query(PEERS, &[&now, &DEPARTED_DAYS])
-        .await
-        .doing("read the peers")?;
+    let rows = client.query(PEERS, &[&now, &DEPARTED_DAYS]).await.doing("read the peers")?;
     Ok(rows.iter().map(peer).collect())
 }
 
@@ -114,13 +104,7 @@ const PEERS: &str = "
     ORDER BY NOT p.active, p.host";
 
 fn peer(r: &tokio_postgres::Row) -> PeerRow {
-    let gap = || {
-        Some((
-            r.get::<_, Option<_>>(15)?,
-            r.get::<_, Option<_>>(16)?,
-            r.get::<_, Option<_>>(17)?,
-        ))
-    };
+    let gap = || Some((r.get::<_, Option<_>>(15)?, r.get::<_, Option<_>>(16)?, r.get::<_, Option<_>>(17)?));
     PeerRow {
         host: r.get(0),
         active: r.get(1),
@@ -162,18 +146,10 @@ pub struct ReaderRow {
 /// # Errors
 /// The database's.
 pub async fn readers(client: &Client, now: Timestamp) -> Result<Vec<ReaderRow>> {
-    let rows = client
-        .query(READERS, &[&now])
-        .await
-        .doing("read the readers")?;
+    let rows = client.query(READERS, &[&now]).await.doing("read the readers")?;
     Ok(rows
         .iter()
-        .map(|r| ReaderRow {
-            host: r.get(0),
-            lowest: r.get(1),
-            last_at: r.get(2),
-            requests: r.get(3),
-        })
+        .map(|r| ReaderRow { host: r.get(0), lowest: r.get(1), last_at: r.get(2), requests: r.get(3) })
         .collect())
 }
 
@@ -201,18 +177,10 @@ pub struct RejectedRow {
 /// # Errors
 /// The database's.
 pub async fn rejected(client: &Client) -> Result<Vec<RejectedRow>> {
-    let rows = client
-        .query(REJECTED, &[])
-        .await
-        .doing("count the refused ops")?;
+    let rows = client.query(REJECTED, &[]).await.doing("count the refused ops")?;
     Ok(rows
         .iter()
-        .map(|r| RejectedRow {
-            peer: r.get(0),
-            code: r.get(1),
-            ops: r.get(2),
-            last_seen: r.get(3),
-        })
+        .map(|r| RejectedRow { peer: r.get(0), code: r.get(1), ops: r.get(2), last_seen: r.get(3) })
         .collect())
 }
 

@@ -47,10 +47,7 @@ pub async fn insert_ops(tx: &Transaction<'_>, ops: &[&Op]) -> Result<HashSet<OpU
         )
         .await
         .doing("insert ops")?;
-    Ok(rows
-        .iter()
-        .filter_map(|r| OpUlid::parse(r.get(0)))
-        .collect())
+    Ok(rows.iter().filter_map(|r| OpUlid::parse(r.get(0))).collect())
 }
 
 const INSERT_OPS: &str = r#"
@@ -73,29 +70,18 @@ pub async fn act(
     now: &str,
 ) -> Result<()> {
     let (sql, columns) = match action {
-        Action::Create => (
-            records::insert_sql(model),
-            (0..model.columns.len()).collect(),
-        ),
-        Action::Update => (
-            records::upsert_sql(model),
-            (0..model.columns.len()).collect(),
-        ),
+        Action::Create => (records::insert_sql(model), (0..model.columns.len()).collect()),
+        Action::Update => (records::upsert_sql(model), (0..model.columns.len()).collect()),
         Action::Delete => (records::delete_sql(model), model.key.clone()),
     };
-    let values: Vec<Vec<Option<&str>>> = columns
-        .iter()
-        .map(|c| rows.iter().map(|r| r.values[*c].as_deref()).collect())
-        .collect();
-    let mut params: Vec<&(dyn ToSql + Sync)> =
-        values.iter().map(|v| v as &(dyn ToSql + Sync)).collect();
+    let values: Vec<Vec<Option<&str>>> =
+        columns.iter().map(|c| rows.iter().map(|r| r.values[*c].as_deref()).collect()).collect();
+    let mut params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|v| v as &(dyn ToSql + Sync)).collect();
     if action == Action::Update && model.touched.is_some() {
         params.push(&now);
     }
     let statement = tx.prepare_cached(&sql).await.doing("apply records")?;
-    tx.execute(&statement, &params)
-        .await
-        .doing("apply records")?;
+    tx.execute(&statement, &params).await.doing("apply records")?;
     Ok(())
 }
 

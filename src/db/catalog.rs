@@ -20,13 +20,8 @@ impl Relations {
 /// # Errors
 /// The database's.
 pub async fn relations(client: &Client) -> Result<Relations> {
-    let rows = client
-        .query(RELATIONS, &[])
-        .await
-        .doing("read the catalog")?;
-    Ok(Relations(
-        rows.iter().map(|r| (r.get(0), r.get(1))).collect(),
-    ))
+    let rows = client.query(RELATIONS, &[]).await.doing("read the catalog")?;
+    Ok(Relations(rows.iter().map(|r| (r.get(0), r.get(1))).collect()))
 }
 
 /// Tables, views and whatever else can hold or show rows.

@@ -3,9 +3,7 @@
 use super::error::{Doing, Error, Result};
 use crate::settings::{DbTarget, TlsMode};
 use crate::tls::{self, Verify};
-use deadpool_postgres::{
-    Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
-};
+use deadpool_postgres::{Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,14 +45,8 @@ impl Db {
         };
         let mut misses = Vec::new();
         for name in names {
-            let target = DbTarget {
-                dbname: Some(name.to_owned()),
-                ..target.clone()
-            };
-            let db = Self {
-                pool: pool(&target, application_name, size)?,
-                shown: target.shown().into(),
-            };
+            let target = DbTarget { dbname: Some(name.to_owned()), ..target.clone() };
+            let db = Self { pool: pool(&target, application_name, size)?, shown: target.shown().into() };
             match db.check().await {
                 Ok(()) => return Ok(db),
                 // Only "not here" lets the search go on.
@@ -81,27 +73,17 @@ impl Db {
     /// Connections in use and the most there may be.
     pub fn in_use(&self) -> (usize, usize) {
         let status = self.pool.status();
-        (
-            status.size.saturating_sub(status.available),
-            status.max_size,
-        )
+        (status.size.saturating_sub(status.available), status.max_size)
     }
 
     async fn check(&self) -> std::result::Result<(), Miss> {
         let client = self.pool.get().await.map_err(|e| match e {
-            PoolError::Backend(ref b) if b.code() == Some(&SqlState::UNDEFINED_DATABASE) => {
-                Miss::NotHere(format!(
-                    "there is no database {}: name the node's in OPENAUDIO_DB_URL",
-                    self.shown
-                ))
-            }
+            PoolError::Backend(ref b) if b.code() == Some(&SqlState::UNDEFINED_DATABASE) => Miss::NotHere(
+                format!("there is no database {}: name the node's in OPENAUDIO_DB_URL", self.shown),
+            ),
             e => Miss::Fatal(self.pool_error(e)),
         })?;
-        let row = client
-            .query_one(CHECK, &[])
-            .await
-            .doing("look at ops")
-            .map_err(Miss::Fatal)?;
+        let row = client.query_one(CHECK, &[]).await.doing("look at ops").map_err(Miss::Fatal)?;
         let (version, has_ops, keyed): (i32, bool, bool) = (row.get(0), row.get(1), row.get(2));
         if version.unsigned_abs() < OLDEST_SERVER {
             return Err(Miss::Fatal(Error::Unfit(format!(
@@ -130,11 +112,9 @@ impl Db {
     fn pool_error(&self, error: PoolError) -> Error {
         match error {
             PoolError::Backend(e) => self.connect_error(&e),
-            PoolError::Timeout(TimeoutType::Wait) => Error::Away(format!(
-                "all connections to {} stayed busy for {} s",
-                self.shown,
-                WAIT.as_secs()
-            )),
+            PoolError::Timeout(TimeoutType::Wait) => {
+                Error::Away(format!("all connections to {} stayed busy for {} s", self.shown, WAIT.as_secs()))
+            }
             PoolError::Timeout(_) => Error::Away(format!("{} did not answer in time", self.shown)),
             e => Error::Away(format!("{}: {e}", self.shown)),
         }
@@ -152,9 +132,9 @@ impl Db {
                     self.shown
                 ))
             }
-            Some(c) if *c == SqlState::UNDEFINED_DATABASE => Error::Denied(format!(
-                "{words}: name the node's database in OPENAUDIO_DB_URL"
-            )),
+            Some(c) if *c == SqlState::UNDEFINED_DATABASE => {
+                Error::Denied(format!("{words}: name the node's database in OPENAUDIO_DB_URL"))
+            }
             Some(c) if *c == SqlState::INSUFFICIENT_PRIVILEGE => Error::Denied(format!(
                 "the server at {}: {words}; GRANT CONNECT ON DATABASE lifts it",
                 self.shown
@@ -165,10 +145,7 @@ impl Db {
             )),
             _ if super::error::is_away(error) => Error::Away(format!("{}: {words}", self.shown)),
             // A parameter that the server does not know, no password to give.
-            _ => Error::Denied(format!(
-                "no session at {}: {words}; correct OPENAUDIO_DB_URL",
-                self.shown
-            )),
+            _ => Error::Denied(format!("no session at {}: {words}; correct OPENAUDIO_DB_URL", self.shown)),
         }
     }
 }
@@ -202,9 +179,7 @@ fn pool(target: &DbTarget, application_name: &str, size: usize) -> Result<Pool> 
     let manager = Manager::from_config(
         config(target, application_name),
         MakeRustlsConnect::new(tls_config(target)?),
-        ManagerConfig {
-            recycling_method: RecyclingMethod::Fast,
-        },
+        ManagerConfig { recycling_method: RecyclingMethod::Fast },
     );
     Pool::builder(manager)
         .max_size(size)
@@ -256,10 +231,7 @@ fn session_options(params: &[(String, String)]) -> String {
     ];
     let theirs = params.iter().map(|(k, v)| (k.as_str(), v.as_str()));
     let escape = |v: &str| v.replace('\\', "\\\\").replace(' ', "\\ ");
-    let parts: Vec<String> = theirs
-        .chain(ours)
-        .map(|(k, v)| format!("-c {k}={}", escape(v)))
-        .collect();
+    let parts: Vec<String> = theirs.chain(ours).map(|(k, v)| format!("-c {k}={}", escape(v))).collect();
     parts.join(" ")
 }
 
@@ -271,10 +243,7 @@ fn tls_config(target: &DbTarget) -> Result<rustls::ClientConfig> {
         TlsMode::Require if target.root_cert.is_some() => Verify::Authority,
         _ => Verify::Nothing,
     };
-    let client = target
-        .client_cert
-        .as_ref()
-        .map(|(c, k)| (c.as_path(), k.as_path()));
+    let client = target.client_cert.as_ref().map(|(c, k)| (c.as_path(), k.as_path()));
     tls::client_config(verify, target.root_cert.as_deref(), client)
         .map_err(|why| Error::Unfit(format!("a certificate in OPENAUDIO_DB_URL: {why}")))
 }

@@ -12,14 +12,8 @@ use jiff::Timestamp;
 /// # Errors
 /// The database's.
 pub async fn load(client: &Client, host: &Host) -> Result<StoredCursors> {
-    let own = client
-        .query_opt(OWN, &[&host.as_str()])
-        .await
-        .doing("read our cursor")?;
-    let node = client
-        .query_opt(NODE, &[&host.as_str()])
-        .await
-        .doing("read the node's cursor")?;
+    let own = client.query_opt(OWN, &[&host.as_str()]).await.doing("read our cursor")?;
+    let node = client.query_opt(NODE, &[&host.as_str()]).await.doing("read the node's cursor")?;
     Ok(StoredCursors {
         own: own.as_ref().map(|r| r.get(0)),
         node_seen: own.and_then(|r| r.get(1)),
@@ -56,17 +50,9 @@ pub async fn write(
     now: Timestamp,
     decide: impl FnOnce(Option<&str>) -> NodeWrite,
 ) -> Result<Written> {
-    let tx = client
-        .transaction()
-        .await
-        .doing("begin to write the cursor")?;
-    tx.batch_execute("SET LOCAL lock_timeout = '100ms'")
-        .await
-        .doing("write the cursor")?;
-    let row = tx
-        .query_opt(NODE_LOCKED, &[&host.as_str()])
-        .await
-        .doing("lock the node's cursor")?;
+    let tx = client.transaction().await.doing("begin to write the cursor")?;
+    tx.batch_execute("SET LOCAL lock_timeout = '100ms'").await.doing("write the cursor")?;
+    let row = tx.query_opt(NODE_LOCKED, &[&host.as_str()]).await.doing("lock the node's cursor")?;
     let found: Option<(String, String)> = row.map(|r| (r.get(0), r.get(1)));
     let before = found.as_ref().map(|(_, ulid)| ulid.clone());
     let node = decide(before.as_deref());
@@ -76,32 +62,19 @@ pub async fn write(
             drop_own(&tx, host).await?;
         }
         (NodeWrite::Set, Some((spelled, _))) => {
-            tx.execute(NODE_SET, &[spelled, &text])
-                .await
-                .doing("write the node's cursor")?;
+            tx.execute(NODE_SET, &[spelled, &text]).await.doing("write the node's cursor")?;
         }
         (NodeWrite::Set, None) => {
-            tx.execute(NODE_INSERT, &[&host.as_str(), &text])
-                .await
-                .doing("write the node's cursor")?;
+            tx.execute(NODE_INSERT, &[&host.as_str(), &text]).await.doing("write the node's cursor")?;
         }
         (NodeWrite::Leave, _) => {}
     }
     if node != NodeWrite::Reset {
-        let seen = if node == NodeWrite::Set {
-            Some(text)
-        } else {
-            before.as_deref()
-        };
-        tx.execute(OWN_SET, &[&host.as_str(), &text, &seen, &now])
-            .await
-            .doing("write our cursor")?;
+        let seen = if node == NodeWrite::Set { Some(text) } else { before.as_deref() };
+        tx.execute(OWN_SET, &[&host.as_str(), &text, &seen, &now]).await.doing("write our cursor")?;
     }
     tx.commit().await.doing("commit the cursor")?;
-    Ok(Written {
-        node,
-        node_before: before,
-    })
+    Ok(Written { node, node_before: before })
 }
 
 const NODE_LOCKED: &str = "
@@ -120,10 +93,7 @@ const OWN_SET: &str = "
 /// # Errors
 /// The database's.
 pub async fn drop_own(client: &impl GenericClient, host: &Host) -> Result<()> {
-    client
-        .execute(OWN_DROP, &[&host.as_str()])
-        .await
-        .doing("drop our cursor")?;
+    client.execute(OWN_DROP, &[&host.as_str()]).await.doing("drop our cursor")?;
     Ok(())
 }
 

@@ -34,11 +34,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// Sorts a driver's error that happened while doing `what`.
     pub fn of(what: &'static str, source: tokio_postgres::Error) -> Self {
-        if is_away(&source) {
-            Self::Away(describe(&source))
-        } else {
-            Self::Query { what, source }
-        }
+        if is_away(&source) { Self::Away(describe(&source)) } else { Self::Query { what, source } }
     }
 
     /// Whether trying again later may help, with nothing changed here.
@@ -91,8 +87,7 @@ pub(super) fn is_away(error: &tokio_postgres::Error) -> bool {
                 .contains(code)
         }
         None => {
-            error.is_closed()
-                || std::error::Error::source(error).is_some_and(|s| s.is::<std::io::Error>())
+            error.is_closed() || std::error::Error::source(error).is_some_and(|s| s.is::<std::io::Error>())
         }
     }
 }

@@ -12,10 +12,7 @@ const ABOVE: &str = "
 
 /// Prepares [`above`].
 pub(super) async fn prepare_above(client: &Client) -> Result<Statement> {
-    client
-        .prepare_cached(ABOVE)
-        .await
-        .doing("prepare reading the floors")
+    client.prepare_cached(ABOVE).await.doing("prepare reading the floors")
 }
 
 /// Every floor above `after`, by table.
@@ -24,12 +21,6 @@ pub(super) async fn above(
     statement: &Statement,
     after: OpUlid,
 ) -> Result<Vec<(String, OpUlid)>> {
-    let rows = client
-        .query(statement, &[&after.as_str()])
-        .await
-        .doing("read the floors")?;
-    Ok(rows
-        .iter()
-        .filter_map(|row| Some((row.get(0), OpUlid::parse(row.get(1))?)))
-        .collect())
+    let rows = client.query(statement, &[&after.as_str()]).await.doing("read the floors")?;
+    Ok(rows.iter().filter_map(|row| Some((row.get(0), OpUlid::parse(row.get(1))?))).collect())
 }

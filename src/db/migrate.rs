@@ -20,17 +20,11 @@ pub const LATEST: i32 = MIGRATIONS.len() as i32;
 /// # Errors
 /// The database's.
 pub async fn version(client: &impl deadpool_postgres::GenericClient) -> Result<i32> {
-    let there = client
-        .query_one(HAS_SCHEMA, &[])
-        .await
-        .doing("look for the schema opsward")?;
+    let there = client.query_one(HAS_SCHEMA, &[]).await.doing("look for the schema opsward")?;
     if !there.get::<_, bool>(0) {
         return Ok(0);
     }
-    let row = client
-        .query_one(VERSION, &[])
-        .await
-        .doing("read the version of the schema opsward")?;
+    let row = client.query_one(VERSION, &[]).await.doing("read the version of the schema opsward")?;
     Ok(row.get(0))
 }
 
@@ -47,9 +41,7 @@ pub async fn migrate(client: &mut Client) -> Result<()> {
         return Ok(());
     }
     let tx = client.transaction().await.doing("begin a migration")?;
-    tx.execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK])
-        .await
-        .doing("lock for a migration")?;
+    tx.execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK]).await.doing("lock for a migration")?;
     let have = version(&tx).await?;
     if have > LATEST {
         return Err(Error::Unfit(format!(
@@ -58,14 +50,10 @@ pub async fn migrate(client: &mut Client) -> Result<()> {
         )));
     }
     if have == 0 {
-        tx.batch_execute("CREATE SCHEMA IF NOT EXISTS opsward")
-            .await
-            .map_err(no_create)?;
+        tx.batch_execute("CREATE SCHEMA IF NOT EXISTS opsward").await.map_err(no_create)?;
     }
     for (number, (name, sql)) in (1..).zip(MIGRATIONS).skip(have as usize) {
-        tx.batch_execute(sql)
-            .await
-            .doing("migrate the schema opsward")?;
+        tx.batch_execute(sql).await.doing("migrate the schema opsward")?;
         let hash = sha256_hex(sql.as_bytes());
         tx.execute(RECORD, &[&number, name, &hash, &env!("CARGO_PKG_VERSION")])
             .await
@@ -90,8 +78,5 @@ fn no_create(error: tokio_postgres::Error) -> Error {
 }
 
 fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -52,16 +52,9 @@ impl Lent {
     ///
     /// # Errors
     /// The database's; `is_locked` tells a table that stayed locked.
-    pub async fn snapshot(
-        &mut self,
-        lock_wait: Duration,
-        at_most: Duration,
-    ) -> Result<Snapshot<'_>> {
+    pub async fn snapshot(&mut self, lock_wait: Duration, at_most: Duration) -> Result<Snapshot<'_>> {
         let client = self.client()?;
-        let rows = client
-            .prepare_cached(ROWS)
-            .await
-            .doing("prepare reading the log")?;
+        let rows = client.prepare_cached(ROWS).await.doing("prepare reading the log")?;
         let minimum = watermark::prepare_minimum(client).await?;
         let floors = floors::prepare_above(client).await?;
         let tx = client
@@ -71,15 +64,8 @@ impl Lent {
             .start()
             .await
             .doing("begin a page")?;
-        tx.batch_execute(&begin_sql(lock_wait, at_most))
-            .await
-            .doing("lock ops for a page")?;
-        Ok(Snapshot {
-            tx,
-            rows,
-            minimum,
-            floors,
-        })
+        tx.batch_execute(&begin_sql(lock_wait, at_most)).await.doing("lock ops for a page")?;
+        Ok(Snapshot { tx, rows, minimum, floors })
     }
 }
 
@@ -133,11 +119,7 @@ impl Snapshot<'_> {
     /// # Errors
     /// The database's.
     pub async fn scan(&self, after: &str, self_host: &Host) -> Result<Scan> {
-        let portal = self
-            .tx
-            .bind(&self.rows, &[&after, &self_host.as_str()])
-            .await
-            .doing("read the log")?;
+        let portal = self.tx.bind(&self.rows, &[&after, &self_host.as_str()]).await.doing("read the log")?;
         Ok(Scan { portal })
     }
 
@@ -157,10 +139,7 @@ impl Snapshot<'_> {
             Poll::Pending => bounded,
         };
         let stream = self.tx.query_portal_raw(&scan.portal, rows).await;
-        Ok(Rows {
-            bounded: Some(bounded),
-            stream: Box::pin(stream.doing("read the log")?),
-        })
+        Ok(Rows { bounded: Some(bounded), stream: Box::pin(stream.doing("read the log")?) })
     }
 
     /// The smallest plausible ULID from the watermark upward, found in small
@@ -211,12 +190,7 @@ impl Rows<'_> {
             bounded.await.doing("bound a page in time")?;
             self.bounded = None;
         }
-        Ok(self
-            .stream
-            .try_next()
-            .await
-            .doing("read the log")?
-            .map(LogRow))
+        Ok(self.stream.try_next().await.doing("read the log")?.map(LogRow))
     }
 }
 
@@ -261,11 +235,7 @@ impl LogRow {
     /// A ULID that is no UTF-8: the server sends none.
     pub fn fields(&self) -> Result<LogFields<'_>> {
         let raw = |i: usize| -> Result<Option<&[u8]>> {
-            Ok(self
-                .0
-                .try_get::<_, Raw>(i)
-                .doing("read a row of the log")?
-                .0)
+            Ok(self.0.try_get::<_, Raw>(i).doing("read a row of the log")?.0)
         };
         let text = |i: usize| Ok(raw(i)?.unwrap_or_default());
         Ok(LogFields {
@@ -293,9 +263,7 @@ impl<'a> FromSql<'a> for Raw<'a> {
         Ok(Self(Some(raw)))
     }
 
-    fn from_sql_null(
-        _: &Type,
-    ) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+    fn from_sql_null(_: &Type) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
         Ok(Self(None))
     }
 

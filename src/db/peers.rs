@@ -11,23 +11,16 @@ use jiff::Timestamp;
 /// # Errors
 /// The database's.
 pub async fn replace(client: &mut Client, set: &PeerSet, via: &str, now: Timestamp) -> Result<()> {
-    let tx = client
-        .transaction()
-        .await
-        .doing("begin to keep the peers")?;
+    let tx = client.transaction().await.doing("begin to keep the peers")?;
     tx.execute(DEACTIVATE, &[]).await.doing("keep the peers")?;
     let hosts: Vec<&str> = set.peers.iter().map(|p| p.host.as_str()).collect();
     let wallets: Vec<&str> = set.peers.iter().map(|p| p.wallet.as_str()).collect();
-    tx.execute(ACTIVATE, &[&hosts, &wallets, &now])
-        .await
-        .doing("keep the peers")?;
+    tx.execute(ACTIVATE, &[&hosts, &wallets, &now]).await.doing("keep the peers")?;
     let source = match set.source {
         PeerSource::Static => "static",
         PeerSource::Discovered | PeerSource::Remembered => "discovered",
     };
-    tx.execute(SET, &[&source, &via, &now])
-        .await
-        .doing("keep the peers")?;
+    tx.execute(SET, &[&source, &via, &now]).await.doing("keep the peers")?;
     tx.commit().await.doing("keep the peers")
 }
 
@@ -46,22 +39,11 @@ const SET: &str = "
 /// # Errors
 /// The database's.
 pub async fn remembered(client: &Client) -> Result<Option<PeerSet>> {
-    if client
-        .query_opt(DISCOVERED, &[])
-        .await
-        .doing("recall the peers")?
-        .is_none()
-    {
+    if client.query_opt(DISCOVERED, &[]).await.doing("recall the peers")?.is_none() {
         return Ok(None);
     }
     let rows = client.query(ACTIVE, &[]).await.doing("recall the peers")?;
-    let peers = rows
-        .iter()
-        .map(|r| Peer {
-            host: Host::normalise(r.get(0)),
-            wallet: r.get(1),
-        })
-        .collect();
+    let peers = rows.iter().map(|r| Peer { host: Host::normalise(r.get(0)), wallet: r.get(1) }).collect();
     Ok(Some(PeerSet::new(PeerSource::Remembered, peers, None)))
 }
 

@@ -19,10 +19,7 @@ impl Presence {
     pub async fn take(db: &Db) -> Result<Self> {
         let client: Client = db.client().await?;
         let client = Object::take(client);
-        let row = client
-            .query_one(TAKE, &[&PRESENCE_LOCK])
-            .await
-            .doing("mark the database as served")?;
+        let row = client.query_one(TAKE, &[&PRESENCE_LOCK]).await.doing("mark the database as served")?;
         if !row.get::<_, bool>(0) {
             return Err(Error::Away("an uninstall is under way".into()));
         }
@@ -34,10 +31,7 @@ impl Presence {
     /// # Errors
     /// It does not: the mark is gone with it.
     pub async fn check(&self) -> Result<()> {
-        self.0
-            .batch_execute("")
-            .await
-            .doing("keep the database marked as served")
+        self.0.batch_execute("").await.doing("keep the database marked as served")
     }
 }
 

@@ -78,10 +78,7 @@ const SUCCEEDED: &str = "
 /// # Errors
 /// The database's.
 pub async fn failed(client: &Client, host: &Host, detail: &str, now: Timestamp) -> Result<()> {
-    client
-        .execute(FAILED, &[&host.as_str(), &now, &detail])
-        .await
-        .doing("record a pull")?;
+    client.execute(FAILED, &[&host.as_str(), &now, &detail]).await.doing("record a pull")?;
     Ok(())
 }
 
@@ -107,22 +104,12 @@ pub struct Hold {
 ///
 /// # Errors
 /// The database's.
-pub async fn hold(
-    client: &Client,
-    host: &Host,
-    hold: Option<&Hold>,
-    now: Timestamp,
-) -> Result<bool> {
+pub async fn hold(client: &Client, host: &Host, hold: Option<&Hold>, now: Timestamp) -> Result<bool> {
     let Some(h) = hold else {
         let unheld = client.execute(UNHOLD, &[&host.as_str()]).await;
         return unheld.doing("record a hold").map(|_| false);
     };
-    let held = client
-        .query_one(
-            HOLD,
-            &[&host.as_str(), &h.ulid.as_str(), &h.table, &h.reason, &now],
-        )
-        .await;
+    let held = client.query_one(HOLD, &[&host.as_str(), &h.ulid.as_str(), &h.table, &h.reason, &now]).await;
     Ok(held.doing("record a hold")?.get(0))
 }
 
@@ -139,11 +126,7 @@ const UNHOLD: &str = "DELETE FROM opsward.holds WHERE host = $1";
 /// # Errors
 /// The database's.
 pub async fn held(client: &Client) -> Result<i64> {
-    Ok(client
-        .query_one(HELD, &[])
-        .await
-        .doing("count held peers")?
-        .get(0))
+    Ok(client.query_one(HELD, &[]).await.doing("count held peers")?.get(0))
 }
 
 const HELD: &str = "SELECT count(*) FROM opsward.holds";

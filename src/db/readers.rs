@@ -20,21 +20,10 @@ const SEEN: &str = "
 ///
 /// # Errors
 /// The database's.
-pub async fn seen(
-    client: &Client,
-    host: &Host,
-    after: Option<OpUlid>,
-    now: Timestamp,
-) -> Result<()> {
+pub async fn seen(client: &Client, host: &Host, after: Option<OpUlid>, now: Timestamp) -> Result<()> {
     let after = after.as_ref().map_or("", OpUlid::as_str);
-    let statement = client
-        .prepare_cached(SEEN)
-        .await
-        .doing("prepare noting a reader")?;
-    client
-        .execute(&statement, &[&host.as_str(), &after, &now])
-        .await
-        .doing("note a reader")?;
+    let statement = client.prepare_cached(SEEN).await.doing("prepare noting a reader")?;
+    client.execute(&statement, &[&host.as_str(), &after, &now]).await.doing("note a reader")?;
     Ok(())
 }
 
@@ -59,10 +48,7 @@ const LOWEST_SINCE: &str = "
 /// # Errors
 /// The database's.
 pub async fn lowest_since(client: &Client, since: Timestamp) -> Result<Vec<Reader>> {
-    let rows = client
-        .query(LOWEST_SINCE, &[&since])
-        .await
-        .doing("read the readers")?;
+    let rows = client.query(LOWEST_SINCE, &[&since]).await.doing("read the readers")?;
     Ok(rows
         .iter()
         .map(|row| Reader {

@@ -40,31 +40,15 @@ pub struct Keeping {
 ///
 /// # Errors
 /// The database's.
-pub async fn keep(
-    client: &Client,
-    peer: &Host,
-    ops: &[Refused],
-    now: Timestamp,
-) -> Result<Keeping> {
+pub async fn keep(client: &Client, peer: &Host, ops: &[Refused], now: Timestamp) -> Result<Keeping> {
     // A text for Postgres: NUL cannot be kept, nor need it be: `op` has it.
-    let text = |t: &str| {
-        t.replace('\0', "\u{fffd}")
-            .chars()
-            .take(200)
-            .collect::<String>()
-    };
-    let ulids: Vec<&str> = ops
-        .iter()
-        .map(|o| o.ulid.as_ref().map_or("", OpUlid::as_str))
-        .collect();
+    let text = |t: &str| t.replace('\0', "\u{fffd}").chars().take(200).collect::<String>();
+    let ulids: Vec<&str> = ops.iter().map(|o| o.ulid.as_ref().map_or("", OpUlid::as_str)).collect();
     let tables: Vec<String> = ops.iter().map(|o| text(&o.table)).collect();
     let codes: Vec<&str> = ops.iter().map(|o| o.code).collect();
     let details: Vec<String> = ops.iter().map(|o| text(&o.detail)).collect();
     let bytes: Vec<&[u8]> = ops.iter().map(|o| o.bytes.as_slice()).collect();
-    let hashes: Vec<Vec<u8>> = ops
-        .iter()
-        .map(|o| Sha256::digest(&o.bytes).to_vec())
-        .collect();
+    let hashes: Vec<Vec<u8>> = ops.iter().map(|o| Sha256::digest(&o.bytes).to_vec()).collect();
     let row = client
         .query_one(
             KEEP,
@@ -83,10 +67,7 @@ pub async fn keep(
         )
         .await
         .doing("keep refused ops")?;
-    Ok(Keeping {
-        kept: row.get(0),
-        unkept: row.get(1),
-    })
+    Ok(Keeping { kept: row.get(0), unkept: row.get(1) })
 }
 
 const KEEP: &str = "
@@ -147,17 +128,9 @@ pub struct Kept {
 ///
 /// # Errors
 /// The database's.
-pub async fn list(
-    client: &Client,
-    peer: Option<&Host>,
-    above: i64,
-    limit: i64,
-) -> Result<Vec<Kept>> {
+pub async fn list(client: &Client, peer: Option<&Host>, above: i64, limit: i64) -> Result<Vec<Kept>> {
     let peer = peer.map(Host::as_str);
-    let rows = client
-        .query(LIST, &[&peer, &above, &limit])
-        .await
-        .doing("list refused ops")?;
+    let rows = client.query(LIST, &[&peer, &above, &limit]).await.doing("list refused ops")?;
     Ok(rows.iter().map(kept).collect())
 }
 
@@ -171,10 +144,7 @@ const LIST: &str = "
 /// # Errors
 /// The database's.
 pub async fn get(client: &Client, id: i64) -> Result<Option<Kept>> {
-    let row = client
-        .query_opt(GET, &[&id])
-        .await
-        .doing("read a refused op")?;
+    let row = client.query_opt(GET, &[&id]).await.doing("read a refused op")?;
     Ok(row.as_ref().map(kept))
 }
 
@@ -202,10 +172,7 @@ fn kept(row: &tokio_postgres::Row) -> Kept {
 /// # Errors
 /// The database's.
 pub async fn drop(client: &Client, ids: &[i64]) -> Result<u64> {
-    client
-        .execute(DROP, &[&ids])
-        .await
-        .doing("drop refused ops")
+    client.execute(DROP, &[&ids]).await.doing("drop refused ops")
 }
 
 const DROP: &str = "DELETE FROM opsward.rejected_ops WHERE id = ANY($1)";

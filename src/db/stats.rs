@@ -27,10 +27,7 @@ pub struct Figures {
 /// # Errors
 /// The database's.
 pub async fn figures(client: &Client) -> Result<Figures> {
-    let row = client
-        .query_one(FIGURES, &[])
-        .await
-        .doing("read the size of ops")?;
+    let row = client.query_one(FIGURES, &[]).await.doing("read the size of ops")?;
     let natural = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
     Ok(Figures {
         server_version: row.get(0),
@@ -54,10 +51,7 @@ const FIGURES: &str = "
 /// # Errors
 /// The database's.
 pub async fn ping(client: &Client) -> Result<()> {
-    client
-        .batch_execute("")
-        .await
-        .doing("ask for a sign of life")
+    client.batch_execute("").await.doing("ask for a sign of life")
 }
 
 /// Free bytes on the database's volume for a role that is no superuser, and
@@ -82,9 +76,7 @@ fn is_local(target: &DbTarget) -> bool {
     target.hosts.iter().all(|(host, _)| {
         host.starts_with('/')
             || host == "localhost"
-            || host
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|ip| ip.is_loopback())
+            || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
     })
 }
 
@@ -118,14 +110,8 @@ pub struct Fitness {
 /// # Errors
 /// The database's.
 pub async fn fitness(client: &Client, tables: &[&str]) -> Result<Fitness> {
-    let row = client
-        .query_one(FITNESS, &[])
-        .await
-        .doing("look at the database")?;
-    let missing = client
-        .query(MISSING, &[&tables])
-        .await
-        .doing("look at the privileges")?;
+    let row = client.query_one(FITNESS, &[]).await.doing("look at the database")?;
+    let missing = client.query(MISSING, &[&tables]).await.doing("look at the privileges")?;
     Ok(Fitness {
         role: row.get(0),
         encoding: row.get(1),

@@ -34,10 +34,7 @@ pub struct Owned {
 /// # Errors
 /// The database's.
 pub async fn find(client: &impl GenericClient) -> Result<Found> {
-    let row = client
-        .query_one(THERE, &[])
-        .await
-        .doing("look for the schema opsward")?;
+    let row = client.query_one(THERE, &[]).await.doing("look for the schema opsward")?;
     let (schema, ours): (bool, bool) = (row.get(0), row.get(1));
     if !schema {
         return Ok(Found::Nothing);
@@ -46,19 +43,14 @@ pub async fn find(client: &impl GenericClient) -> Result<Found> {
         return Ok(Found::Foreign);
     }
     let rows = client.query(OWNED, &[]).await.doing("read what is owned")?;
-    let owned = rows.iter().map(|r| Owned {
-        kind: r.get(0),
-        name: r.get(1),
-        drop_sql: r.get(2),
-    });
+    let owned = rows.iter().map(|r| Owned { kind: r.get(0), name: r.get(1), drop_sql: r.get(2) });
     Ok(Found::Ours(owned.collect()))
 }
 
 const THERE: &str = "
     SELECT to_regnamespace('opsward') IS NOT NULL,
            to_regclass('opsward.migrations') IS NOT NULL AND to_regclass('opsward.owned') IS NOT NULL";
-const OWNED: &str =
-    "SELECT kind, name, drop_sql FROM opsward.owned ORDER BY made_at DESC, kind, name";
+const OWNED: &str = "SELECT kind, name, drop_sql FROM opsward.owned ORDER BY made_at DESC, kind, name";
 
 /// What came of a removal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,13 +70,8 @@ pub enum Removal {
 /// Nothing was done then.
 pub async fn remove(client: &mut Client, shown: &[Owned]) -> Result<Removal> {
     let tx = client.transaction().await.doing("begin to uninstall")?;
-    tx.batch_execute("SET LOCAL lock_timeout = '2s'")
-        .await
-        .doing("begin to uninstall")?;
-    let row = tx
-        .query_one(ALONE, &[&PRESENCE_LOCK])
-        .await
-        .doing("look for a daemon")?;
+    tx.batch_execute("SET LOCAL lock_timeout = '2s'").await.doing("begin to uninstall")?;
+    let row = tx.query_one(ALONE, &[&PRESENCE_LOCK]).await.doing("look for a daemon")?;
     if !row.get::<_, bool>(0) {
         return Ok(Removal::DaemonConnected);
     }
@@ -93,13 +80,9 @@ pub async fn remove(client: &mut Client, shown: &[Owned]) -> Result<Removal> {
         _ => return Ok(Removal::Changed),
     }
     for thing in shown {
-        tx.batch_execute(&thing.drop_sql)
-            .await
-            .doing("remove what is owned")?;
+        tx.batch_execute(&thing.drop_sql).await.doing("remove what is owned")?;
     }
-    tx.batch_execute("DROP SCHEMA opsward CASCADE")
-        .await
-        .doing("drop the schema opsward")?;
+    tx.batch_execute("DROP SCHEMA opsward CASCADE").await.doing("drop the schema opsward")?;
     tx.commit().await.doing("commit the uninstall")?;
     Ok(Removal::Done)
 }

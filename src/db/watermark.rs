@@ -22,10 +22,7 @@ const MINIMUM: &str = "
 
 /// Prepares the look for the minimum.
 pub(super) async fn prepare_minimum(client: &Client) -> Result<Statement> {
-    client
-        .prepare_cached(MINIMUM)
-        .await
-        .doing("prepare looking for the log's minimum")
+    client.prepare_cached(MINIMUM).await.doing("prepare looking for the log's minimum")
 }
 
 /// The smallest plausible ULID from the watermark upward.
@@ -36,14 +33,9 @@ pub(super) async fn minimum(
 ) -> Result<Option<OpUlid>> {
     let mut from = EARLIEST_ULID.to_owned();
     for _ in 0..LOOKS {
-        let rows = client
-            .query(statement, &[&from])
-            .await
-            .doing("look for the log's minimum")?;
-        let found = rows
-            .iter()
-            .filter_map(|row| OpUlid::parse(row.get(0)))
-            .find(|ulid| is_plausible(*ulid, now_ms));
+        let rows = client.query(statement, &[&from]).await.doing("look for the log's minimum")?;
+        let found =
+            rows.iter().filter_map(|row| OpUlid::parse(row.get(0))).find(|ulid| is_plausible(*ulid, now_ms));
         match rows.last() {
             Some(last) if found.is_none() && rows.len() == LOOK_ROWS => from = last.get(0),
             _ => return Ok(found),

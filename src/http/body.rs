@@ -23,10 +23,7 @@ impl Body {
 
     /// Several chunks, sent in order.
     pub fn chunks(chunks: impl IntoIterator<Item = Bytes>) -> Self {
-        Self {
-            chunks: chunks.into_iter().filter(|c| !c.is_empty()).collect(),
-            guard: None,
-        }
+        Self { chunks: chunks.into_iter().filter(|c| !c.is_empty()).collect(), guard: None }
     }
 
     /// Bytes that are still to be sent.

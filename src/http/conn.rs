@@ -17,11 +17,8 @@ pub struct Conn {
 
 impl Conn {
     pub(super) fn new(all: &CancellationToken, tracker: &TaskTracker) -> (Self, Ending) {
-        let conn = Self {
-            kill: all.child_token(),
-            overdue: CancellationToken::new(),
-            tracker: tracker.clone(),
-        };
+        let conn =
+            Self { kill: all.child_token(), overdue: CancellationToken::new(), tracker: tracker.clone() };
         (conn, Ending(watch::Sender::new(None)))
     }
 

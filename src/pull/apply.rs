@@ -35,32 +35,16 @@ impl Fitting {
     ///
     /// # Errors
     /// They do not fit: the op as it is to be kept.
-    pub fn new(
-        op: Op,
-        model: &'static Model,
-        bytes: Vec<u8>,
-        now: Timestamp,
-    ) -> Result<Self, Refused> {
+    pub fn new(op: Op, model: &'static Model, bytes: Vec<u8>, now: Timestamp) -> Result<Self, Refused> {
         match records::convert(model, op.action, &op.data, now) {
-            Ok(rows) => Ok(Self {
-                op,
-                model,
-                rows,
-                bytes,
-            }),
+            Ok(rows) => Ok(Self { op, model, rows, bytes }),
             Err(reason) => Err(refused(op, bytes, reason)),
         }
     }
 }
 
 fn refused(op: Op, bytes: Vec<u8>, reason: RejectReason) -> Refused {
-    Refused {
-        ulid: Some(op.ulid),
-        table: op.table,
-        code: reason.code,
-        detail: reason.detail,
-        bytes,
-    }
+    Refused { ulid: Some(op.ulid), table: op.table, code: reason.code, detail: reason.detail, bytes }
 }
 
 /// What became of ops.
@@ -96,11 +80,7 @@ pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::
             Err(error) => match apply::sort(&error) {
                 Failure::BadOp if batch.len() == 1 => {
                     let reason = RejectReason::new("refused_by_database", error.to_string());
-                    outcome.refused.push(refused(
-                        batch[0].op.clone(),
-                        batch[0].bytes.clone(),
-                        reason,
-                    ));
+                    outcome.refused.push(refused(batch[0].op.clone(), batch[0].bytes.clone(), reason));
                 }
                 Failure::BadOp | Failure::TooLong if batch.len() > 1 => {
                     let middle = range.start + batch.len() / 2;

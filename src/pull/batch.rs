@@ -44,12 +44,7 @@ struct Done {
 }
 
 impl<'a> Batch<'a> {
-    pub(super) fn new(
-        puller: &'a Puller,
-        peer: &'a Host,
-        relations: Relations,
-        sweep: Sweep,
-    ) -> Self {
+    pub(super) fn new(puller: &'a Puller, peer: &'a Host, relations: Relations, sweep: Sweep) -> Self {
         Self {
             puller,
             peer,
@@ -66,10 +61,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Waits for `other` while the batch under way goes on.
-    pub(super) async fn alongside<T>(
-        &mut self,
-        other: impl Future<Output = T>,
-    ) -> Result<T, Failure> {
+    pub(super) async fn alongside<T>(&mut self, other: impl Future<Output = T>) -> Result<T, Failure> {
         let Some(under_way) = self.under_way.take() else {
             return Ok(other.await);
         };
@@ -98,11 +90,7 @@ impl<'a> Batch<'a> {
                     self.settle(ulid);
                 }
             }
-            Envelope::Refused {
-                ulid,
-                table,
-                reason,
-            } => {
+            Envelope::Refused { ulid, table, reason } => {
                 self.refuse(ulid, table, reason, element.bytes);
             }
             Envelope::Op(op) => {
@@ -126,8 +114,7 @@ impl<'a> Batch<'a> {
                 Err(refused) => self.refused.push(refused),
             },
             Table::Nowhere => {
-                let reason =
-                    RejectReason::new("table", format!("there is no table {:?}", op.table));
+                let reason = RejectReason::new("table", format!("there is no table {:?}", op.table));
                 self.refuse(Some(op.ulid), op.table, reason, bytes);
             }
             Table::Hold(reason) => {
@@ -137,34 +124,18 @@ impl<'a> Batch<'a> {
                     return true;
                 }
                 self.sweep.stopped_before(Some(op.ulid));
-                self.hold = Some(Hold {
-                    ulid: op.ulid,
-                    table: op.table,
-                    reason,
-                });
+                self.hold = Some(Hold { ulid: op.ulid, table: op.table, reason });
                 return false;
             }
         }
         true
     }
 
-    fn refuse(
-        &mut self,
-        ulid: Option<OpUlid>,
-        table: String,
-        reason: RejectReason,
-        bytes: Vec<u8>,
-    ) {
+    fn refuse(&mut self, ulid: Option<OpUlid>, table: String, reason: RejectReason, bytes: Vec<u8>) {
         if let Some(ulid) = ulid {
             self.sweep.received(ulid);
         }
-        self.refused.push(Refused {
-            ulid,
-            table,
-            code: reason.code,
-            detail: reason.detail,
-            bytes,
-        });
+        self.refused.push(Refused { ulid, table, code: reason.code, detail: reason.detail, bytes });
     }
 
     fn settle(&mut self, ulid: OpUlid) {
@@ -174,21 +145,13 @@ impl<'a> Batch<'a> {
 
     /// The page goes on, but not for us: what was taken so far counts. With a
     /// reason, the peer is held there.
-    pub(super) async fn stop_here(
-        &mut self,
-        held: Option<String>,
-        now: Timestamp,
-    ) -> Result<(), Failure> {
+    pub(super) async fn stop_here(&mut self, held: Option<String>, now: Timestamp) -> Result<(), Failure> {
         self.flush(now).await?;
         self.sweep.stopped_before(None);
         if let Some(reason) = held {
             let ulid = self.last.or_else(|| OpUlid::parse(BEGINNING));
             let reason = format!("after this op, {reason}");
-            self.hold = ulid.map(|ulid| Hold {
-                ulid,
-                table: String::new(),
-                reason,
-            });
+            self.hold = ulid.map(|ulid| Hold { ulid, table: String::new(), reason });
         }
         Ok(())
     }
@@ -199,19 +162,11 @@ impl<'a> Batch<'a> {
             let done = under_way.await?;
             self.count(done);
         }
-        let (ops, refused) = (
-            std::mem::take(&mut self.ops),
-            std::mem::take(&mut self.refused),
-        );
+        let (ops, refused) = (std::mem::take(&mut self.ops), std::mem::take(&mut self.refused));
         self.bytes = 0;
         if !(ops.is_empty() && refused.is_empty()) {
-            self.under_way = Some(Box::pin(carry_out(
-                self.puller.clone(),
-                self.peer.clone(),
-                ops,
-                refused,
-                now,
-            )));
+            self.under_way =
+                Some(Box::pin(carry_out(self.puller.clone(), self.peer.clone(), ops, refused, now)));
         }
         Ok(())
     }
@@ -223,19 +178,12 @@ impl<'a> Batch<'a> {
     }
 
     fn count(&mut self, done: Done) {
-        let Done {
-            outcome,
-            keeping,
-            ulids,
-        } = done;
+        let Done { outcome, keeping, ulids } = done;
         let metrics = &self.puller.metrics;
         metrics.ops_applied.inc_by(outcome.applied);
         metrics.ops_duplicate.inc_by(outcome.duplicates);
         for refused in &outcome.refused {
-            metrics
-                .ops_rejected
-                .with_label_values(&[refused.code])
-                .inc();
+            metrics.ops_rejected.with_label_values(&[refused.code]).inc();
         }
         self.sums.applied += outcome.applied as i64;
         self.sums.duplicates += outcome.duplicates as i64;
@@ -243,17 +191,11 @@ impl<'a> Batch<'a> {
         self.sums.rejected_new += keeping.kept + keeping.unkept;
         self.sums.rejected_unkept += keeping.unkept;
         let refused: Vec<OpUlid> = outcome.refused.iter().filter_map(|r| r.ulid).collect();
-        ulids
-            .into_iter()
-            .chain(refused)
-            .for_each(|ulid| self.settle(ulid));
+        ulids.into_iter().chain(refused).for_each(|ulid| self.settle(ulid));
     }
 
     /// All of the page is settled: where it ended, its sums, and the hold.
-    pub(super) async fn finish(
-        mut self,
-        now: Timestamp,
-    ) -> Result<(Ended, PageSums, Option<Hold>), Failure> {
+    pub(super) async fn finish(mut self, now: Timestamp) -> Result<(Ended, PageSums, Option<Hold>), Failure> {
         self.flush(now).await?;
         Ok((self.sweep.ended(), self.sums, self.hold))
     }
@@ -267,11 +209,7 @@ async fn carry_out(
     refused: Vec<Refused>,
     now: Timestamp,
 ) -> Result<Done, Failure> {
-    let _turn = puller
-        .appliers
-        .acquire()
-        .await
-        .map_err(|_| Failure::Stopped)?;
+    let _turn = puller.appliers.acquire().await.map_err(|_| Failure::Stopped)?;
     let mut client = puller.db.client().await?;
     let mut outcome = apply::apply(&mut client, &ops, now).await?;
     outcome.refused.extend(refused);
@@ -279,9 +217,5 @@ async fn carry_out(
         true => Keeping::default(),
         false => rejected::keep(&client, &peer, &outcome.refused, now).await?,
     };
-    Ok(Done {
-        outcome,
-        keeping,
-        ulids: ops.iter().map(|f| f.op.ulid).collect(),
-    })
+    Ok(Done { outcome, keeping, ulids: ops.iter().map(|f| f.op.ulid).collect() })
 }

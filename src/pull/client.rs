@@ -94,8 +94,7 @@ impl Page {
             return Err(format!("it answered {}", response.status()));
         }
         let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
-        let gzip =
-            text(CONTENT_ENCODING.as_str()).is_some_and(|v| v.trim().eq_ignore_ascii_case("gzip"));
+        let gzip = text(CONTENT_ENCODING.as_str()).is_some_and(|v| v.trim().eq_ignore_ascii_case("gzip"));
         Ok(Self {
             headers: SweepHeaders::read(text),
             unzip: gzip.then(Unzip::default),
@@ -107,10 +106,7 @@ impl Page {
 
     /// The peer's clock, as its `Date` header says it.
     pub fn date(&self) -> Option<&str> {
-        self.response
-            .headers()
-            .get(DATE)
-            .and_then(|v| v.to_str().ok())
+        self.response.headers().get(DATE).and_then(|v| v.to_str().ok())
     }
 
     /// Reads on by at most 64 KiB of unpacked text; completed elements are

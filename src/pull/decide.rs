@@ -28,19 +28,11 @@ pub struct Start {
 pub fn start(stored: &StoredCursors, now_ms: u64) -> Start {
     let filled = |text: &Option<String>| text.as_deref().is_some_and(|t| !t.is_empty());
     if stored.own.is_some() && filled(&stored.node_seen) && !filled(&stored.node) {
-        return Start {
-            cursor: None,
-            reset: true,
-        };
+        return Start { cursor: None, reset: true };
     }
     let source = stored.own.as_ref().or(stored.node.as_ref());
-    let cursor = source
-        .and_then(|t| usable(t, now_ms))
-        .map(|u| u.min(latest_storable(now_ms)));
-    Start {
-        cursor,
-        reset: false,
-    }
+    let cursor = source.and_then(|t| usable(t, now_ms)).map(|u| u.min(latest_storable(now_ms)));
+    Start { cursor, reset: false }
 }
 
 /// The cursor that a text holds, where it is one that can be true.
@@ -55,12 +47,7 @@ pub fn latest_storable(now_ms: u64) -> OpUlid {
 
 /// What happens to the node's row: `read` is what it held when the sweep
 /// began, `found` what it holds now, locked.
-pub fn node_write(
-    read: Option<&str>,
-    found: Option<&str>,
-    cursor: OpUlid,
-    now_ms: u64,
-) -> NodeWrite {
+pub fn node_write(read: Option<&str>, found: Option<&str>, cursor: OpUlid, now_ms: u64) -> NodeWrite {
     let filled = |text: Option<&str>| text.is_some_and(|t| !t.is_empty());
     if filled(read) && !filled(found) {
         return NodeWrite::Reset;
@@ -108,15 +95,8 @@ pub fn table<'m>(name: &str, models: &'m Models, columns: Option<&[String]>) -> 
 /// How a relation differs from its model, if it does.
 pub fn drift(model: &Model, columns: &[String]) -> Option<String> {
     let names: Vec<&str> = model.columns.iter().map(|c| c.name.as_str()).collect();
-    let extra: Vec<&str> = columns
-        .iter()
-        .map(String::as_str)
-        .filter(|c| !names.contains(c))
-        .collect();
-    let missing: Vec<&str> = names
-        .into_iter()
-        .filter(|n| !columns.iter().any(|c| c == n))
-        .collect();
+    let extra: Vec<&str> = columns.iter().map(String::as_str).filter(|c| !names.contains(c)).collect();
+    let missing: Vec<&str> = names.into_iter().filter(|n| !columns.iter().any(|c| c == n)).collect();
     if !extra.is_empty() {
         return Some(format!(
             "the relation {} has columns that the model does not know: {}",
@@ -166,19 +146,13 @@ mod tests {
         assert_eq!(cursor(&stored(None, None, Some(""))), None);
         assert_eq!(cursor(&stored(None, None, Some("01BEFORE"))), None);
         assert_eq!(cursor(&stored(None, None, Some(new.as_str()))), Some(new));
-        assert_eq!(
-            cursor(&stored(Some(old), None, Some(new.as_str()))),
-            Some(old)
-        );
+        assert_eq!(cursor(&stored(Some(old), None, Some(new.as_str()))), Some(old));
         // Plausible, but ahead: capped; implausible: none.
         assert_eq!(
             cursor(&stored(None, None, Some(at(NOW + 3_600_000).as_str()))),
             Some(latest_storable(NOW))
         );
-        assert_eq!(
-            cursor(&stored(None, None, Some("7ZZZZZZZZZZZZZZZZZZZZZZZZZ"))),
-            None
-        );
+        assert_eq!(cursor(&stored(None, None, Some("7ZZZZZZZZZZZZZZZZZZZZZZZZZ"))), None);
     }
 
     #[test]
@@ -194,28 +168,14 @@ mod tests {
 
     #[test]
     fn the_nodes_row_is_never_lowered_but_healed() {
-        let (low, mid, high) = (
-            at(NOW - 3_000_000),
-            at(NOW - 2_000_000),
-            at(NOW - 1_000_000),
-        );
+        let (low, mid, high) = (at(NOW - 3_000_000), at(NOW - 2_000_000), at(NOW - 1_000_000));
         let write = |read: Option<&str>, found: Option<&str>| node_write(read, found, mid, NOW);
         assert_eq!(write(None, None), NodeWrite::Set);
         assert_eq!(write(None, Some("")), NodeWrite::Set);
-        assert_eq!(
-            write(Some(low.as_str()), Some(low.as_str())),
-            NodeWrite::Set
-        );
-        assert_eq!(
-            write(Some(low.as_str()), Some(high.as_str())),
-            NodeWrite::Leave
-        );
+        assert_eq!(write(Some(low.as_str()), Some(low.as_str())), NodeWrite::Set);
+        assert_eq!(write(Some(low.as_str()), Some(high.as_str())), NodeWrite::Leave);
         assert_eq!(write(Some("garbage"), Some("garbage")), NodeWrite::Set);
-        assert!(
-            healed(Some("garbage"), NOW)
-                && !healed(Some(low.as_str()), NOW)
-                && !healed(Some(""), NOW)
-        );
+        assert!(healed(Some("garbage"), NOW) && !healed(Some(low.as_str()), NOW) && !healed(Some(""), NOW));
         assert_eq!(write(Some(low.as_str()), None), NodeWrite::Reset);
         assert_eq!(write(Some(low.as_str()), Some("")), NodeWrite::Reset);
     }

@@ -27,17 +27,8 @@ pub struct Found {
 
 /// A set of static peers.
 pub fn static_peers(hosts: &[Host], own: Option<&Host>) -> Found {
-    let peers = hosts
-        .iter()
-        .map(|h| Peer {
-            host: h.clone(),
-            wallet: String::new(),
-        })
-        .collect();
-    Found {
-        peers: PeerSet::new(PeerSource::Static, peers, own),
-        via: String::new(),
-    }
+    let peers = hosts.iter().map(|h| Peer { host: h.clone(), wallet: String::new() }).collect();
+    Found { peers: PeerSet::new(PeerSource::Static, peers, own), via: String::new() }
 }
 
 /// A client for the registry: follows no redirect, uses no proxy. A stock node
@@ -61,21 +52,14 @@ pub fn registry_client() -> Result<reqwest::Client, String> {
 ///
 /// # Errors
 /// Both ways failed: a sentence for each.
-pub async fn discover(
-    client: &reqwest::Client,
-    node: &Url,
-    own: Option<&Host>,
-) -> Result<Found, String> {
+pub async fn discover(client: &reqwest::Client, node: &Url, own: Option<&Host>) -> Result<Found, String> {
     let public = own.and_then(|host| Url::parse(host.as_str()).ok());
     let mut misses = Vec::new();
     for base in std::iter::once(node.clone()).chain(public) {
         match ask(client, &base).await {
             Ok(peers) => {
                 let peers = PeerSet::new(PeerSource::Discovered, peers, own);
-                return Ok(Found {
-                    peers,
-                    via: base.to_string(),
-                });
+                return Ok(Found { peers, via: base.to_string() });
             }
             Err(why) => misses.push(format!("{base}: {why}")),
         }
@@ -129,20 +113,15 @@ struct Endpoint {
 pub fn parse(body: &[u8]) -> Result<Vec<Peer>, String> {
     let answer: Answer =
         serde_json::from_slice(body).map_err(|e| format!("its answer is no registry: {e}"))?;
+    // Self is always registered: an empty registry is one that is not ready.
+    if answer.endpoints.is_empty() {
+        return Err("its registry lists no endpoint at all".into());
+    }
     Ok(answer
         .endpoints
         .into_iter()
-        .filter(|e| {
-            SERVICE_TYPES
-                .iter()
-                .any(|t| e.service_type.eq_ignore_ascii_case(t))
-        })
-        .filter_map(|e| {
-            Some(Peer {
-                host: Host::parse(&e.endpoint)?,
-                wallet: e.delegate_wallet,
-            })
-        })
+        .filter(|e| SERVICE_TYPES.iter().any(|t| e.service_type.eq_ignore_ascii_case(t)))
+        .filter_map(|e| Some(Peer { host: Host::parse(&e.endpoint)?, wallet: e.delegate_wallet }))
         .collect())
 }
 
@@ -157,13 +136,11 @@ mod tests {
             {"endpoint":"https://b.example","serviceType":"content-node"},
             {"endpoint":"https://c.example","serviceType":"discovery-node"},
             {"endpoint":"no url","serviceType":"validator"}]}"#;
-        let hosts: Vec<String> = parse(body)
-            .unwrap()
-            .into_iter()
-            .map(|p| p.host.to_string())
-            .collect();
+        let hosts: Vec<String> = parse(body).unwrap().into_iter().map(|p| p.host.to_string()).collect();
         assert_eq!(hosts, ["https://a.example", "https://b.example"]);
-        assert_eq!(parse(b"{}").unwrap(), []);
+        let others = br#"{"endpoints":[{"endpoint":"https://c.example","serviceType":"discovery-node"}]}"#;
+        assert_eq!(parse(others).unwrap(), []);
+        assert!(parse(b"{}").is_err());
         assert!(parse(b"<html>").is_err());
     }
 }

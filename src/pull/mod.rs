@@ -32,12 +32,7 @@ use tracing::{info, warn};
 
 /// What one page may be at most: an op of 32 MiB is three times the largest
 /// page, 20,000 ops twice what a node sends.
-const LIMITS: Limits = Limits {
-    op_bytes: 32 << 20,
-    body_bytes: 256 << 20,
-    ops: 20_000,
-    depth: 128,
-};
+const LIMITS: Limits = Limits { op_bytes: 32 << 20, body_bytes: 256 << 20, ops: 20_000, depth: 128 };
 /// Batches being applied at a time: the node needs the rest of the machine.
 const APPLIED_AT_ONCE: usize = 2;
 /// An op over this size is read by one peer at a time, so that what a peer
@@ -126,13 +121,7 @@ impl Puller {
             (Env::Dev, true) => Certificates::SelfSigned,
             _ => Certificates::Verified,
         };
-        Ok(Self::new(
-            db,
-            own,
-            http_client(certificates)?,
-            clock,
-            metrics,
-        ))
+        Ok(Self::new(db, own, http_client(certificates)?, clock, metrics))
     }
 
     /// Pulls one page of `peer`, records what came of it and counts it. `stop`
@@ -144,10 +133,7 @@ impl Puller {
         let began = Instant::now();
         let result = self.page(peer, stop).await;
         self.record(peer, &result).await;
-        result.map(|pulled| Pulled {
-            next: pulled.next.map(|_| decide::pause(began.elapsed())),
-            ..pulled
-        })
+        result.map(|pulled| Pulled { next: pulled.next.map(|_| decide::pause(began.elapsed())), ..pulled })
     }
 
     async fn page(&self, peer: &Host, stop: &CancellationToken) -> Result<Pulled, Failure> {
@@ -166,11 +152,7 @@ impl Puller {
         let mut batch = Batch::new(self, peer, relations, sweep);
         self.read(&mut page, &mut batch, stop).await?;
         let (ended, mut sums, hold) = batch.finish(self.clock.now()).await?;
-        let read_node = if start.reset {
-            None
-        } else {
-            stored.node.as_deref()
-        };
+        let read_node = if start.reset { None } else { stored.node.as_deref() };
         let to = self.store(peer, &ended, read_node).await?;
         // Counted only once the cursor stands at or above the minimum.
         sums.gap = ended.gap.filter(|_| to.is_some());
@@ -230,12 +212,7 @@ impl Puller {
     }
 
     /// Writes the cursor; says where it stands now, `None` where it was dropped.
-    async fn store(
-        &self,
-        peer: &Host,
-        ended: &Ended,
-        read: Option<&str>,
-    ) -> Result<Option<OpUlid>, Failure> {
+    async fn store(&self, peer: &Host, ended: &Ended, read: Option<&str>) -> Result<Option<OpUlid>, Failure> {
         let Some(cursor) = ended.cursor else {
             return Ok(None);
         };
@@ -272,10 +249,7 @@ impl Puller {
             Err(Failure::Stopped) => return,
             Err(_) => "failed",
         };
-        self.metrics
-            .sweeps_pulled
-            .with_label_values(&[peer.as_str(), outcome])
-            .inc();
+        self.metrics.sweeps_pulled.with_label_values(&[peer.as_str(), outcome]).inc();
         if let Ok(pulled) = result {
             self.count(peer, pulled);
         }
@@ -295,9 +269,7 @@ impl Puller {
         }
         for (table, floor) in &pulled.table_gaps {
             // Tables are bounded by the models: others share one label.
-            let label = crate::records::models()
-                .get(table)
-                .map_or("other", |m| m.table.as_str());
+            let label = crate::records::models().get(table).map_or("other", |m| m.table.as_str());
             self.metrics.table_gaps.with_label_values(&[label]).inc();
             warn!(%peer, table, %floor, "the peer has pruned ops of this table that we had not read");
         }
@@ -307,12 +279,7 @@ impl Puller {
         }
     }
 
-    async fn keep(
-        &self,
-        peer: &Host,
-        result: &Result<Pulled, Failure>,
-        outcome: &str,
-    ) -> db::Result<()> {
+    async fn keep(&self, peer: &Host, result: &Result<Pulled, Failure>, outcome: &str) -> db::Result<()> {
         let client = self.db.client().await?;
         let now = self.clock.now();
         match result {
@@ -331,11 +298,6 @@ impl Puller {
 }
 
 /// A future that is given up when we stop.
-async fn stoppable<T>(
-    stop: &CancellationToken,
-    future: impl Future<Output = T>,
-) -> Result<T, Failure> {
-    stop.run_until_cancelled(future)
-        .await
-        .ok_or(Failure::Stopped)
+async fn stoppable<T>(stop: &CancellationToken, future: impl Future<Output = T>) -> Result<T, Failure> {
+    stop.run_until_cancelled(future).await.ok_or(Failure::Stopped)
 }

@@ -25,16 +25,11 @@ pub enum Retried {
 /// # Errors
 /// The database's.
 pub async fn retry(client: &mut Client, kept: &Kept, clock: &Clock) -> db::Result<Retried> {
-    let element = Element {
-        bytes: kept.bytes.clone(),
-        too_deep: false,
-    };
+    let element = Element { bytes: kept.bytes.clone(), too_deep: false };
     let op = match read_envelope(&element, clock.now_ms()) {
         Ok(Envelope::Op(op)) => op,
         Ok(Envelope::Skip(_)) => {
-            return Ok(Retried::Refused(
-                "its table is one that every node skips".into(),
-            ));
+            return Ok(Retried::Refused("its table is one that every node skips".into()));
         }
         Ok(Envelope::Refused { reason, .. }) => return Ok(Retried::Refused(reason.to_string())),
         Err(e) => return Ok(Retried::Refused(e.to_string())),
@@ -44,33 +39,20 @@ pub async fn retry(client: &mut Client, kept: &Kept, clock: &Clock) -> db::Resul
         Table::Known(model) => model,
         Table::Hold(why) => return Ok(Retried::Refused(why)),
         Table::Nowhere => {
-            return Ok(Retried::Refused(format!(
-                "table: there is no table {:?}",
-                op.table
-            )));
+            return Ok(Retried::Refused(format!("table: there is no table {:?}", op.table)));
         }
     };
     let now = clock.now();
     let fitting = match Fitting::new(op, model, kept.bytes.clone(), now) {
         Ok(fitting) => fitting,
         Err(refused) => {
-            return Ok(Retried::Refused(format!(
-                "{}: {}",
-                refused.code, refused.detail
-            )));
+            return Ok(Retried::Refused(format!("{}: {}", refused.code, refused.detail)));
         }
     };
     let outcome = apply::apply(client, &[fitting], now).await?;
     if let Some(refused) = outcome.refused.first() {
-        return Ok(Retried::Refused(format!(
-            "{}: {}",
-            refused.code, refused.detail
-        )));
+        return Ok(Retried::Refused(format!("{}: {}", refused.code, refused.detail)));
     }
     rejected::drop(client, &[kept.id]).await?;
-    Ok(if outcome.applied > 0 {
-        Retried::Applied
-    } else {
-        Retried::Duplicate
-    })
+    Ok(if outcome.applied > 0 { Retried::Applied } else { Retried::Duplicate })
 }

@@ -38,10 +38,7 @@ impl Sweep {
     pub fn answered(cursor: Option<OpUlid>, headers: SweepHeaders, now_ms: u64) -> Self {
         let gap_bound = OpUlid::last_of_ms(now_ms.saturating_add(MAX_GAP_AHEAD_MS));
         let staged = headers.gap_min.filter(|min| {
-            headers.gap
-                && is_plausible(*min, now_ms)
-                && *min <= gap_bound
-                && cursor.is_some_and(|c| *min > c)
+            headers.gap && is_plausible(*min, now_ms) && *min <= gap_bound && cursor.is_some_and(|c| *min > c)
         });
         let floors = headers
             .table_floors
@@ -90,31 +87,15 @@ impl Sweep {
         let below = |ulid: &OpUlid| bound.is_none_or(|b| *ulid < b);
         // What was announced or scanned beyond the last op counts for whole
         // pages only: the first op itself may be what the page was left before.
-        let scanned = self
-            .last_scanned
-            .filter(|u| self.stopped.is_none() && Some(*u) >= self.settled);
+        let scanned = self.last_scanned.filter(|u| self.stopped.is_none() && Some(*u) >= self.settled);
         let staged = self.staged.filter(|_| self.stopped.is_none());
-        let reached = [staged, self.settled, scanned]
-            .into_iter()
-            .flatten()
-            .filter(below)
-            .max();
+        let reached = [staged, self.settled, scanned].into_iter().flatten().filter(below).max();
         let storable = reached.map(|u| u.min(latest_storable(self.now_ms)));
         let cursor = self.cursor.max(storable);
         let crossed = |min: &OpUlid| self.cursor.is_some_and(|c| *min > c) && cursor >= Some(*min);
-        let gap = self
-            .staged
-            .filter(crossed)
-            .zip(self.cursor)
-            .map(|(min, from)| (from, min));
-        let table_gaps = self
-            .floors
-            .into_iter()
-            .filter(|(_, floor)| crossed(floor))
-            .collect();
-        let catching_up = self
-            .settled
-            .is_some_and(|u| u.ms() + CATCH_UP_AGE_MS < self.now_ms);
+        let gap = self.staged.filter(crossed).zip(self.cursor).map(|(min, from)| (from, min));
+        let table_gaps = self.floors.into_iter().filter(|(_, floor)| crossed(floor)).collect();
+        let catching_up = self.settled.is_some_and(|u| u.ms() + CATCH_UP_AGE_MS < self.now_ms);
         let full = self.stopped == Some(None);
         Ended {
             cursor,
@@ -138,11 +119,7 @@ mod tests {
     }
 
     fn gap(min: OpUlid) -> SweepHeaders {
-        SweepHeaders {
-            gap: true,
-            gap_min: Some(min),
-            ..SweepHeaders::default()
-        }
+        SweepHeaders { gap: true, gap_min: Some(min), ..SweepHeaders::default() }
     }
 
     fn run(cursor: Option<OpUlid>, headers: SweepHeaders, ops: &[OpUlid]) -> Ended {
@@ -156,24 +133,14 @@ mod tests {
 
     #[test]
     fn a_gap_is_crossed_once_and_only_with_a_cursor() {
-        let (cursor, min, op) = (
-            at(NOW - 30 * HOUR),
-            at(NOW - 20 * HOUR),
-            at(NOW - 20 * HOUR + 1),
-        );
+        let (cursor, min, op) = (at(NOW - 30 * HOUR), at(NOW - 20 * HOUR), at(NOW - 20 * HOUR + 1));
         assert_eq!(run(Some(cursor), gap(min), &[op]).gap, Some((cursor, min)));
         assert_eq!(run(Some(cursor), gap(min), &[]).cursor, Some(min));
         assert_eq!(run(None, gap(min), &[op]).gap, None);
         // Not above the cursor; an op below it; too far ahead; implausible.
         assert_eq!(run(Some(op), gap(min), &[]).gap, None);
-        assert_eq!(
-            run(Some(cursor), gap(min), &[at(NOW - 21 * HOUR), op]).gap,
-            None
-        );
-        assert_eq!(
-            run(Some(cursor), gap(at(NOW + HOUR)), &[]).cursor,
-            Some(cursor)
-        );
+        assert_eq!(run(Some(cursor), gap(min), &[at(NOW - 21 * HOUR), op]).gap, None);
+        assert_eq!(run(Some(cursor), gap(at(NOW + HOUR)), &[]).cursor, Some(cursor));
         assert_eq!(run(Some(cursor), gap(at(5)), &[]).cursor, Some(cursor));
     }
 
@@ -188,11 +155,8 @@ mod tests {
     #[test]
     fn nothing_passes_an_op_that_is_held() {
         let (cursor, a, b) = (at(NOW - 9 * HOUR), at(NOW - 8 * HOUR), at(NOW - 7 * HOUR));
-        let headers = SweepHeaders {
-            last_scanned: Some(at(NOW - HOUR)),
-            limited: true,
-            ..Default::default()
-        };
+        let headers =
+            SweepHeaders { last_scanned: Some(at(NOW - HOUR)), limited: true, ..Default::default() };
         let mut sweep = Sweep::answered(Some(cursor), headers, NOW);
         sweep.received(a);
         sweep.settled(a);
@@ -217,18 +181,12 @@ mod tests {
         assert!(run(cursor, SweepHeaders::default(), &[at(NOW - HOUR)]).more);
         assert!(!run(cursor, SweepHeaders::default(), &[at(NOW - 1000)]).more);
         assert!(!run(cursor, SweepHeaders::default(), &[]).more);
-        let limited = SweepHeaders {
-            limited: true,
-            ..Default::default()
-        };
+        let limited = SweepHeaders { limited: true, ..Default::default() };
         assert!(run(cursor, limited.clone(), &[at(NOW - 120_000)]).more);
         // A page that moved nothing is not asked for again at once.
         assert!(!run(cursor, limited, &[]).more);
-        let scanned = SweepHeaders {
-            limited: true,
-            last_scanned: Some(at(NOW - HOUR)),
-            ..Default::default()
-        };
+        let scanned =
+            SweepHeaders { limited: true, last_scanned: Some(at(NOW - HOUR)), ..Default::default() };
         assert!(run(cursor, scanned, &[]).more);
     }
 
@@ -240,14 +198,8 @@ mod tests {
             ("b".into(), at(NOW - 6 * HOUR)),
             ("c".into(), at(NOW - HOUR)),
         ];
-        let headers = SweepHeaders {
-            table_floors: floors.clone(),
-            ..Default::default()
-        };
-        assert_eq!(
-            run(Some(cursor), headers.clone(), &[op]).table_gaps,
-            [floors[1].clone()]
-        );
+        let headers = SweepHeaders { table_floors: floors.clone(), ..Default::default() };
+        assert_eq!(run(Some(cursor), headers.clone(), &[op]).table_gaps, [floors[1].clone()]);
         assert_eq!(run(None, headers, &[op]).table_gaps, []);
     }
 

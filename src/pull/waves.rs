@@ -31,15 +31,10 @@ type Pending<'a> = Vec<(Action, Cow<'a, Row>)>;
 
 /// The statements for records in their order of arrival; `now` is what an
 /// update of a row that is there leaves in the column that the node touches.
-pub fn plan<'a>(
-    records: impl Iterator<Item = (&'a Model, Action, &'a Row)>,
-    now: &str,
-) -> Vec<Step<'a>> {
+pub fn plan<'a>(records: impl Iterator<Item = (&'a Model, Action, &'a Row)>, now: &str) -> Vec<Step<'a>> {
     let mut keys: HashMap<(&str, &[String]), (&Model, Pending<'_>)> = HashMap::new();
     for (model, action, row) in records {
-        let (_, pending) = keys
-            .entry((&model.table, &row.key))
-            .or_insert((model, Vec::new()));
+        let (_, pending) = keys.entry((&model.table, &row.key)).or_insert((model, Vec::new()));
         join(pending, model, (action, row), now);
     }
     let mut waves: BTreeMap<(usize, &str, Action), Step<'a>> = BTreeMap::new();
@@ -47,11 +42,7 @@ pub fn plan<'a>(
         for (turn, (action, row)) in pending.into_iter().enumerate() {
             waves
                 .entry((turn, &model.table, action))
-                .or_insert_with(|| Step {
-                    model,
-                    action,
-                    rows: Vec::new(),
-                })
+                .or_insert_with(|| Step { model, action, rows: Vec::new() })
                 .rows
                 .push(row);
         }
@@ -66,9 +57,7 @@ pub fn plan<'a>(
 
 /// Adds one more thing to be done with a key.
 fn join<'a>(pending: &mut Pending<'a>, model: &Model, (action, row): (Action, &'a Row), now: &str) {
-    let superseded = pending
-        .last()
-        .map(|(last, row)| (*last, may_be_refused(row)));
+    let superseded = pending.last().map(|(last, row)| (*last, may_be_refused(row)));
     match (superseded, action) {
         // It is there for certain: a create does nothing.
         (Some((Action::Create | Action::Update, _)), Action::Create) => {}

@@ -22,10 +22,7 @@ pub(super) trait Records<'a> {
 pub(super) fn records<'a>(data: &'a str, into: &mut dyn Records<'a>) -> Result<(), RejectReason> {
     let mut stop = None;
     let mut json = serde_json::Deserializer::from_str(data);
-    let seed = Array {
-        into,
-        stop: &mut stop,
-    };
+    let seed = Array { into, stop: &mut stop };
     let walked = seed.deserialize(&mut json).and_then(|()| json.end());
     walked.map_err(|error| stop.unwrap_or_else(|| not_records(&error)))
 }
@@ -37,18 +34,14 @@ pub(super) fn object<'a>(
 ) -> Result<(), RejectReason> {
     let mut stop = None;
     let mut json = serde_json::Deserializer::from_str(raw);
-    let seed = Object {
-        entry,
-        stop: &mut stop,
-    };
+    let seed = Object { entry, stop: &mut stop };
     let walked = seed.deserialize(&mut json);
     walked.map_err(|_| stop.unwrap_or_else(|| wrong_type("an object", raw)))
 }
 
 /// The elements of one array.
 pub(super) fn array(raw: &str) -> Result<Vec<&str>, RejectReason> {
-    let items: Vec<&RawValue> =
-        serde_json::from_str(raw).map_err(|_| wrong_type("an array", raw))?;
+    let items: Vec<&RawValue> = serde_json::from_str(raw).map_err(|_| wrong_type("an array", raw))?;
     Ok(items.into_iter().map(RawValue::get).collect())
 }
 
@@ -64,9 +57,7 @@ pub(super) fn string(raw: &str) -> Result<Cow<'_, str>, RejectReason> {
 
 /// What stands between the quotes of a string literal, escapes as they are.
 pub(super) fn string_literal(raw: &str) -> Result<&str, RejectReason> {
-    raw.strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'))
-        .ok_or_else(|| wrong_type("a string", raw))
+    raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).ok_or_else(|| wrong_type("a string", raw))
 }
 
 /// The literal of a number.
@@ -161,10 +152,7 @@ impl<'a> Visitor<'a> for Array<'_, 'a> {
     fn visit_seq<A: SeqAccess<'a>>(self, mut seq: A) -> Result<(), A::Error> {
         let mut count = 0_usize;
         loop {
-            let record = Object {
-                entry: &mut |key, value| self.into.entry(key, value),
-                stop: self.stop,
-            };
+            let record = Object { entry: &mut |key, value| self.into.entry(key, value), stop: self.stop };
             if seq.next_element_seed(record)?.is_none() {
                 break;
             }

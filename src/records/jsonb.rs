@@ -70,11 +70,7 @@ mod tests {
             r#"["\udc00\ud800"]"#,
             r#"["\ud83d\ude00\ude00"]"#,
         ] {
-            assert_eq!(
-                fit_for_jsonb(text).unwrap_err().code,
-                NOT_STORABLE,
-                "{text}"
-            );
+            assert_eq!(fit_for_jsonb(text).unwrap_err().code, NOT_STORABLE, "{text}");
         }
     }
 

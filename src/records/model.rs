@@ -241,23 +241,13 @@ fn build_model(one: FileModel, structs: &Structs) -> Result<Model, String> {
     if key.is_empty() || key.len() == columns.len() {
         return Err(format!("{table}: needs a key, and a column besides it"));
     }
-    if !key
-        .iter()
-        .all(|k| matches!(columns[*k].kind, Kind::Text | Kind::Time))
-    {
+    if !key.iter().all(|k| matches!(columns[*k].kind, Kind::Text | Kind::Time)) {
         return Err(format!("{table}: a key is a text or a time"));
     }
     if touched.is_some_and(|t| key.contains(&t) || !matches!(columns[t].kind, Kind::Time)) {
         return Err(format!("{table}: `touched` is a time outside the key"));
     }
-    Ok(Model {
-        table,
-        columns,
-        key,
-        append_only: one.append_only,
-        touched,
-        names,
-    })
+    Ok(Model { table, columns, key, append_only: one.append_only, touched, names })
 }
 
 fn column_kind(column: &FileValue, structs: &Structs) -> Result<Kind, String> {
@@ -277,9 +267,7 @@ fn column_kind(column: &FileValue, structs: &Structs) -> Result<Kind, String> {
 
 fn named_struct(value: &FileValue, structs: &Structs) -> Result<Struct, String> {
     let found = value.of.as_ref().and_then(|name| structs.get(name));
-    found
-        .cloned()
-        .ok_or_else(|| format!("{}: which struct, defined above?", value.name))
+    found.cloned().ok_or_else(|| format!("{}: which struct, defined above?", value.name))
 }
 
 #[cfg(test)]
@@ -290,15 +278,7 @@ mod tests {
     fn the_compiled_in_file_is_sound() {
         parse(COMPILED_IN).unwrap();
         let tables: Vec<_> = models().iter().map(|m| m.table.as_str()).collect();
-        assert_eq!(
-            tables,
-            [
-                "uploads",
-                "qm_audio_analyses",
-                "audio_previews",
-                "storage_and_db_sizes"
-            ]
-        );
+        assert_eq!(tables, ["uploads", "qm_audio_analyses", "audio_previews", "storage_and_db_sizes"]);
         let uploads = models().get("uploads").unwrap();
         assert_eq!(uploads.columns[uploads.touched.unwrap()].name, "updated_at");
         assert!(models().get("Uploads").is_none());

@@ -28,16 +28,8 @@ pub fn upsert_sql(model: &Model) -> String {
             format!("{name} = excluded.{name}")
         }
     });
-    let key = model
-        .key
-        .iter()
-        .map(|k| quote_ident(&model.columns[*k].name));
-    format!(
-        "{} ON CONFLICT ({}) DO UPDATE SET {}",
-        insert_select(model),
-        comma(key),
-        comma(set)
-    )
+    let key = model.key.iter().map(|k| quote_ident(&model.columns[*k].name));
+    format!("{} ON CONFLICT ({}) DO UPDATE SET {}", insert_select(model), comma(key), comma(set))
 }
 
 /// Deletes the rows of the given keys. Parameters: a `text[]` for each column
@@ -66,11 +58,7 @@ fn insert_select(model: &Model) -> String {
         "INSERT INTO public.{} ({}) SELECT {} FROM unnest({}) r({})",
         quote_ident(&model.table),
         comma(columns().map(|c| quote_ident(&c.name))),
-        comma(
-            (1..)
-                .zip(columns())
-                .map(|(n, c)| format!("r.c{n}::{}", c.kind.pg_type()))
-        ),
+        comma((1..).zip(columns()).map(|(n, c)| format!("r.c{n}::{}", c.kind.pg_type()))),
         arrays(model.columns.len()),
         comma((1..=model.columns.len()).map(|n| format!("c{n}"))),
     )
@@ -104,10 +92,7 @@ mod tests {
             SELECT r.c1::text, r.c2::text, r.c3::text, r.c4::text, r.c5::timestamptz \
             FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) \
             r(c1, c2, c3, c4, c5)";
-        assert_eq!(
-            insert_sql(model),
-            format!("{insert} ON CONFLICT DO NOTHING")
-        );
+        assert_eq!(insert_sql(model), format!("{insert} ON CONFLICT DO NOTHING"));
         assert_eq!(
             upsert_sql(model),
             format!(
@@ -134,9 +119,7 @@ mod tests {
     fn columns_as_the_node_writes_them() {
         let recorded = include_str!("../../tests/fixtures/node-statements.txt");
         let quoted = |text: &str| -> Vec<String> {
-            text.split(',')
-                .map(|c| c.trim().trim_matches('"').to_owned())
-                .collect()
+            text.split(',').map(|c| c.trim().trim_matches('"').to_owned()).collect()
         };
         let mut seen: HashMap<&str, u32> = HashMap::new();
         for line in recorded.lines() {

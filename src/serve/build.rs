@@ -71,11 +71,7 @@ pub enum Failure {
 ///
 /// # Errors
 /// The database's, or no memory for the first op.
-pub async fn build(
-    lent: &mut Lent,
-    order: &Order<'_>,
-    reserved: &Reserved,
-) -> Result<Built, Failure> {
+pub async fn build(lent: &mut Lent, order: &Order<'_>, reserved: &Reserved) -> Result<Built, Failure> {
     let snapshot = lent.snapshot(LOCK_WAIT, READING).await?;
     let mut page = Reading {
         order,
@@ -97,8 +93,7 @@ pub async fn build(
     };
     let mut minimum = None;
     if let Some(after) = order.ask.after {
-        let (min, floors) =
-            tokio::join!(snapshot.minimum(order.now_ms), snapshot.floors_above(after));
+        let (min, floors) = tokio::join!(snapshot.minimum(order.now_ms), snapshot.floors_above(after));
         minimum = min?;
         page.built.floors = floors?;
     }
@@ -127,9 +122,7 @@ impl Reading<'_> {
     async fn read(&mut self, snapshot: &Snapshot<'_>) -> Result<Option<Limit>, Failure> {
         match self.scans(snapshot).await {
             // What came before the time was up is a page.
-            Err(Failure::Db(e)) if ops::is_out_of_time(&e) && self.scanned > 0 => {
-                Ok(Some(Limit::Time))
-            }
+            Err(Failure::Db(e)) if ops::is_out_of_time(&e) && self.scanned > 0 => Ok(Some(Limit::Time)),
             ended => ended,
         }
     }

@@ -68,9 +68,7 @@ pub fn full(page: Progress, row: Candidate) -> Option<Limit> {
         // A slice is finished where the first op was found in it.
         _ if page.scanned.is_multiple_of(SLICE_ROWS) => Some(Limit::Rows),
         _ if page.elapsed >= READING => Some(Limit::Time),
-        (_, Candidate::Op(bytes)) if page.bytes.saturating_add(bytes) > BODY_BYTES => {
-            Some(Limit::Bytes)
-        }
+        (_, Candidate::Op(bytes)) if page.bytes.saturating_add(bytes) > BODY_BYTES => Some(Limit::Bytes),
         _ => None,
     }
 }
@@ -153,9 +151,7 @@ impl Sending {
 /// be judged, by place.
 pub fn slowest(pages: &[Sending], chunk: usize) -> Option<usize> {
     let judged = pages.iter().enumerate().filter(|(_, p)| p.elapsed >= GRACE);
-    judged
-        .min_by(|(_, a), (_, b)| a.rate(chunk).total_cmp(&b.rate(chunk)))
-        .map(|(place, _)| place)
+    judged.min_by(|(_, a), (_, b)| a.rate(chunk).total_cmp(&b.rate(chunk))).map(|(place, _)| place)
 }
 
 #[cfg(test)]
@@ -164,12 +160,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn page(scanned: usize, ops: usize, bytes: usize, ms: u64) -> Progress {
-        Progress {
-            scanned,
-            ops,
-            bytes,
-            elapsed: Duration::from_millis(ms),
-        }
+        Progress { scanned, ops, bytes, elapsed: Duration::from_millis(ms) }
     }
 
     #[test]
@@ -177,17 +168,11 @@ mod tests {
         let op = Candidate::Op(1_000);
         assert_eq!(full(page(9_999, 1, 0, 0), op), None);
         assert_eq!(full(page(10_000, 1, 0, 0), op), Some(Limit::Rows));
-        assert_eq!(
-            full(page(10_000, 1, 0, 0), Candidate::LeftOut),
-            Some(Limit::Rows)
-        );
+        assert_eq!(full(page(10_000, 1, 0, 0), Candidate::LeftOut), Some(Limit::Rows));
         assert_eq!(full(page(5, 1, 0, 2_999), op), None);
         assert_eq!(full(page(5, 1, 0, 3_000), op), Some(Limit::Time));
         assert_eq!(full(page(5, 1, BODY_BYTES - 1_000, 0), op), None);
-        assert_eq!(
-            full(page(5, 1, BODY_BYTES - 999, 0), op),
-            Some(Limit::Bytes)
-        );
+        assert_eq!(full(page(5, 1, BODY_BYTES - 999, 0), op), Some(Limit::Bytes));
         assert_eq!(full(page(5, 1, BODY_BYTES, 0), Candidate::LeftOut), None);
     }
 
@@ -201,10 +186,7 @@ mod tests {
         assert_eq!(full(page(0, 0, 0, 9_000), out), None);
         // The slice in which the first op was found is finished.
         assert_eq!(full(page(25_000, 1, 0, 0), Candidate::Op(1)), None);
-        assert_eq!(
-            full(page(30_000, 1, 0, 0), Candidate::Op(1)),
-            Some(Limit::Rows)
-        );
+        assert_eq!(full(page(30_000, 1, 0, 0), Candidate::Op(1)), Some(Limit::Rows));
     }
 
     /// With half a second for the lock, the slowest two parts in a row end
@@ -243,21 +225,9 @@ mod tests {
     #[test]
     fn a_stuck_reader_is_slower_than_an_honest_one() {
         let ms = Duration::from_millis;
-        let stuck = Sending {
-            elapsed: ms(300),
-            sent: 2_500_000,
-            idle: ms(299),
-        };
-        let honest = Sending {
-            elapsed: ms(300),
-            sent: 400_000,
-            idle: ms(20),
-        };
-        let fresh = Sending {
-            elapsed: ms(10),
-            sent: 0,
-            idle: ms(10),
-        };
+        let stuck = Sending { elapsed: ms(300), sent: 2_500_000, idle: ms(299) };
+        let honest = Sending { elapsed: ms(300), sent: 400_000, idle: ms(20) };
+        let fresh = Sending { elapsed: ms(10), sent: 0, idle: ms(10) };
         assert_eq!(slowest(&[honest, stuck, fresh], 65_536), Some(1));
         assert_eq!(slowest(&[fresh], 65_536), None);
         assert_eq!(slowest(&[], 65_536), None);

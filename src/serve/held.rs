@@ -51,12 +51,7 @@ impl Memory {
     /// An unused budget that shows itself in `held` and counts the
     /// connections that it ends in `dropped`.
     pub fn new(held: IntGauge, dropped: IntCounterVec) -> Self {
-        Self(Arc::new(Shared {
-            pages: Mutex::default(),
-            freed: Notify::new(),
-            held,
-            dropped,
-        }))
+        Self(Arc::new(Shared { pages: Mutex::default(), freed: Notify::new(), held, dropped }))
     }
 
     /// Reserves `bytes` for a page that answers on `conn`, waiting until
@@ -65,18 +60,10 @@ impl Memory {
         let reserved = {
             let mut pages = self.0.pages();
             pages.next += 1;
-            let page = Page {
-                conn: conn.clone(),
-                bytes: 0,
-                sending: None,
-                dying: false,
-            };
+            let page = Page { conn: conn.clone(), bytes: 0, sending: None, dying: false };
             let id = pages.next;
             pages.by_id.insert(id, page);
-            Reserved {
-                shared: self.0.clone(),
-                id,
-            }
+            Reserved { shared: self.0.clone(), id }
         };
         reserved.grow(bytes, until).await.then_some(reserved)
     }
@@ -89,12 +76,7 @@ impl Shared {
 
     /// Ends the slowest connections until `missing` bytes will come free.
     fn end_slowest(&self, pages: &mut Pages, missing: usize, now: Instant) {
-        let mut coming: usize = pages
-            .by_id
-            .values()
-            .filter(|p| p.dying)
-            .map(|p| p.bytes)
-            .sum();
+        let mut coming: usize = pages.by_id.values().filter(|p| p.dying).map(|p| p.bytes).sum();
         while coming < missing {
             let (ids, sending) = pages.candidates(now);
             let slowest = decide::slowest(&sending, CHUNK).and_then(|place| ids.get(place));
@@ -181,24 +163,14 @@ impl Reserved {
         let now = Instant::now();
         if let Some(page) = self.shared.pages().by_id.get_mut(&self.id) {
             page.bytes = bytes;
-            page.sending = Some(Since {
-                handed: now,
-                last: now,
-                sent: 0,
-            });
+            page.sending = Some(Since { handed: now, last: now, sent: 0 });
         }
         self.shared.held.add(gauge(bytes));
         // What was reserved beyond the page is free again.
         self.shared.freed.notify_waiters();
         let page = Arc::new(self);
-        let held = |bytes| Chunk {
-            bytes,
-            page: page.clone(),
-        };
-        chunks
-            .into_iter()
-            .map(|bytes| Bytes::from_owner(held(bytes)))
-            .collect()
+        let held = |bytes| Chunk { bytes, page: page.clone() };
+        chunks.into_iter().map(|bytes| Bytes::from_owner(held(bytes))).collect()
     }
 }
 

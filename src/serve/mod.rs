@@ -77,10 +77,7 @@ impl Serve {
         metrics: Metrics,
         peers: watch::Receiver<Option<Arc<PeerSet>>>,
     ) -> Self {
-        let memory = Memory::new(
-            metrics.built_page_bytes.clone(),
-            metrics.responses_dropped.clone(),
-        );
+        let memory = Memory::new(metrics.built_page_bytes.clone(), metrics.responses_dropped.clone());
         Self {
             db,
             self_host,
@@ -169,11 +166,7 @@ impl Serve {
     async fn build(&self, ask: &Ask, reserved: &Reserved) -> Result<Built, Miss> {
         let client = self.db.client().await.map_err(|e| miss(e.into()))?;
         let mut lent = Lent::new(client);
-        let order = Order {
-            ask,
-            self_host: &self.self_host,
-            now_ms: self.clock.now_ms(),
-        };
+        let order = Order { ask, self_host: &self.self_host, now_ms: self.clock.now_ms() };
         let built = build::build(&mut lent, &order, reserved).await;
         let built = built.map_err(miss)?;
         lent.give_back();

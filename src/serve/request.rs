@@ -141,14 +141,8 @@ mod tests {
         assert_eq!(at(&format!("{base}?after")), None);
         assert_eq!(at(&format!("{base}?before=x")), None);
         assert_eq!(at(&format!("{base}?after={ulid}")), OpUlid::parse(ulid));
-        assert_eq!(
-            at(&format!("{base}?x=1&after={ulid}&after=zzz")),
-            OpUlid::parse(ulid)
-        );
-        assert_eq!(
-            at(&format!("{base}?after=%3{}", &format!("0{}", &ulid[1..]))),
-            OpUlid::parse(ulid)
-        );
+        assert_eq!(at(&format!("{base}?x=1&after={ulid}&after=zzz")), OpUlid::parse(ulid));
+        assert_eq!(at(&format!("{base}?after=%3{}", &format!("0{}", &ulid[1..]))), OpUlid::parse(ulid));
     }
 
     #[test]
@@ -180,28 +174,12 @@ mod tests {
             let headers = [("accept-encoding", value)];
             get(PATH, &headers).unwrap().encoding
         };
-        for yes in [
-            "gzip",
-            "GZIP",
-            "br, gzip",
-            "gzip;q=0.1",
-            "gzip ; q=1",
-            "x-gzip",
-            "*",
-            "deflate;q=0, *;q=0.5",
-        ] {
+        for yes in
+            ["gzip", "GZIP", "br, gzip", "gzip;q=0.1", "gzip ; q=1", "x-gzip", "*", "deflate;q=0, *;q=0.5"]
+        {
             assert_eq!(with(yes), Encoding::Gzip, "{yes}");
         }
-        for no in [
-            "",
-            "br",
-            "gzip;q=0",
-            "gzip;q=0.000",
-            "*;q=0",
-            "gzip;q=0, *",
-            "gzip;q=x",
-            "gzipped",
-        ] {
+        for no in ["", "br", "gzip;q=0", "gzip;q=0.000", "*;q=0", "gzip;q=0, *", "gzip;q=x", "gzipped"] {
             assert_eq!(with(no), Encoding::Identity, "{no}");
         }
         assert_eq!(get(PATH, &[]).unwrap().encoding, Encoding::Identity);
@@ -210,10 +188,7 @@ mod tests {
     #[test]
     fn who_asks() {
         let with = |value: &str| get(PATH, &[("user-agent", value)]).unwrap().agent;
-        assert_eq!(
-            with("mediorum https://N1.example/"),
-            Host::parse("https://n1.example")
-        );
+        assert_eq!(with("mediorum https://N1.example/"), Host::parse("https://n1.example"));
         assert_eq!(with("curl/8"), None);
         assert_eq!(with("mediorum x"), None);
     }

@@ -20,10 +20,7 @@ pub fn page_headers(built: &Built, encoding: Encoding) -> Response<Body> {
     let mut response = Response::new(Body::default());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(
-        CACHE_CONTROL,
-        HeaderValue::from_static("public, max-age=300"),
-    );
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"));
     headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     if encoding == Encoding::Gzip {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
@@ -86,10 +83,7 @@ pub fn overloaded() -> Response<Body> {
 
 /// 500.
 pub fn failed() -> Response<Body> {
-    http::error(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "the log could not be read",
-    )
+    http::error(StatusCode::INTERNAL_SERVER_ERROR, "the log could not be read")
 }
 
 fn later(words: &str, seconds: &'static str) -> Response<Body> {

@@ -7,11 +7,8 @@ use super::{Env, Origin, Problem, Problems, Settings, Source, Warning};
 use std::net::SocketAddr;
 
 /// Variables that begin so are near ours: an unknown one is likely a mistake.
-const NEAR: [&str; 3] = [
-    "OPENAUDIO_MEDIORUM_OPS_",
-    "OPENAUDIO_MEDIORUM_DORMANT_",
-    "OPENAUDIO_MEDIORUM_SIDECAR_",
-];
+const NEAR: [&str; 3] =
+    ["OPENAUDIO_MEDIORUM_OPS_", "OPENAUDIO_MEDIORUM_DORMANT_", "OPENAUDIO_MEDIORUM_SIDECAR_"];
 /// Others of the node's storage service are near when they are this close to
 /// one of ours, in letters changed.
 const NEAR_LETTERS: usize = 2;
@@ -70,14 +67,9 @@ pub(super) fn combinations(settings: &mut Settings, origins: &[Shown], found: &m
     if usable("listen")
         && usable("admin_listen")
         && same_place(settings.listen, settings.admin_listen)
-        && let (Some(origin), Some(entry)) =
-            (origin_of(origins, "admin_listen"), entry("admin_listen"))
+        && let (Some(origin), Some(entry)) = (origin_of(origins, "admin_listen"), entry("admin_listen"))
     {
-        let why = format!(
-            "it takes the same port as {} = {}",
-            written("listen"),
-            settings.listen
-        );
+        let why = format!("it takes the same port as {} = {}", written("listen"), settings.listen);
         let text = settings.admin_listen.to_string();
         found.problems.push(Problem {
             allowed: "two different ports".to_owned(),
@@ -87,11 +79,7 @@ pub(super) fn combinations(settings: &mut Settings, origins: &[Shown], found: &m
     if settings.tls_self_signed && settings.env != Env::Dev {
         found.warnings.push(Warning::new(
             "tls_self_signed_ignored",
-            format!(
-                "{} is on and has no effect: {} is not dev",
-                written("tls_self_signed"),
-                written("env")
-            ),
+            format!("{} is on and has no effect: {} is not dev", written("tls_self_signed"), written("env")),
             "peers' certificates are verified; turn it off to be rid of this",
         ));
     }
@@ -120,9 +108,7 @@ fn guess(name: &str, known: &[&str]) -> String {
         .map(|known| (distance(name, known), known))
         .min_by_key(|(distance, _)| *distance)
         .filter(|(distance, _)| *distance <= NEAR_LETTERS.max(name.len() / 8));
-    near.map_or(String::new(), |(_, known)| {
-        format!("; did you mean {known}?")
-    })
+    near.map_or(String::new(), |(_, known)| format!("; did you mean {known}?"))
 }
 
 /// Letters to add, drop or change to turn one name into the other.

@@ -67,10 +67,7 @@ pub struct DbTarget {
 impl DbTarget {
     /// `host:port/database` of the first host: for messages, without secrets.
     pub fn shown(&self) -> String {
-        let (host, port) = self
-            .hosts
-            .first()
-            .map_or(("?", 0), |(h, p)| (h.as_str(), *p));
+        let (host, port) = self.hosts.first().map_or(("?", 0), |(h, p)| (h.as_str(), *p));
         format!("{host}:{port}/{}", self.dbname.as_deref().unwrap_or("?"))
     }
 

@@ -40,9 +40,7 @@ fn sum(mut rest: &str) -> Result<u128, String> {
         if whole.is_empty() && fraction.is_empty() {
             return Err("it is no duration".into());
         }
-        let end = after
-            .find(|c: char| c == '.' || c.is_ascii_digit())
-            .unwrap_or(after.len());
+        let end = after.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(after.len());
         let (unit, after) = after.split_at(end);
         let unit = unit_nanos(unit)?;
         let whole = if whole.is_empty() { "0" } else { whole };
@@ -60,9 +58,7 @@ fn sum(mut rest: &str) -> Result<u128, String> {
 }
 
 fn digits(text: &str) -> (&str, &str) {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     text.split_at(end)
 }
 
@@ -114,10 +110,7 @@ mod tests {
             assert_eq!(parse(text), Ok(Duration::from_millis(ms)), "{text}");
         }
         assert_eq!(parse("0.000000001s"), Ok(Duration::from_nanos(1)));
-        assert_eq!(
-            parse("9223372036854775807ns"),
-            Ok(Duration::from_nanos(i64::MAX as u64))
-        );
+        assert_eq!(parse("9223372036854775807ns"), Ok(Duration::from_nanos(i64::MAX as u64)));
     }
 
     #[test]

@@ -16,11 +16,7 @@ pub fn toml() -> String {
             Shape::Switch => value.to_owned(),
             _ => format!("{value:?}"),
         };
-        let unset = if entry.default.is_none() {
-            " Not set by default."
-        } else {
-            ""
-        };
+        let unset = if entry.default.is_none() { " Not set by default." } else { "" };
         // Writing to a String cannot fail.
         let _ = write!(
             text,
@@ -40,13 +36,8 @@ pub fn markdown() -> String {
         "| environment | flag | file key | default | meaning | allowed |\n|---|---|---|---|---|---|\n",
     );
     for entry in TABLE {
-        let default = entry
-            .default
-            .map_or("not set".into(), |text| format!("`{text}`"));
-        let names: Vec<String> = variables(entry)
-            .iter()
-            .map(|name| format!("`{name}`"))
-            .collect();
+        let default = entry.default.map_or("not set".into(), |text| format!("`{text}`"));
+        let names: Vec<String> = variables(entry).iter().map(|name| format!("`{name}`")).collect();
         let _ = writeln!(
             text,
             "| {} | `--{}` | `{}` | {default} | {} | {} |",
@@ -66,12 +57,7 @@ pub fn help(entry: &Entry) -> String {
         Some(text) => format!("default {text}"),
         None => "not set by default".into(),
     };
-    format!(
-        "{}: {} [{}; {default}]",
-        sentence(entry.meaning),
-        entry.allowed,
-        variables(entry).join(", ")
-    )
+    format!("{}: {} [{}; {default}]", sentence(entry.meaning), entry.allowed, variables(entry).join(", "))
 }
 
 fn variables(entry: &Entry) -> Vec<String> {
@@ -103,10 +89,7 @@ mod tests {
             std::fs::write(&path, &want).unwrap();
             return;
         }
-        let differs = have
-            .lines()
-            .zip(want.lines())
-            .position(|(have, want)| have != want);
+        let differs = have.lines().zip(want.lines()).position(|(have, want)| have != want);
         assert!(
             have == want,
             "{file} is not what the table of settings says, first at line {}; write it with \
@@ -125,9 +108,7 @@ mod tests {
     #[test]
     fn the_readme_is_the_tables() {
         hold("README.md", |have| {
-            let (before, rest) = have
-                .split_once(BEGIN)
-                .expect("README has <!-- settings -->");
+            let (before, rest) = have.split_once(BEGIN).expect("README has <!-- settings -->");
             let (_, after) = rest.split_once(END).expect("README has <!-- /settings -->");
             format!("{before}{BEGIN}{}{END}{after}", markdown())
         });

@@ -72,12 +72,7 @@ pub fn load(source: &Source) -> Result<Loaded, Problems> {
     if !found.problems.is_empty() {
         return Err(found);
     }
-    Ok(Loaded {
-        settings,
-        origins,
-        warnings: found.warnings,
-        file: file.path,
-    })
+    Ok(Loaded { settings, origins, warnings: found.warnings, file: file.path })
 }
 
 /// Where a setting came from, by its key.
@@ -141,10 +136,7 @@ fn from_environment(entry: &Entry, source: &Source, found: &mut Problems) -> Opt
             None => given = Some((origin, text.to_owned())),
             Some((first, value)) if value != text => found.warnings.push(Warning::new(
                 "variable_shadowed",
-                format!(
-                    "{} goes before {name}, and they differ",
-                    first.written(entry)
-                ),
+                format!("{} goes before {name}, and they differ", first.written(entry)),
                 "set one of them only",
             )),
             Some(_) => {}
@@ -153,10 +145,7 @@ fn from_environment(entry: &Entry, source: &Source, found: &mut Problems) -> Opt
     let Some((variable, path)) = secret_file(entry, source) else {
         return given;
     };
-    let origin = Origin::SecretFile {
-        variable,
-        path: path.clone(),
-    };
+    let origin = Origin::SecretFile { variable, path: path.clone() };
     let why = match (&given, (source.read)(&path)) {
         (Some((other, _)), _) => format!("{} is set too", other.written(entry)),
         (None, Err(error)) => format!("the file cannot be read: {error}"),
@@ -179,12 +168,7 @@ fn secret_file(entry: &Entry, source: &Source) -> Option<(String, PathBuf)> {
 
 /// Puts an entry's default, then its given value, into the settings. A value
 /// that cannot be used leaves the default there, for the checks that follow.
-fn set(
-    entry: &Entry,
-    given: Option<Given>,
-    settings: &mut Settings,
-    found: &mut Problems,
-) -> Shown {
+fn set(entry: &Entry, given: Option<Given>, settings: &mut Settings, found: &mut Problems) -> Shown {
     let defaulted = entry.default.map(|text| (Origin::Default, text.to_owned()));
     let mut value = None;
     let mut origin = Origin::Default;
@@ -226,10 +210,7 @@ fn read_file(source: &Source, found: &mut Problems) -> File {
         Err(error) => format!("it cannot be read: {error}"),
         Ok(text) => match text.parse() {
             Ok(values) => {
-                return File {
-                    path: Some(path.to_owned()),
-                    values,
-                };
+                return File { path: Some(path.to_owned()), values };
             }
             // Its own text quotes the line, which may hold a password.
             Err(error) => at_line(&text, &error),

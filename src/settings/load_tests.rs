@@ -6,17 +6,12 @@ use std::io;
 
 /// A source of nothing but these variables and files.
 fn source(env: &[(&str, &str)], files: &[(&str, &str)]) -> Source {
-    let files: BTreeMap<PathBuf, String> = files
-        .iter()
-        .map(|(path, text)| (PathBuf::from(path), (*text).to_owned()))
-        .collect();
+    let files: BTreeMap<PathBuf, String> =
+        files.iter().map(|(path, text)| (PathBuf::from(path), (*text).to_owned())).collect();
     Source {
         flags: BTreeMap::new(),
         config: None,
-        env: env
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), OsString::from(value)))
-            .collect(),
+        env: env.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect(),
         read: Box::new(move |path| {
             let text = files.get(path).cloned();
             text.ok_or_else(|| io::Error::from(ErrorKind::NotFound))
@@ -38,12 +33,7 @@ fn codes(loaded: &Loaded) -> Vec<&str> {
 
 #[test]
 fn nothing_set_is_the_defaults() {
-    let Loaded {
-        settings,
-        origins,
-        warnings,
-        file,
-    } = ours(&[]);
+    let Loaded { settings, origins, warnings, file } = ours(&[]);
     assert_eq!(settings.listen.to_string(), "0.0.0.0:1992");
     assert_eq!(settings.admin_listen.to_string(), "127.0.0.1:9464");
     assert_eq!(settings.sweep_interval, Duration::from_secs(600));
@@ -80,10 +70,7 @@ fn flag_then_environment_then_file_then_default() {
     assert_eq!(loaded.file, Some(DEFAULT_FILE.into()));
     let origin = |key| origin_of(&loaded.origins, key).unwrap().to_string();
     assert_eq!(origin("listen"), "command line");
-    assert_eq!(
-        origin("admin_listen"),
-        "environment OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN"
-    );
+    assert_eq!(origin("admin_listen"), "environment OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN");
     assert_eq!(origin("node_url"), "file /etc/opsward/opsward.toml");
     assert_eq!(origin("env"), "default");
 }
@@ -95,10 +82,7 @@ fn the_nodes_other_names_hold_too_and_the_first_goes_before() {
     let loaded = ours(&[("creatorNodeEndpoint", "https://C.example/")]);
     let host = loaded.settings.node_endpoint.as_ref().unwrap();
     assert_eq!(host.as_str(), "https://c.example");
-    let loaded = ours(&[
-        ("nodeEndpoint", "https://b"),
-        ("creatorNodeEndpoint", "https://c"),
-    ]);
+    let loaded = ours(&[("nodeEndpoint", "https://b"), ("creatorNodeEndpoint", "https://c")]);
     let host = loaded.settings.node_endpoint.as_ref().unwrap();
     assert_eq!(host.as_str(), "https://b");
     assert_eq!(codes(&loaded), ["variable_shadowed"]);
@@ -106,10 +90,8 @@ fn the_nodes_other_names_hold_too_and_the_first_goes_before() {
 
 #[test]
 fn an_empty_variable_is_unset() {
-    let env: Vec<(&str, &str)> = TABLE
-        .iter()
-        .flat_map(|entry| entry.env.iter().map(|name| (*name, "")))
-        .collect();
+    let env: Vec<(&str, &str)> =
+        TABLE.iter().flat_map(|entry| entry.env.iter().map(|name| (*name, ""))).collect();
     let loaded = ours(&env);
     assert!(loaded.origins.iter().all(|s| s.origin == Origin::Default));
 }
@@ -125,10 +107,7 @@ fn all_that_is_wrong_is_said_together() {
             ("nodeEndpoint", "https://me:hunter2@h"),
             ("OPENAUDIO_MEDIORUM_SIDECAR_LISTEN", "0.0.0.0:9464"),
         ],
-        &[(
-            "/my.toml",
-            "lisen = '1'\nread_only = 'yes'\nsweep_peers = 1.5\nenv = 'moon'",
-        )],
+        &[("/my.toml", "lisen = '1'\nread_only = 'yes'\nsweep_peers = 1.5\nenv = 'moon'")],
     );
     source.config = Some("/my.toml".into());
     source.flags.insert("pgdata_path", "here".into());
@@ -179,18 +158,9 @@ fn a_secret_from_a_file() {
     let file = [("/run/secrets/db", "postgres://u:hunter2@h/d\n")];
     let loaded = load(&source(&env, &file)).unwrap();
     let shown = &loaded.origins[0];
-    assert_eq!(
-        loaded.settings.db.password.as_ref().unwrap().reveal(),
-        "hunter2"
-    );
-    assert_eq!(
-        shown.value.as_deref(),
-        Some("postgresql://u:***@h:5432/d?sslmode=prefer")
-    );
-    assert_eq!(
-        shown.origin.to_string(),
-        "file /run/secrets/db named by OPENAUDIO_DB_URL_FILE"
-    );
+    assert_eq!(loaded.settings.db.password.as_ref().unwrap().reveal(), "hunter2");
+    assert_eq!(shown.value.as_deref(), Some("postgresql://u:***@h:5432/d?sslmode=prefer"));
+    assert_eq!(shown.origin.to_string(), "file /run/secrets/db named by OPENAUDIO_DB_URL_FILE");
     insta::assert_snapshot!(problems(&source(&env, &[])), @r#"
     1 setting cannot be used:
       OPENAUDIO_DB_URL_FILE = "/run/secrets/db" (file /run/secrets/db): the file cannot be read: entity not found; allowed: OPENAUDIO_DB_URL or this, a readable file
@@ -208,9 +178,7 @@ fn a_variable_that_is_not_utf8_is_said() {
     use std::os::unix::ffi::OsStringExt;
     let mut source = source(&[], &[]);
     let value = OsString::from_vec(vec![b'/', 0xff]);
-    source
-        .env
-        .insert("OPENAUDIO_MEDIORUM_PGDATA_PATH".into(), value);
+    source.env.insert("OPENAUDIO_MEDIORUM_PGDATA_PATH".into(), value);
     assert!(problems(&source).contains("not UTF-8"));
 }
 
@@ -239,19 +207,9 @@ fn combinations_without_effect_warn() {
         ("OPENAUDIO_MEDIORUM_PEERS", "https://A/,https://b"),
         ("OPENAUDIO_DB_URL", "postgres://h/d?pool_max_conns=3"),
     ]);
-    assert_eq!(
-        codes(&loaded),
-        [
-            "setting_partly_ignored",
-            "tls_self_signed_ignored",
-            "peers_name_self"
-        ]
-    );
+    assert_eq!(codes(&loaded), ["setting_partly_ignored", "tls_self_signed_ignored", "peers_name_self"]);
     assert_eq!(loaded.settings.peers.map(|p| p.len()), Some(1));
-    let dev = ours(&[
-        ("OPENAUDIO_TLS_SELF_SIGNED", "1"),
-        ("OPENAUDIO_ENV", "local"),
-    ]);
+    let dev = ours(&[("OPENAUDIO_TLS_SELF_SIGNED", "1"), ("OPENAUDIO_ENV", "local")]);
     assert_eq!(codes(&dev), [""; 0]);
 }
 

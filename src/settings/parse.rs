@@ -28,8 +28,7 @@ pub fn boolean(text: &str) -> Parsed<bool> {
 
 /// An address and a port to listen on.
 pub fn listen(text: &str) -> Parsed<SocketAddr> {
-    text.parse()
-        .map_err(|_| "it is no IP address with a port".into())
+    text.parse().map_err(|_| "it is no IP address with a port".into())
 }
 
 /// A node's own URL.
@@ -157,10 +156,7 @@ mod tests {
         let some = peers(" https://A.example/, ,https://b.example,https://a.example").unwrap();
         let texts: Vec<&str> = some.iter().map(Host::as_str).collect();
         assert_eq!(texts, ["https://a.example", "https://b.example"]);
-        assert_eq!(
-            peers("https://a.example,none"),
-            Err("its part 2 is no URL".into())
-        );
+        assert_eq!(peers("https://a.example,none"), Err("its part 2 is no URL".into()));
         assert_eq!(peers(" , "), Err("it names no peer".into()));
     }
 
@@ -168,10 +164,7 @@ mod tests {
     fn filters() {
         let filter = log_filter("DEBUG, hyper=trace").unwrap();
         let filter: Vec<(&str, &str)> = filter.iter().map(|(t, l)| (t.as_str(), *l)).collect();
-        assert_eq!(
-            filter,
-            [("", "warn"), ("opsward", "debug"), ("hyper", "trace")]
-        );
+        assert_eq!(filter, [("", "warn"), ("opsward", "debug"), ("hyper", "trace")]);
         assert_eq!(log_filter("off").unwrap()[0], (String::new(), "off"));
         for text in ["", "loud", "a=loud", "=info", "a b=info", "info,,warn"] {
             assert!(log_filter(text).is_err(), "{text}");
@@ -180,10 +173,7 @@ mod tests {
 
     #[test]
     fn urls_and_paths() {
-        assert_eq!(
-            base_url("http://localhost:80").unwrap().as_str(),
-            "http://localhost/"
-        );
+        assert_eq!(base_url("http://localhost:80").unwrap().as_str(), "http://localhost/");
         for text in ["localhost:80", "http://u:p@h", "unix:///x", "http://h/?q"] {
             assert!(base_url(text).is_err(), "{text}");
         }

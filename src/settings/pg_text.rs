@@ -84,11 +84,7 @@ fn read_hosts(places: &str, raw: &mut Raw) -> Result<(), String> {
 }
 
 fn named(key: String) -> String {
-    if key == "dbname" {
-        "database".into()
-    } else {
-        key
-    }
+    if key == "dbname" { "database".into() } else { key }
 }
 
 fn decode(text: &str) -> Result<String, String> {
@@ -116,9 +112,7 @@ fn read_pairs(text: &str) -> Result<Raw, String> {
         return Err("it is neither a URL nor key=value pairs".into());
     }
     while !rest.is_empty() {
-        let (key, after) = rest
-            .split_once('=')
-            .ok_or("it is neither a URL nor key=value pairs")?;
+        let (key, after) = rest.split_once('=').ok_or("it is neither a URL nor key=value pairs")?;
         let key = key.trim_matches(SPACE);
         if key.is_empty() {
             return Err("a value in it has no key".into());
@@ -188,11 +182,7 @@ fn words(text: &str) -> Vec<String> {
             words.extend(word.take());
             continue;
         }
-        let c = if c == '\\' {
-            chars.next().unwrap_or('\\')
-        } else {
-            c
-        };
+        let c = if c == '\\' { chars.next().unwrap_or('\\') } else { c };
         word.get_or_insert_default().push(c);
     }
     words.extend(word);

@@ -115,16 +115,12 @@ fn connect_timeout(raw: &mut Raw, notes: &mut Vec<String>) -> Result<Duration, S
     let Some(text) = take(raw, "connect_timeout") else {
         return Ok(CONNECT_TIMEOUT);
     };
-    let seconds: u64 = text
-        .parse()
-        .map_err(|_| "connect_timeout is no number of seconds")?;
+    let seconds: u64 = text.parse().map_err(|_| "connect_timeout is no number of seconds")?;
     if (1..=MAX_CONNECT_TIMEOUT_S).contains(&seconds) {
         return Ok(Duration::from_secs(seconds));
     }
     // Zero is "no limit" there.
-    notes.push(format!(
-        "connect_timeout is cut to {MAX_CONNECT_TIMEOUT_S} s"
-    ));
+    notes.push(format!("connect_timeout is cut to {MAX_CONNECT_TIMEOUT_S} s"));
     Ok(Duration::from_secs(MAX_CONNECT_TIMEOUT_S))
 }
 
@@ -136,9 +132,7 @@ fn tls(raw: &mut Raw, hosts: &[(String, u16)]) -> Result<(TlsMode, Option<PathBu
         Some("verify-ca") => TlsMode::VerifyCa,
         Some("verify-full") => TlsMode::VerifyFull,
         Some(_) => {
-            return Err(
-                "sslmode is none of disable, allow, prefer, require, verify-ca, verify-full".into(),
-            );
+            return Err("sslmode is none of disable, allow, prefer, require, verify-ca, verify-full".into());
         }
     };
     let root = take(raw, "sslrootcert");
@@ -183,8 +177,7 @@ fn params(mut raw: Raw, notes: &mut Vec<String>) -> Result<Vec<(String, String)>
     ignored.dedup();
     for (key, value) in &params {
         let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
-        if !key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') || !key.chars().all(fits)
-        {
+        if !key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') || !key.chars().all(fits) {
             return Err("a key in it is no name of a parameter; \
                         in a password / ? # @ are written %2F %3F %23 %40"
                 .into());
@@ -194,10 +187,7 @@ fn params(mut raw: Raw, notes: &mut Vec<String>) -> Result<Vec<(String, String)>
         }
     }
     if !ignored.is_empty() {
-        notes.push(format!(
-            "{} in it: of no use to opsward, ignored",
-            ignored.join(", ")
-        ));
+        notes.push(format!("{} in it: of no use to opsward, ignored", ignored.join(", ")));
     }
     Ok(params)
 }

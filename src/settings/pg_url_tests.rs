@@ -13,10 +13,7 @@ fn error(text: &str) -> String {
 fn a_plain_url() {
     let t = target("postgres://me:p%40ss%2F@db.example:6000/the%20db?sslmode=require");
     assert_eq!(t.hosts, [("db.example".to_owned(), 6000)]);
-    assert_eq!(
-        (t.user.as_str(), t.dbname.as_deref()),
-        ("me", Some("the db"))
-    );
+    assert_eq!((t.user.as_str(), t.dbname.as_deref()), ("me", Some("the db")));
     assert_eq!(t.password.unwrap().reveal(), "p@ss/");
     assert_eq!(t.tls, TlsMode::Require);
     assert_eq!(t.connect_timeout, CONNECT_TIMEOUT);
@@ -31,10 +28,7 @@ fn hosts_as_pgx_pairs_them() {
     assert_eq!(hosts("postgres://a:1,b:2/d"), ["a 1", "b 2"]);
     assert_eq!(hosts("postgres://a,b:2/d"), ["a 2", "b 2"]);
     assert_eq!(hosts("postgres://a,b/d"), ["a 5432", "b 5432"]);
-    assert_eq!(
-        hosts("postgres://[::1]:7,[fe80::1]/d"),
-        ["::1 7", "fe80::1 7"]
-    );
+    assert_eq!(hosts("postgres://[::1]:7,[fe80::1]/d"), ["::1 7", "fe80::1 7"]);
     assert_eq!(hosts("postgres:///d"), ["localhost 5432"]);
     assert_eq!(hosts("postgres://u@:9/d"), ["localhost 9"]);
     assert_eq!(hosts("postgres://a:1/d?host=/run/pg&port=2"), ["/run/pg 2"]);
@@ -78,11 +72,7 @@ fn certificates() {
 fn keywords_and_values() {
     let t = target(r" host = h  user=u password='a \' b\\' dbname=d\ e ");
     assert_eq!(t.password.unwrap().reveal(), r"a ' b\");
-    assert_eq!(
-        t.dbname.as_deref(),
-        Some(r"d\ e"),
-        "pgx keeps that backslash"
-    );
+    assert_eq!(t.dbname.as_deref(), Some(r"d\ e"), "pgx keeps that backslash");
     let t = target("user=u");
     assert_eq!(t.dbname.as_deref(), Some("u"), "as the server does");
     let t = target("user=u password=http://x");
@@ -105,26 +95,12 @@ fn what_is_ignored_is_said_and_the_rest_is_a_parameter() {
          &options=-c%20geqo%3Doff%20--join-collapse-limit=3&connect_timeout=0",
     )
     .unwrap();
-    let params: Vec<(&str, &str)> = parsed
-        .target
-        .params
-        .iter()
-        .map(|(k, v)| (k.as_str(), v.as_str()))
-        .collect();
-    assert_eq!(
-        params,
-        [
-            ("geqo", "off"),
-            ("join_collapse_limit", "3"),
-            ("work_mem", "64MB")
-        ]
-    );
+    let params: Vec<(&str, &str)> =
+        parsed.target.params.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    assert_eq!(params, [("geqo", "off"), ("join_collapse_limit", "3"), ("work_mem", "64MB")]);
     assert_eq!(
         parsed.notes,
-        [
-            "connect_timeout is cut to 60 s",
-            "application_name, pool_* in it: of no use to opsward, ignored"
-        ]
+        ["connect_timeout is cut to 60 s", "application_name, pool_* in it: of no use to opsward, ignored"]
     );
     assert_eq!(target("connect_timeout=7").connect_timeout.as_secs(), 7);
 }

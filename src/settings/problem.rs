@@ -142,11 +142,7 @@ pub struct Warning {
 impl Warning {
     /// A warning of the kind `code`.
     pub fn new(code: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self {
-            code: Cow::Borrowed(code),
-            text: text.into(),
-            fix: fix.into(),
-        }
+        Self { code: Cow::Borrowed(code), text: text.into(), fix: fix.into() }
     }
 }
 
@@ -177,10 +173,7 @@ mod tests {
 
     #[test]
     fn a_shown_value_hides_what_may_be_a_password() {
-        assert_eq!(
-            shown("https://me:secret@a.example/x"),
-            "https://***@a.example/x"
-        );
+        assert_eq!(shown("https://me:secret@a.example/x"), "https://***@a.example/x");
         assert_eq!(
             shown("https://a:b@c,https://d:e@f"),
             "https://***@f",

@@ -87,11 +87,7 @@ pub const TABLE: &[Entry] = &[
     },
     Entry {
         key: "node_endpoint",
-        env: &[
-            "OPENAUDIO_NODE_ENDPOINT",
-            "nodeEndpoint",
-            "creatorNodeEndpoint",
-        ],
+        env: &["OPENAUDIO_NODE_ENDPOINT", "nodeEndpoint", "creatorNodeEndpoint"],
         default: None,
         example: "https://validator.example",
         meaning: "this validator's own public URL, as it is registered; needed to serve and to pull",

@@ -54,19 +54,11 @@ impl Admin {
     async fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
         let path = request.uri().path();
         if !["/", "/metrics", "/healthz", "/readyz", "/status"].contains(&path) {
-            return error(
-                StatusCode::NOT_FOUND,
-                "there is / /metrics /healthz /readyz /status",
-            );
+            return error(StatusCode::NOT_FOUND, "there is / /metrics /healthz /readyz /status");
         }
         if ![Method::GET, Method::HEAD].contains(request.method()) {
-            let mut response = error(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "this port is for reading: GET or HEAD",
-            );
-            response
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "this port is for reading: GET or HEAD");
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }
         let mut response = match path {
@@ -76,9 +68,7 @@ impl Admin {
             "/status" => self.status().await,
             _ => self.page().await,
         };
-        response
-            .headers_mut()
-            .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response
     }
 
@@ -105,16 +95,9 @@ impl Admin {
         match answer {
             Ok(()) => respond(StatusCode::OK, "application/json", "{\"ready\":true}\n"),
             Err(e) => {
-                let text =
-                    serde_json::json!({ "ready": false, "error": e.to_string() }).to_string();
-                let mut response = respond(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "application/json",
-                    text + "\n",
-                );
-                response
-                    .headers_mut()
-                    .insert(RETRY_AFTER, HeaderValue::from_static("5"));
+                let text = serde_json::json!({ "ready": false, "error": e.to_string() }).to_string();
+                let mut response = respond(StatusCode::SERVICE_UNAVAILABLE, "application/json", text + "\n");
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
                 response
             }
         }
@@ -140,14 +123,8 @@ impl Admin {
         let html = page::html(&status, &advice::warnings(&status));
         let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", html);
         let headers = response.headers_mut();
-        headers.insert(
-            CONTENT_SECURITY_POLICY,
-            HeaderValue::from_static(page::CONTENT_SECURITY_POLICY),
-        );
-        headers.insert(
-            "x-content-type-options",
-            HeaderValue::from_static("nosniff"),
-        );
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::CONTENT_SECURITY_POLICY));
+        headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
         headers.insert("referrer-policy", HeaderValue::from_static("no-referrer"));
         response
     }

@@ -24,11 +24,9 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
                 why.to_owned(),
                 "start the node's Postgres, or correct OPENAUDIO_DB_URL",
             ),
-            false => warn(
-                "database_unfit",
-                why.to_owned(),
-                "correct that; `opsward doctor` looks at it again",
-            ),
+            false => {
+                warn("database_unfit", why.to_owned(), "correct that; `opsward doctor` looks at it again")
+            }
         }
     }
     if status.daemon.is_none() {
@@ -65,10 +63,7 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
         let failing = task.state == TaskState::BackingOff && task.failures_in_a_row >= FAILURES;
         if task.panics > 0 || (failing && !task.name.starts_with("pull ")) {
             let why = task.last_error.as_deref().unwrap_or("a panic, caught");
-            let text = format!(
-                "task {}: {} failures, the last: {why}",
-                task.name, task.failures
-            );
+            let text = format!("task {}: {} failures, the last: {why}", task.name, task.failures);
             warn("task_failing", text, "see the daemon's log");
         }
     }
@@ -79,10 +74,7 @@ fn disk(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) {
     match status.database.free_disk_bytes {
         Some(free) if free < LITTLE_DISK => warn(
             "little_disk",
-            format!(
-                "only {} are free on the database's volume",
-                format::bytes(free)
-            ),
+            format!("only {} are free on the database's volume", format::bytes(free)),
             "make room: when it is full, the node's Postgres goes down",
         ),
         None if status.database.up => warn(
@@ -100,21 +92,13 @@ fn about_peer(peer: &PeerStatus, warn: &mut impl FnMut(&'static str, String, &st
             "{}: the cursor stays before op {} of table {}: {}",
             peer.host, hold.ulid, hold.table, hold.reason
         );
-        warn(
-            "peer_held",
-            text,
-            "run an opsward that knows this table as your node has it",
-        );
+        warn("peer_held", text, "run an opsward that knows this table as your node has it");
     }
     if peer.active && peer.failures_in_a_row >= FAILURES {
         let why = peer.detail.as_deref().unwrap_or("unknown");
         let n = peer.failures_in_a_row;
         let text = format!("{}: {n} failures in a row, the last: {why}", peer.host);
-        warn(
-            "peer_failing",
-            text,
-            "check that the peer is up and reachable from here",
-        );
+        warn("peer_failing", text, "check that the peer is up and reachable from here");
     }
     if peer.rejected_unkept > 0 {
         let text = format!(
@@ -122,10 +106,6 @@ fn about_peer(peer: &PeerStatus, warn: &mut impl FnMut(&'static str, String, &st
             peer.host,
             format::many(peer.rejected_unkept, "op")
         );
-        warn(
-            "rejected_unkept",
-            text,
-            "opsward rejected list, then retry or drop what is kept",
-        );
+        warn("rejected_unkept", text, "opsward rejected list, then retry or drop what is kept");
     }
 }

@@ -93,10 +93,7 @@ mod tests {
         for cut in 0..whole.len() {
             assert_eq!(parse(&whole[..cut]), None);
         }
-        assert_eq!(
-            reachable(([0, 0, 0, 0], 9).into()),
-            ([127, 0, 0, 1], 9).into()
-        );
+        assert_eq!(reachable(([0, 0, 0, 0], 9).into()), ([127, 0, 0, 1], 9).into());
     }
 
     proptest! {

@@ -41,29 +41,17 @@ pub struct Check {
 impl Check {
     /// All is well.
     pub fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self {
-            name,
-            verdict: Verdict::Ok,
-            found: found.into(),
-            fix: None,
-        }
+        Self { name, verdict: Verdict::Ok, found: found.into(), fix: None }
     }
 
     /// Works, and should be looked at.
     pub fn warn(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self {
-            verdict: Verdict::Warn,
-            fix: Some(fix.into()),
-            ..Self::ok(name, found)
-        }
+        Self { verdict: Verdict::Warn, fix: Some(fix.into()), ..Self::ok(name, found) }
     }
 
     /// Does not work.
     pub fn fail(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self {
-            verdict: Verdict::Fail,
-            ..Self::warn(name, found, fix)
-        }
+        Self { verdict: Verdict::Fail, ..Self::warn(name, found, fix) }
     }
 }
 
@@ -96,10 +84,7 @@ pub fn database(status: &Status, fitness: &Fitness, now: Timestamp) -> Vec<Check
     let shown = &status.database.shown;
     let version = status.database.server_version.as_deref().unwrap_or("?");
     let role = &fitness.role;
-    let mut checks = vec![Check::ok(
-        "database",
-        format!("{shown}, PostgreSQL {version}, as {role}"),
-    )];
+    let mut checks = vec![Check::ok("database", format!("{shown}, PostgreSQL {version}, as {role}"))];
     checks.push(match fitness.encoding.as_str() {
         "UTF8" => Check::ok("encoding", format!("UTF8, locale {}", fitness.locale)),
         other => Check::fail(
@@ -135,11 +120,7 @@ pub fn database(status: &Status, fitness: &Fitness, now: Timestamp) -> Vec<Check
 fn schema(version: i32) -> Check {
     let known = migrate::LATEST;
     match version {
-        0 => Check::warn(
-            "schema",
-            "opsward's schema does not exist yet",
-            "`opsward run` makes it",
-        ),
+        0 => Check::warn("schema", "opsward's schema does not exist yet", "`opsward run` makes it"),
         v if v == known => Check::ok("schema", format!("opsward's schema is of version {v}")),
         v if v < known => Check::warn(
             "schema",
@@ -168,18 +149,11 @@ pub fn mode(settings: &Settings) -> Option<Check> {
 /// Another clock against ours.
 pub fn clock(name: &'static str, whose: &str, theirs: Timestamp, now: Timestamp) -> Check {
     let apart = theirs.as_second().abs_diff(now.as_second());
-    let shown = format!(
-        "{whose} clock and this one are {} apart",
-        format::span(apart)
-    );
+    let shown = format!("{whose} clock and this one are {} apart", format::span(apart));
     if apart <= CLOCK_SECONDS {
         return Check::ok(name, shown);
     }
-    Check::warn(
-        name,
-        shown,
-        "set the clocks right: decisions by time wait until they agree",
-    )
+    Check::warn(name, shown, "set the clocks right: decisions by time wait until they agree")
 }
 
 /// Columns and tables of the node that are in no model, and what lacks.
@@ -197,10 +171,7 @@ pub fn models(drift: &[String]) -> Check {
 /// The look-up of the peers: how many, and which way worked.
 pub fn discovery(looked_up: Result<(usize, &str), &str>, known: bool) -> Check {
     match looked_up {
-        Ok((n, "")) => Check::ok(
-            "discovery",
-            format!("{}, set by OPENAUDIO_MEDIORUM_PEERS", peers(n)),
-        ),
+        Ok((n, "")) => Check::ok("discovery", format!("{}, set by OPENAUDIO_MEDIORUM_PEERS", peers(n))),
         Ok((n, via)) => Check::ok("discovery", format!("{}, from {via}", peers(n))),
         Err(why) => {
             let fix = "see OPENAUDIO_MEDIORUM_NODE_URL, or set OPENAUDIO_MEDIORUM_PEERS";
@@ -216,10 +187,7 @@ pub fn discovery(looked_up: Result<(usize, &str), &str>, known: bool) -> Check {
 /// What answers at self's public URL: the version it says, if it is ours.
 pub fn public_url(url: &str, answered: Result<Option<&str>, &str>) -> Check {
     match answered {
-        Ok(Some(version)) => Check::ok(
-            "public_url",
-            format!("{url} is answered by opsward {version}"),
-        ),
+        Ok(Some(version)) => Check::ok("public_url", format!("{url} is answered by opsward {version}")),
         Ok(None) => Check::warn(
             "public_url",
             format!("{url} is not answered by opsward: no peer reads from it"),
@@ -235,12 +203,7 @@ pub fn public_url(url: &str, answered: Result<Option<&str>, &str>) -> Check {
 
 /// What `status` warns of, but for what is checked here on its own.
 pub fn replication(status: &Status) -> Vec<Check> {
-    let elsewhere = [
-        "database_away",
-        "database_unfit",
-        "no_schema",
-        "peers_unknown",
-    ];
+    let elsewhere = ["database_away", "database_unfit", "no_schema", "peers_unknown"];
     let mut checks: Vec<Check> = advice::warnings(status)
         .into_iter()
         .filter(|w| !elsewhere.contains(&&*w.code))
@@ -249,11 +212,7 @@ pub fn replication(status: &Status) -> Vec<Check> {
     // Of peers that nobody has pulled yet there is nothing good to say either.
     let pulled = |p: &&PeerStatus| p.active && p.last_at.is_some();
     let n = status.peers.list.iter().filter(pulled).count();
-    if n > 0
-        && !checks
-            .iter()
-            .any(|c| c.name == "peers" || c.name == "rejected_ops")
-    {
+    if n > 0 && !checks.iter().any(|c| c.name == "peers" || c.name == "rejected_ops") {
         let found = format!("{} pulled, none failing, held or refused", peers(n));
         checks.push(Check::ok("peers", found));
     }
@@ -305,10 +264,7 @@ mod tests {
     #[test]
     fn reads_well() {
         let checks = [
-            Check::ok(
-                "database",
-                "localhost:5432/openaudio, PostgreSQL 15.20, as postgres",
-            ),
+            Check::ok("database", "localhost:5432/openaudio, PostgreSQL 15.20, as postgres"),
             schema(0),
             schema(migrate::LATEST),
             schema(99),
@@ -316,12 +272,7 @@ mod tests {
             discovery(Ok((3, "http://localhost/")), true),
             discovery(Err("http://localhost/: it answered 308"), false),
             public_url("https://me.example", Ok(None)),
-            clock(
-                "peers_clock",
-                "the peers'",
-                Timestamp::from_second(400).unwrap(),
-                Timestamp::UNIX_EPOCH,
-            ),
+            clock("peers_clock", "the peers'", Timestamp::from_second(400).unwrap(), Timestamp::UNIX_EPOCH),
         ];
         assert!(has_failure(&checks));
         assert!(!has_failure(&checks[..3]));

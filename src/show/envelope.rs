@@ -74,13 +74,7 @@ pub struct Done {
 impl Done {
     /// A result that changed nothing and ends with 0.
     pub fn new(result: Value, text: impl Into<String>) -> Self {
-        Self {
-            exit: ExitCode::Done,
-            changed: Changed::No,
-            warnings: Vec::new(),
-            result,
-            text: text.into(),
-        }
+        Self { exit: ExitCode::Done, changed: Changed::No, warnings: Vec::new(), result, text: text.into() }
     }
 
     /// Nothing to show: for commands that have no envelope.
@@ -125,20 +119,12 @@ pub type Outcome = Result<Done, Failure>;
 impl Failure {
     /// A failure of the kind `code` that ends with `exit`.
     pub fn new(exit: ExitCode, code: &'static str, text: impl Into<String>) -> Self {
-        Self {
-            exit,
-            code,
-            text: text.into(),
-            fix: String::new(),
-        }
+        Self { exit, code, text: text.into(), fix: String::new() }
     }
 
     /// The same with what to do about it.
     pub fn fix(self, fix: impl Into<String>) -> Self {
-        Self {
-            fix: fix.into(),
-            ..self
-        }
+        Self { fix: fix.into(), ..self }
     }
 }
 
@@ -146,8 +132,9 @@ impl From<db::Error> for Failure {
     fn from(error: db::Error) -> Self {
         let text = error.to_string();
         match error {
-            db::Error::Away(_) => Self::new(ExitCode::Away, "database_away", text)
-                .fix("try again once the database answers"),
+            db::Error::Away(_) => {
+                Self::new(ExitCode::Away, "database_away", text).fix("try again once the database answers")
+            }
             db::Error::Denied(_) => Self::new(ExitCode::Failed, "database_denied", text),
             db::Error::Unfit(_) => Self::new(ExitCode::Failed, "database_unfit", text),
             db::Error::TooLong(_) | db::Error::Query { .. } => {
@@ -218,11 +205,7 @@ pub fn json(frame: Frame<'_>, outcome: &Outcome) -> String {
         at: frame.at,
         own: frame.own,
         changed: done.is_some_and(|done| done.changed == Changed::Yes),
-        warnings: frame
-            .warnings
-            .iter()
-            .chain(done.map_or(&[][..], |done| &done.warnings))
-            .collect(),
+        warnings: frame.warnings.iter().chain(done.map_or(&[][..], |done| &done.warnings)).collect(),
         result: done.map_or(&nothing, |done| &done.result),
         error: outcome.as_ref().err().map(|failure| Error {
             code: failure.code,
@@ -275,10 +258,7 @@ mod tests {
             .changed(Changed::Yes)
             .warn([Warning::new("w", "it is so", "do this")]);
         let first = [Warning::new("v", "first", "that")];
-        let frame = Frame {
-            warnings: &first,
-            ..frame(Some(&own))
-        };
+        let frame = Frame { warnings: &first, ..frame(Some(&own)) };
         insta::assert_snapshot!(json(frame, &Ok(done)), @r#"{"schema":1,"command":"config show","at":"2023-11-14T22:13:20Z","self":"https://a.example","changed":true,"warnings":[{"code":"v","text":"first","fix":"that"},{"code":"w","text":"it is so","fix":"do this"}],"result":{"rows":3}}"#);
     }
 

@@ -43,12 +43,7 @@ pub fn many(n: u64, thing: &str) -> String {
 
 /// A length of time in its two largest units: `3d 4h`, `12m 5s`.
 pub fn span(seconds: u64) -> String {
-    let (d, h, m, s) = (
-        seconds / 86_400,
-        seconds / 3_600 % 24,
-        seconds / 60 % 60,
-        seconds % 60,
-    );
+    let (d, h, m, s) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
     match (d, h, m) {
         (0, 0, 0) => format!("{s}s"),
         (0, 0, _) => format!("{m}m {s}s"),
@@ -83,9 +78,7 @@ pub fn table(header: &[&str]) -> Table {
 /// that it can be grepped and cut.
 pub fn lines(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_header(header.to_vec());
+    table.load_style(presets::NOTHING).set_header(header.to_vec());
     for row in rows {
         table.add_row(row);
     }
@@ -103,10 +96,7 @@ pub fn figure(text: impl ToString) -> Cell {
 
 /// A table's text, without blanks at the ends of lines, indented by `by`.
 pub fn indented(table: &Table, by: &str) -> String {
-    table
-        .lines()
-        .map(|line| format!("{by}{}\n", line.trim_end()))
-        .collect()
+    table.lines().map(|line| format!("{by}{}\n", line.trim_end())).collect()
 }
 
 /// A paragraph of lines of at most `WIDTH`, all but the first after `indent`.
@@ -150,19 +140,9 @@ mod tests {
     #[test]
     fn figures_read_well() {
         let sizes = [0, 1023, 1024, 1_048_570, 5_207_647_846, u64::MAX].map(bytes);
-        let expected = [
-            "0 B",
-            "1023 B",
-            "1.0 KiB",
-            "1.0 MiB",
-            "4.8 GiB",
-            "16384.0 PiB",
-        ];
+        let expected = ["0 B", "1023 B", "1.0 KiB", "1.0 MiB", "4.8 GiB", "16384.0 PiB"];
         assert_eq!(sizes, expected);
-        assert_eq!(
-            [0, 999, 1_000, 1_234_567].map(count),
-            ["0", "999", "1,000", "1,234,567"]
-        );
+        assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
         let spans = [0, 59, 60, 3_661, 90_000].map(span);
         assert_eq!(spans, ["0s", "59s", "1m 0s", "1h 1m", "1d 1h"]);
     }

@@ -92,11 +92,8 @@ async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<(
     let client = db.client().await?;
     let figures = stats::figures(&client).await?;
     let database = &mut status.database;
-    let free = stats::free_disk(
-        settings.pgdata_path.as_deref(),
-        &settings.db,
-        figures.data_directory.as_deref(),
-    );
+    let free =
+        stats::free_disk(settings.pgdata_path.as_deref(), &settings.db, figures.data_directory.as_deref());
     database.server_version = Some(figures.server_version);
     database.ops_bytes = Some(figures.ops_bytes);
     database.index_bytes = Some(figures.index_bytes);
@@ -135,26 +132,15 @@ async fn read_own(status: &mut Status, client: &Client) -> db::Result<()> {
     let rejected = activity::rejected(client).await?;
     status.rejected = rejected
         .into_iter()
-        .map(|r| RejectedStatus {
-            peer: r.peer,
-            code: r.code,
-            ops: natural(r.ops),
-            last_seen: r.last_seen,
-        })
+        .map(|r| RejectedStatus { peer: r.peer, code: r.code, ops: natural(r.ops), last_seen: r.last_seen })
         .collect();
     Ok(())
 }
 
 fn peer(row: activity::PeerRow, now: Timestamp) -> PeerStatus {
     let pull = row.pull.as_ref();
-    let [
-        pages,
-        applied,
-        duplicates,
-        rejected,
-        rejected_unkept,
-        gap_advances,
-    ] = pull.map_or([0; 6], |p| p.sums.map(natural));
+    let [pages, applied, duplicates, rejected, rejected_unkept, gap_advances] =
+        pull.map_or([0; 6], |p| p.sums.map(natural));
     PeerStatus {
         lag_seconds: lag_seconds(row.cursor.as_deref(), now),
         host: row.host,
@@ -176,12 +162,7 @@ fn peer(row: activity::PeerRow, now: Timestamp) -> PeerStatus {
             let (from, to, at) = p.last_gap?;
             Some(GapStatus { from, to, at })
         }),
-        held: row.hold.map(|h| HoldStatus {
-            ulid: h.ulid,
-            table: h.table,
-            reason: h.reason,
-            since: h.since,
-        }),
+        held: row.hold.map(|h| HoldStatus { ulid: h.ulid, table: h.table, reason: h.reason, since: h.since }),
     }
 }
 

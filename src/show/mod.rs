@@ -13,6 +13,4 @@ pub mod status_text;
 pub mod view;
 
 pub use crate::settings::Warning;
-pub use envelope::{
-    Changed, Done, ExitCode, Failure, Frame, Outcome, OutputMode, json, write_lines,
-};
+pub use envelope::{Changed, Done, ExitCode, Failure, Frame, Outcome, OutputMode, json, write_lines};

@@ -72,11 +72,7 @@ pub fn html(status: &Status, warnings: &[Warning]) -> String {
 fn table(out: &mut String, grid: &Grid) {
     out.push_str("<table><thead><tr>");
     let class = |i: usize| {
-        if grid.figures.contains(&i) {
-            " class=\"figure\""
-        } else {
-            ""
-        }
+        if grid.figures.contains(&i) { " class=\"figure\"" } else { "" }
     };
     for (i, name) in grid.header.iter().enumerate() {
         let _ = write!(out, "<th scope=\"col\"{}>{name}</th>", class(i));

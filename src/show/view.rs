@@ -22,12 +22,7 @@ pub struct Grid {
 pub fn facts(status: &Status) -> Vec<(&'static str, String)> {
     let own = status.own.as_deref().unwrap_or("(self is not set)");
     let daemon = match &status.daemon {
-        Some(d) => format!(
-            "up {}; peers {}, admin {}",
-            span(d.uptime_seconds),
-            d.listen,
-            d.admin_listen
-        ),
+        Some(d) => format!("up {}; peers {}, admin {}", span(d.uptime_seconds), d.listen, d.admin_listen),
         None => "not asked: the database's view".to_owned(),
     };
     let mut facts = vec![
@@ -37,11 +32,7 @@ pub fn facts(status: &Status) -> Vec<(&'static str, String)> {
     ];
     if let (Some(ops), Some(index)) = (status.database.ops_bytes, status.database.index_bytes) {
         let dead = count(status.database.dead_rows.unwrap_or(0));
-        let sizes = format!(
-            "{}, indexes {}, about {dead} dead rows",
-            bytes(ops),
-            bytes(index)
-        );
+        let sizes = format!("{}, indexes {}, about {dead} dead rows", bytes(ops), bytes(index));
         facts.push(("ops", sizes));
         let free = status.database.free_disk_bytes;
         facts.push(("free disk", free.map_or("unknown".to_owned(), bytes)));
@@ -110,12 +101,7 @@ fn peers(status: &Status) -> Grid {
 
 fn readers(status: &Status) -> Grid {
     let row = |r: &super::status::ReaderStatus| {
-        vec![
-            r.host.clone(),
-            or_dash(r.lag_seconds, span),
-            ago(r.last_at, status.at),
-            count(r.requests),
-        ]
+        vec![r.host.clone(), or_dash(r.lag_seconds, span), ago(r.last_at, status.at), count(r.requests)]
     };
     Grid {
         header: &["reader (24 h)", "lag", "last asked", "requests"],
@@ -127,12 +113,7 @@ fn readers(status: &Status) -> Grid {
 
 fn rejected(status: &Status) -> Grid {
     let row = |r: &super::status::RejectedStatus| {
-        vec![
-            r.peer.clone(),
-            r.code.clone(),
-            count(r.ops),
-            ago(r.last_seen, status.at),
-        ]
+        vec![r.peer.clone(), r.code.clone(), count(r.ops), ago(r.last_seen, status.at)]
     };
     Grid {
         header: &["refused ops of", "reason", "kept", "last"],
@@ -166,9 +147,7 @@ fn tasks(tasks: &[TaskReport], now: Timestamp) -> Grid {
     match tasks.iter().filter(well).count() {
         0 => {}
         1 => notes.push("and a task that pulls a peer, without failure".to_owned()),
-        n => notes.push(format!(
-            "and {n} tasks that pull a peer each, without failure"
-        )),
+        n => notes.push(format!("and {n} tasks that pull a peer each, without failure")),
     }
     for task in tasks.iter().filter(|t| t.state == TaskState::Off) {
         let why = task.note.as_deref().unwrap_or_default();

@@ -12,10 +12,7 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn of_error(text: impl Into<String>) -> Self {
-        Self {
-            text: text.into(),
-            panicked: false,
-        }
+        Self { text: text.into(), panicked: false }
     }
 
     pub(super) fn of_panic(payload: &(dyn Any + Send)) -> Self {
@@ -24,10 +21,7 @@ impl Failure {
             .map(|s| (*s).to_owned())
             .or_else(|| payload.downcast_ref::<String>().cloned())
             .unwrap_or_default();
-        Self {
-            text: format!("panicked: {words}"),
-            panicked: true,
-        }
+        Self { text: format!("panicked: {words}"), panicked: true }
     }
 }
 

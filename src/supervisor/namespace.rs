@@ -22,17 +22,13 @@ impl Namespace {
     /// # Errors
     /// The list cannot be read.
     pub fn note(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            at_start: interfaces(&std::fs::read_to_string(path)?),
-        })
+        Ok(Self { path: path.to_owned(), at_start: interfaces(&std::fs::read_to_string(path)?) })
     }
 
     /// Whether every interface that existed at start is gone. False when there
     /// was none, or when the list cannot be read now.
     pub fn is_orphaned(&self) -> bool {
-        std::fs::read_to_string(&self.path)
-            .is_ok_and(|text| is_orphaned(&self.at_start, &interfaces(&text)))
+        std::fs::read_to_string(&self.path).is_ok_and(|text| is_orphaned(&self.at_start, &interfaces(&text)))
     }
 }
 
@@ -79,11 +75,7 @@ mod tests {
             (&[], &["eth0"], false),
         ];
         for (start, now, expected) in cases {
-            assert_eq!(
-                is_orphaned(&set(start), &set(now)),
-                expected,
-                "{start:?} {now:?}"
-            );
+            assert_eq!(is_orphaned(&set(start), &set(now)), expected, "{start:?} {now:?}");
         }
     }
 

@@ -70,16 +70,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const TEN_MINUTES: Schedule = Schedule::Every {
-        interval: Duration::from_secs(600),
-        first: Duration::from_secs(5),
-    };
+    const TEN_MINUTES: Schedule =
+        Schedule::Every { interval: Duration::from_secs(600), first: Duration::from_secs(5) };
 
     #[test]
     fn backoff_doubles_up_to_the_interval() {
-        let waits: Vec<u64> = (1..=11)
-            .map(|n| TEN_MINUTES.backoff(n, 1.0).as_secs())
-            .collect();
+        let waits: Vec<u64> = (1..=11).map(|n| TEN_MINUTES.backoff(n, 1.0).as_secs()).collect();
         assert_eq!(waits, [2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]);
         assert_eq!(Schedule::Forever.backoff(99, 1.0), FOREVER_CAP);
     }

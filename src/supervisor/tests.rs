@@ -74,10 +74,7 @@ async fn failures_back_off_up_to_the_interval() {
         last = now;
     }
     assert!(gaps[0] >= 1.0 && gaps[0] <= 2.1, "{gaps:?}");
-    assert!(
-        gaps[5..].iter().all(|g| (30.0..=60.1).contains(g)),
-        "{gaps:?}"
-    );
+    assert!(gaps[5..].iter().all(|g| (30.0..=60.1).contains(g)), "{gaps:?}");
     tokio::task::yield_now().await;
     let r = report(&s, "away");
     assert_eq!(r.state, TaskState::BackingOff);
@@ -102,10 +99,7 @@ async fn a_run_says_when_to_come_again_or_never() {
     assert_eq!((second - first).as_secs(), 2);
     handle.ended.cancelled().await;
     assert_eq!(report(&s, "catching_up").state, TaskState::Ended);
-    assert!(
-        rx.recv().await.is_none(),
-        "the task and its sender are gone"
-    );
+    assert!(rx.recv().await.is_none(), "the task and its sender are gone");
 }
 
 #[tokio::test(start_paused = true)]
@@ -191,9 +185,7 @@ async fn stop_is_ordered_and_bounded() {
     assert_eq!(order, (Some("listener"), Some("worker")));
 
     let s = supervisor();
-    s.start(Task::new("deaf", Schedule::Forever), |_| {
-        std::future::pending()
-    });
+    s.start(Task::new("deaf", Schedule::Forever), |_| std::future::pending());
     tokio::task::yield_now().await;
     let began = Instant::now();
     assert_eq!(s.stop(Duration::from_secs(25)).await, ["deaf"]);

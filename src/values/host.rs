@@ -15,9 +15,7 @@ impl Host {
         let url = url::Url::parse(&host.0).ok()?;
         // The URL parser drops these, the text would keep them: one host, two
         // names.
-        let clean = !host
-            .0
-            .contains(|c: char| c.is_whitespace() || c.is_control());
+        let clean = !host.0.contains(|c: char| c.is_whitespace() || c.is_control());
         let plain = clean
             && matches!(url.scheme(), "http" | "https")
             && url.host_str().is_some_and(|name| !name.is_empty())
@@ -64,11 +62,7 @@ mod tests {
 
     #[test]
     fn one_form() {
-        for text in [
-            "https://N1.example/",
-            " https://n1.example// ",
-            "HTTPS://N1.EXAMPLE",
-        ] {
+        for text in ["https://N1.example/", " https://n1.example// ", "HTTPS://N1.EXAMPLE"] {
             assert_eq!(Host::parse(text).unwrap().as_str(), "https://n1.example");
         }
         for text in [

@@ -65,10 +65,7 @@ pub struct RejectReason {
 impl RejectReason {
     /// A reason of a stable code and a sentence for a person.
     pub fn new(code: &'static str, detail: impl Into<String>) -> Self {
-        Self {
-            code,
-            detail: detail.into(),
-        }
+        Self { code, detail: detail.into() }
     }
 }
 

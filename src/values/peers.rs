@@ -46,10 +46,7 @@ pub struct PeerSet {
 impl PeerSet {
     /// A set of `peers` without `self_host`, sorted, each host once.
     pub fn new(source: PeerSource, peers: Vec<Peer>, self_host: Option<&Host>) -> Self {
-        let mut peers: Vec<Peer> = peers
-            .into_iter()
-            .filter(|p| Some(&p.host) != self_host)
-            .collect();
+        let mut peers: Vec<Peer> = peers.into_iter().filter(|p| Some(&p.host) != self_host).collect();
         peers.sort();
         peers.dedup_by(|a, b| a.host == b.host);
         Self { source, peers }
@@ -67,10 +64,7 @@ mod tests {
 
     #[test]
     fn self_is_left_out_and_each_host_is_once() {
-        let peer = |host| Peer {
-            host: Host::parse(host).unwrap(),
-            wallet: String::new(),
-        };
+        let peer = |host| Peer { host: Host::parse(host).unwrap(), wallet: String::new() };
         let own = Host::parse("https://Me.example/").unwrap();
         let set = PeerSet::new(
             PeerSource::Static,

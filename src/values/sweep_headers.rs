@@ -48,9 +48,7 @@ impl SweepHeaders {
             gap_min: ulid(names::GAP_MIN),
             last_scanned: ulid(names::LAST_SCANNED),
             limited: is_true(names::LIMITED),
-            table_floors: get(names::TABLE_FLOORS)
-                .map(parse_floors)
-                .unwrap_or_default(),
+            table_floors: get(names::TABLE_FLOORS).map(parse_floors).unwrap_or_default(),
         }
     }
 }
@@ -70,16 +68,10 @@ fn parse_floors(text: &str) -> Vec<(String, OpUlid)> {
 /// it are left out.
 pub fn format_table_floors(floors: &[(String, OpUlid)]) -> String {
     let fits = |table: &str| {
-        !table.is_empty()
-            && table
-                .bytes()
-                .all(|b| b.is_ascii_graphic() && b != b',' && b != b'=')
+        !table.is_empty() && table.bytes().all(|b| b.is_ascii_graphic() && b != b',' && b != b'=')
     };
-    let parts: Vec<String> = floors
-        .iter()
-        .filter(|(t, _)| fits(t))
-        .map(|(t, u)| format!("{t}={u}"))
-        .collect();
+    let parts: Vec<String> =
+        floors.iter().filter(|(t, _)| fits(t)).map(|(t, u)| format!("{t}={u}")).collect();
     parts.join(",")
 }
 

@@ -48,12 +48,7 @@ impl PageOp<'_> {
     pub fn weight(&self) -> usize {
         const FRAME: usize =
             r#",{"ulid":"","host":"","action":"","table":"","data":,"transient":false}"#.len();
-        FRAME
-            + self.ulid.len()
-            + self.host.len()
-            + self.action.len()
-            + self.table.len()
-            + self.data.len()
+        FRAME + self.ulid.len() + self.host.len() + self.action.len() + self.table.len() + self.data.len()
     }
 }
 
@@ -83,21 +78,16 @@ impl PageWriter {
             ops: 0,
             sink: match encoding {
                 Encoding::Identity => Sink::Plain(Vec::new()),
-                Encoding::Gzip => Sink::Gzip(Box::new(GzEncoder::new(
-                    Chunks::default(),
-                    Compression::new(1),
-                ))),
+                Encoding::Gzip => {
+                    Sink::Gzip(Box::new(GzEncoder::new(Chunks::default(), Compression::new(1))))
+                }
             },
         }
     }
 
     /// Adds an op at the end.
     pub fn push(&mut self, op: PageOp<'_>) {
-        self.put(if self.ops == 0 {
-            br#"{"ulid":""#
-        } else {
-            br#",{"ulid":""#
-        });
+        self.put(if self.ops == 0 { br#"{"ulid":""# } else { br#",{"ulid":""# });
         self.ops += 1;
         self.put_escaped(op.ulid);
         self.put(br#"","host":""#);
@@ -286,13 +276,7 @@ mod tests {
     #[test]
     fn key_order_and_verbatim_data() {
         let op = ("U", "h", "create", "t", r#"[{"a": 1.50}]"#);
-        let op = (
-            op.0.into(),
-            op.1.into(),
-            op.2.into(),
-            op.3.into(),
-            op.4.into(),
-        );
+        let op = (op.0.into(), op.1.into(), op.2.into(), op.3.into(), op.4.into());
         assert_eq!(
             String::from_utf8(page(&[op], Encoding::Identity)).unwrap(),
             r#"[{"ulid":"U","host":"h","action":"create","table":"t","data":[{"a": 1.50}],"transient":false}]"#
@@ -302,13 +286,7 @@ mod tests {
     #[test]
     fn a_large_op_fills_chunks() {
         let data = format!(r#"[{{"a": "{}"}}]"#, "x".repeat(3 * CHUNK));
-        let op = (
-            "U".into(),
-            String::new(),
-            String::new(),
-            String::new(),
-            data,
-        );
+        let op = ("U".into(), String::new(), String::new(), String::new(), data);
         let body = page(&[op.clone(), op], Encoding::Identity);
         let read: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(read.as_array().unwrap().len(), 2);

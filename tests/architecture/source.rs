@@ -20,12 +20,7 @@ impl Source {
     pub fn new(path: &str, text: &str) -> Self {
         let text = without_tests(text);
         let (code, strings) = split(text);
-        Self {
-            path: path.to_owned(),
-            lines: text.lines().count(),
-            code,
-            strings,
-        }
+        Self { path: path.to_owned(), lines: text.lines().count(), code, strings }
     }
 
     /// Its room: the first part of its path.
@@ -184,11 +179,7 @@ fn split(text: &str) -> (String, Vec<String>) {
             (c.len_utf8(), false)
         };
         if blank {
-            code.extend(
-                rest[..taken]
-                    .chars()
-                    .map(|c| if c == '\n' { c } else { ' ' }),
-            );
+            code.extend(rest[..taken].chars().map(|c| if c == '\n' { c } else { ' ' }));
         } else {
             code.push(c);
         }

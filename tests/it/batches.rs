@@ -25,9 +25,7 @@ impl Dice {
 
     /// A text that no index takes: long, and nothing to compress.
     fn long(&mut self) -> String {
-        (0..6_000)
-            .map(|_| char::from(b'a' + self.roll(26) as u8))
-            .collect()
+        (0..6_000).map(|_| char::from(b'a' + self.roll(26) as u8)).collect()
     }
 
     fn record(&mut self, table: &str) -> String {
@@ -45,28 +43,15 @@ impl Dice {
                 )
             }
             "storage_and_db_sizes" => {
-                format!(
-                    r#"{{"LoggedAt":"2024-05-01T00:00:00Z","Host":"h{key}","DbUsed":{}}}"#,
-                    self.roll(9)
-                )
+                format!(r#"{{"LoggedAt":"2024-05-01T00:00:00Z","Host":"h{key}","DbUsed":{}}}"#, self.roll(9))
             }
             _ => format!(r#"{{"cid":"p{key}","created_by":"{}"}}"#, self.roll(9)),
         }
     }
 
     fn op(&mut self) -> Op {
-        let table = *self.pick(&[
-            "uploads",
-            "uploads",
-            "audio_previews",
-            "storage_and_db_sizes",
-        ]);
-        let action = *self.pick(&[
-            Action::Create,
-            Action::Update,
-            Action::Update,
-            Action::Delete,
-        ]);
+        let table = *self.pick(&["uploads", "uploads", "audio_previews", "storage_and_db_sizes"]);
+        let action = *self.pick(&[Action::Create, Action::Update, Action::Update, Action::Delete]);
         let records: Vec<String> = (0..=self.roll(3)).map(|_| self.record(table)).collect();
         Op {
             // Some ULIDs come twice.
@@ -84,10 +69,7 @@ impl Dice {
             let model = models().get(&op.table).unwrap();
             Fitting::new(op, model, b"{}".to_vec(), now).ok()
         };
-        std::iter::repeat_with(|| self.op())
-            .filter_map(fit)
-            .take(count)
-            .collect()
+        std::iter::repeat_with(|| self.op()).filter_map(fit).take(count).collect()
     }
 
     fn batches(&mut self, count: usize) -> Vec<Range<usize>> {
@@ -102,15 +84,8 @@ impl Dice {
     }
 }
 
-async fn end_of(
-    client: &mut Client,
-    ops: &[Fitting],
-    batches: &[Range<usize>],
-) -> (String, Outcome) {
-    client
-        .batch_execute("TRUNCATE ops, uploads, audio_previews, storage_and_db_sizes")
-        .await
-        .unwrap();
+async fn end_of(client: &mut Client, ops: &[Fitting], batches: &[Range<usize>]) -> (String, Outcome) {
+    client.batch_execute("TRUNCATE ops, uploads, audio_previews, storage_and_db_sizes").await.unwrap();
     let now = "2026-01-01T00:00:00Z".parse().unwrap();
     let mut sum = Outcome::default();
     for batch in batches {
@@ -145,8 +120,5 @@ async fn batches_end_where_one_by_one_does() {
         assert_eq!(got, want, "seed {seed}");
         refused += got.refused.len();
     }
-    assert!(
-        refused > 20,
-        "the database refused {refused} ops: too few to mean anything"
-    );
+    assert!(refused > 20, "the database refused {refused} ops: too few to mean anything");
 }

@@ -7,12 +7,7 @@ use std::process::{Command, Output, Stdio};
 /// The program with no environment but these variables.
 fn opsward(env: &[(&str, &str)], line: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_opsward"));
-    command
-        .env_clear()
-        .envs(env.iter().copied())
-        .env("RUST_BACKTRACE", "1")
-        .args(line)
-        .stdin(Stdio::null());
+    command.env_clear().envs(env.iter().copied()).env("RUST_BACKTRACE", "1").args(line).stdin(Stdio::null());
     command
 }
 
@@ -41,12 +36,7 @@ const BAD: &[(&str, &str)] = &[
 
 #[test]
 fn usage_is_2_and_help_is_0() {
-    for line in [
-        &[][..],
-        &["nonsense"],
-        &["config"],
-        &["version", "--nonsense"],
-    ] {
+    for line in [&[][..], &["nonsense"], &["config"], &["version", "--nonsense"]] {
         let (code, stdout, stderr) = run(&[], line);
         assert_eq!((code, stdout.as_str()), (2, ""), "{line:?}: {stderr}");
         assert!(stderr.contains("Usage"), "{line:?}: {stderr}");
@@ -55,10 +45,7 @@ fn usage_is_2_and_help_is_0() {
     assert_eq!((code, stderr.as_str()), (0, ""));
     assert!(stdout.contains("OPENAUDIO_MEDIORUM_SIDECAR_LISTEN"));
     let (code, stdout, _) = run(&[], &["--version"]);
-    assert_eq!(
-        (code, stdout),
-        (0, format!("opsward {}\n", env!("CARGO_PKG_VERSION")))
-    );
+    assert_eq!((code, stdout), (0, format!("opsward {}\n", env!("CARGO_PKG_VERSION"))));
 }
 
 #[test]
@@ -78,17 +65,10 @@ fn version_works_whatever_the_settings_are() {
 fn every_bad_setting_in_one_message_and_64() {
     let (code, stdout, stderr) = run(BAD, &["config", "show"]);
     assert_eq!((code, stdout.as_str()), (64, ""));
-    for part in [
-        "OPENAUDIO_DB_URL",
-        "= \"1s\" (environment)",
-        "OPENAUDIO_MEDIORUM_OPS_X",
-    ] {
+    for part in ["OPENAUDIO_DB_URL", "= \"1s\" (environment)", "OPENAUDIO_MEDIORUM_OPS_X"] {
         assert!(stderr.contains(part), "{stderr}");
     }
-    assert!(
-        !stderr.contains("hunter2") && !stderr.contains("backtrace"),
-        "{stderr}"
-    );
+    assert!(!stderr.contains("hunter2") && !stderr.contains("backtrace"), "{stderr}");
 
     let (code, json) = envelope(BAD, &["config", "show", "--output=json"]);
     assert_eq!(code, 64);
@@ -107,11 +87,7 @@ fn every_bad_setting_in_one_message_and_64() {
 fn config_show_says_where_from_and_hides_the_password() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("my.toml");
-    std::fs::write(
-        &file,
-        "db_url = 'postgres://u:hunter2@h/d'\nread_only = true\n",
-    )
-    .unwrap();
+    std::fs::write(&file, "db_url = 'postgres://u:hunter2@h/d'\nread_only = true\n").unwrap();
     let file = file.to_str().unwrap();
     let env = [("nodeEndpoint", "https://N1.example/")];
     let line = ["config", "show", "--config", file, "--listen=127.0.0.1:1"];
@@ -148,18 +124,10 @@ fn completions_name_the_settings() {
 
 #[test]
 fn a_reader_that_left_is_no_panic() {
-    for line in [
-        &["completions", "bash"][..],
-        &["config", "show"],
-        &["--help"],
-    ] {
+    for line in [&["completions", "bash"][..], &["config", "show"], &["--help"]] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let output = opsward(&[], line)
-            .stdout(writer)
-            .stderr(Stdio::piped())
-            .output()
-            .unwrap();
+        let output = opsward(&[], line).stdout(writer).stderr(Stdio::piped()).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{line:?}");
         assert_eq!(output.status.code(), Some(0), "{line:?}");
     }
@@ -168,11 +136,7 @@ fn a_reader_that_left_is_no_panic() {
 #[test]
 fn a_full_disk_under_stdout_is_said() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
-    let output = opsward(&[], &["version"])
-        .stdout(full.unwrap())
-        .stderr(Stdio::piped())
-        .output()
-        .unwrap();
+    let output = opsward(&[], &["version"]).stdout(full.unwrap()).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("cannot be written"), "{stderr}");

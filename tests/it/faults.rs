@@ -42,24 +42,17 @@ async fn a_corrupted_byte_moves_the_cursor_nowhere_it_was_not() {
         let mut bytes = answer.bytes().to_vec();
         bytes[at] ^= 1 << (at % 7);
         peer.then(Answer::Bytes(bytes));
-        let _ = puller
-            .run_once(&host(&peer), &CancellationToken::new())
-            .await;
-        let taken = texts(
-            &client,
-            "SELECT ulid FROM ops UNION SELECT ulid FROM opsward.rejected_ops",
-        )
-        .await;
-        for cursor in texts(
-            &client,
-            "SELECT last_ulid FROM opsward.cursors UNION SELECT last_ulid FROM cursors",
-        )
-        .await
+        let _ = puller.run_once(&host(&peer), &CancellationToken::new()).await;
+        let taken = texts(&client, "SELECT ulid FROM ops UNION SELECT ulid FROM opsward.rejected_ops").await;
+        for cursor in
+            texts(&client, "SELECT last_ulid FROM opsward.cursors UNION SELECT last_ulid FROM cursors").await
         {
             assert!(taken.contains(&cursor), "byte {at}: {cursor} of {taken:?}");
         }
         client
-            .batch_execute("TRUNCATE ops, audio_previews, cursors, opsward.cursors, opsward.rejected_ops, opsward.holds")
+            .batch_execute(
+                "TRUNCATE ops, audio_previews, cursors, opsward.cursors, opsward.rejected_ops, opsward.holds",
+            )
             .await
             .unwrap();
     }
@@ -78,16 +71,9 @@ async fn bad_peers_delay_no_other() {
     .await;
     let ulid = ago(1, 7);
     let honest = Peer::scripted([Answer::json(&page(&[ulid]))]).await;
-    let peers = [
-        hang.url(),
-        flood.url(),
-        "http://127.0.0.1:1".into(),
-        honest.url(),
-    ]
-    .join(",");
-    let daemon = Start::run(&database.url(), "https://me.example")
-        .env("OPENAUDIO_MEDIORUM_PEERS", peers)
-        .spawn();
+    let peers = [hang.url(), flood.url(), "http://127.0.0.1:1".into(), honest.url()].join(",");
+    let daemon =
+        Start::run(&database.url(), "https://me.example").env("OPENAUDIO_MEDIORUM_PEERS", peers).spawn();
     daemon.ready().await;
     // Caught up: the second page of the honest one is asked for from above.
     let asked = honest.asked(2).await;
@@ -113,9 +99,8 @@ async fn one_opsward_reads_another() {
     let serving = Start::run(&source.url(), "https://source.example").spawn();
     serving.ready().await;
     let peer = format!("http://{}", serving.public());
-    let pulling = Start::run(&copy.url(), "https://copy.example")
-        .env("OPENAUDIO_MEDIORUM_PEERS", &peer)
-        .spawn();
+    let pulling =
+        Start::run(&copy.url(), "https://copy.example").env("OPENAUDIO_MEDIORUM_PEERS", &peer).spawn();
     pulling.ready().await;
     let to = copy.client().await;
     let count = "SELECT count(*) FROM ops";
@@ -123,17 +108,12 @@ async fn one_opsward_reads_another() {
     while to.query_one(count, &[]).await.unwrap().get::<_, i64>(0) < 12_000 {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-    let records = "SELECT count(*)::text FROM audio_previews UNION ALL SELECT count(*)::text FROM qm_audio_analyses";
+    let records =
+        "SELECT count(*)::text FROM audio_previews UNION ALL SELECT count(*)::text FROM qm_audio_analyses";
     assert_eq!(texts(&to, records).await, ["6000", "6000"]);
     let metrics = http::get(pulling.admin(), "/metrics", &[]).await.text();
-    assert!(
-        metrics.contains("opsward_ops_applied_total 12000"),
-        "{metrics}"
-    );
-    assert!(
-        metrics.contains("opsward_gap_advances_total 0"),
-        "{metrics}"
-    );
+    assert!(metrics.contains("opsward_ops_applied_total 12000"), "{metrics}");
+    assert!(metrics.contains("opsward_gap_advances_total 0"), "{metrics}");
     let held = Host::parse(&peer).unwrap();
     let line = format!("opsward_sweeps_pulled_total{{outcome=\"ok\",peer=\"{held}\"}}");
     assert!(metrics.contains(&line), "{metrics}");

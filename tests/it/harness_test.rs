@@ -1,9 +1,7 @@
 //! The harness holds what it says.
 
 use crate::harness::cluster::{self, PASSWORD, PASSWORD_ROLE, TEMPLATE};
-use crate::harness::{
-    Answer, Cluster, Database, Fault, Ops, Peer, Proxy, Start, Stop, http, ops, target,
-};
+use crate::harness::{Answer, Cluster, Database, Fault, Ops, Peer, Proxy, Start, Stop, http, ops, target};
 use opsward::db::Db;
 
 #[tokio::test]
@@ -34,12 +32,7 @@ async fn databases_share_nothing() {
     assert_ne!(a.name(), b.name());
     let sql = "INSERT INTO cursors VALUES ('http://a', '')";
     a.client().await.batch_execute(sql).await.unwrap();
-    let row = b
-        .client()
-        .await
-        .query_one("SELECT count(*) FROM cursors", &[])
-        .await
-        .unwrap();
+    let row = b.client().await.query_one("SELECT count(*) FROM cursors", &[]).await.unwrap();
     assert_eq!(row.get::<_, i64>(0), 0);
 }
 
@@ -63,9 +56,7 @@ async fn a_private_cluster_is_stopped_killed_and_comes_back() {
         let away = Db::open(&target(&cluster, "openaudio"), "test", 1).await;
         assert!(away.err().unwrap().is_away());
         cluster.start();
-        Db::open(&target(&cluster, "openaudio"), "test", 1)
-            .await
-            .unwrap();
+        Db::open(&target(&cluster, "openaudio"), "test", 1).await.unwrap();
     }
     let root = cluster.socket_dir().to_owned();
     drop(cluster);
@@ -98,10 +89,7 @@ async fn the_proxy_fails_as_told() {
             Err(e) => break e.kind(),
         }
     };
-    assert!(matches!(
-        refused,
-        std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::ConnectionReset
-    ));
+    assert!(matches!(refused, std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::ConnectionReset));
     proxy.set(Fault::None);
     while through().await.is_err() {
         tokio::task::yield_now().await;
@@ -145,12 +133,7 @@ async fn made_ops_are_a_log() {
     assert_eq!(a, b);
     assert_ne!(a, Ops::new(2).take(300));
     assert!(a.is_sorted_by(|x, y| x.ulid < y.ulid));
-    for table in [
-        "uploads",
-        "qm_audio_analyses",
-        "audio_previews",
-        "storage_and_db_sizes",
-    ] {
+    for table in ["uploads", "qm_audio_analyses", "audio_previews", "storage_and_db_sizes"] {
         assert!(a.iter().any(|op| op.table == table), "{table}");
     }
     let page: serde_json::Value = serde_json::from_str(&ops::page(&a)).unwrap();

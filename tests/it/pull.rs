@@ -23,10 +23,7 @@ fn now() -> u64 {
 /// for the same minutes.
 fn ago(minutes: u64) -> OpUlid {
     static BASE: OnceLock<u64> = OnceLock::new();
-    OpUlid::from_parts(
-        BASE.get_or_init(now) - minutes * MINUTE,
-        u128::from(minutes),
-    )
+    OpUlid::from_parts(BASE.get_or_init(now) - minutes * MINUTE, u128::from(minutes))
 }
 
 fn op(ulid: impl std::fmt::Display, id: &str) -> String {
@@ -70,17 +67,11 @@ impl Bench {
 
     async fn pull(&self, answer: Answer) -> Result<Pulled, Failure> {
         self.peer.then(answer);
-        self.puller
-            .run_once(&host(&self.peer), &CancellationToken::new())
-            .await
+        self.puller.run_once(&host(&self.peer), &CancellationToken::new()).await
     }
 
     async fn text(&self, sql: &str) -> Option<String> {
-        self.client
-            .query_opt(sql, &[])
-            .await
-            .unwrap()
-            .and_then(|r| r.get(0))
+        self.client.query_opt(sql, &[]).await.unwrap().and_then(|r| r.get(0))
     }
 
     async fn own(&self) -> Option<String> {
@@ -92,11 +83,7 @@ impl Bench {
     }
 
     async fn count(&self, of: &str) -> i64 {
-        self.client
-            .query_one(&format!("SELECT count(*) FROM {of}"), &[])
-            .await
-            .unwrap()
-            .get(0)
+        self.client.query_one(&format!("SELECT count(*) FROM {of}"), &[]).await.unwrap().get(0)
     }
 
     async fn set_node(&self, ulid: Option<&str>) {
@@ -112,14 +99,8 @@ async fn a_request_is_what_a_node_sends() {
     bench.set_node(Some(ago(60).as_str())).await;
     bench.pull(Answer::json("[]")).await.unwrap();
     let asked = bench.peer.requests();
-    assert_eq!(
-        asked[0].target,
-        format!("/internal/crud/sweep?after={}", ago(60))
-    );
-    assert_eq!(
-        asked[0].header("user-agent"),
-        Some(format!("mediorum {OWN}").as_str())
-    );
+    assert_eq!(asked[0].target, format!("/internal/crud/sweep?after={}", ago(60)));
+    assert_eq!(asked[0].header("user-agent"), Some(format!("mediorum {OWN}").as_str()));
     assert_eq!(asked[0].header("accept-encoding"), Some("gzip"));
 }
 
@@ -142,10 +123,7 @@ async fn ops_are_applied_once_and_the_cursors_follow() {
 async fn a_cursor_is_stored_no_later_than_a_minute_ago() {
     let bench = Bench::new().await;
     let ahead = OpUlid::first_of_ms(now() + 20 * 60 * MINUTE);
-    bench
-        .pull(Answer::json(&page(&[op(ago(30), "a"), op(ahead, "b")])))
-        .await
-        .unwrap();
+    bench.pull(Answer::json(&page(&[op(ago(30), "a"), op(ahead, "b")]))).await.unwrap();
     let own = OpUlid::parse(&bench.own().await.unwrap()).unwrap();
     assert!(own > ago(2) && own.ms() <= now() - MINUTE, "{own}");
     assert_eq!(bench.count("audio_previews").await, 2);
@@ -156,26 +134,16 @@ async fn the_nodes_row_is_healed_but_never_lowered() {
     let bench = Bench::new().await;
     for implausible in ["7ZZZZZZZZZZZZZZZZZZZZZZZZZ", "01BEFORE"] {
         bench.set_node(Some(implausible)).await;
-        bench
-            .client
-            .batch_execute("DELETE FROM opsward.cursors")
-            .await
-            .unwrap();
+        bench.client.batch_execute("DELETE FROM opsward.cursors").await.unwrap();
         let healed = bench.metrics.cursors_healed.get();
-        bench
-            .pull(Answer::json(&page(&[op(ago(30), "a")])))
-            .await
-            .unwrap();
+        bench.pull(Answer::json(&page(&[op(ago(30), "a")]))).await.unwrap();
         assert_eq!(bench.node().await, Some(ago(30).to_string()));
         assert_eq!(bench.metrics.cursors_healed.get(), healed + 1);
         // Implausible: asked from the beginning.
         assert_eq!(bench.peer.requests().last().unwrap().after(), Some(""));
     }
     bench.set_node(Some(ago(5).as_str())).await;
-    bench
-        .pull(Answer::json(&page(&[op(ago(20), "b")])))
-        .await
-        .unwrap();
+    bench.pull(Answer::json(&page(&[op(ago(20), "b")]))).await.unwrap();
     assert_eq!(
         (bench.own().await, bench.node().await),
         (Some(ago(20).to_string()), Some(ago(5).to_string()))
@@ -185,17 +153,12 @@ async fn the_nodes_row_is_healed_but_never_lowered() {
 #[tokio::test]
 async fn rows_of_others_are_left_alone() {
     let bench = Bench::new().await;
-    let others = "INSERT INTO cursors VALUES ('qm_fix_truncated', 'baeaaaiqse'), ('core_mediorum_blocks', '123456')";
+    let others =
+        "INSERT INTO cursors VALUES ('qm_fix_truncated', 'baeaaaiqse'), ('core_mediorum_blocks', '123456')";
     bench.client.batch_execute(others).await.unwrap();
-    bench
-        .pull(Answer::json(&page(&[op(ago(30), "a")])))
-        .await
-        .unwrap();
+    bench.pull(Answer::json(&page(&[op(ago(30), "a")]))).await.unwrap();
     let kept = "cursors WHERE (host, last_ulid) IN (('qm_fix_truncated', 'baeaaaiqse'), ('core_mediorum_blocks', '123456'))";
-    assert_eq!(
-        (bench.count(kept).await, bench.count("cursors").await),
-        (2, 3)
-    );
+    assert_eq!((bench.count(kept).await, bench.count("cursors").await), (2, 3));
 }
 
 #[tokio::test]
@@ -204,41 +167,26 @@ async fn the_nodes_row_is_found_in_any_spelling() {
     let spelled = format!("{}/", bench.peer.url().to_uppercase());
     bench
         .client
-        .execute(
-            "INSERT INTO cursors VALUES ($1, $2)",
-            &[&spelled, &ago(60).as_str()],
-        )
+        .execute("INSERT INTO cursors VALUES ($1, $2)", &[&spelled, &ago(60).as_str()])
         .await
         .unwrap();
-    bench
-        .pull(Answer::json(&page(&[op(ago(30), "a")])))
-        .await
-        .unwrap();
-    assert_eq!(
-        (bench.count("cursors").await, bench.node().await),
-        (1, Some(ago(30).to_string()))
-    );
+    bench.pull(Answer::json(&page(&[op(ago(30), "a")]))).await.unwrap();
+    assert_eq!((bench.count("cursors").await, bench.node().await), (1, Some(ago(30).to_string())));
 }
 
 #[tokio::test]
 async fn a_row_that_an_operator_removes_is_a_reset() {
     let bench = Bench::new().await;
     let body = page(&[op(ago(30), "a")]);
-    for remove in [
-        "DELETE FROM cursors",
-        "UPDATE cursors SET last_ulid = ''",
-        "UPDATE cursors SET last_ulid = NULL",
-    ] {
+    for remove in
+        ["DELETE FROM cursors", "UPDATE cursors SET last_ulid = ''", "UPDATE cursors SET last_ulid = NULL"]
+    {
         bench.pull(Answer::json(&body)).await.unwrap();
         assert!(bench.own().await.is_some());
         // Between two sweeps: read anew, from the beginning.
         bench.client.batch_execute(remove).await.unwrap();
         bench.pull(Answer::json(&body)).await.unwrap();
-        assert_eq!(
-            bench.peer.requests().last().unwrap().after(),
-            Some(""),
-            "{remove}"
-        );
+        assert_eq!(bench.peer.requests().last().unwrap().after(), Some(""), "{remove}");
         assert_eq!(bench.node().await, Some(ago(30).to_string()));
     }
     assert_eq!(bench.metrics.cursors_reset.get(), 3);
@@ -247,30 +195,20 @@ async fn a_row_that_an_operator_removes_is_a_reset() {
 #[tokio::test]
 async fn a_row_that_vanishes_during_the_sweep_is_a_reset() {
     let bench = Bench::new().await;
-    bench
-        .pull(Answer::json(&page(&[op(ago(30), "a")])))
-        .await
-        .unwrap();
+    bench.pull(Answer::json(&page(&[op(ago(30), "a")]))).await.unwrap();
     let body = page(&[op(ago(20), "b")]);
     let answer = Answer::json(&body);
     // The operator is as fast as a request is.
-    let parts = Answer::Drip {
-        bytes: answer.bytes().to_vec(),
-        at_once: 400,
-        pause: Duration::from_millis(1),
-    };
+    let parts =
+        Answer::Drip { bytes: answer.bytes().to_vec(), at_once: 400, pause: Duration::from_millis(1) };
     let url = bench.database.url();
     let peer = Peer::serving(move |_| {
         let url = url.clone();
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls)
-                    .await
-                    .unwrap();
+                let (client, connection) =
+                    tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
                 tokio::spawn(connection);
                 client.batch_execute("DELETE FROM cursors").await.unwrap();
             });
@@ -282,16 +220,8 @@ async fn a_row_that_vanishes_during_the_sweep_is_a_reset() {
     .await;
     let own = "UPDATE opsward.cursors SET host = $1";
     bench.client.execute(own, &[&peer.url()]).await.unwrap();
-    bench
-        .client
-        .execute("UPDATE cursors SET host = $1", &[&peer.url()])
-        .await
-        .unwrap();
-    bench
-        .puller
-        .run_once(&host(&peer), &CancellationToken::new())
-        .await
-        .unwrap();
+    bench.client.execute("UPDATE cursors SET host = $1", &[&peer.url()]).await.unwrap();
+    bench.puller.run_once(&host(&peer), &CancellationToken::new()).await.unwrap();
     assert_eq!((bench.own().await, bench.node().await), (None, None));
     assert_eq!(bench.count("audio_previews").await, 2);
 }
@@ -301,22 +231,11 @@ async fn a_gap_is_crossed_counted_and_recorded() {
     let bench = Bench::new().await;
     bench.set_node(Some(ago(600).as_str())).await;
     let min = ago(300);
-    let headers = [
-        "X-Mediorum-Retention-Gap: true",
-        &format!("X-Mediorum-Available-Min-Ulid: {min}"),
-    ];
-    let pulled = bench
-        .pull(Answer::page(&headers, &page(&[op(min, "a")])))
-        .await
-        .unwrap();
+    let headers = ["X-Mediorum-Retention-Gap: true", &format!("X-Mediorum-Available-Min-Ulid: {min}")];
+    let pulled = bench.pull(Answer::page(&headers, &page(&[op(min, "a")]))).await.unwrap();
     assert_eq!(pulled.sums.gap, Some((ago(600), min)));
     assert_eq!(bench.metrics.gap_advances.get(), 1);
-    assert_eq!(
-        bench
-            .count("opsward.pulls WHERE gap_advances = 1 AND last_gap_to IS NOT NULL")
-            .await,
-        1
-    );
+    assert_eq!(bench.count("opsward.pulls WHERE gap_advances = 1 AND last_gap_to IS NOT NULL").await, 1);
     // Once: the next request is from above it.
     bench.pull(Answer::page(&headers, "[]")).await.unwrap();
     assert_eq!(bench.metrics.gap_advances.get(), 1);
@@ -326,10 +245,7 @@ async fn a_gap_is_crossed_counted_and_recorded() {
 async fn a_gap_without_ops_moves_the_cursor_too() {
     let bench = Bench::new().await;
     bench.set_node(Some(ago(600).as_str())).await;
-    let headers = [
-        "X-Mediorum-Retention-Gap: true",
-        &format!("X-Mediorum-Available-Min-Ulid: {}", ago(300)),
-    ];
+    let headers = ["X-Mediorum-Retention-Gap: true", &format!("X-Mediorum-Available-Min-Ulid: {}", ago(300))];
     bench.pull(Answer::page(&headers, "[]")).await.unwrap();
     assert_eq!(bench.own().await, Some(ago(300).to_string()));
 }
@@ -338,24 +254,10 @@ async fn a_gap_without_ops_moves_the_cursor_too() {
 async fn table_floors_above_the_cursor_are_counted() {
     let bench = Bench::new().await;
     bench.set_node(Some(ago(600).as_str())).await;
-    let floors = format!(
-        "X-Opsward-Table-Floors: uploads={},audio_previews={}",
-        ago(400),
-        ago(700)
-    );
-    let pulled = bench
-        .pull(Answer::page(&[&floors], &page(&[op(ago(300), "a")])))
-        .await
-        .unwrap();
+    let floors = format!("X-Opsward-Table-Floors: uploads={},audio_previews={}", ago(400), ago(700));
+    let pulled = bench.pull(Answer::page(&[&floors], &page(&[op(ago(300), "a")]))).await.unwrap();
     assert_eq!(pulled.table_gaps, [("uploads".to_owned(), ago(400))]);
-    assert_eq!(
-        bench
-            .metrics
-            .table_gaps
-            .with_label_values(&["uploads"])
-            .get(),
-        1
-    );
+    assert_eq!(bench.metrics.table_gaps.with_label_values(&["uploads"]).get(), 1);
 }
 
 /// Cut at every byte: the cursor never moves past what was applied, nor does
@@ -366,16 +268,9 @@ async fn a_body_cut_anywhere_moves_nothing() {
     bench.set_node(Some(ago(600).as_str())).await;
     let min = ago(300);
     let body = page(&[op(min, "a"), op(ago(20), "b")]);
-    let headers = [
-        "X-Mediorum-Retention-Gap: true",
-        &format!("X-Mediorum-Available-Min-Ulid: {min}"),
-    ];
+    let headers = ["X-Mediorum-Retention-Gap: true", &format!("X-Mediorum-Available-Min-Ulid: {min}")];
     for packed in [false, true] {
-        let answer = if packed {
-            Answer::gzip(&headers, &body)
-        } else {
-            Answer::page(&headers, &body)
-        };
+        let answer = if packed { Answer::gzip(&headers, &body) } else { Answer::page(&headers, &body) };
         let bytes = answer.bytes().to_vec();
         for end in 0..bytes.len() {
             let cut = if end % 2 == 0 {
@@ -387,32 +282,16 @@ async fn a_body_cut_anywhere_moves_nothing() {
             // The array is whole once its bracket was unpacked: the rest of the
             // gzip stream is its checksum.
             if pulled.is_ok() {
-                assert!(
-                    packed && bytes.len() - end <= 16,
-                    "cut at {end} of {} was taken",
-                    bytes.len()
-                );
-                bench
-                    .client
-                    .batch_execute("DELETE FROM opsward.cursors")
-                    .await
-                    .unwrap();
+                assert!(packed && bytes.len() - end <= 16, "cut at {end} of {} was taken", bytes.len());
+                bench.client.batch_execute("DELETE FROM opsward.cursors").await.unwrap();
                 bench.set_node(Some(ago(600).as_str())).await;
                 continue;
             }
             assert_eq!(bench.own().await, None, "cut at {end}");
-            assert_eq!(
-                bench.node().await,
-                Some(ago(600).to_string()),
-                "cut at {end}"
-            );
+            assert_eq!(bench.node().await, Some(ago(600).to_string()), "cut at {end}");
         }
     }
-    bench
-        .client
-        .batch_execute("DELETE FROM opsward.cursors")
-        .await
-        .unwrap();
+    bench.client.batch_execute("DELETE FROM opsward.cursors").await.unwrap();
     bench.set_node(Some(ago(600).as_str())).await;
     let gaps = bench.metrics.gap_advances.get();
     bench.pull(Answer::page(&headers, &body)).await.unwrap();
@@ -432,33 +311,13 @@ async fn a_bad_op_takes_no_neighbour_down() {
     })
     .take(6_000)
     .collect();
-    let mut ops: Vec<String> = (1..40)
-        .map(|i| op(ago(100 - i), &format!("n{i}")))
-        .collect();
-    ops.insert(
-        17,
-        record(
-            ago(200),
-            "uploads",
-            &format!(r#"{{"id":"u","status":"{long}"}}"#),
-        ),
-    );
+    let mut ops: Vec<String> = (1..40).map(|i| op(ago(100 - i), &format!("n{i}"))).collect();
+    ops.insert(17, record(ago(200), "uploads", &format!(r#"{{"id":"u","status":"{long}"}}"#)));
     ops.insert(3, "{\"ulid\":7}".into());
     let pulled = bench.pull(Answer::json(&page(&ops))).await.unwrap();
     assert_eq!((pulled.sums.applied, pulled.sums.rejected), (39, 2));
-    assert_eq!(
-        (
-            bench.count("audio_previews").await,
-            bench.count("uploads").await
-        ),
-        (39, 0)
-    );
-    assert_eq!(
-        bench
-            .count("opsward.rejected_ops WHERE code = 'refused_by_database'")
-            .await,
-        1
-    );
+    assert_eq!((bench.count("audio_previews").await, bench.count("uploads").await), (39, 0));
+    assert_eq!(bench.count("opsward.rejected_ops WHERE code = 'refused_by_database'").await, 1);
     assert_eq!(bench.own().await, Some(ago(61).to_string()));
     // The same again is not kept twice.
     bench.pull(Answer::json(&page(&ops))).await.unwrap();
@@ -473,10 +332,7 @@ async fn refused_ops_of_one_peer_are_bounded_and_the_rest_is_counted() {
         .map(|i| op(OpUlid::from_parts(now() - 90 * MINUTE, i), "x").replace("update", "upsert"))
         .collect();
     let pulled = bench.pull(Answer::json(&page(&ops))).await.unwrap();
-    assert_eq!(
-        (pulled.sums.rejected, pulled.sums.rejected_unkept),
-        (1_500, 500)
-    );
+    assert_eq!((pulled.sums.rejected, pulled.sums.rejected_unkept), (1_500, 500));
     assert_eq!(bench.count("opsward.rejected_ops").await, 1_000);
 }
 
@@ -508,9 +364,7 @@ async fn a_proxy_of_the_environment_is_not_used() {
     let bench = Bench::new().await;
     let listed = bench.peer.url();
     let node = Peer::serving(move |_| {
-        Answer::json(&format!(
-            r#"{{"endpoints":[{{"endpoint":"{listed}","serviceType":"validator"}}]}}"#
-        ))
+        Answer::json(&format!(r#"{{"endpoints":[{{"endpoint":"{listed}","serviceType":"validator"}}]}}"#))
     })
     .await;
     bench.peer.then(Answer::json(&page(&[op(ago(10), "a")])));
@@ -521,44 +375,22 @@ async fn a_proxy_of_the_environment_is_not_used() {
         .env("http_proxy", "http://127.0.0.1:1")
         .output()
         .await;
-    assert_eq!(
-        (ran.code, bench.count("ops").await),
-        (Some(0), 1),
-        "{ran:?}"
-    );
+    assert_eq!((ran.code, bench.count("ops").await), (Some(0), 1), "{ran:?}");
 }
 
 #[tokio::test]
 async fn what_is_not_understood_is_held_and_lifted() {
     let bench = Bench::new().await;
-    bench
-        .client
-        .batch_execute("ALTER TABLE uploads ADD COLUMN newer text")
-        .await
-        .unwrap();
-    let body = page(&[
-        op(ago(30), "a"),
-        record(ago(20), "uploads", r#"{"id":"u"}"#),
-        op(ago(10), "b"),
-    ]);
+    bench.client.batch_execute("ALTER TABLE uploads ADD COLUMN newer text").await.unwrap();
+    let body = page(&[op(ago(30), "a"), record(ago(20), "uploads", r#"{"id":"u"}"#), op(ago(10), "b")]);
     let pulled = bench.pull(Answer::json(&body)).await.unwrap();
     assert_eq!(pulled.hold.as_ref().map(|h| h.ulid), Some(ago(20)));
     assert!(pulled.hold.unwrap().reason.contains("newer"));
-    assert_eq!(
-        (bench.own().await, bench.count("audio_previews").await),
-        (Some(ago(30).to_string()), 1)
-    );
+    assert_eq!((bench.own().await, bench.count("audio_previews").await), (Some(ago(30).to_string()), 1));
     assert_eq!(bench.metrics.peers_held.get(), 1);
-    bench
-        .client
-        .batch_execute("ALTER TABLE uploads DROP COLUMN newer")
-        .await
-        .unwrap();
+    bench.client.batch_execute("ALTER TABLE uploads DROP COLUMN newer").await.unwrap();
     bench.pull(Answer::json(&body)).await.unwrap();
-    assert_eq!(
-        (bench.own().await, bench.count("opsward.holds").await),
-        (Some(ago(10).to_string()), 0)
-    );
+    assert_eq!((bench.own().await, bench.count("opsward.holds").await), (Some(ago(10).to_string()), 0));
     assert_eq!(bench.metrics.peers_held.get(), 0);
 }
 
@@ -568,10 +400,8 @@ async fn hostile_answers_move_nothing() {
     let bench = Bench::new().await;
     let good = op(ago(30), "a");
     let elsewhere = Peer::scripted([Answer::json(&page(std::slice::from_ref(&good)))]).await;
-    let redirect = format!(
-        "Location: {}/internal/crud/sweep",
-        elsewhere.url().replace("127.0.0.1", "localhost")
-    );
+    let redirect =
+        format!("Location: {}/internal/crud/sweep", elsewhere.url().replace("127.0.0.1", "localhost"));
     let answers = [
         Answer::new(500, &[], b"[]"),
         Answer::new(204, &[], b""),
@@ -598,24 +428,14 @@ async fn hostile_answers_move_nothing() {
     let failed = "opsward.pulls WHERE outcome = 'failed' AND failures_in_a_row = 14";
     assert_eq!(bench.count(failed).await, 1);
     bench.pull(Answer::json("[]")).await.unwrap();
-    assert_eq!(
-        bench
-            .count("opsward.pulls WHERE outcome = 'ok' AND failures_in_a_row = 0")
-            .await,
-        1
-    );
+    assert_eq!(bench.count("opsward.pulls WHERE outcome = 'ok' AND failures_in_a_row = 0").await, 1);
 }
 
 #[tokio::test]
 async fn a_redirect_on_the_same_host_is_followed() {
     let bench = Bench::new().await;
-    bench
-        .peer
-        .then(Answer::new(302, &["Location: /elsewhere"], b""));
-    let pulled = bench
-        .pull(Answer::json(&page(&[op(ago(30), "a")])))
-        .await
-        .unwrap();
+    bench.peer.then(Answer::new(302, &["Location: /elsewhere"], b""));
+    let pulled = bench.pull(Answer::json(&page(&[op(ago(30), "a")]))).await.unwrap();
     assert_eq!(pulled.sums.applied, 1);
 }
 
@@ -625,20 +445,10 @@ async fn bombs_and_endless_bodies_end() {
     // 600 MiB of blanks in some 600 KiB: larger than a page may be.
     let blanks = gzip(&vec![b' '; 100 << 20]);
     let bomb = [gzip(b"["), blanks].concat();
-    let failure = bench
-        .pull(Answer::new(200, &["Content-Encoding: gzip"], &bomb))
-        .await;
+    let failure = bench.pull(Answer::new(200, &["Content-Encoding: gzip"], &bomb)).await;
     assert!(failure.is_err());
-    let head = head(
-        200,
-        &["Content-Type: application/json", "Connection: close", ""],
-    );
-    let failure = bench
-        .pull(Answer::Endless {
-            head,
-            chunk: vec![b'['; 1 << 20],
-        })
-        .await;
+    let head = head(200, &["Content-Type: application/json", "Connection: close", ""]);
+    let failure = bench.pull(Answer::Endless { head, chunk: vec![b'['; 1 << 20] }).await;
     // One op without an end is one that we cannot hold.
     assert!(failure.unwrap().hold.is_some());
     assert_eq!(bench.own().await, None);
@@ -646,27 +456,14 @@ async fn bombs_and_endless_bodies_end() {
     let deep = format!("[{}{}]", "[".repeat(200_000), "]".repeat(200_000));
     let pulled = bench.pull(Answer::json(&deep)).await.unwrap();
     assert_eq!(pulled.sums.rejected, 1);
-    assert_eq!(
-        bench
-            .text("SELECT code FROM opsward.rejected_ops")
-            .await
-            .as_deref(),
-        Some("nesting")
-    );
+    assert_eq!(bench.text("SELECT code FROM opsward.rejected_ops").await.as_deref(), Some("nesting"));
 }
 
 #[tokio::test]
 async fn an_op_too_large_to_hold_keeps_the_cursor_before_it() {
     let bench = Bench::new().await;
-    let huge = record(
-        ago(20),
-        "audio_previews",
-        &format!(r#"{{"cid":"h","x":"{}"}}"#, "a".repeat(33 << 20)),
-    );
-    let pulled = bench
-        .pull(Answer::json(&page(&[op(ago(30), "a"), huge])))
-        .await
-        .unwrap();
+    let huge = record(ago(20), "audio_previews", &format!(r#"{{"cid":"h","x":"{}"}}"#, "a".repeat(33 << 20)));
+    let pulled = bench.pull(Answer::json(&page(&[op(ago(30), "a"), huge]))).await.unwrap();
     assert_eq!(bench.own().await, Some(ago(30).to_string()));
     assert!(pulled.hold.unwrap().reason.contains("larger than"));
 }
@@ -676,50 +473,30 @@ async fn a_log_that_ends_in_implausible_ulids_is_no_trap() {
     let bench = Bench::new().await;
     let future = "7ZZZZZZZZZZZZZZZZZZZZZZZZZ";
     let body = page(&[op(ago(30), "a"), op(future, "b")]);
-    let scanned = [
-        format!("X-Crud-Sweep-Last-Scanned-Ulid: {future}"),
-        "X-Crud-Sweep-Limited: true".to_owned(),
-    ];
+    let scanned =
+        [format!("X-Crud-Sweep-Last-Scanned-Ulid: {future}"), "X-Crud-Sweep-Limited: true".to_owned()];
     let headers: Vec<&str> = scanned.iter().map(String::as_str).collect();
     bench.pull(Answer::page(&headers, &body)).await.unwrap();
     assert_eq!(bench.own().await, Some(ago(30).to_string()));
     // Again: nothing moves, so nothing follows at once.
-    let again = bench
-        .pull(Answer::page(&headers, &page(&[op(future, "b")])))
-        .await
-        .unwrap();
-    assert_eq!(
-        (again.next, bench.own().await),
-        (None, Some(ago(30).to_string()))
-    );
+    let again = bench.pull(Answer::page(&headers, &page(&[op(future, "b")]))).await.unwrap();
+    assert_eq!((again.next, bench.own().await), (None, Some(ago(30).to_string())));
     assert_eq!(bench.count("opsward.rejected_ops").await, 1);
 }
 
 #[tokio::test]
 async fn catching_up_follows_at_once_but_not_without_a_pause() {
     let bench = Bench::new().await;
-    let old = bench
-        .pull(Answer::json(&page(&[op(ago(60), "a")])))
-        .await
-        .unwrap();
+    let old = bench.pull(Answer::json(&page(&[op(ago(60), "a")]))).await.unwrap();
     assert!(old.next.unwrap() >= Duration::from_secs(2));
     assert_eq!(bench.pull(Answer::json("[]")).await.unwrap().next, None);
-    assert_eq!(
-        bench
-            .pull(Answer::json(&page(&[op(ago(2), "b")])))
-            .await
-            .unwrap()
-            .next,
-        None
-    );
+    assert_eq!(bench.pull(Answer::json(&page(&[op(ago(2), "b")]))).await.unwrap().next, None);
 }
 
 #[tokio::test]
 async fn a_hanging_peer_ends_when_we_stop() {
     let bench = Bench::new().await;
-    bench
-        .peer
-        .then(Answer::Hang(head(200, &["Content-Length: 10", ""])));
+    bench.peer.then(Answer::Hang(head(200, &["Content-Length: 10", ""])));
     let stop = CancellationToken::new();
     let peer = host(&bench.peer);
     let (pulled, ()) = tokio::join!(bench.puller.run_once(&peer, &stop), async {
@@ -733,18 +510,11 @@ async fn a_hanging_peer_ends_when_we_stop() {
 async fn the_node_is_never_waited_for_over_its_row() {
     let bench = Bench::new().await;
     bench.set_node(Some(ago(60).as_str())).await;
-    bench
-        .client
-        .batch_execute("BEGIN; UPDATE cursors SET last_ulid = last_ulid")
-        .await
-        .unwrap();
+    bench.client.batch_execute("BEGIN; UPDATE cursors SET last_ulid = last_ulid").await.unwrap();
     let busy = bench.pull(Answer::json(&page(&[op(ago(30), "a")]))).await;
     assert!(matches!(busy, Err(Failure::Db(_))), "{busy:?}");
     bench.client.batch_execute("ROLLBACK").await.unwrap();
-    bench
-        .pull(Answer::json(&page(&[op(ago(30), "a")])))
-        .await
-        .unwrap();
+    bench.pull(Answer::json(&page(&[op(ago(30), "a")]))).await.unwrap();
     assert_eq!(bench.node().await, Some(ago(30).to_string()));
 }
 
@@ -752,13 +522,10 @@ async fn the_node_is_never_waited_for_over_its_row() {
 async fn an_op_that_the_node_is_writing_is_met_with_patience() {
     let bench = Bench::new().await;
     let ulid = ago(30);
-    let insert =
-        format!("BEGIN; INSERT INTO ops VALUES ('{ulid}', 'h', 'update', 'audio_previews', '[]')");
+    let insert = format!("BEGIN; INSERT INTO ops VALUES ('{ulid}', 'h', 'update', 'audio_previews', '[]')");
     bench.client.batch_execute(&insert).await.unwrap();
     let peer = host(&bench.peer);
-    bench
-        .peer
-        .then(Answer::json(&page(&[op(ulid, "a"), op(ago(20), "b")])));
+    bench.peer.then(Answer::json(&page(&[op(ulid, "a"), op(ago(20), "b")])));
     let stop = CancellationToken::new();
     let pulling = bench.puller.run_once(&peer, &stop);
     let (pulled, ()) = tokio::join!(pulling, async {
@@ -772,14 +539,7 @@ async fn an_op_that_the_node_is_writing_is_met_with_patience() {
     });
     assert_eq!(
         (pulled.unwrap().sums, bench.count("ops").await),
-        (
-            opsward::db::pulls::PageSums {
-                applied: 1,
-                duplicates: 1,
-                ..Default::default()
-            },
-            2
-        )
+        (opsward::db::pulls::PageSums { applied: 1, duplicates: 1, ..Default::default() }, 2)
     );
 }
 
@@ -788,23 +548,16 @@ async fn an_op_that_the_node_is_writing_is_met_with_patience() {
 #[tokio::test]
 async fn waiting_for_a_large_op_leaves_no_batch_half_applied() {
     let bench = Bench::new().await;
-    let large = record(
-        ago(20),
-        "audio_previews",
-        &format!(r#"{{"cid":"h","x":"{}"}}"#, "a".repeat(400 << 10)),
-    );
+    let large =
+        record(ago(20), "audio_previews", &format!(r#"{{"cid":"h","x":"{}"}}"#, "a".repeat(400 << 10)));
     let ops = |from: u128| -> Vec<String> {
         let ulid = |i| OpUlid::from_parts(now() - 90 * MINUTE, from + i);
-        (0..1_000)
-            .map(|i| op(ulid(i), &(from + i).to_string()))
-            .collect()
+        (0..1_000).map(|i| op(ulid(i), &(from + i).to_string())).collect()
     };
     let slow = page(&[ops(0), vec![large.clone()]].concat());
     let slow = [head(200, &[]), b"\r\n".to_vec(), slow.into_bytes()].concat();
     let slow = Peer::scripted([Answer::Hang(slow[..slow.len() - 1_000].to_vec())]).await;
-    bench
-        .peer
-        .then(Answer::json(&page(&[ops(10_000), vec![large]].concat())));
+    bench.peer.then(Answer::json(&page(&[ops(10_000), vec![large]].concat())));
     let stop = CancellationToken::new();
     let pulled = async {
         let applied = async |n| while bench.count("ops").await < n {};
@@ -821,9 +574,7 @@ async fn waiting_for_a_large_op_leaves_no_batch_half_applied() {
             } => {}
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), pulled)
-        .await
-        .expect("a batch was left half applied");
+    tokio::time::timeout(Duration::from_secs(30), pulled).await.expect("a batch was left half applied");
 }
 
 #[tokio::test]
@@ -839,11 +590,7 @@ async fn what_comes_again_is_no_news() {
     assert_eq!(news, [(1, 1), (1, 0)]);
     let client = bench.db.client().await.unwrap();
     let other = opsward::values::Host::parse("https://other.example").unwrap();
-    let hold = opsward::db::pulls::Hold {
-        ulid: ago(5),
-        table: "t".into(),
-        reason: "r".into(),
-    };
+    let hold = opsward::db::pulls::Hold { ulid: ago(5), table: "t".into(), reason: "r".into() };
     for (second, new) in [(1, true), (2, false)] {
         let now = jiff::Timestamp::from_second(second).unwrap();
         let told = opsward::db::pulls::hold(&client, &other, Some(&hold), now).await;

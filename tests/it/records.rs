@@ -12,12 +12,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 const CASES: &str = include_str!("../fixtures/apply.jsonl");
-const TABLES: [&str; 4] = [
-    "uploads",
-    "qm_audio_analyses",
-    "audio_previews",
-    "storage_and_db_sizes",
-];
+const TABLES: [&str; 4] = ["uploads", "qm_audio_analyses", "audio_previews", "storage_and_db_sizes"];
 /// The op after the case's own: it is applied whatever becomes of that one.
 const NEXT: &str = r#"{"ulid":"01J00000000000000000000000","host":"h","action":"create","table":"audio_previews","data":[{"cid":"next"}]}"#;
 const NEXT_ULID: &str = "01J00000000000000000000000";
@@ -67,13 +62,7 @@ impl Bench {
         let client = database.client().await;
         let peer = Peer::scripted([]).await;
         let puller = puller(&db);
-        Self {
-            _database: database,
-            db,
-            client,
-            peer,
-            puller,
-        }
+        Self { _database: database, db, client, peer, puller }
     }
 
     async fn empty(&self) {
@@ -83,12 +72,8 @@ impl Bench {
     }
 
     async fn sweep(&self, body: &[u8]) -> bool {
-        self.peer
-            .then(Answer::new(200, &["Content-Type: application/json"], body));
-        self.puller
-            .run_once(&host(&self.peer), &CancellationToken::new())
-            .await
-            .is_ok()
+        self.peer.then(Answer::new(200, &["Content-Type: application/json"], body));
+        self.puller.run_once(&host(&self.peer), &CancellationToken::new()).await.is_ok()
     }
 
     async fn rows(&self, table: Option<&str>) -> Vec<Value> {
@@ -97,10 +82,7 @@ impl Bench {
         };
         let sql = format!("SELECT to_jsonb(t)::text FROM {table} t");
         let rows = self.client.query(&sql, &[]).await.unwrap();
-        let mut rows: Vec<Value> = rows
-            .iter()
-            .map(|r| serde_json::from_str(r.get(0)).unwrap())
-            .collect();
+        let mut rows: Vec<Value> = rows.iter().map(|r| serde_json::from_str(r.get(0)).unwrap()).collect();
         rows.retain(|r| r["cid"] != "next");
         rows.sort_by_key(Value::to_string);
         rows
@@ -111,58 +93,31 @@ impl Bench {
         for op in &case.setup {
             self.sweep(format!("[{}]", op.get()).as_bytes()).await;
         }
-        self.client
-            .batch_execute("TRUNCATE opsward.cursors, cursors, opsward.rejected_ops")
-            .await
-            .unwrap();
+        self.client.batch_execute("TRUNCATE opsward.cursors, cursors, opsward.rejected_ops").await.unwrap();
         let before = self.rows(case.table.as_deref()).await;
         let op = match &case.op_b64 {
             Some(text) => {
-                let row = self
-                    .client
-                    .query_one("SELECT decode($1, 'base64')", &[text])
-                    .await
-                    .unwrap();
+                let row = self.client.query_one("SELECT decode($1, 'base64')", &[text]).await.unwrap();
                 row.get(0)
             }
             None => case.op.get().as_bytes().to_vec(),
         };
-        let failed = !self
-            .sweep(&[b"[", op.as_slice(), b",", NEXT.as_bytes(), b"]"].concat())
-            .await;
+        let failed = !self.sweep(&[b"[", op.as_slice(), b",", NEXT.as_bytes(), b"]"].concat()).await;
         (before, self.left(case, failed).await)
     }
 
     async fn left(&self, case: &Case<'_>, failed: bool) -> Left {
         let client = self.db.client().await.unwrap();
-        let ops = self
-            .client
-            .query_one("SELECT count(*) FROM ops WHERE ulid <> $1", &[&NEXT_ULID])
-            .await
-            .unwrap();
+        let ops =
+            self.client.query_one("SELECT count(*) FROM ops WHERE ulid <> $1", &[&NEXT_ULID]).await.unwrap();
         // Compared by Postgres: some numbers are larger than a float.
         let same = "SELECT EXISTS (SELECT FROM ops o WHERE to_jsonb(o) = $1::text::jsonb)";
-        let same = self
-            .client
-            .query_one(same, &[&case.op_row.get()])
-            .await
-            .unwrap();
-        let rejected = self
-            .client
-            .query("SELECT code, op FROM opsward.rejected_ops", &[])
-            .await
-            .unwrap();
-        let cursor = self
-            .client
-            .query_opt("SELECT last_ulid FROM opsward.cursors", &[])
-            .await
-            .unwrap();
+        let same = self.client.query_one(same, &[&case.op_row.get()]).await.unwrap();
+        let rejected = self.client.query("SELECT code, op FROM opsward.rejected_ops", &[]).await.unwrap();
+        let cursor = self.client.query_opt("SELECT last_ulid FROM opsward.cursors", &[]).await.unwrap();
         let next = self
             .client
-            .query_one(
-                "SELECT count(*) FROM audio_previews WHERE cid = 'next'",
-                &[],
-            )
+            .query_one("SELECT count(*) FROM audio_previews WHERE cid = 'next'", &[])
             .await
             .unwrap();
         Left {
@@ -183,15 +138,13 @@ impl Bench {
 fn same_rows(want: &[Value], got: &[Value]) -> bool {
     let mut got = got.to_vec();
     want.len() == got.len()
-        && want
-            .iter()
-            .all(|w| match got.iter().position(|g| same_row(w, g)) {
-                Some(i) => {
-                    got.remove(i);
-                    true
-                }
-                None => false,
-            })
+        && want.iter().all(|w| match got.iter().position(|g| same_row(w, g)) {
+            Some(i) => {
+                got.remove(i);
+                true
+            }
+            None => false,
+        })
 }
 
 fn same_row(want: &Value, got: &Value) -> bool {
@@ -202,12 +155,7 @@ fn same_row(want: &Value, got: &Value) -> bool {
         && want.iter().all(|(k, w)| match (w, got.get(k)) {
             (Value::String(now), Some(Value::String(time))) if now == "<now>" => {
                 let time: jiff::Timestamp = time.parse().unwrap();
-                opsward::clock::Clock::System
-                    .now()
-                    .duration_since(time)
-                    .as_secs()
-                    .abs()
-                    < 60
+                opsward::clock::Clock::System.now().duration_since(time).as_secs().abs() < 60
             }
             (Value::Number(a), Some(Value::Number(b))) => a.as_f64() == b.as_f64(),
             (w, Some(g)) => w == g,
@@ -216,21 +164,13 @@ fn same_row(want: &Value, got: &Value) -> bool {
 }
 
 fn applied(case: &Case<'_>, left: &Left) -> Result<(), String> {
-    let want: Vec<Value> = case
-        .rows_after
-        .map_or(vec![], |r| serde_json::from_str(r.get()).unwrap());
+    let want: Vec<Value> = case.rows_after.map_or(vec![], |r| serde_json::from_str(r.get()).unwrap());
     let check = [
         (same_rows(&want, &left.rows), "the rows differ"),
         (left.rejected.is_empty(), "it was rejected"),
         (left.next_applied, "the next op was not applied"),
-        (
-            left.cursor.as_deref() == Some(NEXT_ULID),
-            "the cursor is not at the end",
-        ),
-        (
-            case.ops_added == 0 || left.as_recorded,
-            "the op is not in the log",
-        ),
+        (left.cursor.as_deref() == Some(NEXT_ULID), "the cursor is not at the end"),
+        (case.ops_added == 0 || left.as_recorded, "the op is not in the log"),
     ];
     verdict(&check)
 }
@@ -240,10 +180,7 @@ fn rejected(before: &[Value], left: &Left) -> Result<(), String> {
         (left.rejected.len() == 1, "not one rejected op"),
         (left.rows == before, "rows changed"),
         (left.next_applied, "the next op was not applied"),
-        (
-            left.cursor.as_deref() == Some(NEXT_ULID),
-            "the cursor is not at the end",
-        ),
+        (left.cursor.as_deref() == Some(NEXT_ULID), "the cursor is not at the end"),
         (!left.failed, "the page was refused"),
     ];
     verdict(&check)
@@ -251,11 +188,7 @@ fn rejected(before: &[Value], left: &Left) -> Result<(), String> {
 
 fn verdict(checks: &[(bool, &str)]) -> Result<(), String> {
     let wrong: Vec<&str> = checks.iter().filter(|c| !c.0).map(|c| c.1).collect();
-    if wrong.is_empty() {
-        Ok(())
-    } else {
-        Err(wrong.join(", "))
-    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join(", ")) }
 }
 
 fn judge(case: &Case<'_>, before: &[Value], left: &Left) -> Result<(), String> {
@@ -266,31 +199,20 @@ fn judge(case: &Case<'_>, before: &[Value], left: &Left) -> Result<(), String> {
             let whole = case.op_b64.is_some() || left.rejected[0].1 == case.op.get().as_bytes();
             verdict(&[(whole, "it is not kept whole")])
         }),
-        "either" => applied(case, left)
-            .or_else(|a| rejected(before, left).map_err(|r| format!("{a}; or {r}"))),
+        "either" => {
+            applied(case, left).or_else(|a| rejected(before, left).map_err(|r| format!("{a}; or {r}")))
+        }
         "hold" => verdict(&[
             (left.held, "no hold"),
             (left.cursor.is_none(), "the cursor moved"),
-            (
-                !left.next_applied && left.rejected.is_empty(),
-                "something was taken",
-            ),
+            (!left.next_applied && left.rejected.is_empty(), "something was taken"),
         ]),
         "skip" => verdict(&[
-            (
-                left.ops == 0 && left.rejected.is_empty(),
-                "something was taken",
-            ),
-            (
-                left.next_applied && left.cursor.as_deref() == Some(NEXT_ULID),
-                "the cursor did not move on",
-            ),
+            (left.ops == 0 && left.rejected.is_empty(), "something was taken"),
+            (left.next_applied && left.cursor.as_deref() == Some(NEXT_ULID), "the cursor did not move on"),
         ]),
         "page" => verdict(&[
-            (
-                left.failed && left.cursor.is_none(),
-                "the page was not refused",
-            ),
+            (left.failed && left.cursor.is_none(), "the page was not refused"),
             (left.ops == 0 && left.rows == before, "something was taken"),
         ]),
         other => Err(format!("no such expectation: {other}")),
@@ -305,19 +227,8 @@ async fn every_recorded_case_ends_as_it_says() {
         let case: Case<'_> = serde_json::from_str(line).unwrap();
         let (before, left) = bench.run(&case).await;
         if let Err(why) = judge(&case, &before, &left) {
-            wrong.push(format!(
-                "{} ({}): {why}\n    {}",
-                case.name,
-                case.expect,
-                json!(format!("{left:?}"))
-            ));
+            wrong.push(format!("{} ({}): {why}\n    {}", case.name, case.expect, json!(format!("{left:?}"))));
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} of {} cases:\n{}",
-        wrong.len(),
-        CASES.lines().count(),
-        wrong.join("\n")
-    );
+    assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), CASES.lines().count(), wrong.join("\n"));
 }

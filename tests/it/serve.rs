@@ -49,19 +49,11 @@ impl Port {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         tokio::spawn(serve(listener, handler, limits, stop.clone()));
-        Self {
-            address,
-            metrics,
-            peers,
-            stop,
-        }
+        Self { address, metrics, peers, stop }
     }
 
     fn register(&self, hosts: &[&str]) {
-        let peer = |host: &&str| Peer {
-            host: Host::parse(host).unwrap(),
-            wallet: String::new(),
-        };
+        let peer = |host: &&str| Peer { host: Host::parse(host).unwrap(), wallet: String::new() };
         let peers = hosts.iter().map(peer).collect();
         let set = PeerSet::new(PeerSource::Static, peers, None);
         self.peers.send_replace(Some(Arc::new(set)));
@@ -76,10 +68,7 @@ impl Port {
     }
 
     fn served(&self, outcome: &str) -> u64 {
-        self.metrics
-            .sweeps_served
-            .with_label_values(&[outcome])
-            .get()
+        self.metrics.sweeps_served.with_label_values(&[outcome]).get()
     }
 
     fn left_out(&self, why: &str) -> u64 {
@@ -87,10 +76,7 @@ impl Port {
     }
 
     fn dropped(&self, why: &str) -> u64 {
-        self.metrics
-            .responses_dropped
-            .with_label_values(&[why])
-            .get()
+        self.metrics.responses_dropped.with_label_values(&[why]).get()
     }
 }
 

@@ -26,40 +26,17 @@ fn statements() -> Vec<Statement> {
             let Some((name, value)) = after.split_once(": &str =") else {
                 continue;
             };
-            if !name
-                .chars()
-                .all(|c| c.is_ascii_uppercase() || c == '_' || c.is_ascii_digit())
-            {
+            if !name.chars().all(|c| c.is_ascii_uppercase() || c == '_' || c.is_ascii_digit()) {
                 continue;
             }
             let value = value.trim_start();
-            let (open, close) = if value.starts_with("r#") {
-                ("r#\"", "\"#;")
-            } else {
-                ("\"", "\";")
-            };
-            let literal = value
-                .strip_prefix(open)
-                .unwrap()
-                .split_once(close)
-                .unwrap()
-                .0;
-            let sql = if open == "\"" {
-                unescape(literal)
-            } else {
-                literal.to_owned()
-            };
-            let word = sql
-                .split_whitespace()
-                .next()
-                .unwrap_or_default()
-                .to_uppercase();
+            let (open, close) = if value.starts_with("r#") { ("r#\"", "\"#;") } else { ("\"", "\";") };
+            let literal = value.strip_prefix(open).unwrap().split_once(close).unwrap().0;
+            let sql = if open == "\"" { unescape(literal) } else { literal.to_owned() };
+            let word = sql.split_whitespace().next().unwrap_or_default().to_uppercase();
             if ["SELECT", "INSERT", "UPDATE", "DELETE", "WITH"].contains(&word.as_str()) {
                 let file = path.file_name().unwrap().to_string_lossy();
-                found.push(Statement {
-                    place: format!("{file}: {name}"),
-                    sql,
-                });
+                found.push(Statement { place: format!("{file}: {name}"), sql });
             }
         }
     }
@@ -86,11 +63,7 @@ async fn postgres_takes_every_statement() {
     let mut wrong = Vec::new();
     for statement in &all {
         if let Err(e) = client.prepare(&statement.sql).await {
-            wrong.push(format!(
-                "{}: {}",
-                statement.place,
-                opsward::db::describe(&e)
-            ));
+            wrong.push(format!("{}: {}", statement.place, opsward::db::describe(&e)));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -102,30 +75,17 @@ async fn no_statement_reads_the_whole_log() {
     let client = database.migrated().await.client().await.unwrap();
     // On an empty table a sequential scan is the cheapest; forbidden, it is
     // planned only where there is no other way.
-    client
-        .batch_execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan")
-        .await
-        .unwrap();
-    let on_log: Vec<Statement> = statements()
-        .into_iter()
-        .filter(|s| s.sql.contains("public.ops"))
-        .collect();
+    client.batch_execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan").await.unwrap();
+    let on_log: Vec<Statement> = statements().into_iter().filter(|s| s.sql.contains("public.ops")).collect();
     assert!(!on_log.is_empty());
     let mut wrong = Vec::new();
     for statement in on_log {
         let params = client.prepare(&statement.sql).await.unwrap().params().len();
         let nulls = vec!["NULL"; params].join(", ");
-        let execute = if params == 0 {
-            "EXECUTE s".to_owned()
-        } else {
-            format!("EXECUTE s({nulls})")
-        };
+        let execute = if params == 0 { "EXECUTE s".to_owned() } else { format!("EXECUTE s({nulls})") };
         let sql = format!("PREPARE s AS {}", statement.sql);
         client.batch_execute(&sql).await.unwrap();
-        let plan = client
-            .simple_query(&format!("EXPLAIN {execute}"))
-            .await
-            .unwrap();
+        let plan = client.simple_query(&format!("EXPLAIN {execute}")).await.unwrap();
         let plan: Vec<String> = plan
             .iter()
             .filter_map(|m| match m {

@@ -29,10 +29,7 @@ fn command(daemon: &Daemon, url: &str, args: &[&str]) -> Start {
         .env("OPENAUDIO_DB_URL", url)
         .env("OPENAUDIO_NODE_ENDPOINT", SELF)
         .env("OPENAUDIO_MEDIORUM_PEERS", "none")
-        .env(
-            "OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN",
-            daemon.admin().to_string(),
-        )
+        .env("OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN", daemon.admin().to_string())
 }
 
 /// Waits until a daemon has marked the database as served.
@@ -45,10 +42,8 @@ async fn marked(client: &tokio_postgres::Client) {
 }
 
 fn dump(database: &Database) -> String {
-    let output = Command::new(binary("pg_dump"))
-        .args(["--schema-only", "-d", &database.url()])
-        .output()
-        .unwrap();
+    let output =
+        Command::new(binary("pg_dump")).args(["--schema-only", "-d", &database.url()]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     // Newer minor versions put a key of their own around the dump.
     let text = String::from_utf8(output.stdout).unwrap();
@@ -76,16 +71,8 @@ async fn a_database_that_goes_away_and_comes_back_is_survived() {
     assert!(page.header("retry-after").is_some());
     let status = http::get(daemon.admin(), "/status", &[]).await.json();
     assert_eq!(status["result"]["database"]["up"], false);
-    assert!(
-        status["result"]["daemon"]["tasks"]
-            .as_array()
-            .unwrap()
-            .len()
-            > 3
-    );
-    daemon
-        .line(|l| l.contains("presence") && l.contains("failed"))
-        .await;
+    assert!(status["result"]["daemon"]["tasks"].as_array().unwrap().len() > 3);
+    daemon.line(|l| l.contains("presence") && l.contains("failed")).await;
 
     cluster.start();
     daemon.ready().await;
@@ -117,12 +104,8 @@ async fn a_second_signal_ends_it_at_once() {
     let database = Database::new().await;
     let daemon = ready(&database.url(), &[]).await;
     // A request that never comes to its end holds the listener for a while.
-    let mut half = tokio::net::TcpStream::connect(daemon.public())
-        .await
-        .unwrap();
-    half.write_all(b"GET /internal/crud/sweep?after= HTTP/1.1\r\nHost: ")
-        .await
-        .unwrap();
+    let mut half = tokio::net::TcpStream::connect(daemon.public()).await.unwrap();
+    half.write_all(b"GET /internal/crud/sweep?after= HTTP/1.1\r\nHost: ").await.unwrap();
     let served = http::get(daemon.public(), "/internal/crud/sweep?after=", &[]).await;
     assert_eq!(served.status, 200);
     daemon.signal("TERM");
@@ -140,29 +123,18 @@ async fn one_hanging_peer_delays_no_other() {
     let _daemon = ready(&database.url(), &[&hanging, &honest]).await;
     hanging.asked(1).await;
     let asked = honest.asked(1).await;
-    assert_eq!(
-        asked[0].header("user-agent"),
-        Some("mediorum https://me.example")
-    );
+    assert_eq!(asked[0].header("user-agent"), Some("mediorum https://me.example"));
 }
 
 #[tokio::test]
 async fn a_port_in_use_says_which() {
     let database = Database::new().await;
-    for name in [
-        "OPENAUDIO_MEDIORUM_SIDECAR_LISTEN",
-        "OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN",
-    ] {
+    for name in ["OPENAUDIO_MEDIORUM_SIDECAR_LISTEN", "OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN"] {
         let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = taken.local_addr().unwrap().to_string();
-        let ran = Start::run(&database.url(), SELF)
-            .env(name, &address)
-            .output()
-            .await;
+        let ran = Start::run(&database.url(), SELF).env(name, &address).output().await;
         assert_eq!(ran.code, Some(1), "{}", ran.stderr);
-        let said = ran
-            .stderr
-            .contains(&format!("{address} ({name}): the port is in use"));
+        let said = ran.stderr.contains(&format!("{address} ({name}): the port is in use"));
         assert!(said, "{}", ran.stderr);
     }
 }
@@ -193,40 +165,13 @@ async fn a_database_that_will_not_do_is_its_own_sentence() {
     let nobody = format!("postgresql://postgres:sesame@127.0.0.1:{}/x", free_port());
     let plain = cluster::PLAIN_ROLE;
     let cases = [
-        (
-            at(&format!("{PASSWORD_ROLE}:sesame"), name),
-            1,
-            "refused the login",
-        ),
-        (
-            at("postgres:sesame", "no_such_database"),
-            1,
-            "there is no database",
-        ),
-        (
-            at("postgres:sesame", "postgres"),
-            1,
-            "holds no table public.ops",
-        ),
+        (at(&format!("{PASSWORD_ROLE}:sesame"), name), 1, "refused the login"),
+        (at("postgres:sesame", "no_such_database"), 1, "there is no database"),
+        (at("postgres:sesame", "postgres"), 1, "holds no table public.ops"),
         (at(&format!("{plain}:sesame"), name), 1, "GRANT"),
-        (
-            at("postgres:sesame", &format!("{name}?sslmode=require")),
-            1,
-            "see sslmode",
-        ),
-        (
-            format!(
-                "postgresql://postgres:sesame@{}/x?sslmode=verify-full",
-                bad_tls()
-            ),
-            1,
-            "see sslmode",
-        ),
-        (
-            at("postgres:sesame", &format!("{name}?no_such_parameter=1")),
-            1,
-            "correct OPENAUDIO_DB_URL",
-        ),
+        (at("postgres:sesame", &format!("{name}?sslmode=require")), 1, "see sslmode"),
+        (format!("postgresql://postgres:sesame@{}/x?sslmode=verify-full", bad_tls()), 1, "see sslmode"),
+        (at("postgres:sesame", &format!("{name}?no_such_parameter=1")), 1, "correct OPENAUDIO_DB_URL"),
         (nobody, 75, "the database is away"),
     ];
     for (url, code, words) in cases {
@@ -257,16 +202,10 @@ async fn read_only_pulls_nothing_and_says_so() {
         .env("OPENAUDIO_MEDIORUM_READ_ONLY", "true")
         .spawn();
     daemon.ready().await;
-    daemon
-        .line(|l| {
-            l.contains("pull") && l.contains("OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on")
-        })
-        .await;
+    daemon.line(|l| l.contains("pull") && l.contains("OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on")).await;
     // Known, shown and kept, but not pulled.
     daemon.line(|l| l.contains("the peers are known")).await;
-    let text = command(&daemon, &database.url(), &["status"])
-        .output()
-        .await;
+    let text = command(&daemon, &database.url(), &["status"]).output().await;
     assert_eq!(text.code, Some(0), "{}", text.stderr);
     assert!(text.stdout.starts_with("READ-ONLY"), "{}", text.stdout);
     daemon.signal("TERM");
@@ -288,9 +227,7 @@ async fn uninstall_leaves_no_trace() {
     daemon.line(|l| l.contains("started")).await;
     let client = database.client().await;
     marked(&client).await;
-    let ran = command(&daemon, &url, &["uninstall", "--yes"])
-        .output()
-        .await;
+    let ran = command(&daemon, &url, &["uninstall", "--yes"]).output().await;
     assert_eq!(ran.code, Some(4), "{}", ran.stderr);
     daemon.signal("TERM");
     daemon.exit().await;
@@ -309,30 +246,19 @@ async fn uninstall_leaves_no_trace() {
         .await
         .unwrap();
     let read_only = command(&daemon, &url, &["uninstall", "--yes"]);
-    let ran = read_only
-        .env("OPENAUDIO_MEDIORUM_READ_ONLY", "true")
-        .output()
-        .await;
+    let ran = read_only.env("OPENAUDIO_MEDIORUM_READ_ONLY", "true").output().await;
     assert_eq!(ran.code, Some(3), "{}", ran.stderr);
     assert!(ran.stderr.contains("public.ours"), "{}", ran.stderr);
 
-    let ran = command(&daemon, &url, &["uninstall", "--yes", "--output", "json"])
-        .output()
-        .await;
+    let ran = command(&daemon, &url, &["uninstall", "--yes", "--output", "json"]).output().await;
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let json: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(json["changed"], true);
     assert_eq!(dump(&database), before);
 
-    let again = command(&daemon, &url, &["uninstall", "--yes"])
-        .output()
-        .await;
+    let again = command(&daemon, &url, &["uninstall", "--yes"]).output().await;
     assert_eq!(again.code, Some(0), "{}", again.stderr);
-    assert!(
-        again.stdout.contains("nothing of opsward"),
-        "{}",
-        again.stdout
-    );
+    assert!(again.stdout.contains("nothing of opsward"), "{}", again.stdout);
 }
 
 #[tokio::test]
@@ -341,15 +267,8 @@ async fn the_operators_port_reads_only() {
     let daemon = ready(&database.url(), &[]).await;
     let admin = daemon.admin();
     let metrics = http::get(admin, "/metrics", &[]).await;
-    assert_eq!(
-        metrics.header("content-type"),
-        Some("text/plain; version=0.0.4; charset=utf-8")
-    );
-    for name in [
-        "opsward_build_info",
-        "opsward_task_runs_total",
-        "opsward_database_up 1",
-    ] {
+    assert_eq!(metrics.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    for name in ["opsward_build_info", "opsward_task_runs_total", "opsward_database_up 1"] {
         assert!(metrics.text().contains(name), "{name}");
     }
     for path in ["/", "/metrics", "/healthz", "/readyz", "/status"] {
@@ -360,21 +279,11 @@ async fn the_operators_port_reads_only() {
         assert_eq!(post.header("allow"), Some("GET, HEAD"));
     }
     assert_eq!(http::get(admin, "/debug", &[]).await.status, 404);
-    assert_eq!(
-        http::get(daemon.public(), "/metrics", &[]).await.status,
-        404
-    );
+    assert_eq!(http::get(daemon.public(), "/metrics", &[]).await.status, 404);
     let page = http::get(admin, "/", &[]).await;
-    assert!(
-        page.header("content-security-policy")
-            .unwrap()
-            .starts_with("default-src 'none'")
-    );
+    assert!(page.header("content-security-policy").unwrap().starts_with("default-src 'none'"));
     let html = page.text();
-    assert!(
-        html.contains("https://me.example") && !html.contains("<script"),
-        "{html}"
-    );
+    assert!(html.contains("https://me.example") && !html.contains("<script"), "{html}");
 }
 
 #[tokio::test]
@@ -390,10 +299,7 @@ async fn status_is_the_daemons_then_the_databases_then_nobodys() {
     let ran = command(&daemon, &url, &args).output().await;
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let json: Value = serde_json::from_str(&ran.stdout).unwrap();
-    assert_eq!(
-        (&json["schema"], &json["command"]),
-        (&1.into(), &"status".into())
-    );
+    assert_eq!((&json["schema"], &json["command"]), (&1.into(), &"status".into()));
     assert_eq!(json["result"]["daemon"]["pid"], daemon.pid());
     assert_eq!(json["result"]["database"]["schema_version"], 1);
     assert!(json["result"]["database"]["ops_bytes"].is_u64());
@@ -402,25 +308,11 @@ async fn status_is_the_daemons_then_the_databases_then_nobodys() {
     assert_eq!(keys(&shown), keys(&json));
     assert_eq!(keys(&shown["result"]), keys(&json["result"]));
     let alive = command(&daemon, &url, &["healthcheck"]).output().await;
-    assert_eq!(
-        (alive.code, alive.stdout + &alive.stderr),
-        (Some(0), String::new())
-    );
+    assert_eq!((alive.code, alive.stdout + &alive.stderr), (Some(0), String::new()));
     let doctor = command(&daemon, &url, &["doctor"]).output().await;
     assert_eq!(doctor.code, Some(0), "{}", doctor.stdout);
-    for check in [
-        "database",
-        "privileges",
-        "schema",
-        "models",
-        "discovery",
-        "public_url",
-    ] {
-        assert!(
-            doctor.stdout.contains(&format!(" {check} ")),
-            "{check}: {}",
-            doctor.stdout
-        );
+    for check in ["database", "privileges", "schema", "models", "discovery", "public_url"] {
+        assert!(doctor.stdout.contains(&format!(" {check} ")), "{check}: {}", doctor.stdout);
     }
 
     daemon.signal("TERM");
@@ -440,11 +332,7 @@ async fn status_is_the_daemons_then_the_databases_then_nobodys() {
     assert_eq!(json["result"]["database"]["up"], false);
     let doctor = command(&daemon, &url, &["doctor"]).output().await;
     assert_eq!(doctor.code, Some(1), "{}", doctor.stdout);
-    assert!(
-        doctor.stdout.contains("FAIL  database"),
-        "{}",
-        doctor.stdout
-    );
+    assert!(doctor.stdout.contains("FAIL  database"), "{}", doctor.stdout);
 }
 
 #[tokio::test]
@@ -475,9 +363,7 @@ async fn peers_are_discovered_and_remembered() {
     drop(node);
     let daemon = start(&format!("http://127.0.0.1:{}", free_port()));
     peer.asked(first + 1).await;
-    daemon
-        .line(|l| l.contains("the last known peers are used"))
-        .await;
+    daemon.line(|l| l.contains("the last known peers are used")).await;
     let metrics = http::get(daemon.admin(), "/metrics", &[]).await.text();
     assert!(metrics.contains("opsward_peers 1"), "{metrics}");
 }
@@ -485,14 +371,7 @@ async fn peers_are_discovered_and_remembered() {
 #[tokio::test]
 async fn run_needs_to_know_who_it_is() {
     let database = Database::new().await;
-    let ran = Start::new(&["run"])
-        .env("OPENAUDIO_DB_URL", database.url())
-        .output()
-        .await;
+    let ran = Start::new(&["run"]).env("OPENAUDIO_DB_URL", database.url()).output().await;
     assert_eq!(ran.code, Some(64), "{}", ran.stderr);
-    assert!(
-        ran.stderr.contains("OPENAUDIO_NODE_ENDPOINT"),
-        "{}",
-        ran.stderr
-    );
+    assert!(ran.stderr.contains("OPENAUDIO_NODE_ENDPOINT"), "{}", ran.stderr);
 }

@@ -41,11 +41,7 @@ pub(super) fn client(settings: &Settings) -> Result<Client, String> {
 
 /// The version of the opsward that answers at a public URL; `None` when what
 /// answers is none. Asked for what comes after now: hardly anything.
-pub(super) async fn version(
-    http: &Client,
-    own: &Host,
-    clock: &Clock,
-) -> Result<Option<String>, String> {
+pub(super) async fn version(http: &Client, own: &Host, clock: &Clock) -> Result<Option<String>, String> {
     let after = OpUlid::first_of_ms(clock.now_ms());
     let request = http
         .get(format!("{own}/internal/crud/sweep?after={after}"))
@@ -65,19 +61,11 @@ pub(super) async fn clock(http: &Client, peers: &[Host], clock: &Clock) -> Optio
     }
     dates.sort();
     let median = dates[dates.len() / 2];
-    Some(doctor::clock(
-        "peers_clock",
-        "the peers'",
-        median,
-        clock.now(),
-    ))
+    Some(doctor::clock("peers_clock", "the peers'", median, clock.now()))
 }
 
 async fn date(http: &Client, peer: &Host) -> Option<Timestamp> {
-    let request = http
-        .head(format!("{peer}/health_check"))
-        .header("User-Agent", USER_AGENT)
-        .timeout(WITHIN);
+    let request = http.head(format!("{peer}/health_check")).header("User-Agent", USER_AGENT).timeout(WITHIN);
     let response = request.send().await.ok()?;
     let date = response.headers().get(DATE)?.to_str().ok()?;
     rfc2822::parse(date).ok().map(|zoned| zoned.timestamp())

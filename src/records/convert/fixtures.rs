@@ -70,19 +70,13 @@ fn every_case_as_the_node_did_it() {
     for line in CASES.lines() {
         let case: Case<'_> = serde_json::from_str(line).unwrap();
         let Some((op, model, action)) = sound(&case) else {
-            let envelope = matches!(
-                case.expect.as_str(),
-                "reject" | "either" | "hold" | "skip" | "page"
-            );
+            let envelope = matches!(case.expect.as_str(), "reject" | "either" | "hold" | "skip" | "page");
             assert!(envelope, "{}: nothing to convert", case.name);
             *seen.entry("refused before").or_default() += 1;
             continue;
         };
         // a limit of an index, known to the database alone
-        let index = case
-            .error
-            .as_ref()
-            .is_some_and(|e| e.contains("SQLSTATE 54000"));
+        let index = case.error.as_ref().is_some_and(|e| e.contains("SQLSTATE 54000"));
         let verdict = match (case.expect.as_str(), converted(&op, model, action)) {
             ("reject", Err(_)) => Ok("refused"),
             ("reject", Ok(_)) if index => Ok("for the database to refuse"),
@@ -105,12 +99,7 @@ fn every_case_as_the_node_did_it() {
 
 /// Holds the rows against what the node left, where that can be seen without a
 /// database: not where rows that were there before are kept or deleted.
-fn compare(
-    case: &Case<'_>,
-    op: &Envelope,
-    model: &Model,
-    rows: &[Row],
-) -> Result<&'static str, String> {
+fn compare(case: &Case<'_>, op: &Envelope, model: &Model, rows: &[Row]) -> Result<&'static str, String> {
     let fresh = case.setup.is_empty();
     let again = case.setup.iter().any(|s| s["ulid"] == op.ulid);
     if op.action == "delete" || again || (op.action == "create" && !fresh) {
@@ -126,9 +115,7 @@ fn compare(
         if rows[..place].iter().any(|earlier| earlier.key == row.key) {
             continue; // a create keeps the first
         }
-        let node = left
-            .remove(&row.key)
-            .ok_or_else(|| format!("no row {:?}", row.key))?;
+        let node = left.remove(&row.key).ok_or_else(|| format!("no row {:?}", row.key))?;
         if node.len() != model.columns.len() {
             return Err("another number of columns".into());
         }
@@ -142,10 +129,7 @@ fn compare(
                 (theirs, ours) => theirs == ours,
             };
             if !same {
-                return Err(format!(
-                    "{}: {theirs:?} there, {:?} here",
-                    column.name, row.values[c]
-                ));
+                return Err(format!("{}: {theirs:?} there, {:?} here", column.name, row.values[c]));
             }
         }
     }

@@ -44,30 +44,16 @@ pub fn time_text(at: Timestamp) -> String {
 ///
 /// # Errors
 /// The op can't be applied as a whole: see [`super::code`].
-pub fn convert(
-    model: &Model,
-    action: Action,
-    data: &str,
-    now: Timestamp,
-) -> Result<Vec<Row>, RejectReason> {
+pub fn convert(model: &Model, action: Action, data: &str, now: Timestamp) -> Result<Vec<Row>, RejectReason> {
     fit_for_jsonb(data)?;
-    let mut reader = Reader {
-        model,
-        action,
-        now,
-        slots: Vec::new(),
-        rows: Vec::new(),
-    };
+    let mut reader = Reader { model, action, now, slots: Vec::new(), rows: Vec::new() };
     json::records(data, &mut reader)?;
     let rows = reader.rows;
     if action == Action::Update && rows.len() > 1 {
         let mut seen = HashSet::with_capacity(rows.len());
         if let Some(row) = rows.iter().find(|row| !seen.insert(&row.key)) {
             let key = json::excerpt(&row.key.join(", "));
-            return Err(RejectReason::new(
-                KEY_TWICE,
-                format!("key {key} is there twice"),
-            ));
+            return Err(RejectReason::new(KEY_TWICE, format!("key {key} is there twice")));
         }
     }
     Ok(rows)
@@ -111,9 +97,7 @@ impl<'a> json::Records<'a> for Reader<'_> {
         };
         self.fill();
         let column = &self.model.columns[place];
-        self.slots[place]
-            .set(&column.kind, value)
-            .map_err(|reason| self.named(place, reason))
+        self.slots[place].set(&column.kind, value).map_err(|reason| self.named(place, reason))
     }
 
     fn end(&mut self) -> Result<(), RejectReason> {
@@ -170,9 +154,6 @@ impl Reader<'_> {
     fn named(&self, place: usize, reason: RejectReason) -> RejectReason {
         let record = self.rows.len() + 1;
         let json = &self.model.columns[place].json;
-        RejectReason::new(
-            reason.code,
-            format!("record {record}, {json}: {}", reason.detail),
-        )
+        RejectReason::new(reason.code, format!("record {record}, {json}: {}", reason.detail))
     }
 }

@@ -35,11 +35,7 @@ pub(super) fn float(raw: &str) -> Result<f64, RejectReason> {
 /// The shortest decimal that reads back, without exponent: a numeric's text.
 pub(super) fn numeric_text(value: f64) -> String {
     // numeric knows no -0
-    if value == 0.0 {
-        "0".into()
-    } else {
-        value.to_string()
-    }
+    if value == 0.0 { "0".into() } else { value.to_string() }
 }
 
 /// A double as Go's encoding/json writes it: the shortest decimal that reads
@@ -80,15 +76,7 @@ mod tests {
     fn whole_numbers_from_their_literals() {
         assert_eq!(integer("-9223372036854775808").unwrap(), i64::MIN);
         assert_eq!(integer("-0").unwrap(), 0);
-        for bad in [
-            "1.0",
-            "1e2",
-            "9223372036854775808",
-            "-9223372036854775809",
-            "\"1\"",
-            "true",
-            "[]",
-        ] {
+        for bad in ["1.0", "1e2", "9223372036854775808", "-9223372036854775809", "\"1\"", "true", "[]"] {
             assert!(integer(bad).is_err(), "{bad}");
         }
         assert_eq!(unsigned("18446744073709551615").unwrap(), u64::MAX);
@@ -101,10 +89,7 @@ mod tests {
 
     #[test]
     fn doubles() {
-        assert_eq!(
-            numeric_text(float("1e21").unwrap()),
-            "1000000000000000000000"
-        );
+        assert_eq!(numeric_text(float("1e21").unwrap()), "1000000000000000000000");
         assert_eq!(numeric_text(float("1E-7").unwrap()), "0.0000001");
         assert_eq!(numeric_text(float("-0.0").unwrap()), "0");
         assert_eq!(numeric_text(float("100").unwrap()), "100");

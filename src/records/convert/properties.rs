@@ -10,11 +10,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 fn actions() -> impl Strategy<Value = Action> {
-    prop_oneof![
-        Just(Action::Create),
-        Just(Action::Update),
-        Just(Action::Delete)
-    ]
+    prop_oneof![Just(Action::Create), Just(Action::Update), Just(Action::Delete)]
 }
 
 /// JSON values, often of the shapes that columns have.
@@ -29,10 +25,7 @@ fn values() -> impl Strategy<Value = Value> {
         Just(json!("2024-01-02T03:04:05.1Z")),
     ];
     leaf.prop_recursive(3, 24, 6, |inner| {
-        let key = prop_oneof![
-            any::<String>(),
-            "(String|valid|format|FILENAME|duration|bpm|key)"
-        ];
+        let key = prop_oneof![any::<String>(), "(String|valid|format|FILENAME|duration|bpm|key)"];
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
             prop::collection::vec((key, inner), 0..5)
@@ -56,9 +49,7 @@ fn records(table: usize) -> impl Strategy<Value = String> {
         (Just(column.json), prop_oneof![9 => right, 1 => values()])
     });
     prop::collection::vec(one.collect::<Vec<_>>(), 0..3).prop_map(|all| {
-        let all = all
-            .into_iter()
-            .map(|entries| Value::Object(entries.into_iter().collect()));
+        let all = all.into_iter().map(|entries| Value::Object(entries.into_iter().collect()));
         Value::Array(all.collect()).to_string()
     })
 }

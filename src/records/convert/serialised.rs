@@ -94,11 +94,7 @@ pub(super) fn zero(shape: &Struct) -> Vec<FieldValue> {
 
 /// Decodes an object over the fields; unknown keys are ignored, null leaves a
 /// field as it is. The depth is that of the model.
-pub(super) fn set_struct(
-    fields: &mut [FieldValue],
-    shape: &Struct,
-    raw: &str,
-) -> Result<(), RejectReason> {
+pub(super) fn set_struct(fields: &mut [FieldValue], shape: &Struct, raw: &str) -> Result<(), RejectReason> {
     json::object(raw, &mut |key, value| {
         let Some(place) = shape.names.find(key).filter(|_| value != "null") else {
             return Ok(());

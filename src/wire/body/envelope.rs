@@ -50,8 +50,7 @@ struct Fields<'a> {
 /// UTF-8 inside of strings is no matter of grammar (a node replaces it).
 pub fn read(element: &Element, now_ms: u64) -> Result<Envelope, BodyError> {
     let text = String::from_utf8_lossy(&element.bytes);
-    let Ok(fields) = serde_json::Deserializer::from_str(&text).deserialize_map(Fields::default())
-    else {
+    let Ok(fields) = serde_json::Deserializer::from_str(&text).deserialize_map(Fields::default()) else {
         serde_json::from_str::<&RawValue>(&text).map_err(|e| BodyError::NotJson(e.to_string()))?;
         let (code, detail) = match element.too_deep {
             true => TOO_DEEP,
@@ -61,12 +60,7 @@ pub fn read(element: &Element, now_ms: u64) -> Result<Envelope, BodyError> {
     };
     let ulid = OpUlid::parse(&fields.ulid).filter(|u| is_plausible(*u, now_ms));
     if element.too_deep {
-        return Ok(Envelope::refused(
-            ulid,
-            fields.table,
-            "nesting",
-            "it is nested too deep",
-        ));
+        return Ok(Envelope::refused(ulid, fields.table, "nesting", "it is nested too deep"));
     }
     if fields.table == SKIPPED_TABLE {
         return Ok(Envelope::Skip(ulid));
@@ -75,58 +69,35 @@ pub fn read(element: &Element, now_ms: u64) -> Result<Envelope, BodyError> {
     let valid_utf8 = matches!(text, Cow::Borrowed(_));
     Ok(match judge(&fields, ulid, valid_utf8) {
         Ok(op) => Envelope::Op(op),
-        Err(reason) => Envelope::Refused {
-            ulid,
-            table: fields.table,
-            reason,
-        },
+        Err(reason) => Envelope::Refused { ulid, table: fields.table, reason },
     })
 }
 
 impl Envelope {
     fn refused(ulid: Option<OpUlid>, table: String, code: &'static str, detail: &str) -> Self {
-        Self::Refused {
-            ulid,
-            table,
-            reason: RejectReason::new(code, detail),
-        }
+        Self::Refused { ulid, table, reason: RejectReason::new(code, detail) }
     }
 }
 
 fn judge(fields: &Fields<'_>, ulid: Option<OpUlid>, valid_utf8: bool) -> Result<Op, RejectReason> {
     if let Some(name) = fields.wrong {
-        return Err(RejectReason::new(
-            "field_type",
-            format!("the field {name} is of the wrong type"),
-        ));
+        return Err(RejectReason::new("field_type", format!("the field {name} is of the wrong type")));
     }
     if !valid_utf8 {
-        return Err(RejectReason::new(
-            "utf8",
-            "it holds bytes that are no UTF-8",
-        ));
+        return Err(RejectReason::new("utf8", "it holds bytes that are no UTF-8"));
     }
     let Some(ulid) = ulid else {
         return Err(RejectReason::new(
             "ulid",
-            format!(
-                "{:?} is no ULID of a time between 2023 and a day from now",
-                shorten(&fields.ulid)
-            ),
+            format!("{:?} is no ULID of a time between 2023 and a day from now", shorten(&fields.ulid)),
         ));
     };
     let Some(action) = Action::parse(&fields.action) else {
         let shown = shorten(&fields.action);
-        return Err(RejectReason::new(
-            "action",
-            format!("{shown:?} is none of create, update, delete"),
-        ));
+        return Err(RejectReason::new("action", format!("{shown:?} is none of create, update, delete")));
     };
     if fields.transient {
-        return Err(RejectReason::new(
-            "transient",
-            "a sweep never carries a transient op",
-        ));
+        return Err(RejectReason::new("transient", "a sweep never carries a transient op"));
     }
     if fields.host.contains('\0') || fields.table.contains('\0') {
         return Err(RejectReason::new("nul", "Postgres keeps no NUL in a text"));
@@ -134,13 +105,7 @@ fn judge(fields: &Fields<'_>, ulid: Option<OpUlid>, valid_utf8: bool) -> Result<
     let Some(data) = fields.data else {
         return Err(RejectReason::new("data", "the field data is missing"));
     };
-    Ok(Op {
-        ulid,
-        host: fields.host.clone(),
-        action,
-        table: fields.table.clone(),
-        data: data.get().into(),
-    })
+    Ok(Op { ulid, host: fields.host.clone(), action, table: fields.table.clone(), data: data.get().into() })
 }
 
 fn shorten(text: &str) -> String {
@@ -209,14 +174,7 @@ mod tests {
     const NOW: u64 = 1_790_000_000_000;
 
     fn element(bytes: &[u8]) -> Envelope {
-        read(
-            &Element {
-                bytes: bytes.to_vec(),
-                too_deep: false,
-            },
-            NOW,
-        )
-        .unwrap()
+        read(&Element { bytes: bytes.to_vec(), too_deep: false }, NOW).unwrap()
     }
 
     fn code(json: &str) -> &'static str {
@@ -232,16 +190,8 @@ mod tests {
         let good = r#"{"ulid":"01HKFACTS00000000000000001","host":"h","action":"create","table":"uploads","data":[{"id":"u"}],"transient":false}"#;
         assert_eq!(code(good), "op");
         for (from, to, want) in [
-            (
-                "01HKFACTS00000000000000001",
-                "01hkfacts00000000000000001",
-                "ulid",
-            ),
-            (
-                "01HKFACTS00000000000000001",
-                "7ZZZZZZZZZZZZZZZZZZZZZZZZZ",
-                "ulid",
-            ),
+            ("01HKFACTS00000000000000001", "01hkfacts00000000000000001", "ulid"),
+            ("01HKFACTS00000000000000001", "7ZZZZZZZZZZZZZZZZZZZZZZZZZ", "ulid"),
             ("\"create\"", "\"CREATE\"", "action"),
             ("\"create\"", "null", "action"),
             ("false", "true", "transient"),
@@ -254,22 +204,15 @@ mod tests {
             ("\"data\"", "\"date\"", "data"),
             ("\"host\"", "\"HOST\"", "op"),
             ("\"ulid\"", "\"\u{17f}ulid\"", "ulid"),
-            (
-                "\"transient\":false",
-                "\"tran\u{17f}ient\":true",
-                "transient",
-            ),
+            ("\"transient\":false", "\"tran\u{17f}ient\":true", "transient"),
             ("\"host\":\"h\"", "\"ho\u{17f}t\":5", "field_type"),
         ] {
             assert_eq!(code(&good.replace(from, to)), want, "{to}");
         }
         assert_eq!(code("5"), "not_an_op");
         assert_eq!(code("[]"), "not_an_op");
-        let broken: Vec<u8> = good
-            .replace("\"u\"", "\"\u{1}\"")
-            .bytes()
-            .map(|b| if b == 1 { 0xff } else { b })
-            .collect();
+        let broken: Vec<u8> =
+            good.replace("\"u\"", "\"\u{1}\"").bytes().map(|b| if b == 1 { 0xff } else { b }).collect();
         assert!(
             matches!(element(&broken), Envelope::Refused { ulid: Some(_), reason, .. } if reason.code == "utf8")
         );

@@ -123,11 +123,7 @@ impl Scanner {
     /// # Errors
     /// It ended before its array did.
     pub fn finish(&self) -> Result<(), BodyError> {
-        if self.is_done() {
-            Ok(())
-        } else {
-            Err(BodyError::Cut(self.found))
-        }
+        if self.is_done() { Ok(()) } else { Err(BodyError::Cut(self.found)) }
     }
 
     /// Moves on by a byte or a state, says how many bytes that took.
@@ -145,19 +141,12 @@ impl Scanner {
             _ if is_space(byte) => {}
             State::Start if byte == b'[' => self.state = State::FirstOrEnd,
             State::Start => {
-                return Err(BodyError::NotJson(format!(
-                    "it starts with {:?}",
-                    char::from(byte)
-                )));
+                return Err(BodyError::NotJson(format!("it starts with {:?}", char::from(byte))));
             }
             State::FirstOrEnd | State::CommaOrEnd if byte == b']' => self.state = State::Done,
             State::CommaOrEnd if byte == b',' => self.state = State::Next,
             State::CommaOrEnd => {
-                return Err(BodyError::NotJson(format!(
-                    "{:?} after op {}",
-                    char::from(byte),
-                    self.found
-                )));
+                return Err(BodyError::NotJson(format!("{:?} after op {}", char::from(byte), self.found)));
             }
             State::FirstOrEnd | State::Next => self.begin(byte)?,
             State::Done => {}
@@ -175,10 +164,7 @@ impl Scanner {
             }
             b'"' => State::String,
             b',' | b']' | b'}' => {
-                return Err(BodyError::NotJson(format!(
-                    "no op where op {} is due",
-                    self.found + 1
-                )));
+                return Err(BodyError::NotJson(format!("no op where op {} is due", self.found + 1)));
             }
             _ => State::Scalar,
         };
@@ -194,11 +180,7 @@ impl Scanner {
                 State::String => match memchr2(b'"', b'\\', &input[used..]) {
                     Some(at) => {
                         used += at + 1;
-                        self.state = if input[used - 1] == b'"' {
-                            State::Nested
-                        } else {
-                            State::Escape
-                        };
+                        self.state = if input[used - 1] == b'"' { State::Nested } else { State::Escape };
                         if self.state == State::Nested && self.depth == 0 {
                             self.keep(&input[..used])?;
                             self.complete(out);
@@ -249,10 +231,7 @@ impl Scanner {
         let bytes = std::mem::take(&mut self.element);
         self.state = State::CommaOrEnd;
         self.found += 1;
-        out.push(Element {
-            bytes,
-            too_deep: self.too_deep,
-        });
+        out.push(Element { bytes, too_deep: self.too_deep });
     }
 }
 
@@ -267,12 +246,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::value::RawValue;
 
-    const LIMITS: Limits = Limits {
-        op_bytes: 1000,
-        body_bytes: 10_000,
-        ops: 100,
-        depth: 8,
-    };
+    const LIMITS: Limits = Limits { op_bytes: 1000, body_bytes: 10_000, ops: 100, depth: 8 };
 
     fn scan(pieces: &[&[u8]]) -> (Vec<String>, Result<(), BodyError>) {
         let mut scanner = Scanner::new(LIMITS);
@@ -282,12 +256,7 @@ mod tests {
             .try_for_each(|p| scanner.feed(p, &mut out))
             .and_then(|()| scanner.finish())
             .and_then(|()| out.iter().try_for_each(|e| read_envelope(e, 0).map(drop)));
-        (
-            out.into_iter()
-                .map(|e| String::from_utf8_lossy(&e.bytes).into_owned())
-                .collect(),
-            fed,
-        )
+        (out.into_iter().map(|e| String::from_utf8_lossy(&e.bytes).into_owned()).collect(), fed)
     }
 
     #[test]
@@ -332,16 +301,10 @@ mod tests {
         let mut out = Vec::new();
         scanner.feed(b"[", &mut out).unwrap();
         assert_eq!(scanner.feed(b"\"", &mut out), Ok(()));
-        assert_eq!(
-            scanner.feed(&[b'a'; 2000], &mut out),
-            Err(BodyError::OpTooLong(1000))
-        );
+        assert_eq!(scanner.feed(&[b'a'; 2000], &mut out), Err(BodyError::OpTooLong(1000)));
 
         let mut scanner = Scanner::new(LIMITS);
-        assert_eq!(
-            scanner.feed(&[b' '; 20_000], &mut out),
-            Err(BodyError::TooLong(10_000))
-        );
+        assert_eq!(scanner.feed(&[b' '; 20_000], &mut out), Err(BodyError::TooLong(10_000)));
 
         let mut scanner = Scanner::new(LIMITS);
         let deep = format!("[{}{}]", "[".repeat(400), "]".repeat(400));
@@ -351,10 +314,7 @@ mod tests {
         let mut scanner = Scanner::new(Limits { ops: 2, ..LIMITS });
         let mut out = Vec::new();
         scanner.feed(b"[1,2,3,4]", &mut out).unwrap();
-        assert_eq!(
-            (out.len(), scanner.is_full(), scanner.is_done()),
-            (2, true, false)
-        );
+        assert_eq!((out.len(), scanner.is_full(), scanner.is_done()), (2, true, false));
     }
 
     proptest! {

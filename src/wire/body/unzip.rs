@@ -6,6 +6,9 @@ use flate2::{Decompress, FlushDecompress, Status};
 /// What one step yields at most.
 const STEP: usize = 64 * 1024;
 
+/// The first byte of a gzip member.
+const MAGIC: u8 = 0x1f;
+
 /// A gzip stream being unpacked.
 #[derive(Debug)]
 pub struct Unzip {
@@ -16,24 +19,26 @@ pub struct Unzip {
 
 impl Default for Unzip {
     fn default() -> Self {
-        Self {
-            inner: Decompress::new_gzip(15),
-            step: vec![0; STEP],
-            ended: false,
-        }
+        Self { inner: Decompress::new_gzip(15), step: vec![0; STEP], ended: false }
     }
 }
 
 impl Unzip {
     /// Unpacks some of `input`: how much of it was used, and what it gave (at
     /// most 64 KiB). Nothing used and nothing given: feed more. Bytes after
-    /// the end of the stream are ignored.
+    /// the end that are no further member are ignored.
     ///
     /// # Errors
     /// The bytes are no gzip, or damaged.
     pub fn step(&mut self, input: &[u8]) -> Result<(usize, &[u8]), String> {
-        if self.ended {
-            return Ok((input.len(), &[]));
+        match (self.ended, input.first()) {
+            // Members may follow each other, as Go reads them too.
+            (true, Some(&MAGIC)) => {
+                self.inner = Decompress::new_gzip(15);
+                self.ended = false;
+            }
+            (true, _) => return Ok((input.len(), &[])),
+            (false, _) => {}
         }
         let (read, wrote) = (self.inner.total_in(), self.inner.total_out());
         let status = self
@@ -74,6 +79,16 @@ mod tests {
             let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
             gz.write_all(&data).unwrap();
             prop_assert_eq!(unzip(&gz.finish().unwrap()), Ok(data));
+        }
+
+        #[test]
+        fn members_follow_each_other(a: Vec<u8>, b: Vec<u8>) {
+            let gzip = |data: &[u8]| {
+                let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
+                gz.write_all(data).unwrap();
+                gz.finish().unwrap()
+            };
+            prop_assert_eq!(unzip(&[gzip(&a), gzip(&b), b"\0\0".to_vec()].concat()), Ok([a, b].concat()));
         }
 
         #[test]

@@ -22,10 +22,8 @@ pub const PASSWORD_ROLE: &str = "guarded";
 /// Its password; with characters that a URL has to escape.
 pub const PASSWORD: &str = "p@ss/wörd %1";
 
-const NODE_SCHEMA: &str = include_str!(concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/tests/fixtures/node-schema.sql"
-));
+const NODE_SCHEMA: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/node-schema.sql"));
 /// Where distributions put the binaries of version 15; else the PATH.
 const BIN_DIRS: [&str; 2] = ["/usr/lib/postgresql/15/bin", "/usr/pgsql-15/bin"];
 /// The address of the server, over TCP.
@@ -86,11 +84,7 @@ impl Cluster {
         // From here on a death of this process ends what was begun.
         let watchdog = watch(&root);
         init(&root);
-        let mut cluster = Self {
-            root,
-            port: 0,
-            watchdog,
-        };
+        let mut cluster = Self { root, port: 0, watchdog };
         cluster.first_start();
         cluster.fill();
         cluster
@@ -126,12 +120,7 @@ impl Cluster {
     /// The driver's settings for a database, by the superuser.
     pub fn config(&self, dbname: &str) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
-        config
-            .host(ADDRESS)
-            .port(self.port)
-            .user("postgres")
-            .password("postgres")
-            .dbname(dbname);
+        config.host(ADDRESS).port(self.port).user("postgres").password("postgres").dbname(dbname);
         config
     }
 
@@ -154,10 +143,7 @@ impl Cluster {
         let _one = ONE.lock().await;
         let admin = self.connect("postgres").await;
         let sql = format!("CREATE DATABASE \"{name}\" TEMPLATE \"{template}\"");
-        admin
-            .batch_execute(&sql)
-            .await
-            .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+        admin.batch_execute(&sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
     }
 
     /// Adds lines to postgresql.conf; they hold from the next start on.
@@ -282,10 +268,8 @@ impl Drop for Cluster {
 /// # Panics
 /// When it does not come about.
 pub async fn connect(config: &tokio_postgres::Config) -> tokio_postgres::Client {
-    let (client, connection) = config
-        .connect(tokio_postgres::NoTls)
-        .await
-        .unwrap_or_else(|e| panic!("no session: {e:?}"));
+    let (client, connection) =
+        config.connect(tokio_postgres::NoTls).await.unwrap_or_else(|e| panic!("no session: {e:?}"));
     tokio::spawn(connection);
     client
 }
@@ -318,12 +302,7 @@ fn make_root() -> PathBuf {
         .arg("opsward-pg-XXXXXX")
         .output()
         .expect("mktemp");
-    assert!(
-        output.status.success(),
-        "no directory in {}: {}",
-        base.display(),
-        words(&output)
-    );
+    assert!(output.status.success(), "no directory in {}: {}", base.display(), words(&output));
     PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
 }
 
@@ -413,19 +392,13 @@ fn succeeded(command: &mut Command, root: &Path) -> Result<(), String> {
     let path = root.join(unique("out"));
     let file = std::fs::File::create(&path).map_err(|e| e.to_string())?;
     let both = file.try_clone().map_err(|e| e.to_string())?;
-    let status = command
-        .stdin(Stdio::null())
-        .stdout(both)
-        .stderr(file)
-        .status();
+    let status = command.stdin(Stdio::null()).stdout(both).stderr(file).status();
     let said = std::fs::read(&path).unwrap_or_default();
     let _ = std::fs::remove_file(&path);
     match status {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("{status}: {}", String::from_utf8_lossy(&said))),
-        Err(e) => Err(format!(
-            "{command:?}: {e} (bash tests/run.sh installs PostgreSQL 15)"
-        )),
+        Err(e) => Err(format!("{command:?}: {e} (bash tests/run.sh installs PostgreSQL 15)")),
     }
 }
 

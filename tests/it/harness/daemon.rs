@@ -51,10 +51,7 @@ pub struct Ran {
 impl Start {
     /// `opsward` with arguments and no settings at all. Only PATH is inherited.
     pub fn new(args: &[&str]) -> Self {
-        Self {
-            args: args.iter().map(|a| (*a).to_owned()).collect(),
-            env: Vec::new(),
-        }
+        Self { args: args.iter().map(|a| (*a).to_owned()).collect(), env: Vec::new() }
     }
 
     /// `opsward run` on a database, as a host, without peers.
@@ -99,23 +96,14 @@ impl Start {
         let (started, pid) = std::sync::mpsc::channel();
         let to = said.clone();
         std::thread::spawn(move || follow(command, &started, &to));
-        Daemon {
-            pid: pid.recv().unwrap(),
-            public,
-            admin,
-            said,
-        }
+        Daemon { pid: pid.recv().unwrap(), public, admin, said }
     }
 
     /// Runs it to its end.
     pub async fn output(self) -> Ran {
         let daemon = self.spawn();
         let status = daemon.exit().await;
-        Ran {
-            code: status.code(),
-            stdout: daemon.said.stdout.lock().unwrap().clone(),
-            stderr: daemon.log(),
-        }
+        Ran { code: status.code(), stdout: daemon.said.stdout.lock().unwrap().clone(), stderr: daemon.log() }
     }
 }
 
@@ -179,11 +167,7 @@ impl Daemon {
                 if answer.is_ok_and(|a| a.status == status) {
                     return;
                 }
-                assert!(
-                    self.said.exit.borrow().is_none(),
-                    "it ended:\n{}",
-                    self.log()
-                );
+                assert!(self.said.exit.borrow().is_none(), "it ended:\n{}", self.log());
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         };

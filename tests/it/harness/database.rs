@@ -47,9 +47,7 @@ impl Database {
 
     /// opsward's own way into it: a pool of 8.
     pub async fn db(&self) -> Db {
-        Db::open(&self.target(), "opsward test", 8)
-            .await
-            .unwrap_or_else(|e| panic!("{}: {e}", self.name))
+        Db::open(&self.target(), "opsward test", 8).await.unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
     /// As [`Self::db`], with the schema `opsward` in place.
@@ -73,9 +71,7 @@ impl Drop for Database {
         let sql = format!("DROP DATABASE IF EXISTS \"{}\" WITH (FORCE)", self.name);
         // On a thread: a drop can't wait, and the test's runtime may be gone.
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             if let Ok(runtime) = runtime {
                 runtime.block_on(async {
                     if let Ok((client, connection)) = config.connect(tokio_postgres::NoTls).await {

@@ -63,12 +63,7 @@ pub async fn get(address: SocketAddr, target: &str, headers: &[&str]) -> Respons
 }
 
 /// Any method, without a body.
-pub async fn request(
-    method: &str,
-    address: SocketAddr,
-    target: &str,
-    headers: &[&str],
-) -> Response {
+pub async fn request(method: &str, address: SocketAddr, target: &str, headers: &[&str]) -> Response {
     try_request(method, address, target, headers)
         .await
         .unwrap_or_else(|e| panic!("{method} http://{address}{target}: {e}"))
@@ -81,16 +76,13 @@ pub async fn try_request(
     target: &str,
     headers: &[&str],
 ) -> Result<Response, String> {
-    let mut head =
-        format!("{method} {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
     for line in headers {
         head.push_str(line);
         head.push_str("\r\n");
     }
     head.push_str("\r\n");
-    let bytes = raw(address, head.as_bytes())
-        .await
-        .map_err(|e| e.to_string())?;
+    let bytes = raw(address, head.as_bytes()).await.map_err(|e| e.to_string())?;
     parse(&bytes, method == "HEAD").ok_or_else(|| {
         let seen = String::from_utf8_lossy(&bytes[..bytes.len().min(400)]);
         format!("no whole answer: {seen:?}")
@@ -119,11 +111,7 @@ pub fn parse(bytes: &[u8], is_head: bool) -> Option<Response> {
     } else {
         rest.to_vec()
     };
-    Some(Response {
-        status,
-        headers,
-        body,
-    })
+    Some(Response { status, headers, body })
 }
 
 /// Start line, headers in lower case, and what follows.

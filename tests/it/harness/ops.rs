@@ -202,13 +202,7 @@ impl Ops {
     }
 
     /// Any op of one record, at the next moment.
-    pub fn op(
-        &mut self,
-        host: String,
-        action: &'static str,
-        table: &'static str,
-        record: &Value,
-    ) -> MadeOp {
+    pub fn op(&mut self, host: String, action: &'static str, table: &'static str, record: &Value) -> MadeOp {
         self.now_ms += 1 + self.below(self.step_ms);
         MadeOp {
             ulid: self.ulid_at(self.now_ms),
@@ -240,11 +234,7 @@ impl Ops {
     }
 
     fn which(&mut self, kind: u8) -> usize {
-        let count = if kind == 0 {
-            self.uploads.len()
-        } else {
-            self.analyses.len()
-        };
+        let count = if kind == 0 { self.uploads.len() } else { self.analyses.len() };
         self.below(count as u64) as usize
     }
 
@@ -297,9 +287,6 @@ pub async fn insert(client: &tokio_postgres::Client, ops: &[MadeOp]) {
         let actions = column(|op| op.action);
         let tables = column(|op| op.table);
         let data = column(|op| &op.data);
-        client
-            .execute(SQL, &[&ulids, &hosts, &actions, &tables, &data])
-            .await
-            .expect("ops are inserted");
+        client.execute(SQL, &[&ulids, &hosts, &actions, &tables, &data]).await.expect("ops are inserted");
     }
 }

@@ -37,9 +37,7 @@ impl Request {
     /// The value of `after=`, as sent.
     pub fn after(&self) -> Option<&str> {
         let (_, query) = self.target.split_once('?')?;
-        query
-            .split('&')
-            .find_map(|part| part.strip_prefix("after="))
+        query.split('&').find_map(|part| part.strip_prefix("after="))
     }
 }
 
@@ -75,10 +73,7 @@ impl Answer {
     /// its length and `Connection: close`.
     pub fn new(status: u16, headers: &[&str], body: &[u8]) -> Self {
         let mut bytes = head(status, headers);
-        let length = format!(
-            "Content-Length: {}\r\nConnection: close\r\n\r\n",
-            body.len()
-        );
+        let length = format!("Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
         bytes.extend_from_slice(length.as_bytes());
         bytes.extend_from_slice(body);
         Self::Bytes(bytes)
@@ -97,11 +92,7 @@ impl Answer {
 
     /// As [`Self::page`], compressed.
     pub fn gzip(headers: &[&str], body: &str) -> Self {
-        let headers = [
-            &["Content-Type: application/json", "Content-Encoding: gzip"],
-            headers,
-        ]
-        .concat();
+        let headers = [&["Content-Type: application/json", "Content-Encoding: gzip"], headers].concat();
         Self::new(200, &headers, &gzip(body.as_bytes()))
     }
 
@@ -161,11 +152,7 @@ impl Peer {
         });
         let stop = CancellationToken::new();
         tokio::spawn(listen(listener, said.clone(), stop.clone()));
-        Self {
-            address,
-            said,
-            stop,
-        }
+        Self { address, said, stop }
     }
 
     /// Answers from a script, then with empty pages.
@@ -261,11 +248,7 @@ async fn answer(mut stream: TcpStream, said: Arc<Said>) -> std::io::Result<()> {
                 stream.write_all(&chunk).await?;
             }
         }
-        Answer::Drip {
-            bytes,
-            at_once,
-            pause,
-        } => {
+        Answer::Drip { bytes, at_once, pause } => {
             for part in bytes.chunks(at_once) {
                 stream.write_all(part).await?;
                 stream.flush().await?;

@@ -59,12 +59,7 @@ impl Proxy {
             connections: std::sync::Mutex::new(stop.child_token()),
         });
         tokio::spawn(listen(listener, line.clone(), faults, stop.clone()));
-        Self {
-            address,
-            fault,
-            line,
-            stop,
-        }
+        Self { address, fault, line, stop }
     }
 
     /// Where to connect to.
@@ -203,8 +198,7 @@ async fn carry(client: TcpStream, line: Arc<Line>, faults: watch::Receiver<Fault
                 return Fault::None;
             }
             passed += chunk.len() as u64;
-            line.downstream_bytes
-                .fetch_add(chunk.len() as u64, Ordering::SeqCst);
+            line.downstream_bytes.fetch_add(chunk.len() as u64, Ordering::SeqCst);
         }
     };
     // The way up may end first (a half-closed client): the answer still comes.

@@ -106,25 +106,16 @@ async fn odd_ulids_are_served_in_the_collations_order() {
     let wanted: Vec<String> = row.await.unwrap().get(0);
     assert_eq!(answer.ulids(), wanted);
     let last = wanted.iter().filter_map(|u| OpUlid::parse(u)).next_back();
-    assert_eq!(
-        answer.header("x-crud-sweep-last-scanned-ulid"),
-        Some(last.unwrap().as_str())
-    );
+    assert_eq!(answer.header("x-crud-sweep-last-scanned-ulid"), Some(last.unwrap().as_str()));
     let answer = port.after("01SERVE0000000000000000009").await;
-    assert_eq!(
-        answer.ulids()[..2],
-        ["01serve000000000000000000a", "01SERVE000000000000000000B"]
-    );
+    assert_eq!(answer.ulids()[..2], ["01serve000000000000000000a", "01SERVE000000000000000000B"]);
 }
 
 #[tokio::test]
 async fn what_is_null_reads_empty() {
     let database = Database::new().await;
     let port = Port::on(&database).await;
-    let sql = format!(
-        "INSERT INTO ops (ulid, data) VALUES ('{}', '[{{}}]')",
-        ulid(1)
-    );
+    let sql = format!("INSERT INTO ops (ulid, data) VALUES ('{}', '[{{}}]')", ulid(1));
     run(&database, &sql).await;
     let op = &port.after("").await.json()[0];
     let wanted = json!({"ulid": ulid(1), "host": "", "action": "", "table": "",
@@ -156,15 +147,8 @@ async fn uploads_that_do_not_name_this_host_are_left_out() {
     let answer = port.after("").await;
     assert_eq!(answer.ulids(), [ulid(2), ulid(3), ulid(4)]);
     let last = answer.header("x-crud-sweep-last-scanned-ulid");
-    assert_eq!(
-        last,
-        Some(ulid(5).as_str()),
-        "left-out rows count as scanned"
-    );
-    assert_eq!(
-        (port.left_out("gossip"), port.left_out("unappliable")),
-        (2, 0)
-    );
+    assert_eq!(last, Some(ulid(5).as_str()), "left-out rows count as scanned");
+    assert_eq!((port.left_out("gossip"), port.left_out("unappliable")), (2, 0));
 }
 
 #[tokio::test]
@@ -185,21 +169,14 @@ async fn rows_that_no_node_can_apply_are_left_out() {
         "'\"[{}]\"'",
         "'7'",
     ];
-    let good = [
-        r#"'[{}]'"#,
-        r#"'[{"a": "}, null"}, {"b": [1, {"c": {}}]}]'"#,
-    ];
+    let good = [r#"'[{}]'"#, r#"'[{"a": "}, null"}, {"b": [1, {"c": {}}]}]'"#];
     let values: Vec<String> = bad
         .iter()
         .chain(&good)
         .zip(1..)
         .map(|(data, n)| format!("('{}', 'h', 'create', 'foo', {data})", ulid(n)))
         .collect();
-    run(
-        &database,
-        &format!("INSERT INTO ops VALUES {}", values.join(",")),
-    )
-    .await;
+    run(&database, &format!("INSERT INTO ops VALUES {}", values.join(","))).await;
     let first = bad.len() as u64 + 1;
     assert_eq!(port.after("").await.ulids(), [ulid(first), ulid(first + 1)]);
     assert_eq!(port.left_out("unappliable"), bad.len() as u64);
@@ -261,14 +238,8 @@ async fn a_log_is_read_by_its_pages() {
 async fn a_bad_after_is_told_what_it_must_be() {
     let database = Database::new().await;
     let port = Port::on(&database).await;
-    for bad in [
-        "zzz",
-        "01hkfacts00000000000000001",
-        "8ZZZZZZZZZZZZZZZZZZZZZZZZZ",
-        "%F0%9F%98%80",
-        "%00",
-        "+",
-    ] {
+    for bad in ["zzz", "01hkfacts00000000000000001", "8ZZZZZZZZZZZZZZZZZZZZZZZZZ", "%F0%9F%98%80", "%00", "+"]
+    {
         let answer = port.after(bad).await;
         assert_eq!(answer.status, 400, "{bad}");
         assert_eq!(answer.header("content-type"), Some("application/json"));

@@ -13,10 +13,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-async fn listen(
-    handler: Handler,
-    limits: Limits,
-) -> (SocketAddr, CancellationToken, JoinHandle<()>) {
+async fn listen(handler: Handler, limits: Limits) -> (SocketAddr, CancellationToken, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
@@ -48,16 +45,9 @@ async fn a_panic_is_a_500_and_no_more() {
 #[tokio::test]
 async fn an_idle_connection_ends() {
     let handler: Handler = Arc::new(|_, _| async { text("fine") }.boxed());
-    let limits = Limits {
-        header_read: Duration::from_millis(100),
-        ..Limits::default()
-    };
+    let limits = Limits { header_read: Duration::from_millis(100), ..Limits::default() };
     let (address, _stop, _serving) = listen(handler, limits).await;
-    for sent in [
-        "",
-        "GET / HTTP/1.1\r\nHo",
-        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-    ] {
+    for sent in ["", "GET / HTTP/1.1\r\nHo", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(sent.as_bytes()).await.unwrap();
         // Ends only when the listener closes it.
@@ -68,15 +58,9 @@ async fn an_idle_connection_ends() {
 #[tokio::test]
 async fn connections_beyond_the_limit_wait() {
     let handler: Handler = Arc::new(|_, _| async { text("fine") }.boxed());
-    let limits = Limits {
-        connections: 2,
-        ..Limits::default()
-    };
+    let limits = Limits { connections: 2, ..Limits::default() };
     let (address, _stop, _serving) = listen(handler, limits).await;
-    let held = [
-        TcpStream::connect(address).await.unwrap(),
-        TcpStream::connect(address).await.unwrap(),
-    ];
+    let held = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
     let mut waiting = std::pin::pin!(http::get(address, "/", &[]));
     assert!((&mut waiting).now_or_never().is_none());
     drop(held);
@@ -111,10 +95,7 @@ async fn a_stop_lets_responses_end() {
 #[tokio::test]
 async fn a_stop_waits_for_nobody_for_ever() {
     let handler: Handler = Arc::new(|_, _| async { std::future::pending().await }.boxed());
-    let limits = Limits {
-        stop: Duration::from_millis(100),
-        ..Limits::default()
-    };
+    let limits = Limits { stop: Duration::from_millis(100), ..Limits::default() };
     let (address, stop, serving) = listen(handler, limits).await;
     let mut stream = TcpStream::connect(address).await.unwrap();
     let asked = stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;

@@ -51,10 +51,7 @@ async fn slow_readers_hold_no_snapshot_and_starve_nobody() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
-    until("memory is full, and somebody went", async || {
-        port.dropped("slow") > 0
-    })
-    .await;
+    until("memory is full, and somebody went", async || port.dropped("slow") > 0).await;
     // An honest reader comes again where it is told to.
     until("an honest reader is served", async || {
         let answer = http::try_request("GET", address, &format!("{PATH}?after="), &[]).await;
@@ -62,31 +59,19 @@ async fn slow_readers_hold_no_snapshot_and_starve_nobody() {
     })
     .await;
     let answered = || port.served("ok") + port.served("overloaded");
-    until("every slow reader has its answer", async || {
-        answered() > SLOW as u64
-    })
-    .await;
+    until("every slow reader has its answer", async || answered() > SLOW as u64).await;
     assert!(port.dropped("slow") > 0);
-    assert!(
-        port.metrics.built_page_bytes.get() > 0,
-        "some are still slow"
-    );
+    assert!(port.metrics.built_page_bytes.get() > 0, "some are still slow");
     let look = database.client().await;
     let sql = "SELECT count(*) FROM pg_stat_activity
         WHERE datname = current_database() AND pid <> pg_backend_pid()
           AND (xact_start IS NOT NULL OR backend_xmin IS NOT NULL)";
     let open: i64 = look.query_one(sql, &[]).await.unwrap().get(0);
-    assert_eq!(
-        open, 0,
-        "a transaction is open while only sockets are waited for"
-    );
+    assert_eq!(open, 0, "a transaction is open while only sockets are waited for");
     assert!(!watching.is_finished(), "held more than the budget");
     watching.abort();
     slow.iter().for_each(|task| task.abort());
-    until("what was held is free", async || {
-        port.metrics.built_page_bytes.get() == 0
-    })
-    .await;
+    until("what was held is free", async || port.metrics.built_page_bytes.get() == 0).await;
 }
 
 /// One page may be larger than the budget; the slow one goes for it.
@@ -97,10 +82,7 @@ async fn an_oversize_page_is_allowed_alone() {
     let large = "jsonb_build_array(jsonb_build_object('x', repeat('x', 60 << 20)))";
     fill(&database, 1..=1, "audio_previews", large).await;
     let mut slow = ask_slowly(port.address).await;
-    until("the page is held", async || {
-        port.metrics.built_page_bytes.get() > BUDGET as i64
-    })
-    .await;
+    until("the page is held", async || port.metrics.built_page_bytes.get() > BUDGET as i64).await;
     let answer = port.after("").await;
     assert_eq!(answer.ulids(), [ulid(1)]);
     assert_eq!(port.dropped("slow"), 1);
@@ -112,21 +94,12 @@ async fn an_oversize_page_is_allowed_alone() {
 #[tokio::test]
 async fn a_response_has_a_deadline() {
     let database = Database::new().await;
-    let limits = Limits {
-        response: Duration::from_millis(300),
-        ..Limits::default()
-    };
+    let limits = Limits { response: Duration::from_millis(300), ..Limits::default() };
     let port = Port::with(database.migrated().await, limits).await;
     fill(&database, 1..=400, "audio_previews", WIDE).await;
     let _slow = ask_slowly(port.address).await;
-    until("the page is given up", async || {
-        port.dropped("deadline") == 1
-    })
-    .await;
-    until("its memory is free", async || {
-        port.metrics.built_page_bytes.get() == 0
-    })
-    .await;
+    until("the page is given up", async || port.dropped("deadline") == 1).await;
+    until("its memory is free", async || port.metrics.built_page_bytes.get() == 0).await;
     assert_eq!(port.after("").await.ulids().len(), 400);
 }
 
@@ -136,9 +109,7 @@ async fn a_database_that_is_away_is_said_so_and_comes_back() {
     cluster.create_database("openaudio", TEMPLATE).await;
     let db = Db::open(&target(&cluster, "openaudio"), "opsward", 8).await;
     let db = db.unwrap();
-    migrate::migrate(&mut db.client().await.unwrap())
-        .await
-        .unwrap();
+    migrate::migrate(&mut db.client().await.unwrap()).await.unwrap();
     let port = Port::with(db, Limits::default()).await;
     assert_eq!(port.after("").await.status, 200);
     for how in [Stop::Fast, Stop::Immediate] {
@@ -149,10 +120,7 @@ async fn a_database_that_is_away_is_said_so_and_comes_back() {
         assert!(seconds > 0);
         assert!(answer.json()["error"].is_string());
         cluster.start();
-        until("it is served again", async || {
-            port.after("").await.status == 200
-        })
-        .await;
+        until("it is served again", async || port.after("").await.status == 200).await;
     }
     assert!(port.served("away") >= 2);
 }
@@ -183,10 +151,7 @@ async fn a_database_that_says_nothing_is_away() {
         assert!(answer.header("retry-after").is_some());
     }
     proxy.set(Fault::None);
-    until("it is served again", async || {
-        port.after("").await.status == 200
-    })
-    .await;
+    until("it is served again", async || port.after("").await.status == 200).await;
 }
 
 #[tokio::test]
@@ -238,9 +203,6 @@ async fn an_asker_that_goes_away_leaves_nothing_behind() {
     for _ in 0..20 {
         drop(ask_slowly(port.address).await);
     }
-    until("what was held is free", async || {
-        port.metrics.built_page_bytes.get() == 0
-    })
-    .await;
+    until("what was held is free", async || port.metrics.built_page_bytes.get() == 0).await;
     assert_eq!(port.after("").await.ulids().len(), 1_000);
 }

@@ -13,9 +13,7 @@ const AGENT: &str = "User-Agent: mediorum https://N1.example/";
 async fn noted(database: &Database) -> Vec<(String, Option<String>, String, i64)> {
     let sql = "SELECT host, lowest, latest, requests FROM opsward.readers ORDER BY host, hour";
     let rows = database.client().await.query(sql, &[]).await.unwrap();
-    let read = rows
-        .iter()
-        .map(|r| (r.get(0), r.get(1), r.get(2), r.get(3)));
+    let read = rows.iter().map(|r| (r.get(0), r.get(1), r.get(2), r.get(3)));
     read.collect()
 }
 
@@ -26,8 +24,7 @@ async fn what_a_peer_asked_with_is_kept() {
     fill(&database, 1..=9, "audio_previews", ONE).await;
     port.register(&[PEER]);
     // Nobody registered, nobody at all, only the headers, nothing readable.
-    port.ask(&ulid(1), &["User-Agent: mediorum https://n2.example"])
-        .await;
+    port.ask(&ulid(1), &["User-Agent: mediorum https://n2.example"]).await;
     port.ask(&ulid(1), &["User-Agent: curl/8"]).await;
     let target = format!("{PATH}?after={}", ulid(1));
     http::request("HEAD", port.address, &target, &[AGENT]).await;
@@ -38,10 +35,7 @@ async fn what_a_peer_asked_with_is_kept() {
         count += 1;
         assert_eq!(port.ask(after, &[AGENT]).await.status, 200);
         let wanted = [(PEER.to_owned(), lowest.map(ulid), latest.to_owned(), count)];
-        until("the reader is noted", async || {
-            noted(&database).await == wanted
-        })
-        .await;
+        until("the reader is noted", async || noted(&database).await == wanted).await;
     };
     ask("", None, "").await;
     ask(&ulid(7), Some(7), &ulid(7)).await;
@@ -62,12 +56,7 @@ async fn what_a_peer_asked_with_is_kept() {
     assert_eq!(reader.lowest, OpUlid::parse(&ulid(3)));
     assert_eq!(reader.last_at, at);
     let later = at + jiff::SignedDuration::from_secs(1);
-    assert!(
-        readers::lowest_since(&client, later)
-            .await
-            .unwrap()
-            .is_empty()
-    );
+    assert!(readers::lowest_since(&client, later).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -80,10 +69,7 @@ async fn readers_of_other_days_go() {
             ('2026-11-21T11:59:59Z'::timestamptz), ('2026-11-21T12:00:01Z')) x(at)";
     run(&database, sql).await;
     port.ask("", &[AGENT]).await;
-    until("old rows are gone", async || {
-        noted(&database).await.len() == 2
-    })
-    .await;
+    until("old rows are gone", async || noted(&database).await.len() == 2).await;
 }
 
 /// The page is served where the reader cannot be noted.
