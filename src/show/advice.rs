@@ -113,7 +113,7 @@ fn about_peer(peer: &PeerStatus, warn: &mut impl FnMut(&'static str, String, &st
         warn(
             "peer_failing",
             text,
-            "check that the peer is up and reachable from here",
+            "see that it is up and reachable from here; `opsward doctor` looks at this side",
         );
     }
     if peer.rejected_unkept > 0 {
