@@ -98,7 +98,11 @@ fn about_peer(peer: &PeerStatus, warn: &mut impl FnMut(&'static str, String, &st
         let why = peer.detail.as_deref().unwrap_or("unknown");
         let n = peer.failures_in_a_row;
         let text = format!("{}: {n} failures in a row, the last: {why}", peer.host);
-        warn("peer_failing", text, "check that the peer is up and reachable from here");
+        warn(
+            "peer_failing",
+            text,
+            "see that it is up and reachable from here; `opsward doctor` looks at this side",
+        );
     }
     if peer.rejected_unkept > 0 {
         let text = format!(
