@@ -27,6 +27,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use opsward::clock::Clock;
 use opsward::values::{Op, OpUlid};
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const HISTORY_OPS: usize = 50_000;
@@ -40,26 +41,36 @@ const RECORDED: &str =
 async fn main() -> std::process::ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let keep = std::env::args().any(|a| a == "--keep");
+    let logs = std::env::temp_dir().join(format!("opsward-demo-{}", std::process::id()));
     let ended = tokio::select! {
-        ended = show(keep) => ended,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("stopped by Ctrl-C; everything is cleaned up")),
+        ended = show(keep, &logs) => ended,
+        _ = tokio::signal::ctrl_c() => {
+            println!("\nstopped by Ctrl-C");
+            Ok(())
+        }
     };
+    // Servers and daemons ended with what held them.
     match ended {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+        Ok(()) => {
+            let _ = std::fs::remove_dir_all(&logs);
+            println!("Everything is cleaned up.");
+            std::process::ExitCode::SUCCESS
+        }
         Err(e) => {
-            eprintln!("demo: {e:#}");
+            eprintln!("demo: {e:#}; the logs are in {}", logs.display());
             std::process::ExitCode::FAILURE
         }
     }
 }
 
-async fn show(keep: bool) -> Result<()> {
-    let logs = tempdir()?;
+async fn show(keep: bool, logs: &Path) -> Result<()> {
+    std::fs::create_dir_all(logs)?;
+    println!("Logs of the three opswards, while it runs: {}", logs.display());
     step("A private PostgreSQL 15, en_US.UTF-8, with three validators' databases");
     let cluster = tokio::task::spawn_blocking(Cluster::private).await?;
-    let mut v1 = Validator::new(&cluster, "validator1", &logs).await;
-    let mut v2 = Validator::new(&cluster, "validator2", &logs).await;
-    let mut v3 = Validator::new(&cluster, "validator3", &logs).await;
+    let mut v1 = Validator::new(&cluster, "validator1", logs).await;
+    let mut v2 = Validator::new(&cluster, "validator2", logs).await;
+    let mut v3 = Validator::new(&cluster, "validator3", logs).await;
     let hosts = vec![v1.url.clone(), v2.url.clone(), v3.url.clone()];
     let now = Clock::System.now_ms();
     let mut writer = Writer::new(hosts.clone(), "demo", 304);
@@ -134,13 +145,6 @@ async fn show(keep: bool) -> Result<()> {
 
 fn step(text: &str) {
     println!("\n\u{25b6} {text}");
-}
-
-fn tempdir() -> Result<std::path::PathBuf> {
-    let dir = std::env::temp_dir().join(format!("opsward-demo-{}", std::process::id()));
-    std::fs::create_dir_all(&dir)?;
-    println!("Logs of the three opswards: {}", dir.display());
-    Ok(dir)
 }
 
 /// The recording names its own network's hosts; here they are these three, so
