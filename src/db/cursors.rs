@@ -28,6 +28,29 @@ const NODE: &str = "
     SELECT host, coalesce(last_ulid, '') FROM public.cursors
     WHERE rtrim(lower(trim(host)), '/') = $1 ORDER BY host <> $1, host LIMIT 1";
 
+/// Makes the node's cursor ours at first sight: until we have one, a sweep
+/// that fails must not begin where the node's own has got to meanwhile.
+///
+/// # Errors
+/// The database's.
+pub async fn seed(
+    client: &Client,
+    host: &Host,
+    cursor: OpUlid,
+    node: Option<&str>,
+    now: Timestamp,
+) -> Result<()> {
+    client
+        .execute(SEED, &[&host.as_str(), &cursor.as_str(), &node, &now])
+        .await
+        .doing("take over the node's cursor")?;
+    Ok(())
+}
+
+const SEED: &str = "
+    INSERT INTO opsward.cursors (host, last_ulid, node_ulid, updated_at) VALUES ($1, $2, $3, $4)
+    ON CONFLICT DO NOTHING";
+
 /// What became of a write.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Written {

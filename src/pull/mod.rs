@@ -143,6 +143,9 @@ impl Puller {
         if start.reset {
             self.reset(peer, &client).await?;
         }
+        if let (None, Some(cursor)) = (&stored.own, start.cursor) {
+            cursors::seed(&client, peer, cursor, stored.node.as_deref(), self.clock.now()).await?;
+        }
         let relations = catalog::relations(&client).await?;
         drop(client);
 

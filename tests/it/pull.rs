@@ -150,6 +150,19 @@ async fn the_nodes_row_is_healed_but_never_lowered() {
     );
 }
 
+/// The node's sweep steps over what it fails to apply: where we began is not
+/// forgotten because our own first sweeps failed.
+#[tokio::test]
+async fn a_first_sweep_that_fails_begins_there_again() {
+    let bench = Bench::new().await;
+    bench.set_node(Some(ago(600).as_str())).await;
+    assert!(bench.pull(Answer::json("{}")).await.is_err());
+    bench.set_node(Some(ago(60).as_str())).await;
+    bench.pull(Answer::json("[]")).await.unwrap();
+    assert_eq!(bench.peer.requests()[1].after(), Some(ago(600).as_str()));
+    assert_eq!(bench.node().await, Some(ago(60).to_string()));
+}
+
 #[tokio::test]
 async fn rows_of_others_are_left_alone() {
     let bench = Bench::new().await;
@@ -287,7 +300,7 @@ async fn a_body_cut_anywhere_moves_nothing() {
                 bench.set_node(Some(ago(600).as_str())).await;
                 continue;
             }
-            assert_eq!(bench.own().await, None, "cut at {end}");
+            assert_eq!(bench.own().await, Some(ago(600).to_string()), "cut at {end}");
             assert_eq!(bench.node().await, Some(ago(600).to_string()), "cut at {end}");
         }
     }
