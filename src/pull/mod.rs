@@ -157,13 +157,14 @@ impl Puller {
         let (ended, mut sums, hold) = batch.finish(self.clock.now()).await?;
         let read_node = if start.reset { None } else { stored.node.as_deref() };
         let to = self.store(peer, &ended, read_node).await?;
-        // Counted only once the cursor stands at or above the minimum.
+        // Counted only once the cursor stands at or above what it crosses.
         sums.gap = ended.gap.filter(|_| to.is_some());
+        let table_gaps = ended.table_gaps.into_iter().filter(|_| to.is_some()).collect();
         Ok(Pulled {
             from: start.cursor,
             to,
             sums,
-            table_gaps: ended.table_gaps,
+            table_gaps,
             hold,
             next: ended.more.then_some(Duration::ZERO),
             date: page.date().map(str::to_owned),
