@@ -10,6 +10,8 @@ mod cluster;
 #[path = "../examples/demo/history.rs"]
 #[allow(dead_code, reason = "shared with the demo")]
 mod history;
+#[path = "../tests/it/harness/target.rs"]
+mod target;
 
 use cluster::{Cluster, Stop};
 use opsward::clock::Clock;
@@ -18,7 +20,6 @@ use opsward::metrics::Metrics;
 use opsward::pull::Puller;
 use opsward::pull::client::{Certificates, http_client};
 use opsward::records;
-use opsward::settings::{DbTarget, TlsMode};
 use opsward::values::{Action, Host, Op};
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -91,17 +92,7 @@ fn page(ops: &[Op]) -> String {
 
 async fn open(cluster: &Cluster, name: &str) -> Db {
     cluster.create_database(name, cluster::TEMPLATE).await;
-    let target = DbTarget {
-        hosts: vec![("127.0.0.1".into(), cluster.port())],
-        user: "postgres".into(),
-        password: None,
-        dbname: Some(name.into()),
-        tls: TlsMode::Disable,
-        root_cert: None,
-        client_cert: None,
-        connect_timeout: Duration::from_secs(5),
-        params: Vec::new(),
-    };
+    let target = target::local(cluster.port(), name);
     let db = Db::open(&target, "bench", 4).await.unwrap();
     migrate::migrate(&mut db.client().await.unwrap()).await.unwrap();
     db

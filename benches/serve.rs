@@ -7,6 +7,8 @@
 #[path = "../tests/it/harness/cluster.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the tests")]
 mod cluster;
+#[path = "../tests/it/harness/target.rs"]
+mod target;
 
 use cluster::{Cluster, Stop, TEMPLATE};
 use futures_util::StreamExt;
@@ -16,7 +18,6 @@ use opsward::db::{Db, migrate};
 use opsward::http::{Limits, serve};
 use opsward::metrics::Metrics;
 use opsward::serve::Serve;
-use opsward::settings::{DbTarget, Secret, TlsMode};
 use opsward::values::Host;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -241,17 +242,7 @@ fn whole_length(begin: &[u8]) -> usize {
 }
 
 async fn server(port: &str, host: &str) {
-    let target = DbTarget {
-        hosts: vec![("127.0.0.1".into(), port.parse().unwrap())],
-        user: "postgres".into(),
-        password: Some(Secret::new("postgres")),
-        dbname: Some("openaudio".into()),
-        tls: TlsMode::Disable,
-        root_cert: None,
-        client_cert: None,
-        connect_timeout: Duration::from_secs(5),
-        params: Vec::new(),
-    };
+    let target = target::local(port.parse().unwrap(), "openaudio");
     let db = Db::open(&target, "opsward bench", 8).await.unwrap();
     migrate::migrate(&mut db.client().await.unwrap()).await.unwrap();
     let (_peers, known) = watch::channel(None);

@@ -17,6 +17,8 @@ mod cluster;
 mod fleet;
 #[path = "demo/history.rs"]
 mod history;
+#[path = "../tests/it/harness/target.rs"]
+mod target;
 
 use anyhow::{Result, bail};
 use cluster::Cluster;

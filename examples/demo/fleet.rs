@@ -1,12 +1,13 @@
 //! Validators of the demo: a database each, and an opsward beside it.
 
 use crate::cluster::{self, Cluster};
+use crate::target;
 use anyhow::{Context, Result, bail};
 use opsward::clock::Clock;
 use opsward::db::Db;
 use opsward::pull::apply::{Fitting, apply};
 use opsward::records::models;
-use opsward::settings::{DbTarget, TlsMode};
+use opsward::settings::DbTarget;
 use opsward::values::{Op, OpUlid};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -57,17 +58,7 @@ impl Validator {
             port,
             admin_port,
             db_url: cluster.url(name),
-            target: DbTarget {
-                hosts: vec![("127.0.0.1".into(), cluster.port())],
-                user: "postgres".into(),
-                password: None,
-                dbname: Some(name.into()),
-                tls: TlsMode::Disable,
-                root_cert: None,
-                client_cert: None,
-                connect_timeout: Duration::from_secs(5),
-                params: Vec::new(),
-            },
+            target: target::local(cluster.port(), name),
             log: logs.join(format!("{name}.log")),
             process: None,
         }

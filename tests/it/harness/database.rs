@@ -2,8 +2,7 @@
 
 use super::cluster::{self, Cluster, TEMPLATE};
 use opsward::db::Db;
-use opsward::settings::{DbTarget, Secret, TlsMode};
-use std::time::Duration;
+use opsward::settings::DbTarget;
 
 /// A node's database of one test's own. Dropped, best effort, when it is.
 pub struct Database {
@@ -86,15 +85,5 @@ impl Drop for Database {
 
 /// A database of any cluster as settings hold it, by the superuser.
 pub fn target(cluster: &Cluster, dbname: &str) -> DbTarget {
-    DbTarget {
-        hosts: vec![("127.0.0.1".into(), cluster.port())],
-        user: "postgres".into(),
-        password: Some(Secret::new("postgres")),
-        dbname: Some(dbname.into()),
-        tls: TlsMode::Prefer,
-        root_cert: None,
-        client_cert: None,
-        connect_timeout: Duration::from_secs(5),
-        params: Vec::new(),
-    }
+    super::target::local(cluster.port(), dbname)
 }

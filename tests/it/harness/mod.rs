@@ -9,6 +9,7 @@ pub mod http;
 pub mod ops;
 pub mod peer;
 pub mod proxy;
+mod target;
 
 pub use cluster::{Cluster, Stop};
 pub use daemon::{Daemon, Start};
