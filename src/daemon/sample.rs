@@ -2,11 +2,12 @@
 //! never from `ops`.
 
 use crate::clock::Clock;
-use crate::db::{self, Db, activity, migrate, stats};
+use crate::db::{self, Db, activity, migrate, pulls, readers, stats};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::show::gather::lag_seconds;
 use crate::supervisor::{Next, Outcome};
+use crate::values::OpUlid;
 use prometheus::IntGaugeVec;
 use std::sync::Arc;
 
@@ -43,14 +44,15 @@ impl Sampler {
         }
         let now = self.clock.now();
         let peers = activity::peers(&client, now).await?;
-        let held = peers.iter().filter(|p| p.active && p.hold.is_some()).count();
-        m.peers_held.set(gauge(held as u64));
+        m.peers_held.set(pulls::held(&client).await?);
         let cursors = peers.iter().filter(|p| p.active);
         set_lags(&m.cursor_lag, cursors.map(|p| (p.host.as_str(), lag_seconds(p.cursor.as_deref(), now))));
-        let readers = activity::readers(&client, now).await?;
+        let readers = readers::lowest_since(&client, now - readers::COUNTED).await?;
         set_lags(
             &m.reader_lag,
-            readers.iter().map(|r| (r.host.as_str(), lag_seconds(r.lowest.as_deref(), now))),
+            readers
+                .iter()
+                .map(|r| (r.host.as_str(), lag_seconds(r.lowest.as_ref().map(OpUlid::as_str), now))),
         );
         Ok(())
     }

@@ -1,5 +1,5 @@
 //! What `status` tells of the replication: peers with all that is known of
-//! each, readers, refused ops. Reads of own state only.
+//! each, refused ops. Reads of own state only.
 
 use super::connect::Client;
 use super::error::{Doing, Result};
@@ -127,37 +127,6 @@ fn peer(r: &tokio_postgres::Row) -> PeerRow {
         }),
     }
 }
-
-/// A registered peer that reads from here.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ReaderRow {
-    /// Its URL in comparable form.
-    pub host: String,
-    /// The lowest cursor of 24 h that it asked with; `None` when all were empty.
-    pub lowest: Option<String>,
-    /// When it last asked.
-    pub last_at: Timestamp,
-    /// Requests of 24 h.
-    pub requests: i64,
-}
-
-/// The readers of the last 24 h.
-///
-/// # Errors
-/// The database's.
-pub async fn readers(client: &Client, now: Timestamp) -> Result<Vec<ReaderRow>> {
-    let rows = client.query(READERS, &[&now]).await.doing("read the readers")?;
-    Ok(rows
-        .iter()
-        .map(|r| ReaderRow { host: r.get(0), lowest: r.get(1), last_at: r.get(2), requests: r.get(3) })
-        .collect())
-}
-
-const READERS: &str = "
-    SELECT host, min(nullif(lowest, '') COLLATE \"C\"), max(last_at), sum(requests)::bigint
-    FROM opsward.readers
-    WHERE last_at > $1::timestamptz - interval '24 hours'
-    GROUP BY host ORDER BY host";
 
 /// Refused ops that are kept, of one peer and one reason.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -121,7 +121,7 @@ const HOLD: &str = "
     RETURNING since = $5";
 const UNHOLD: &str = "DELETE FROM opsward.holds WHERE host = $1";
 
-/// How many peers are held.
+/// How many peers are held, departed ones left out.
 ///
 /// # Errors
 /// The database's.
@@ -129,4 +129,6 @@ pub async fn held(client: &Client) -> Result<i64> {
     Ok(client.query_one(HELD, &[]).await.doing("count held peers")?.get(0))
 }
 
-const HELD: &str = "SELECT count(*) FROM opsward.holds";
+const HELD: &str = "
+    SELECT count(*) FROM opsward.holds h
+    WHERE NOT EXISTS (SELECT FROM opsward.peers p WHERE p.host = h.host AND NOT p.active)";

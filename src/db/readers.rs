@@ -3,7 +3,7 @@
 use super::connect::Client;
 use super::error::{Doing, Result};
 use crate::values::{Host, OpUlid};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 /// What was asked: `lowest` stays NULL for an `after` that holds nothing.
 /// Rows of the day before yesterday go on the way.
@@ -36,12 +36,17 @@ pub struct Reader {
     pub lowest: Option<OpUlid>,
     /// When it asked last.
     pub last_at: Timestamp,
+    /// How often it asked.
+    pub requests: i64,
 }
 
 /// Who asked since a time, whole hours counted.
 const LOWEST_SINCE: &str = "
-    SELECT host, min(lowest), max(last_at) FROM opsward.readers
+    SELECT host, min(lowest), max(last_at), sum(requests)::bigint FROM opsward.readers
     WHERE last_at >= $1 GROUP BY host ORDER BY host";
+
+/// How long a reader's cursor counts (contract 3).
+pub const COUNTED: SignedDuration = SignedDuration::from_hours(24);
 
 /// Every reader since `since` with the lowest `after` it asked with.
 ///
@@ -55,6 +60,7 @@ pub async fn lowest_since(client: &Client, since: Timestamp) -> Result<Vec<Reade
             host: Host::normalise(row.get(0)),
             lowest: row.get::<_, Option<&str>>(1).and_then(OpUlid::parse),
             last_at: row.get(2),
+            requests: row.get(3),
         })
         .collect())
 }

@@ -4,7 +4,7 @@
 use super::format::age_seconds;
 use super::status::*;
 use crate::clock::Clock;
-use crate::db::{self, Client, Db, activity, migrate, stats};
+use crate::db::{self, Client, Db, activity, migrate, readers, stats};
 use crate::settings::Settings;
 use crate::values::{OpUlid, TaskReport, is_plausible};
 use jiff::Timestamp;
@@ -118,13 +118,13 @@ async fn read_own(status: &mut Status, client: &Client) -> db::Result<()> {
     }
     let peers = activity::peers(client, now).await?;
     status.peers.list = peers.into_iter().map(|p| peer(p, now)).collect();
-    let readers = activity::readers(client, now).await?;
+    let readers = readers::lowest_since(client, now - readers::COUNTED).await?;
     status.readers = readers
         .into_iter()
         .map(|r| ReaderStatus {
-            lag_seconds: lag_seconds(r.lowest.as_deref(), now),
-            host: r.host,
-            lowest: r.lowest,
+            lag_seconds: lag_seconds(r.lowest.as_ref().map(OpUlid::as_str), now),
+            host: r.host.to_string(),
+            lowest: r.lowest.map(|u| u.to_string()),
             last_at: r.last_at,
             requests: natural(r.requests),
         })

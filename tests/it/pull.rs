@@ -610,3 +610,15 @@ async fn what_comes_again_is_no_news() {
         assert_eq!(told.unwrap(), new);
     }
 }
+
+#[tokio::test]
+async fn a_departed_peers_hold_counts_no_more() {
+    let bench = Bench::new().await;
+    let held = async || opsward::db::pulls::held(&bench.db.client().await.unwrap()).await.unwrap();
+    let hold = "INSERT INTO opsward.holds VALUES ('http://gone', '', 't', 'r', now())";
+    bench.client.batch_execute(hold).await.unwrap();
+    assert_eq!(held().await, 1);
+    let departed = "INSERT INTO opsward.peers VALUES ('http://gone', '', false, now(), now())";
+    bench.client.batch_execute(departed).await.unwrap();
+    assert_eq!(held().await, 0);
+}
