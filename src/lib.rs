@@ -18,3 +18,4 @@ pub mod supervisor;
 pub mod tls;
 pub mod values;
 pub mod wire;
+pub mod work;

@@ -24,9 +24,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("metrics", &["values"]),
     ("http", &["values", "clock", "metrics"]),
     ("db", &["values", "records", "settings", "tls"]),
+    ("work", &["values", "settings", "db", "clock", "metrics"]),
     ("serve", LINE),
     ("pull", LINE),
-    ("bound", LINE),
+    ("bound", BOUND),
     ("reclaim", RECLAIM),
     ("show", &["values", "db", "settings", "clock", "metrics", "http", "bound::plan", "reclaim::plan"]),
     ("supervisor", &["values", "settings", "clock", "metrics"]),
@@ -36,8 +37,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("main", EVERYTHING),
 ];
 const LINE: &[&str] = &["values", "wire", "records", "settings", "db", "metrics", "clock", "http", "tls"];
+const BOUND: &[&str] = &["values", "records", "settings", "db", "metrics", "clock", "http", "work"];
 const RECLAIM: &[&str] =
-    &["values", "wire", "records", "settings", "db", "metrics", "clock", "http", "tls", "bound::decide"];
+    &["values", "wire", "records", "settings", "db", "metrics", "clock", "work", "bound::decide"];
 const EVERYTHING: &[&str] = &["*"];
 
 /// What a pure choice may import.
@@ -62,8 +64,10 @@ const LIMITS: &[(&str, usize)] = &[("main.rs", 40), ("lib.rs", 80)];
 const LIMIT: usize = 500;
 
 /// Migrations as they were released, by SHA-256.
-const FROZEN: &[(&str, &str)] =
-    &[("0001_init.sql", "980274e3dea838d4c54a57f153b10d8df7a5ec8ff61713e25732ddf921873553")];
+const FROZEN: &[(&str, &str)] = &[
+    ("0001_init.sql", "980274e3dea838d4c54a57f153b10d8df7a5ec8ff61713e25732ddf921873553"),
+    ("0002_bounding.sql", "d59ad1c645e3e71d0c17892f9afcaea70050663b23121ba588520b5738136c91"),
+];
 
 fn is_below(path: &str, prefix: &str) -> bool {
     prefix == "*" || path == prefix || path.starts_with(&format!("{prefix}::"))

@@ -3,7 +3,7 @@
 
 use super::load::{File, Shown, origin_of};
 use super::table::{TABLE, entry};
-use super::{Env, Origin, Problem, Problems, Settings, Source, Warning};
+use super::{Env, Keep, Origin, Problem, Problems, Settings, Source, Warning};
 use std::net::SocketAddr;
 
 /// Variables that begin so are near ours: an unknown one is likely a mistake.
@@ -13,10 +13,63 @@ const NEAR: [&str; 3] =
 /// one of ours, in letters changed.
 const NEAR_LETTERS: usize = 2;
 
+/// The file's section of what is kept of single tables.
+const TABLES: &str = "tables";
+
+/// `[tables.NAME]` with `keep`: tables that a model knows.
+pub(super) fn tables(file: &File, settings: &mut Settings, found: &mut Problems) {
+    let (Some(path), Some(value)) = (&file.path, file.values.get(TABLES)) else { return };
+    let mut problem = |setting: String, value: Option<String>, why: String, allowed: String| {
+        let origin = Origin::File(path.clone());
+        found.problems.push(Problem { setting, value, origin, why, allowed });
+    };
+    let known = || MODEL_TABLES.join(", ");
+    let Some(tables) = value.as_table() else {
+        return problem(
+            TABLES.into(),
+            None,
+            "it is no section".into(),
+            "[tables.uploads] and a line keep = …".into(),
+        );
+    };
+    for (name, of_table) in tables {
+        let at = format!("{TABLES}.{name}");
+        if !MODEL_TABLES.contains(&name.as_str()) {
+            problem(
+                at,
+                None,
+                format!("no model knows the table {name:?}{}", guess(name, &MODEL_TABLES)),
+                known(),
+            );
+            continue;
+        }
+        for (key, value) in of_table.as_table().into_iter().flatten().filter(|(key, _)| *key != "keep") {
+            problem(
+                format!("{at}.{key}"),
+                Some(value.to_string()),
+                "there is no such key".into(),
+                "keep".into(),
+            );
+        }
+        let keep = of_table.get("keep").and_then(toml::Value::as_str);
+        match keep.map(Keep::parse) {
+            Some(Ok(keep)) => {
+                settings.bounding.tables.insert(name.clone(), keep);
+            }
+            Some(Err(why)) => problem(format!("{at}.keep"), keep.map(str::to_owned), why, KEEP.into()),
+            None => problem(format!("{at}.keep"), None, "it is not set to a text".into(), KEEP.into()),
+        }
+    }
+}
+
+const KEEP: &str = "\"all\", \"compact\" or days such as \"90d\"";
+/// The tables of `config/models.toml`; a test holds them equal.
+const MODEL_TABLES: [&str; 4] = ["uploads", "qm_audio_analyses", "audio_previews", "storage_and_db_sizes"];
+
 /// A key of the file that is no setting's.
 pub(super) fn unknown_keys(file: &File, found: &mut Problems) {
     let Some(path) = &file.path else { return };
-    for key in file.values.keys().filter(|key| entry(key).is_none()) {
+    for key in file.values.keys().filter(|key| entry(key).is_none() && *key != TABLES) {
         let known: Vec<&str> = TABLE.iter().map(|entry| entry.key).collect();
         found.problems.push(Problem {
             setting: key.clone(),
@@ -83,6 +136,32 @@ pub(super) fn combinations(settings: &mut Settings, origins: &[Shown], found: &m
             "peers' certificates are verified; turn it off to be rid of this",
         ));
     }
+    if settings.bounding.replay_guard && settings.read_only {
+        found.warnings.push(Warning::new(
+            "guard_read_only",
+            format!("{} has no effect: {} is on", written("ops_replay_guard"), written("read_only")),
+            "set OPENAUDIO_MEDIORUM_READ_ONLY=false to have the guard",
+        ));
+    }
+    if settings.bounding.keep_dormant && settings.bounding.dormant_cleanup {
+        found.warnings.push(Warning::new(
+            "dormant_vetoed",
+            format!("{} vetoes {}", written("keep_dormant_ops"), written("dormant_ops_cleanup")),
+            "unset one of them",
+        ));
+    }
+    if settings.bounding.reclaim_when.is_some() && settings.bounding.reclaim_policy.is_none() {
+        let (Some(of), Some(origin)) = (entry("ops_reclaim_when"), origin_of(origins, "ops_reclaim_when"))
+        else {
+            return;
+        };
+        let why = "it needs OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY to say what to keep";
+        found.problems.push(Problem {
+            value: None,
+            allowed: "both of them, or neither".to_owned(),
+            ..Problem::of(of, (origin, ""), why.to_owned())
+        });
+    }
     if let (Some(peers), Some(own)) = (&mut settings.peers, &settings.node_endpoint)
         && peers.contains(own)
     {
@@ -130,6 +209,13 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_are_the_models() {
+        let models: toml::Table = include_str!("../../config/models.toml").parse().unwrap();
+        let names = models["model"].as_array().unwrap().iter().map(|m| m["table"].as_str().unwrap());
+        assert_eq!(names.collect::<Vec<_>>(), MODEL_TABLES);
+    }
 
     #[test]
     fn distances() {

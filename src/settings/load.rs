@@ -2,7 +2,7 @@
 //! order; every mistake is collected before any is reported.
 
 use super::table::{Entry, Shape, TABLE};
-use super::{DEFAULT_FILE, DbTarget, TlsMode, check};
+use super::{Bounding, DEFAULT_FILE, DbTarget, TlsMode, check};
 use super::{Env, LogFormat, Origin, Problem, Problems, Settings, Source, Warning};
 use serde::Serialize;
 use std::io::ErrorKind;
@@ -66,6 +66,7 @@ pub fn load(source: &Source) -> Result<Loaded, Problems> {
         // Nobody named a database: look for it.
         settings.db.dbname = None;
     }
+    check::tables(&file, &mut settings, &mut found);
     check::unknown_keys(&file, &mut found);
     check::unknown_variables(source, &mut found);
     check::combinations(&mut settings, &origins, &mut found);
@@ -259,6 +260,7 @@ fn blank() -> Option<Settings> {
         read_only: false,
         sweep_peers: false,
         sweep_interval: Duration::ZERO,
+        bounding: Bounding::default(),
         pgdata_path: None,
     })
 }

@@ -123,7 +123,7 @@ fn all_that_is_wrong_is_said_together() {
       sweep_peers (file /my.toml): a float cannot be its value; allowed: true or false (also 1, t, T, TRUE, True, 0, f, F, FALSE, False)
       OPENAUDIO_MEDIORUM_SWEEP_INTERVAL = "5x" (environment): a unit in it is unknown; allowed: a duration of at least 10s, such as 90s, 10m or 1h30m
       --pgdata-path = "here" (command line): it is no absolute path; allowed: an absolute path
-      lisen (file /my.toml): there is no such setting; did you mean listen?; allowed: db_url, node_endpoint, log_level, log_format, env, tls_self_signed, listen, admin_listen, node_url, peers, read_only, sweep_peers, sweep_interval, pgdata_path
+      lisen (file /my.toml): there is no such setting; did you mean listen?; allowed: db_url, node_endpoint, log_level, log_format, env, tls_self_signed, listen, admin_listen, node_url, peers, read_only, sweep_peers, sweep_interval, ops_census, ops_retention_days, ops_retention_bytes, ops_retention_sweep_interval, ops_retention_batch_limit, ops_retention_cursor_margin, ops_retention_ignore_peers, ops_retention_max_peer_lag, ops_retention_reader_hold, dormant_ops_cleanup, keep_dormant_ops, dormant_ops_threshold, ensure_ops_table_index, ops_replay_guard, maintenance_window, min_free_disk, ops_reclaim_policy, ops_reclaim_memory, ops_reclaim_when, pgdata_path
       OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN = "127.0.0.1:9464" (default): it takes the same port as OPENAUDIO_MEDIORUM_SIDECAR_LISTEN = 0.0.0.0:9464; allowed: two different ports
     "#);
     assert!(!text.contains("hunter2"));
@@ -221,4 +221,40 @@ proptest! {
         let line = format!("{} = {file}", TABLE[at].key);
         let _ = load(&source(&[], &[(DEFAULT_FILE, &line)]));
     }
+}
+
+#[test]
+fn what_bounds_the_log_is_said_exactly() {
+    let mut source = source(
+        &[
+            ("OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS", "-1"),
+            ("OPENAUDIO_MEDIORUM_OPS_RETENTION_BYTES", "20"),
+            ("OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW", "01:00-01:00"),
+            ("OPENAUDIO_MEDIORUM_OPS_RECLAIM_WHEN", "bloat>50%"),
+        ],
+        &[(
+            "/my.toml",
+            "[tables.uplods]\nkeep = '90d'\n[tables.uploads]\nkeep = '1.5d'\n[tables.audio_previews]\nkep = 1",
+        )],
+    );
+    source.config = Some("/my.toml".into());
+    insta::assert_snapshot!(problems(&source), @r#"
+    8 settings cannot be used:
+      OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS = "-1" (environment): it is negative; allowed: a whole number of days from 0 to 36500
+      OPENAUDIO_MEDIORUM_OPS_RETENTION_BYTES = "20" (environment): it has no unit; allowed: 0, or a size with its unit such as 512MiB or 20GB
+      OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW = "01:00-01:00" (environment): it is no window: it ends when it begins; allowed: two times of day such as 01:00-05:00; it may wrap midnight
+      tables.audio_previews.kep = "1" (file /my.toml): there is no such key; allowed: keep
+      tables.audio_previews.keep (file /my.toml): it is not set to a text; allowed: "all", "compact" or days such as "90d"
+      tables.uploads.keep = "1.5d" (file /my.toml): it is no whole number of days; allowed: "all", "compact" or days such as "90d"
+      tables.uplods (file /my.toml): no model knows the table "uplods"; did you mean uploads?; allowed: uploads, qm_audio_analyses, audio_previews, storage_and_db_sizes
+      OPENAUDIO_MEDIORUM_OPS_RECLAIM_WHEN (environment): it needs OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY to say what to keep; allowed: both of them, or neither
+    "#);
+    let mut source = source_of("[tables.uploads]\nkeep = 'compact'");
+    source.config = Some("/my.toml".into());
+    let tables = load(&source).unwrap().settings.bounding.tables;
+    assert_eq!(tables.get("uploads"), Some(&crate::settings::Keep::Compact));
+}
+
+fn source_of(file: &'static str) -> Source {
+    source(&[], &[("/my.toml", file)])
 }

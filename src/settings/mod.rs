@@ -5,6 +5,7 @@
 //! The straight line: a `Source` (flags, environment, file) is read by `load`
 //! along the one `TABLE` of settings; what is wrong is collected as `Problems`.
 
+mod bounding;
 mod check;
 mod db_target;
 mod duration;
@@ -17,6 +18,7 @@ mod problem;
 mod source;
 mod table;
 
+pub use bounding::{Bounding, Keep, Policy, When, Window};
 pub use db_target::{DbTarget, Secret, TlsMode};
 pub use load::{Loaded, Shown, load};
 pub use parse::log_filter;
@@ -58,6 +60,8 @@ pub struct Settings {
     pub sweep_peers: bool,
     /// How often each peer is pulled.
     pub sweep_interval: Duration,
+    /// What bounds the log.
+    pub bounding: Bounding,
     /// A directory on the database's volume, for the free-disk figure.
     pub pgdata_path: Option<PathBuf>,
 }

@@ -1,7 +1,7 @@
 //! Single values: a text in, the value or what is wrong with it out. The text
 //! itself is not repeated: the problem shows it.
 
-use super::{Env, LogFormat, duration};
+use super::{Env, LogFormat, bounding, duration};
 use crate::values::Host;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -71,6 +71,32 @@ pub fn sweep_interval(text: &str) -> Parsed<Duration> {
         return Err("it is shorter than 10s".into());
     }
     Ok(interval)
+}
+
+/// Rows a batch.
+pub fn batch_limit(text: &str) -> Parsed<u32> {
+    match text.parse() {
+        Ok(rows) if (100..=100_000).contains(&rows) => Ok(rows),
+        Ok(_) => Err("it is out of bounds".into()),
+        Err(_) => Err("it is no whole number".into()),
+    }
+}
+
+/// How far behind a peer may be; 0 is off. A day at least: less would drop
+/// peers that are being restarted.
+pub fn max_peer_lag(text: &str) -> Parsed<Duration> {
+    match duration::parse(text)? {
+        lag if lag.is_zero() || lag >= Duration::from_secs(86_400) => Ok(lag),
+        _ => Err("it is shorter than 24h".into()),
+    }
+}
+
+/// Memory of a reclaim.
+pub fn reclaim_memory(text: &str) -> Parsed<u64> {
+    match bounding::size(text)? {
+        bytes if bytes >= 32 << 20 => Ok(bytes),
+        _ => Err("it is less than 32MiB".into()),
+    }
 }
 
 /// A directory by its absolute path.

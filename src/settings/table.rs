@@ -1,7 +1,9 @@
 //! The one table of settings. Flags, environment names, file keys, defaults,
 //! help, README's table, config/opsward.toml and error texts come from it.
 
+use super::bounding::{self, Policy, When, Window};
 use super::{Settings, parse, pg_url};
+use std::time::Duration;
 
 /// Reads a text into its field; sentences that should be known go to the list.
 type Set = fn(&mut Settings, &str, &mut Vec<String>) -> Result<(), String>;
@@ -66,7 +68,20 @@ pub fn entry(key: &str) -> Option<&'static Entry> {
 
 const BOOLEAN: &str = "true or false (also 1, t, T, TRUE, True, 0, f, F, FALSE, False)";
 const NODE_URL: &str = "a URL of http or https without password, query and fragment";
+const SIZE: &str = "0, or a size with its unit such as 512MiB or 20GB";
 const ADDRESS: &str = "an IP address and a port, such as 0.0.0.0:1992 or [::1]:9464";
+
+/// A boolean.
+const fn switch(
+    key: &'static str,
+    env: &'static [&'static str],
+    default: &'static str,
+    meaning: &'static str,
+    set: Set,
+) -> Entry {
+    let (default, shape) = (Some(default), Shape::Switch);
+    Entry { key, env, default, example: "", meaning, allowed: BOOLEAN, shape, set }
+}
 
 /// Every setting there is.
 pub const TABLE: &[Entry] = &[
@@ -138,19 +153,16 @@ pub const TABLE: &[Entry] = &[
             Ok(())
         },
     },
-    Entry {
-        key: "tls_self_signed",
-        env: &["OPENAUDIO_TLS_SELF_SIGNED"],
-        default: Some("false"),
-        example: "",
-        meaning: "accept peers' self-signed certificates; only where the network is dev",
-        allowed: BOOLEAN,
-        shape: Shape::Switch,
-        set: |settings, text, _| {
+    switch(
+        "tls_self_signed",
+        &["OPENAUDIO_TLS_SELF_SIGNED"],
+        "false",
+        "accept peers' self-signed certificates; only where the network is dev",
+        |settings, text, _| {
             settings.tls_self_signed = parse::boolean(text)?;
             Ok(())
         },
-    },
+    ),
     Entry {
         key: "listen",
         env: &["OPENAUDIO_MEDIORUM_SIDECAR_LISTEN"],
@@ -203,32 +215,26 @@ pub const TABLE: &[Entry] = &[
             Ok(())
         },
     },
-    Entry {
-        key: "read_only",
-        env: &["OPENAUDIO_MEDIORUM_READ_ONLY"],
-        default: Some("false"),
-        example: "",
-        meaning: "write nothing outside the schema opsward",
-        allowed: BOOLEAN,
-        shape: Shape::Switch,
-        set: |settings, text, _| {
+    switch(
+        "read_only",
+        &["OPENAUDIO_MEDIORUM_READ_ONLY"],
+        "false",
+        "write nothing outside the schema opsward",
+        |settings, text, _| {
             settings.read_only = parse::boolean(text)?;
             Ok(())
         },
-    },
-    Entry {
-        key: "sweep_peers",
-        env: &["OPENAUDIO_MEDIORUM_SWEEP_PEERS"],
-        default: Some("true"),
-        example: "",
-        meaning: "pull from peers at all",
-        allowed: BOOLEAN,
-        shape: Shape::Switch,
-        set: |settings, text, _| {
+    ),
+    switch(
+        "sweep_peers",
+        &["OPENAUDIO_MEDIORUM_SWEEP_PEERS"],
+        "true",
+        "pull from peers at all",
+        |settings, text, _| {
             settings.sweep_peers = parse::boolean(text)?;
             Ok(())
         },
-    },
+    ),
     Entry {
         key: "sweep_interval",
         env: &["OPENAUDIO_MEDIORUM_SWEEP_INTERVAL"],
@@ -239,6 +245,239 @@ pub const TABLE: &[Entry] = &[
         shape: Shape::Text("DURATION"),
         set: |settings, text, _| {
             settings.sweep_interval = parse::sweep_interval(text)?;
+            Ok(())
+        },
+    },
+    switch(
+        "ops_census",
+        &["OPENAUDIO_MEDIORUM_OPS_CENSUS"],
+        "true",
+        "count the log by table and day; everything that bounds the log reads it",
+        |settings, text, _| {
+            settings.bounding.census = parse::boolean(text)?;
+            Ok(())
+        },
+    ),
+    Entry {
+        key: "ops_retention_days",
+        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS"],
+        default: Some("0"),
+        example: "",
+        meaning: "delete ops older than so many days, behind every peer; 0 is off",
+        allowed: "a whole number of days from 0 to 36500",
+        shape: Shape::Text("DAYS"),
+        set: |settings, text, _| {
+            settings.bounding.retention_days = bounding::days(text)?;
+            Ok(())
+        },
+    },
+    Entry {
+        key: "ops_retention_bytes",
+        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_BYTES"],
+        default: Some("0"),
+        example: "",
+        meaning: "shorten the window so that the log stays under this size, down to 7 days; 0 is off",
+        allowed: SIZE,
+        shape: Shape::Text("SIZE"),
+        set: |settings, text, _| {
+            settings.bounding.retention_bytes = bounding::size(text)?;
+            Ok(())
+        },
+    },
+    Entry {
+        key: "ops_retention_sweep_interval",
+        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_SWEEP_INTERVAL"],
+        default: Some("1h"),
+        example: "",
+        meaning: "how often retention and dormant cleanup run",
+        allowed: "a duration of at least 10s, such as 10m or 1h",
+        shape: Shape::Text("DURATION"),
+        set: |settings, text, _| {
+            settings.bounding.interval = parse::sweep_interval(text)?;
+            Ok(())
+        },
+    },
+    Entry {
+        key: "ops_retention_batch_limit",
+        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_BATCH_LIMIT"],
+        default: Some("10000"),
+        example: "",
+        meaning: "rows that one transaction deletes at most",
+        allowed: "a whole number from 100 to 100000",
+        shape: Shape::Text("ROWS"),
+        set: |settings, text, _| {
+            settings.bounding.batch_limit = parse::batch_limit(text)?;
+            Ok(())
+        },
+    },
+    Entry {
+        key: "ops_retention_cursor_margin",
+        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_CURSOR_MARGIN"],
+        default: Some("1h"),
+        example: "",
+        meaning: "how far behind the slowest peer deletion stays",
+        allowed: "a duration of at least 1m, such as 1h",
+        shape: Shape::Text("DURATION"),
+        set: |settings, text, _| {
+            settings.bounding.cursor_margin =
+                bounding::duration_at_least(text, Duration::from_secs(60), "1m")?;
+            Ok(())
+        },
+    },
+    Entry {
+        key: "ops_retention_ignore_peers",
+        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS"],
+        default: None,
+        example: "https://gone.example",
+        meaning: "peers and readers that hold nothing back",
+        allowed: "URLs of http or https with commas between, or none",
+        shape: Shape::Text("URLS"),
+        set: |settings, text, _| {
+            settings.bounding.ignore_peers = parse::peers(text)?;
+            Ok(())
+        },
+    },
+    Entry {
+        key: "ops_retention_max_peer_lag",
+        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_MAX_PEER_LAG"],
+        default: Some("0"),
+        example: "",
+        meaning: "a peer further behind than this no longer holds anything back; 0 is off",
+        allowed: "0, or a duration of at least 24h such as 720h",
+        shape: Shape::Text("DURATION"),
+        set: |settings, text, _| {
+            settings.bounding.max_peer_lag = parse::max_peer_lag(text)?;
+            Ok(())
+        },
+    },
+    Entry {
+        key: "ops_retention_reader_hold",
+        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_READER_HOLD"],
+        default: Some("720h"),
+        example: "",
+        meaning: "how much longer than the window a reader may hold ops; 0 is off",
+        allowed: "a duration such as 720h, or 0",
+        shape: Shape::Text("DURATION"),
+        set: |settings, text, _| {
+            settings.bounding.reader_hold = bounding::duration_at_least(text, Duration::ZERO, "0")?;
+            Ok(())
+        },
+    },
+    switch(
+        "dormant_ops_cleanup",
+        &["OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP"],
+        "false",
+        "delete the old ops of tables that no longer get any",
+        |settings, text, _| {
+            settings.bounding.dormant_cleanup = parse::boolean(text)?;
+            Ok(())
+        },
+    ),
+    switch(
+        "keep_dormant_ops",
+        &["OPENAUDIO_MEDIORUM_KEEP_DORMANT_OPS"],
+        "false",
+        "the veto: dormant ops are kept whatever else is set",
+        |settings, text, _| {
+            settings.bounding.keep_dormant = parse::boolean(text)?;
+            Ok(())
+        },
+    ),
+    Entry {
+        key: "dormant_ops_threshold",
+        env: &["OPENAUDIO_MEDIORUM_DORMANT_OPS_THRESHOLD"],
+        default: Some("2160h"),
+        example: "",
+        meaning: "how long a dormant table has been without a new op",
+        allowed: "a duration; shorter than 24h is taken as 24h",
+        shape: Shape::Text("DURATION"),
+        set: |settings, text, notes| {
+            settings.bounding.dormant_threshold = bounding::dormant_threshold(text, notes)?;
+            Ok(())
+        },
+    },
+    switch(
+        "ensure_ops_table_index",
+        &["OPENAUDIO_MEDIORUM_ENSURE_OPS_TABLE_INDEX"],
+        "false",
+        "keep an index on the log by table and ULID",
+        |settings, text, _| {
+            settings.bounding.ensure_index = parse::boolean(text)?;
+            Ok(())
+        },
+    ),
+    switch(
+        "ops_replay_guard",
+        &["OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD"],
+        "false",
+        "protect the node's own sweeps from replays of deleted ops, by a trigger on the log",
+        |settings, text, _| {
+            settings.bounding.replay_guard = parse::boolean(text)?;
+            Ok(())
+        },
+    ),
+    Entry {
+        key: "maintenance_window",
+        env: &["OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW"],
+        default: None,
+        example: "01:00-05:00",
+        meaning: "when bulk work may run, in UTC; unset is always",
+        allowed: "two times of day such as 01:00-05:00; it may wrap midnight",
+        shape: Shape::Text("TIMES"),
+        set: |settings, text, _| {
+            settings.bounding.window = Some(Window::parse(text)?);
+            Ok(())
+        },
+    },
+    Entry {
+        key: "min_free_disk",
+        env: &["OPENAUDIO_MEDIORUM_MIN_FREE_DISK"],
+        default: Some("1GiB"),
+        example: "",
+        meaning: "bulk work stops while the database's volume has less than this free",
+        allowed: SIZE,
+        shape: Shape::Text("SIZE"),
+        set: |settings, text, _| {
+            settings.bounding.min_free_disk = bounding::size(text)?;
+            Ok(())
+        },
+    },
+    Entry {
+        key: "ops_reclaim_policy",
+        env: &["OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY"],
+        default: None,
+        example: "compact",
+        meaning: "what a reclaim keeps: what retention keeps, or what replay needs",
+        allowed: "window or compact",
+        shape: Shape::Text("POLICY"),
+        set: |settings, text, _| {
+            settings.bounding.reclaim_policy = Some(Policy::parse(text)?);
+            Ok(())
+        },
+    },
+    Entry {
+        key: "ops_reclaim_memory",
+        env: &["OPENAUDIO_MEDIORUM_OPS_RECLAIM_MEMORY"],
+        default: Some("256MiB"),
+        example: "",
+        meaning: "memory that a reclaim may use",
+        allowed: "a size of at least 32MiB, such as 256MiB",
+        shape: Shape::Text("SIZE"),
+        set: |settings, text, _| {
+            settings.bounding.reclaim_memory = parse::reclaim_memory(text)?;
+            Ok(())
+        },
+    },
+    Entry {
+        key: "ops_reclaim_when",
+        env: &["OPENAUDIO_MEDIORUM_OPS_RECLAIM_WHEN"],
+        default: None,
+        example: "bloat>50%",
+        meaning: "when the daemon reclaims by itself, at most once a week; unset is never",
+        allowed: "bloat>N% (10 to 95) or free<SIZE",
+        shape: Shape::Text("CONDITION"),
+        set: |settings, text, _| {
+            settings.bounding.reclaim_when = Some(When::parse(text)?);
             Ok(())
         },
     },

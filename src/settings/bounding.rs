@@ -1,0 +1,320 @@
+//! Contract 5 and 6 as settings: what bounds the log, and the values in which
+//! it is said.
+
+use super::duration;
+use crate::values::Host;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A dormant table has been silent for at least this long (contract 5).
+const DORMANT_AT_LEAST: Duration = Duration::from_secs(24 * 3600);
+/// A window longer than this is a mistake: the log is younger.
+const MOST_DAYS: u32 = 36_500;
+const DAY: u64 = 86_400;
+
+/// What bounds the log.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Bounding {
+    /// Count the log by table and day.
+    pub census: bool,
+    /// The window that is kept, in days; 0 is off.
+    pub retention_days: u32,
+    /// Bytes that the log is to stay under; 0 is off.
+    pub retention_bytes: u64,
+    /// How often retention and dormant cleanup run.
+    pub interval: Duration,
+    /// Rows a batch at most.
+    pub batch_limit: u32,
+    /// How far below the slowest peer's cursor deletion stays.
+    pub cursor_margin: Duration,
+    /// Peers and readers that hold nothing.
+    pub ignore_peers: Vec<Host>,
+    /// A peer further behind holds nothing; zero is off.
+    pub max_peer_lag: Duration,
+    /// How much longer than the window a reader may hold; zero is off.
+    pub reader_hold: Duration,
+    /// Dormant cleanup is on and not vetoed.
+    pub dormant_cleanup: bool,
+    /// The veto against dormant cleanup.
+    pub keep_dormant: bool,
+    /// How long a dormant table has been silent.
+    pub dormant_threshold: Duration,
+    /// Keep an index on ("table", ulid).
+    pub ensure_index: bool,
+    /// Protect the node's own sweeps from replays.
+    pub replay_guard: bool,
+    /// When bulk work may run; `None` is always.
+    pub window: Option<Window>,
+    /// Free bytes below which bulk work stops.
+    pub min_free_disk: u64,
+    /// What a reclaim keeps where nothing else is said.
+    pub reclaim_policy: Option<Policy>,
+    /// Bytes of memory that a reclaim may use.
+    pub reclaim_memory: u64,
+    /// When the daemon reclaims by itself.
+    pub reclaim_when: Option<When>,
+    /// What is kept of single tables instead.
+    pub tables: BTreeMap<String, Keep>,
+}
+
+/// What is kept of one table's ops.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// Every op.
+    All,
+    /// Those of so many days.
+    Days(u32),
+    /// Those that replay needs; retention leaves the table alone.
+    Compact,
+}
+
+impl Keep {
+    /// Reads `all`, `compact` or `90d`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::All),
+            "compact" => Ok(Self::Compact),
+            _ => match text.strip_suffix('d').map(days) {
+                Some(Ok(0)) => Err("a window of 0 days keeps nothing".into()),
+                Some(days) => days.map(Self::Days),
+                None => Err("it is neither all, compact nor a number of days".into()),
+            },
+        }
+    }
+}
+
+/// What a reclaim keeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// What is newer than the gate of retention.
+    Window,
+    /// What replay needs.
+    Compact,
+}
+
+impl Policy {
+    /// Reads `window` or `compact`.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "window" => Ok(Self::Window),
+            "compact" => Ok(Self::Compact),
+            _ => Err("there is no such policy".into()),
+        }
+    }
+
+    /// It in a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Window => "window",
+            Self::Compact => "compact",
+        }
+    }
+}
+
+/// When the daemon reclaims by itself.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum When {
+    /// More than this share of the log's bytes would be given back, 0 to 1.
+    Bloat(f64),
+    /// Fewer bytes than this are free.
+    Free(u64),
+}
+
+impl When {
+    /// Reads `bloat>50%` or `free<10GiB`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+        if let Some(share) = text.strip_prefix("bloat>").and_then(|rest| rest.strip_suffix('%')) {
+            let percent: u8 = share.parse().map_err(|_| "its share is no whole number of percent")?;
+            if !(10..=95).contains(&percent) {
+                return Err("its share is not between 10% and 95%".into());
+            }
+            return Ok(Self::Bloat(f64::from(percent) / 100.0));
+        }
+        match text.strip_prefix("free<") {
+            Some(bytes) => size(bytes).map(Self::Free),
+            None => Err("it is no such condition".into()),
+        }
+    }
+}
+
+/// A time of day, in UTC, that may wrap midnight.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Window {
+    /// Its first minute of the day.
+    from: u32,
+    /// The minute after its last.
+    to: u32,
+}
+
+impl Window {
+    /// Reads `01:00-05:00`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (from, to) = text.split_once('-').ok_or("it is no two times with - between them")?;
+        let window = Self { from: minute(from)?, to: minute(to)? };
+        if window.from == window.to {
+            return Err("it is no window: it ends when it begins".into());
+        }
+        Ok(window)
+    }
+
+    /// Whether a time, in seconds since the Unix epoch, lies in it.
+    pub fn contains(self, second: i64) -> bool {
+        let minute = (second.rem_euclid(DAY as i64) / 60) as u32;
+        match self.from < self.to {
+            true => (self.from..self.to).contains(&minute),
+            false => minute >= self.from || minute < self.to,
+        }
+    }
+}
+
+impl std::fmt::Display for Window {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b] = [self.from, self.to].map(|m| (m / 60, m % 60));
+        write!(f, "{:02}:{:02}-{:02}:{:02} UTC", a.0, a.1, b.0, b.1)
+    }
+}
+
+fn minute(text: &str) -> Result<u32, String> {
+    let wrong = || format!("{:?} is no time of day such as 01:00", text.trim());
+    let (hour, minute) = text.trim().split_once(':').ok_or_else(wrong)?;
+    let number = |t: &str, below: u32| {
+        let two = t.len() == 2 && t.bytes().all(|b| b.is_ascii_digit());
+        t.parse::<u32>().ok().filter(|n| two && *n < below)
+    };
+    match (number(hour, 24), number(minute, 60)) {
+        (Some(hour), Some(minute)) => Ok(hour * 60 + minute),
+        _ => Err(wrong()),
+    }
+}
+
+/// A whole number of days.
+pub(super) fn days(text: &str) -> Result<u32, String> {
+    if text.starts_with('-') {
+        return Err("it is negative".into());
+    }
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        return match text.parse() {
+            Ok(days) if days <= MOST_DAYS => Ok(days),
+            _ => Err(format!("it is more than {MOST_DAYS} days")),
+        };
+    }
+    Err("it is no whole number of days".into())
+}
+
+/// A size in bytes: `512MiB`, `20GB`, `1.5TiB` or `0`.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    if text == "0" {
+        return Ok(0);
+    }
+    if text.starts_with('-') {
+        return Err("it is negative".into());
+    }
+    let end = text.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let factor: u64 = match unit.trim_start() {
+        "" => return Err("it has no unit".into()),
+        "B" => 1,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        other => return Err(format!("{other:?} is no unit of bytes")),
+    };
+    let number: f64 = number.parse().map_err(|_| "it is no size")?;
+    let bytes = number * factor as f64;
+    if bytes >= (1_u64 << 53) as f64 {
+        return Err("it is too large".into());
+    }
+    Ok(bytes as u64)
+}
+
+/// A duration that may be 0 for off.
+pub(super) fn duration_at_least(text: &str, least: Duration, shown: &str) -> Result<Duration, String> {
+    let duration = duration::parse(text)?;
+    if duration < least {
+        return Err(format!("it is shorter than {shown}"));
+    }
+    Ok(duration)
+}
+
+/// How long a dormant table has been silent: what is shorter is clamped.
+pub(super) fn dormant_threshold(text: &str, notes: &mut Vec<String>) -> Result<Duration, String> {
+    let threshold = duration::parse(text)?;
+    if threshold < DORMANT_AT_LEAST {
+        notes.push("shorter than 24h is taken as 24h".to_owned());
+    }
+    Ok(threshold.max(DORMANT_AT_LEAST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("512MiB", 512 << 20),
+            ("20GB", 20_000_000_000),
+            ("1.5GiB", 3 << 29),
+            ("7 B", 7),
+            ("3TiB", 3 << 40),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "20", "GiB", "-1GiB", "1gib", "1..5GiB", "9999999TiB", "1GiBs"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn windows() {
+        let at = |h: i64, m: i64| h * 3600 + m * 60;
+        let night = Window::parse("23:30-05:00").unwrap();
+        assert!(night.contains(at(23, 30)) && night.contains(at(4, 59)) && night.contains(at(0, 0) - 1));
+        assert!(!night.contains(at(5, 0)) && !night.contains(at(23, 29)));
+        let day = Window::parse("01:00 - 05:00").unwrap();
+        assert!(day.contains(at(25, 0)) && !day.contains(at(5, 0)) && !day.contains(at(0, 59)));
+        assert_eq!(day.to_string(), "01:00-05:00 UTC");
+        for text in ["", "01:00", "01:00-01:00", "1:00-02:00", "24:00-01:00", "01:60-02:00", "+1:00-02:00"] {
+            assert!(Window::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn keeps_and_conditions() {
+        assert_eq!(Keep::parse("90d"), Ok(Keep::Days(90)));
+        assert_eq!(Keep::parse("all"), Ok(Keep::All));
+        assert_eq!(Keep::parse("compact"), Ok(Keep::Compact));
+        for text in ["", "90", "0d", "-1d", "1.5d", "90h", "None"] {
+            assert!(Keep::parse(text).is_err(), "{text}");
+        }
+        assert_eq!(When::parse("bloat > 50%"), Ok(When::Bloat(0.5)));
+        assert_eq!(When::parse("free<10GiB"), Ok(When::Free(10 << 30)));
+        for text in ["", "bloat>5%", "bloat>50", "free<10", "free>1GiB", "bloat>100%"] {
+            assert!(When::parse(text).is_err(), "{text}");
+        }
+        for text in ["-1", "1.5", "", "+3", "99999"] {
+            assert!(days(text).is_err(), "{text}");
+        }
+    }
+}
