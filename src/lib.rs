@@ -2,6 +2,7 @@
 //! gives the disk back, from beside the node. A room is a section of the
 //! contract; `docs/ARCHITECTURE.md` says who may import whom.
 
+pub mod bound;
 pub mod cli;
 pub mod clock;
 pub mod daemon;

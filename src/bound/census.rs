@@ -1,0 +1,1 @@
+//! How much of the log there is, by table and UTC day.

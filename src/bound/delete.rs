@@ -1,0 +1,1 @@
+//! Deleting ops in batches, under the lease, with floors, traces and history.

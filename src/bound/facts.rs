@@ -1,0 +1,1 @@
+//! Reads what the gate decides from.

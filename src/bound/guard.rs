@@ -1,0 +1,1 @@
+//! The replay guard: the trigger on the log, put there and taken away.

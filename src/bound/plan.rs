@@ -1,0 +1,1 @@
+//! What each task would do now, and what stands in the way.

@@ -1,0 +1,1 @@
+//! What the gate reads: peers, cursors, samples, blockers.

@@ -1,0 +1,1 @@
+//! One batch of a deletion, and `opsward.history`.

@@ -1,0 +1,1 @@
+//! Floors, traces and the verdict on ops below a floor.
