@@ -19,3 +19,4 @@ mod records;
 mod serve;
 mod statements;
 mod supervision;
+mod wire_test;
