@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod daemon;
 mod database;
 pub mod http;
+pub mod node;
 pub mod ops;
 pub mod peer;
 pub mod proxy;
