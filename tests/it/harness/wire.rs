@@ -37,11 +37,13 @@ pub struct Running {
     end: CancellationToken,
 }
 
+type OnStop = Box<dyn FnOnce(&Event) + Send>;
+
 struct World {
     upstream: SocketAddr,
     plan: Plan,
     seen: Mutex<Seen>,
-    on_stop: Mutex<Option<Box<dyn FnOnce(&Event) + Send>>>,
+    on_stop: Mutex<Option<OnStop>>,
     stopped: watch::Sender<Option<Event>>,
     /// Nothing passes any more.
     frozen: CancellationToken,
