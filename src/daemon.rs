@@ -1,6 +1,7 @@
 //! The daemon: the only wiring. Pool, channels, listeners and the list of
 //! tasks are put together here; what each does is its room's.
 
+mod gate;
 mod listen;
 mod peers;
 mod presence;
@@ -18,6 +19,7 @@ use crate::show::gather::DaemonView;
 use crate::supervisor::{Namespace, Next, PROC_NET_DEV, Schedule, Stage, Supervisor, Task};
 use crate::values::{Host, PeerSet, TaskReport, TaskState};
 use crate::{http, pull};
+use gate::Watch;
 use listen::Listener;
 use peers::{Peers, Pulls};
 use sample::Sampler;
@@ -151,6 +153,7 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     parts.peers(tell)?;
     parts.presence();
     parts.sampler();
+    parts.gate();
     parts.namespace(orphaned);
     parts.say_tasks();
     Ok(parts.supervisor)
@@ -253,6 +256,21 @@ impl Parts {
         self.supervisor.start(Task::new("figures", schedule), move |_| {
             let sampler = sampler.clone();
             async move { sampler.run_once().await }
+        });
+    }
+
+    fn gate(&self) {
+        let watch = Arc::new(Watch {
+            settings: self.settings.clone(),
+            own: self.own.clone(),
+            db: self.db.clone(),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+        });
+        let schedule = Schedule::Every { interval: db::gate::SAMPLE_EVERY, first: Duration::ZERO };
+        self.supervisor.start(Task::new("gate", schedule), move |_| {
+            let watch = watch.clone();
+            async move { watch.run_once().await }
         });
     }
 

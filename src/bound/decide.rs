@@ -14,7 +14,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 const HOUR_MS: u64 = 3_600_000;
-const DAY_MS: u64 = 24 * HOUR_MS;
+/// Milliseconds of a day.
+pub const DAY_MS: u64 = 24 * HOUR_MS;
 /// Nothing younger is ever deleted: floors are never above (contract 5).
 pub const YOUNGEST_MS: u64 = 2 * HOUR_MS;
 /// A size never shortens the window below this (contract 5).
@@ -55,8 +56,10 @@ pub struct Facts {
     pub clock_offsets_ms: Vec<i64>,
     /// An op of this host lies over an hour ahead: its ULID.
     pub own_ahead: Option<OpUlid>,
-    /// The census; empty where there is none.
+    /// The census, or a sample.
     pub census: Vec<TableDay>,
+    /// The log was counted whole once.
+    pub census_whole: bool,
     /// Since when each blocker stands, by code and subject.
     pub since: BTreeMap<(String, String), Timestamp>,
 }
@@ -99,6 +102,10 @@ pub struct TableDay {
     pub rows: u64,
     /// Bytes of them.
     pub bytes: u64,
+    /// Rows that are owed to the chain: nothing deletes them.
+    pub owed: u64,
+    /// The oldest ULID.
+    pub oldest: Option<OpUlid>,
     /// The newest ULID.
     pub newest: Option<OpUlid>,
     /// Sampled, not counted.
@@ -355,11 +362,9 @@ pub fn retention(facts: &Facts) -> Decision {
         blockers.extend(uncounted(facts));
     }
     decided(facts, blockers, |gate| {
-        let (window, by) = window(facts);
-        let cut = |table: &str| match set.tables.get(table) {
-            Some(Keep::All | Keep::Compact) => None,
-            Some(Keep::Days(days)) => Some(gate.bound(facts, u64::from(*days) * DAY_MS, BoundBy::Age)),
-            None => Some(gate.bound(facts, window?, by.clone())),
+        let cut = |table: &str| {
+            let by = if set.tables.contains_key(table) { BoundBy::Age } else { window(facts).1 };
+            Some(gate.bound(facts, window_of(facts, table)?, by))
         };
         models().iter().filter_map(|model| Some((model.table.clone(), cut(&model.table)?))).collect()
     })
@@ -421,6 +426,18 @@ fn decided(facts: &Facts, blockers: Vec<Blocker>, bounds: impl FnOnce(&Gate) -> 
     }
     let bounded = |(table, (below, bound_by))| Bounded { cut: Cut { table, below }, bound_by };
     Decision::Prune { cuts: bounds(&gate(facts)).into_iter().map(bounded).collect() }
+}
+
+/// The window of a table by retention, in milliseconds; `None` keeps all of it.
+pub fn window_of(facts: &Facts, table: &str) -> Option<u64> {
+    let set = &facts.settings;
+    let on = set.retention_days > 0 || set.retention_bytes > 0;
+    match set.tables.get(table) {
+        _ if !on || models().get(table).is_none() => None,
+        Some(Keep::All | Keep::Compact) => None,
+        Some(Keep::Days(days)) => Some(u64::from(*days) * DAY_MS),
+        None => window(facts).0,
+    }
 }
 
 /// The window of tables that say nothing of their own, in milliseconds, and
@@ -489,10 +506,10 @@ pub fn size_notice(facts: &Facts) -> Option<Notice> {
 fn uncounted(facts: &Facts) -> Option<Blocker> {
     let fix =
         "let the daemon finish its census (OPENAUDIO_MEDIORUM_OPS_CENSUS=true), or run `opsward census`";
-    if facts.census.is_empty() {
+    if facts.census.is_empty() && !facts.census_whole {
         return Some(blocker(facts, ("no_census", ""), "the log was not counted yet".into(), fix));
     }
-    let estimated = facts.census.iter().any(|of| of.estimated);
+    let estimated = !facts.census_whole || facts.census.iter().any(|of| of.estimated);
     estimated.then(|| {
         blocker(facts, ("census_estimated", ""), "the log was sampled, not yet counted whole".into(), fix)
     })
@@ -520,7 +537,8 @@ pub fn age_ms(day: Date, now_ms: u64) -> u64 {
     now_ms.saturating_sub(u64::try_from(began).unwrap_or(0))
 }
 
-fn ms(duration: Duration) -> u64 {
+/// A duration in milliseconds.
+pub fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -9,6 +9,7 @@ mod context;
 mod doctor;
 mod frame;
 mod healthcheck;
+mod plan;
 mod rejected;
 mod run;
 mod status;
@@ -59,6 +60,7 @@ pub enum Run {
 const COMMANDS: &[&Command] = &[
     &run::COMMAND,
     &sweep::COMMAND,
+    &plan::COMMAND,
     &status::COMMAND,
     &doctor::COMMAND,
     &rejected::COMMAND,
