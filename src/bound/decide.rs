@@ -6,7 +6,7 @@
 
 use crate::records::models;
 use crate::settings::{Bounding, Keep};
-use crate::values::{Host, OpUlid, is_plausible};
+use crate::values::{Blocker, BoundBy, Host, Notice, OpUlid, TableDay, is_plausible};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::Serialize;
@@ -91,62 +91,6 @@ pub struct ReaderFact {
     pub lowest: Option<OpUlid>,
 }
 
-/// What the census knows of one table on one UTC day.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TableDay {
-    /// The table; '' for rows that are implausible.
-    pub table: String,
-    /// The day.
-    pub day: Date,
-    /// Rows.
-    pub rows: u64,
-    /// Bytes of them.
-    pub bytes: u64,
-    /// Rows that are owed to the chain: nothing deletes them.
-    pub owed: u64,
-    /// The oldest ULID.
-    pub oldest: Option<OpUlid>,
-    /// The newest ULID.
-    pub newest: Option<OpUlid>,
-    /// Sampled, not counted.
-    pub estimated: bool,
-}
-
-/// What bounds a cut.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-#[serde(tag = "by", content = "host", rename_all = "snake_case")]
-pub enum BoundBy {
-    /// The window, or the dormant threshold.
-    Age,
-    /// The slowest peer.
-    Peer(Host),
-    /// The slowest reader.
-    Reader(Host),
-    /// The size to stay under.
-    Size,
-}
-
-impl BoundBy {
-    /// It in a word: bounded, for labels.
-    pub fn word(&self) -> &'static str {
-        match self {
-            Self::Age => "age",
-            Self::Peer(_) => "peer",
-            Self::Reader(_) => "reader",
-            Self::Size => "size",
-        }
-    }
-}
-
-impl std::fmt::Display for BoundBy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Age | Self::Size => f.write_str(self.word()),
-            Self::Peer(host) | Self::Reader(host) => write!(f, "{} {host}", self.word()),
-        }
-    }
-}
-
 /// A cut, and what keeps it from going further.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Bounded {
@@ -155,21 +99,6 @@ pub struct Bounded {
     pub cut: Cut,
     /// What bounds it.
     pub bound_by: BoundBy,
-}
-
-/// Something that stands in the way.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Blocker {
-    /// Stable.
-    pub code: &'static str,
-    /// Whom or what it is about; may be empty.
-    pub subject: String,
-    /// What stands in the way.
-    pub text: String,
-    /// What lifts it, with the setting's name.
-    pub fix: String,
-    /// Since when; now where it is new.
-    pub since: Timestamp,
 }
 
 /// What a task does.
@@ -186,18 +115,6 @@ pub enum Decision {
         /// All that stands in the way.
         blockers: Vec<Blocker>,
     },
-}
-
-/// Worth saying wherever a decision is shown.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Notice {
-    /// Stable: `ignored_peer`, `ignored_reader`, `lagging_peer`,
-    /// `peer_stalled`, `size_not_counted`, `size_not_reached`.
-    pub code: &'static str,
-    /// Whom it is about; may be empty.
-    pub subject: String,
-    /// What there is to say.
-    pub text: String,
 }
 
 /// How far anything may go.

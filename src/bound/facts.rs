@@ -1,10 +1,10 @@
 //! Reads what the gate decides from: small tables, no scan of the log.
 
-use super::decide::{self, Decision, Facts, PeerFact, ReaderFact, TableDay};
+use super::decide::{self, Decision, Facts, PeerFact, ReaderFact};
 use super::plan::Surroundings;
 use crate::db::{self, Client, gate, pace, readers, stats};
 use crate::settings::Settings;
-use crate::values::{Host, OpUlid};
+use crate::values::{Host, OpUlid, TableDay};
 use jiff::Timestamp;
 
 /// All facts of this moment.

@@ -2,11 +2,12 @@
 //! stable: names are never changed, only added. Sizes are bytes, times left
 //! seconds, times RFC 3339 in UTC.
 
-use super::decide::{self, Blocker, BoundBy, Bounded, Cut, Decision, Facts, Notice, TableDay};
+use super::decide::{self, Bounded, Cut, Decision, Facts};
 use super::forecast::{Forecast, forecast};
 use crate::db::stats::Figures;
 use crate::metrics::Metrics;
 use crate::records::models;
+use crate::values::{Blocker, BoundBy, Notice, TableDay};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::Serialize;

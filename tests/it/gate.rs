@@ -5,13 +5,13 @@ use crate::harness::peer::{Answer, Peer};
 use crate::harness::{Database, ops};
 use crate::puller::{host, puller_with};
 use jiff::{Timestamp, ToSpan};
-use opsward::bound::decide::{self, BoundBy, Decision, Facts};
+use opsward::bound::decide::{self, Decision, Facts};
 use opsward::bound::facts;
 use opsward::clock::Clock;
 use opsward::db::{Db, gate, peers};
 use opsward::metrics::Metrics;
 use opsward::settings::{self, Settings, Source};
-use opsward::values::{Host, OpUlid, PeerSet, PeerSource};
+use opsward::values::{BoundBy, Host, OpUlid, PeerSet, PeerSource};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
