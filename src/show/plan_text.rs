@@ -2,6 +2,8 @@
 
 use super::format::{bytes, count, figure, indented, many, short_host, span, table, wrapped};
 use crate::bound::plan::{Delete, Plan, State, TaskPlan};
+use crate::values::BoundBy;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 /// The whole text, ending in a newline.
@@ -47,7 +49,11 @@ fn facts(plan: &Plan) -> Vec<(&'static str, String)> {
         more => format!(", and {} a day that nothing bounds", bytes(more)),
     };
     facts.push(("settles at", format!("about {}{more}", bytes(forecast.settles_at_bytes))));
-    facts.push(("now", format!("would delete about {}, {}", many(plan.rows, "op"), bytes(plan.bytes))));
+    let deleted = match plan.rows {
+        0 => "would delete nothing".to_owned(),
+        rows => format!("would delete about {}, {}", many(rows, "op"), bytes(plan.bytes)),
+    };
+    facts.push(("now", deleted));
     if plan.trace_bytes_at_most > 0 {
         facts.push(("traces", format!("would take {} at most", bytes(plan.trace_bytes_at_most))));
     }
@@ -77,12 +83,21 @@ fn of_task(task: &TaskPlan) -> String {
     let some: Vec<&Delete> = task.deletes.iter().filter(|delete| delete.rows > 0).collect();
     if !some.is_empty() {
         let mut t = table(&["table", "ops", "bytes", "from", "below", "bound by"]);
-        for delete in some {
+        for delete in &some {
             t.add_row(row(delete));
         }
         out.push_str(&indented(&t, ""));
+        let hosts: BTreeSet<String> = task.deletes.iter().filter_map(held_by).collect();
+        for host in hosts {
+            out.push_str(&wrapped(&format!(" bound by {host}"), "   "));
+        }
     }
     out
+}
+
+fn held_by(delete: &Delete) -> Option<String> {
+    let by = &delete.bounded.bound_by;
+    (delete.rows > 0 && matches!(by, BoundBy::Peer(_) | BoundBy::Reader(_))).then(|| by.to_string())
 }
 
 fn row(delete: &Delete) -> Vec<comfy_table::Cell> {
@@ -95,7 +110,7 @@ fn row(delete: &Delete) -> Vec<comfy_table::Cell> {
         figure(format!("{about}{}", count(delete.rows))),
         figure(bytes(delete.bytes)),
         comfy_table::Cell::new(delete.oldest.map_or(String::new(), |day| day.to_string())),
-        comfy_table::Cell::new(below.map_or(String::new(), |at| at.strftime("%Y-%m-%d %H:%M").to_string())),
-        comfy_table::Cell::new(bounded.bound_by.to_string()),
+        comfy_table::Cell::new(below.map_or(String::new(), |at| at.strftime("%Y-%m-%d").to_string())),
+        comfy_table::Cell::new(bounded.bound_by.word()),
     ]
 }

@@ -323,15 +323,23 @@ async fn census(bench: &Bench, rows: &[(&str, u64, i64)]) {
         bench
             .run(&format!(
                 "INSERT INTO opsward.census VALUES ('{table}', (to_timestamp({at} / 1000.0) AT TIME ZONE 'UTC')::date,
-                 {rows}, {rows} * 1000, '{oldest}', '{newest}', 0, false, now())"
+                 {rows}, {rows} * 1000::bigint, '{oldest}', '{newest}', 0, false, now())"
             ))
             .await;
     }
     bench.run("INSERT INTO opsward.census_pass VALUES (true, now(), '', 0, 0, now(), now())").await;
 }
 
+fn json(bench: &Bench, env: &[(&str, &str)]) -> Start {
+    started(bench, &["plan", "--output", "json"], env)
+}
+
 fn plan(bench: &Bench, env: &[(&str, &str)]) -> Start {
-    let start = Start::new(&["plan", "--output", "json"])
+    started(bench, &["plan"], env)
+}
+
+fn started(bench: &Bench, args: &[&str], env: &[(&str, &str)]) -> Start {
+    let start = Start::new(args)
         .env("OPENAUDIO_DB_URL", bench.database.url())
         .env("OPENAUDIO_NODE_ENDPOINT", SELF)
         .env(PEERS, "none");
@@ -346,7 +354,7 @@ async fn plan_says_what_each_task_would_do() {
         &[("uploads", 100, 1_000), ("uploads", 1, 10), ("storage_and_db_sizes", 50, 500), ("blobs", 400, 7)],
     )
     .await;
-    let ran = plan(&bench, &[]).output().await;
+    let ran = json(&bench, &[]).output().await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let answer: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     let states = |answer: &serde_json::Value| -> Vec<String> {
@@ -356,7 +364,7 @@ async fn plan_says_what_each_task_would_do() {
     assert_eq!(states(&answer)[..2], ["retention off", "dormant_cleanup off"]);
     assert_eq!(answer["result"]["tasks"][0]["blockers"][0]["code"], "off");
     let on = [(DAYS, "30"), ("OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP", "true")];
-    let ran = plan(&bench, &on).output().await;
+    let ran = json(&bench, &on).output().await;
     let answer: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(states(&answer)[..2], ["retention would_run", "dormant_cleanup would_run"]);
     let result = &answer["result"];
@@ -369,7 +377,7 @@ async fn plan_says_what_each_task_would_do() {
         result["notices"].as_array().unwrap().iter().filter_map(|n| n["code"].as_str()).collect();
     assert!(codes.contains(&"no_replay_guard") && codes.contains(&"no_readers"), "{codes:?}");
     let read_only = [on[0], ("OPENAUDIO_MEDIORUM_READ_ONLY", "true")];
-    let ran = plan(&bench, &read_only).output().await;
+    let ran = json(&bench, &read_only).output().await;
     let answer: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(states(&answer)[0], "retention blocked");
     assert_eq!(answer["result"]["tasks"][0]["blockers"][0]["code"], "read_only");
@@ -379,20 +387,26 @@ async fn plan_says_what_each_task_would_do() {
 #[tokio::test]
 async fn plan_fits_a_terminal_and_names_what_lifts() {
     let bench = Bench::new().await;
-    let args = [(DAYS, "30"), (PEERS, "https://a-peer-of-a-rather-long-name.in-some-domain.example")];
-    let ran = Start::new(&["plan"])
-        .env("OPENAUDIO_DB_URL", bench.database.url())
-        .env("OPENAUDIO_NODE_ENDPOINT", SELF)
-        .env(args[0].0, args[0].1)
-        .env(args[1].0, args[1].1)
-        .output()
-        .await;
-    assert_eq!(ran.code, Some(0), "{ran:?}");
-    for words in ["retention: BLOCKED", "OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS", "no usable cursor"] {
+    census(&bench, &[("storage_and_db_sizes", 100, 123_456_789), ("uploads", 3, 1_234_567)]).await;
+    let peer = "https://a-peer-of-a-rather-long-name.in-some-domain.example";
+    let env = [(DAYS, "30"), (PEERS, peer), ("OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP", "true")];
+    let blocked = plan(&bench, &env).output().await;
+    bench.node(peer, OpUlid::first_of_ms(Clock::System.now_ms() - 90 * DAY).as_str()).await;
+    let bound = plan(&bench, &env).output().await;
+    for (ran, expected) in [
+        (
+            blocked,
+            ["retention: BLOCKED", "OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS", "no usable cursor"],
+        ),
+        (bound, ["retention: would run", "123,456,789", "bound by peer https://a-peer-of-a"]),
+    ] {
+        assert_eq!(ran.code, Some(0), "{ran:?}");
         let joined = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(joined.contains(words), "{words}: {}", ran.stdout);
-    }
-    for line in ran.stdout.lines() {
-        assert!(line.chars().count() <= 80, "{line}");
+        for words in expected {
+            assert!(joined.contains(words), "{words}: {}", ran.stdout);
+        }
+        for line in ran.stdout.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
     }
 }
