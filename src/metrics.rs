@@ -61,6 +61,10 @@ metrics! {
     peers: IntGauge "peers" "Active peers, self left out.";
     discovery_failures: IntCounter "discovery_failures_total" "Failed look-ups of the registered peers.";
 
+    retention_decision: IntGaugeVec "retention_decision" ["bound_by", "reason"] "Always 1: what bounds retention (age, peer, reader or size), or each reason why it deletes nothing.";
+    retention_cut: IntGauge "retention_cut_timestamp_seconds" "The time below which retention deletes, of the table it reaches least far in; 0 when it deletes nothing.";
+    reader_gap: IntGaugeVec "reader_gap_seconds" ["peer"] "Seconds until a registered peer that reads from here falls into a gap if it asks no more.";
+
     ops_bytes: IntGauge "ops_relation_bytes" "Bytes of the table ops on disk with its TOAST, without indexes.";
     ops_index_bytes: IntGauge "ops_index_bytes" "Bytes of the indexes of ops on disk.";
     ops_dead_rows: IntGauge "ops_dead_rows" "Dead rows in ops as the server estimates them.";

@@ -8,6 +8,7 @@ pub mod census;
 pub mod decide;
 pub mod delete;
 pub mod facts;
+pub mod forecast;
 pub mod foreign;
 pub mod guard;
 pub mod index;

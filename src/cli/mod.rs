@@ -10,6 +10,7 @@ mod doctor;
 mod frame;
 mod healthcheck;
 mod lease;
+mod plan;
 mod progress;
 mod rejected;
 mod run;
@@ -61,6 +62,7 @@ pub enum Run {
 const COMMANDS: &[&Command] = &[
     &run::COMMAND,
     &sweep::COMMAND,
+    &plan::COMMAND,
     &status::COMMAND,
     &doctor::COMMAND,
     &rejected::COMMAND,

@@ -11,6 +11,7 @@
 mod batches;
 mod cli;
 mod faults;
+mod gate;
 mod harness;
 mod harness_test;
 mod node_test;
