@@ -3,7 +3,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// Declares the struct, the constructor and the registration from one list.
@@ -70,6 +71,11 @@ metrics! {
     ops_dead_rows: IntGauge "ops_dead_rows" "Dead rows in ops as the server estimates them.";
     free_disk: IntGauge "free_disk_bytes" "Free bytes on the database's volume; -1 where unknown.";
 
+    census_rows: IntGaugeVec "census_rows" ["table"] "Ops in the log as last counted, by table; other is all tables without a model.";
+    census_bytes: IntGaugeVec "census_bytes" ["table"] "Bytes of ops in the log as last counted, indexes left out, by table; other is all tables without a model.";
+    census_progress: Gauge "census_progress_ratio" "How far the pass over the log is that counts it; 1 when none is under way.";
+    census_finished: IntGauge "census_last_finished_timestamp_seconds" "When the census was last brought up to date.";
+
     task_runs: IntCounterVec "task_runs_total" ["task"] "Runs of a task that ended, well or not.";
     task_failures: IntCounterVec "task_failures_total" ["task"] "Runs of a task that ended with an error.";
     task_panics: IntCounterVec "task_panics_total" ["task"] "Runs of a task that ended with a panic, caught.";
@@ -100,6 +106,12 @@ impl Make for IntCounter {
 }
 
 impl Make for IntGauge {
+    fn make(name: &str, help: &str, _: &[&str]) -> prometheus::Result<Self> {
+        Self::new(name, help)
+    }
+}
+
+impl Make for Gauge {
     fn make(name: &str, help: &str, _: &[&str]) -> prometheus::Result<Self> {
         Self::new(name, help)
     }

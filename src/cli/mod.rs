@@ -2,6 +2,7 @@
 //! named in one list here; what they share is done around them: settings,
 //! logging, the envelope, the exit code.
 
+mod census;
 mod completions;
 mod config;
 mod confirm;
@@ -65,6 +66,7 @@ const COMMANDS: &[&Command] = &[
     &plan::COMMAND,
     &status::COMMAND,
     &doctor::COMMAND,
+    &census::COMMAND,
     &rejected::COMMAND,
     &config::COMMAND,
     &healthcheck::COMMAND,

@@ -5,6 +5,8 @@ pub mod activity;
 pub mod apply;
 pub mod catalog;
 pub mod census;
+pub mod census_pass;
+pub mod census_slice;
 mod connect;
 pub mod cursors;
 mod error;
