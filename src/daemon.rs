@@ -48,6 +48,10 @@ const FIRST_PULL: Duration = Duration::from_secs(5);
 const SAMPLE_EVERY: Duration = Duration::from_secs(30);
 /// How often it is looked for a job that a command handed over.
 const JOBS_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether something is to be counted.
+const CENSUS_EVERY: Duration = Duration::from_secs(300);
+/// The census begins within this of the start.
+const FIRST_CENSUS: Duration = Duration::from_secs(10);
 /// How often the interfaces are looked at: one small file of `/proc`.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -293,7 +297,15 @@ impl Parts {
             tell: Arc::new(|_| {}),
         });
         let schedule = Schedule::Every { interval: JOBS_EVERY, first: Duration::ZERO };
-        self.supervisor.start(Task::new("jobs", schedule), move |stop| bulk.clone().next_job(stop));
+        let own = bulk.clone();
+        self.supervisor.start(Task::new("jobs", schedule), move |stop| own.clone().next_job(stop));
+        match self.settings.bounding.census {
+            true => {
+                let schedule = Schedule::Every { interval: CENSUS_EVERY, first: FIRST_CENSUS };
+                self.supervisor.start(Task::new("census", schedule), move |stop| bulk.clone().census(stop));
+            }
+            false => self.supervisor.off("census", "OPENAUDIO_MEDIORUM_OPS_CENSUS=true turns it on"),
+        }
     }
 
     fn say_tasks(&self) {

@@ -1,21 +1,43 @@
 //! Work that takes the lease. A command does it itself, or hands it to the
 //! daemon that holds the lease; both come through `carry_out`.
 
+use crate::bound::census::{self, Finished, Scope};
+use crate::db;
 use crate::db::lease::Lease;
-use crate::db::{self};
-use crate::work::Work;
+use crate::work::{Halt, Pacer, Patience, Stop, Work};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::time::Duration;
 
 /// A piece of work with its arguments, as it stands in `opsward.jobs`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Job {}
+pub enum Job {
+    /// Brings the census up to date.
+    Census {
+        /// What is counted.
+        scope: CensusScope,
+        /// `--pace`, 1 to 100.
+        percent: Option<u8>,
+    },
+}
+
+/// What a census counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CensusScope {
+    /// The days that may have changed.
+    Now,
+    /// All of the log.
+    Full,
+}
 
 impl Job {
     /// Which work it is: the word of its command.
     pub fn kind(&self) -> &'static str {
-        match *self {}
+        match self {
+            Self::Census { .. } => "census",
+        }
     }
 }
 
@@ -54,8 +76,46 @@ pub enum Ended {
     Trouble(Trouble),
 }
 
+impl From<Stop> for Trouble {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Db(error) => error.into(),
+            Stop::Halt(Halt::Stopped) => Self {
+                exit: 1,
+                text: "stopped; what was done so far stays".to_owned(),
+                fix: "the same command goes on from there".to_owned(),
+            },
+            Stop::Halt(halt) => Self::refused(halt.to_string(), "what was done so far stays"),
+        }
+    }
+}
+
 /// Does a job's work on the lease; the report is the command's.
 pub async fn carry_out(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
-    let _ = (work, lease);
-    match *job {}
+    let report = match job {
+        Job::Census { scope, percent } => count(work, lease, *scope, *percent).await,
+    };
+    report.map_or_else(Ended::Trouble, Ended::Report)
+}
+
+/// One run of a census that takes turns with others; they follow each other.
+const CENSUS_RUN: Duration = Duration::from_secs(60);
+
+async fn count(
+    work: &Work,
+    lease: &mut Lease,
+    scope: CensusScope,
+    percent: Option<u8>,
+) -> Result<Value, Trouble> {
+    let mut pacer = Pacer::new(work, percent, Patience::End);
+    let scope = match scope {
+        CensusScope::Now => Scope::Now,
+        CensusScope::Full => Scope::Full,
+    };
+    loop {
+        let report = census::run_once(work, lease, &mut pacer, scope, CENSUS_RUN).await?;
+        if report.finished == Finished::All {
+            return Ok(serde_json::to_value(report).unwrap_or_default());
+        }
+    }
 }

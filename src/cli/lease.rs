@@ -6,10 +6,10 @@ use crate::db::lease::{Holder, Lease, holder};
 use crate::db::{Db, jobs, migrate};
 use crate::job::{Ended, Job, carry_out};
 use crate::metrics::Metrics;
-use crate::show::{ExitCode, Failure};
+use crate::show::{Done, ExitCode, Failure};
 use crate::work::Work;
 use clap::{Arg, ArgAction, ArgMatches};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -103,6 +103,11 @@ pub(super) async fn have_done(
             Err(Failure::new(exit, code, t.text).fix(t.fix))
         }
     }
+}
+
+/// What a command says that was detached from its job.
+pub(super) fn detached() -> Done {
+    Done::new(json!({ "detached": true }), "It goes on in the daemon.")
 }
 
 fn held(holder: Option<&Holder>) -> String {
