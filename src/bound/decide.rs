@@ -460,4 +460,4 @@ pub fn ms(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -354,3 +354,6 @@ pub fn measure(plan: &Plan, metrics: &Metrics) {
         metrics.reader_gap.with_label_values(&[reader.host.as_str()]).set(seconds);
     }
 }
+
+#[cfg(test)]
+mod tests;
