@@ -6,14 +6,17 @@ mod completions;
 mod config;
 mod confirm;
 mod context;
+mod digest;
 mod doctor;
 mod frame;
 mod healthcheck;
+mod progress;
 mod rejected;
 mod run;
 mod status;
 mod sweep;
 mod uninstall;
+mod verify;
 mod version;
 
 pub use context::{Context, Early};
@@ -62,6 +65,8 @@ const COMMANDS: &[&Command] = &[
     &status::COMMAND,
     &doctor::COMMAND,
     &rejected::COMMAND,
+    &digest::COMMAND,
+    &verify::COMMAND,
     &config::COMMAND,
     &healthcheck::COMMAND,
     &uninstall::COMMAND,

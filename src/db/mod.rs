@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod census;
 mod connect;
 pub mod cursors;
+pub mod digest;
 mod error;
 pub mod floors;
 pub mod gate;

@@ -10,6 +10,7 @@
 
 mod batches;
 mod cli;
+mod digest;
 mod faults;
 mod harness;
 mod harness_test;
