@@ -12,6 +12,7 @@ mod frame;
 mod healthcheck;
 mod progress;
 mod rejected;
+mod reset;
 mod run;
 mod status;
 mod sweep;
@@ -67,6 +68,7 @@ const COMMANDS: &[&Command] = &[
     &rejected::COMMAND,
     &digest::COMMAND,
     &verify::COMMAND,
+    &reset::COMMAND,
     &config::COMMAND,
     &healthcheck::COMMAND,
     &uninstall::COMMAND,

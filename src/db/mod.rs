@@ -24,6 +24,7 @@ pub mod pulls;
 pub mod readers;
 pub mod rejected;
 pub mod replay;
+pub mod reset;
 pub mod stats;
 pub mod uninstall;
 pub mod watermark;

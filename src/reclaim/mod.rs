@@ -3,4 +3,5 @@
 
 pub mod digest;
 pub mod file;
+pub mod reset;
 pub mod verify;

@@ -128,17 +128,25 @@ impl Verify<'_> {
                 None => return refused(format!("the reference lacks the table {}", table.table)),
             }
         }
+        self.is_fresh(theirs)
+    }
+
+    /// Refuses a reference that is too old.
+    ///
+    /// # Errors
+    /// It is, with what is allowed.
+    pub fn is_fresh(&self, theirs: &Header) -> Result<(), Error> {
         let Some(max_age) = self.max_age else {
             return Ok(());
         };
         // Half a minute ahead is the clocks' doing.
         let age = self.clock.now().as_second() - theirs.taken_at.as_second();
         if age < -30 || age > i64::try_from(max_age.as_secs()).unwrap_or(i64::MAX) {
-            return refused(format!(
+            return Err(Error::Refused(format!(
                 "the reference was taken at {}, and may be {} s old at most: take a new one",
                 theirs.taken_at,
                 max_age.as_secs()
-            ));
+            )));
         }
         Ok(())
     }

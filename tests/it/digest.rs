@@ -24,8 +24,9 @@ const FILL: &str = r#"
     INSERT INTO qm_audio_analyses (cid, mirrors, status, error, error_count, analyzed_at)
     SELECT CASE n % 2 WHEN 0 THEN 'Qm' ELSE 'qM' END || n, '[]', 'done', '', n, '0001-01-01 00:00:00+00'
     FROM generate_series(1, $N / 2) n;
-    INSERT INTO storage_and_db_sizes (logged_at, host, storage_backend, db_used)
-    SELECT timestamptz '2025-06-01 00:00+00' + n / 2 * interval '1 s', 'http://n' || n % 2, 'file', n
+    INSERT INTO storage_and_db_sizes (logged_at, host, storage_backend, db_used, mediorum_disk_used,
+        mediorum_disk_size, last_repair_size, last_cleanup_size)
+    SELECT timestamptz '2025-06-01 00:00+00' + n / 2 * interval '1 s', 'http://n' || n % 2, 'file', n, 0, 0, 0, 0
     FROM generate_series(1, $N) n;"#;
 
 async fn fill(database: &Database, rows: u32) {
@@ -124,7 +125,7 @@ async fn each_difference_is_listed_by_its_key() {
             "differs",
         ),
         (
-            "UPDATE storage_and_db_sizes SET db_used = NULL WHERE db_used = 3",
+            "UPDATE storage_and_db_sizes SET storage_backend = '' WHERE db_used = 3",
             "storage_and_db_sizes",
             vec!["2025-06-01 00:00:01+00", "http://n1"],
             "differs",

@@ -17,6 +17,7 @@ mod harness_test;
 mod pull;
 mod puller;
 mod records;
+mod reset;
 mod serve;
 mod statements;
 mod supervision;
