@@ -91,7 +91,8 @@ pub(super) async fn reference(args: &ArgMatches, flag: &str, command: &str) -> R
     let file = file.map_err(|e| {
         Failure::new(ExitCode::Refused, "refused", format!("the reference file {named} cannot be read: {e}"))
     })?;
-    Ok(Reference::File(DigestFile::open(file).map_err(|bad: Bad| Error::from(bad))?))
+    let digest = DigestFile::open(file).map_err(|bad: Bad| Error::from(bad))?;
+    Ok(Reference::File(Box::new(digest)))
 }
 
 /// Standard input as a file that can be read again.

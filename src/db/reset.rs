@@ -52,12 +52,12 @@ impl Keep {
         })
     }
 
-    /// Copies what stays of the next slice above `after`; says where it ended,
-    /// nothing at the end of the log.
+    /// Copies what stays of the next slice above `after`; says where it ended
+    /// and how many rows it looked at, nothing at the end of the log.
     ///
     /// # Errors
     /// The database's.
-    pub async fn copy(&self, lease: &mut Lease, after: &str) -> Result<Option<String>> {
+    pub async fn copy(&self, lease: &mut Lease, after: &str) -> Result<Option<(String, u64)>> {
         let client = lease.client()?;
         let sql = format!(
             "INSERT INTO opsward.reset_kept SELECT {}, ctid FROM public.ops
@@ -73,14 +73,20 @@ impl Keep {
         }
     }
 
-    async fn slice(&self, client: &Client, sql: &str, after: &str, rows: i64) -> Result<Option<String>> {
-        let last = client.query_one(END, &[&after, &rows]).await.doing("read the log")?;
-        let Some(last) = last.get::<_, Option<String>>(0) else {
+    async fn slice(
+        &self,
+        client: &Client,
+        sql: &str,
+        after: &str,
+        rows: i64,
+    ) -> Result<Option<(String, u64)>> {
+        let end = client.query_one(END, &[&after, &rows]).await.doing("read the log")?;
+        let Some(last) = end.get::<_, Option<String>>(0) else {
             return Ok(None);
         };
         let values: [&(dyn ToSql + Sync); 4] = [&self.young.as_str(), &self.tables, &after, &last];
         client.execute(sql, &values).await.doing("copy what stays of the log")?;
-        Ok(Some(last))
+        Ok(Some((last, u64::try_from(end.get::<_, i64>(1)).unwrap_or(0))))
     }
 
     /// Brings the copy up to date: young rows that came, rows that changed.
@@ -106,7 +112,7 @@ impl Keep {
 const MAKE: &str = "DROP TABLE IF EXISTS opsward.reset_kept;
     CREATE UNLOGGED TABLE opsward.reset_kept (LIKE public.ops, opsward_ctid tid, PRIMARY KEY (ulid))";
 const END: &str = "
-    SELECT max(ulid) FROM (SELECT ulid FROM public.ops WHERE ulid > $1::text ORDER BY ulid LIMIT $2::bigint) s";
+    SELECT max(ulid), count(*) FROM (SELECT ulid FROM public.ops WHERE ulid > $1::text ORDER BY ulid LIMIT $2::bigint) s";
 
 /// Removes copies of rows that were written anew since, or are gone. The table
 /// is in no migration: it is there for as long as a reset takes.
@@ -312,6 +318,8 @@ pub async fn users(lease: &mut Lease) -> Result<Vec<String>> {
 const USERS: &str = "
     SELECT format('%s, process %s of %s', coalesce(nullif(a.application_name, ''), 'a session'), a.pid,
                   coalesce(a.usename::text, '?'))
-    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-    WHERE l.relation = to_regclass('public.ops') AND l.granted AND l.pid <> pg_backend_pid()
+    FROM pg_stat_activity a
+    WHERE a.pid <> pg_backend_pid() AND EXISTS (
+        SELECT FROM pg_locks l
+        WHERE l.pid = a.pid AND l.granted AND l.relation = to_regclass('public.ops'))
     ORDER BY a.xact_start LIMIT 5";

@@ -85,11 +85,11 @@ impl Plan {
         self.cursors.iter().filter(|(_, ulid)| **ulid < self.young).map(|(host, _)| host).collect()
     }
 
-    /// Does it, or nothing. `tell` is told where in the log the copying is.
+    /// Does it, or nothing. `tell` is told how many rows were looked at.
     ///
     /// # Errors
     /// The database's, or the log stays in use: nothing was done then.
-    pub async fn carry_out(&self, lease: &mut Lease, tell: impl Fn(&str)) -> Result<Reset, Error> {
+    pub async fn carry_out(&self, lease: &mut Lease, tell: impl Fn(u64)) -> Result<Reset, Error> {
         let done = self.attempt(lease, tell).await;
         // The copy is of no use to anybody; where the session is lost, the
         // next reset removes it.
@@ -99,14 +99,16 @@ impl Plan {
         Ok(done)
     }
 
-    async fn attempt(&self, lease: &mut Lease, tell: impl Fn(&str)) -> Result<Reset, Error> {
+    async fn attempt(&self, lease: &mut Lease, tell: impl Fn(u64)) -> Result<Reset, Error> {
         let tables: Vec<String> = models().iter().map(|m| m.table.clone()).collect();
         let gone = tables.iter().cloned().chain([SKIPPED.to_owned()]).collect();
         let keep = Keep::begin(lease, gone, self.young).await?;
         let mut after = String::new();
-        while let Some(last) = keep.copy(lease, &after).await? {
+        let mut seen = 0;
+        while let Some((last, rows)) = keep.copy(lease, &after).await? {
             after = last;
-            tell(&after);
+            seen += rows;
+            tell(seen);
         }
         let begin = Beginning {
             cursors: &self.cursors,

@@ -27,7 +27,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// What a validator is compared with.
 pub enum Reference {
     /// A digest's file.
-    File(DigestFile),
+    File(Box<DigestFile>),
     /// Another validator's database.
     Url(Db),
 }
@@ -140,8 +140,8 @@ impl Verify<'_> {
             return Ok(());
         };
         // Half a minute ahead is the clocks' doing.
-        let age = self.clock.now().as_second() - theirs.taken_at.as_second();
-        if age < -30 || age > i64::try_from(max_age.as_secs()).unwrap_or(i64::MAX) {
+        let age = self.clock.now().as_millisecond() - theirs.taken_at.as_millisecond();
+        if age < -30_000 || u128::try_from(age).is_ok_and(|age| age > max_age.as_millis()) {
             return Err(Error::Refused(format!(
                 "the reference was taken at {}, and may be {} s old at most: take a new one",
                 theirs.taken_at,

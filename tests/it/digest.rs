@@ -80,7 +80,7 @@ async fn compare(
 /// Both ways of comparing: by URL and by file.
 async fn both_ways(a: &Database, b: &Database) -> [Report; 2] {
     let (there, here) = (a.db().await, b.db().await);
-    let by_file = Reference::File(file(&digest_of(&there, "a", &[]).await).unwrap());
+    let by_file = Reference::File(Box::new(file(&digest_of(&there, "a", &[]).await).unwrap()));
     let by_file = compare(&here, &by_file, Duration::ZERO).await.unwrap();
     let by_url = compare(&here, &Reference::Url(there), Duration::ZERO).await.unwrap();
     [by_file, by_url]
@@ -145,7 +145,7 @@ async fn each_difference_is_listed_by_its_key() {
                 _ => &found.differing,
             };
             assert_eq!((listed.records, found.differs()), (1, 1), "{sql}: {found:?}");
-            assert_eq!(listed.first, [key.clone()], "{sql}");
+            assert_eq!(listed.first, std::slice::from_ref(&key), "{sql}");
             assert!(report.tables.iter().all(|t| t.table == table || t.matches()), "{sql}");
         }
         let back = format!("TRUNCATE {table}; INSERT INTO {table} TABLE kept; DROP TABLE kept");
@@ -191,7 +191,7 @@ async fn the_servers_settings_do_not_matter() {
 
     let target = crate::harness::target(Cluster::shared(), "digest_in_c");
     let (there, here) = (a.db().await, Db::open(&target, "opsward test", 2).await.unwrap());
-    let by_file = Reference::File(file(&digest_of(&there, "a", &[]).await).unwrap());
+    let by_file = Reference::File(Box::new(file(&digest_of(&there, "a", &[]).await).unwrap()));
     for reference in [by_file, Reference::Url(there)] {
         let report = compare(&here, &reference, Duration::ZERO).await.unwrap();
         assert!(report.matches, "{report:?}");
@@ -204,7 +204,7 @@ async fn a_row_that_arrives_meanwhile_settles() {
     let (a, b) = pair(100).await;
     b.client().await.batch_execute("DELETE FROM uploads WHERE id = 'Up-50'").await.unwrap();
     let (there, here) = (a.db().await, b.db().await);
-    let reference = Reference::File(file(&digest_of(&there, "a", &[]).await).unwrap());
+    let reference = Reference::File(Box::new(file(&digest_of(&there, "a", &[]).await).unwrap()));
     let own = host("b");
     let verify = Verify {
         db: &here,
@@ -274,7 +274,7 @@ async fn what_changed_here_since_the_file_is_let_pass() {
     ]
     .concat();
     b.client().await.batch_execute(&sql).await.unwrap();
-    let reference = Reference::File(file(&bytes).unwrap());
+    let reference = Reference::File(Box::new(file(&bytes).unwrap()));
     let report = compare(&here, &reference, Duration::ZERO).await.unwrap();
     let found = of(&report, "uploads");
     assert_eq!(found.changed_here_since, 3, "{found:?}");
@@ -285,7 +285,7 @@ async fn what_changed_here_since_the_file_is_let_pass() {
     let read = opsward::values::OpUlid::from_parts(now, 99);
     let cursor = format!("INSERT INTO cursors VALUES ('http://C.example/', '{read}')");
     a.client().await.batch_execute(&cursor).await.unwrap();
-    let reference = Reference::File(file(&digest_of(&there, "a", &[]).await).unwrap());
+    let reference = Reference::File(Box::new(file(&digest_of(&there, "a", &[]).await).unwrap()));
     let report = compare(&here, &reference, Duration::ZERO).await.unwrap();
     assert_eq!(of(&report, "uploads").changed_here_since, 0);
     assert_eq!(of(&report, "uploads").differs(), 4);
@@ -338,7 +338,7 @@ fn refused(outcome: Result<Report, opsward::reclaim::digest::Error>) -> String {
 async fn a_reference_that_proves_nothing_is_refused() {
     let (a, b) = pair(10).await;
     let (there, here) = (a.db().await, b.db().await);
-    let open = |bytes: &[u8]| Reference::File(file(bytes).unwrap());
+    let open = |bytes: &[u8]| Reference::File(Box::new(file(bytes).unwrap()));
     let why = refused(compare(&here, &open(&digest_of(&there, "b", &[]).await), Duration::ZERO).await);
     assert!(why.contains("this very validator"), "{why}");
     let why = refused(compare(&here, &open(&digest_of(&here, "a", &[]).await), Duration::ZERO).await);
@@ -378,8 +378,9 @@ async fn what_the_file_left_out_is_left_out() {
     let (a, b) = pair(10).await;
     b.client().await.batch_execute("DELETE FROM storage_and_db_sizes").await.unwrap();
     let bytes = digest_of(&a.db().await, "a", &["storage_and_db_sizes"]).await;
-    let report =
-        compare(&b.db().await, &Reference::File(file(&bytes).unwrap()), Duration::ZERO).await.unwrap();
+    let report = compare(&b.db().await, &Reference::File(Box::new(file(&bytes).unwrap())), Duration::ZERO)
+        .await
+        .unwrap();
     assert!(report.matches);
     assert_eq!(report.left_out, ["storage_and_db_sizes"]);
     assert_eq!(report.tables.len(), 3);
