@@ -118,7 +118,7 @@ fn held(holder: Option<&Holder>) -> String {
 }
 
 fn work(context: &Context, own: crate::values::Host, db: Db) -> Result<Work, Failure> {
-    let shown = Shown::new();
+    let shown = Shown::new(context.output);
     Ok(Work {
         db,
         settings: Arc::new(context.settings.clone()),
@@ -166,7 +166,7 @@ async fn by_daemon(context: &Context, db: &Db, job: &Job, to: &Holder) -> Result
     let args = serde_json::to_value(job).map_err(anyhow::Error::from)?;
     let id = jobs::add(&client, job.kind(), &args, context.clock.now()).await?;
     eprintln!("opsward: handed to the daemon ({to}) as job {id}; Ctrl-C leaves it to it");
-    let shown = Shown::new();
+    let shown = Shown::new(context.output);
     loop {
         tokio::select! {
             () = sleep(LOOK_EVERY) => {}

@@ -7,6 +7,7 @@ mod completions;
 mod config;
 mod confirm;
 mod context;
+mod digest;
 mod doctor;
 mod frame;
 mod healthcheck;
@@ -14,10 +15,12 @@ mod lease;
 mod plan;
 mod progress;
 mod rejected;
+mod reset;
 mod run;
 mod status;
 mod sweep;
 mod uninstall;
+mod verify;
 mod version;
 
 pub use context::{Context, Early};
@@ -68,6 +71,9 @@ const COMMANDS: &[&Command] = &[
     &doctor::COMMAND,
     &census::COMMAND,
     &rejected::COMMAND,
+    &digest::COMMAND,
+    &verify::COMMAND,
+    &reset::COMMAND,
     &config::COMMAND,
     &healthcheck::COMMAND,
     &uninstall::COMMAND,

@@ -2,3 +2,7 @@
 //! rest is returned to the filesystem while the node runs.
 
 pub mod compact;
+pub mod digest;
+pub mod file;
+pub mod reset;
+pub mod verify;

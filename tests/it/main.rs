@@ -11,6 +11,7 @@
 mod batches;
 mod census;
 mod cli;
+mod digest;
 mod faults;
 mod gate;
 mod harness;
@@ -19,6 +20,7 @@ mod node_test;
 mod pull;
 mod puller;
 mod records;
+mod reset;
 mod serve;
 mod statements;
 mod supervision;
