@@ -460,4 +460,4 @@ pub fn ms(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
