@@ -257,11 +257,16 @@ async fn a_deletion_in_the_middle_is_neither_lost_nor_taken_off_twice() {
     counting.all(Scope::Due).await;
     counting.later(8 * DAY_MS as i64).await;
     counting.all(Scope::Now).await;
-    let report = counting.once(Scope::Due, Duration::ZERO).await.unwrap();
-    assert_eq!(report.finished, Finished::Days);
+    let position = loop {
+        let report = counting.once(Scope::Due, Duration::ZERO).await.unwrap();
+        assert_eq!(report.finished, Finished::Days);
+        let passes = census_pass::load(&db.client().await.unwrap()).await.unwrap();
+        let pass = passes.into_iter().find(|p| p.finished_at.is_none()).unwrap();
+        if pass.rows > 0 {
+            break pass.position;
+        }
+    };
     // One op that was counted in this pass, and one that was not.
-    let pass = &census_pass::load(&db.client().await.unwrap()).await.unwrap();
-    let position = &pass.iter().find(|p| p.finished_at.is_none()).unwrap().position;
     let sql = r#"
         WITH gone AS (
             DELETE FROM ops WHERE ulid IN (
@@ -271,7 +276,7 @@ async fn a_deletion_in_the_middle_is_neither_lost_nor_taken_off_twice() {
             + pg_column_size("table") + pg_column_size(data))::bigint FROM gone"#;
     let mut own = db.client().await.unwrap();
     let tx = own.transaction().await.unwrap();
-    let rows = tx.query(sql, &[position]).await.unwrap();
+    let rows = tx.query(sql, &[&position]).await.unwrap();
     let gone: Vec<_> = rows
         .iter()
         .map(|r| {
@@ -298,16 +303,10 @@ async fn a_sample_of_all_blocks_is_right_and_no_toast_is_read() {
     fill(&client).await;
     let mut own = db.client().await.unwrap();
     let reading = census_slice::Reading::of_catalog(&own).await.unwrap();
-    // Gone TOAST: whoever reads the value fails.
-    let toast: String = client
-        .query_one("SELECT reltoastrelid::regclass::text FROM pg_class WHERE oid = 'ops'::regclass", &[])
-        .await
-        .unwrap()
-        .get(0);
-    client
-        .batch_execute(&format!("SET allow_system_table_mods = on; DELETE FROM {toast}"))
-        .await
-        .unwrap_or_else(|e| panic!("{e:?}"));
+    // Lost TOAST: whoever reads the value fails.
+    let lose = "UPDATE pg_class SET relfilenode = 4000000000
+                WHERE oid = (SELECT reltoastrelid FROM pg_class WHERE oid = 'ops'::regclass)";
+    client.batch_execute(lose).await.unwrap();
     let read = client.query("SELECT data::text FROM ops", &[]).await;
     assert!(read.is_err(), "the value can still be read");
     let counts = census_slice::estimate(&mut own, &reading, NOW_MS as u64).await.unwrap();
