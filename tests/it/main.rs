@@ -16,6 +16,7 @@ mod harness_test;
 mod pull;
 mod puller;
 mod records;
+mod replay;
 mod serve;
 mod statements;
 mod supervision;

@@ -23,6 +23,7 @@ fn peer(host: &str) -> PeerStatus {
         pages: 12,
         applied: 104_321,
         duplicates: 7,
+        replays: 0,
         rejected: 0,
         rejected_unkept: 0,
         gap_advances: 1,
