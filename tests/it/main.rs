@@ -20,3 +20,4 @@ mod replay;
 mod serve;
 mod statements;
 mod supervision;
+mod work;
