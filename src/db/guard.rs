@@ -44,7 +44,7 @@ pub const NAME: &str = "opsward_replay_guard";
 const DEFINITION: &str = "CREATE TRIGGER opsward_replay_guard BEFORE INSERT ON public.ops \
     FOR EACH ROW EXECUTE FUNCTION opsward.replay_guard() O";
 const FIND: &str = "
-    SELECT pg_get_triggerdef(oid) || ' ' || tgenabled FROM pg_trigger
+    SELECT pg_get_triggerdef(oid) || ' ' || tgenabled::text FROM pg_trigger
     WHERE tgrelid = to_regclass('public.ops') AND tgname = $1 AND NOT tgisinternal";
 
 /// What is done with the guard.
