@@ -49,6 +49,13 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
             "see `opsward doctor`, or set OPENAUDIO_MEDIORUM_PEERS",
         );
     }
+    if let Some(floor) = &status.database.foreign_floor {
+        warn(
+            "foreign_prune",
+            format!("this is a node that prunes by itself: ops below {floor} are gone, and not by opsward"),
+            "nothing has to be done: ops below it that come again put records only where there are none",
+        );
+    }
     disk(status, &mut warn);
     for peer in &status.peers.list {
         about_peer(peer, &mut warn);

@@ -81,6 +81,7 @@ fn status() -> Status {
             dead_rows: Some(1_234),
             free_disk_bytes: None,
             free_disk_path: None,
+            foreign_floor: None,
         },
         peers: PeersStatus {
             source: Some("discovered".into()),
