@@ -51,6 +51,11 @@ metrics! {
     sweeps_pulled: IntCounterVec "sweeps_pulled_total" ["peer", "outcome"] "Pages pulled, by peer and outcome: ok, failed or held.";
     ops_applied: IntCounter "ops_applied_total" "Pulled ops that were new and are applied.";
     ops_duplicate: IntCounter "ops_duplicate_total" "Pulled ops that were already in the log.";
+    ops_replayed: IntCounter "ops_replayed_total" "Pulled ops below a floor that do not act again: what they wrote is remembered by traces.";
+    guard_refused: IntCounter "guard_refused_total" "Ops that the replay guard kept out of the node's own inserts.";
+    guard_failed: IntCounter "guard_failed_total" "Ops that the replay guard let pass because it met an error.";
+    guard_in_place: IntGauge "guard_in_place" "1 while the replay guard is on the log.";
+    foreign_prunes: IntCounter "foreign_prunes_total" "Times that somebody else was seen to have pruned the log.";
     ops_skipped: IntCounter "ops_skipped_total" "Pulled ops of table blobs, which every node skips.";
     ops_rejected: IntCounterVec "ops_rejected_total" ["code"] "Pulled ops that were refused and kept in rejected_ops, by reason.";
     peers_held: IntGauge "peers_held" "Peers whose next op is not understood here; their cursor stays before it.";

@@ -74,7 +74,8 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     confirm(context, args, &said(&plan, db.shown()))?;
     // The answer may have taken its time.
     verify().is_fresh(&report.reference)?;
-    let done = plan.carry_out(&mut lease, |rows| shown.tell(&read("ops looked at for what stays", rows, "here")));
+    let done =
+        plan.carry_out(&mut lease, |rows| shown.tell(&read("ops looked at for what stays", rows, "here")));
     let done = tokio::select! {
         done = done => done,
         _ = tokio::signal::ctrl_c() => {

@@ -18,6 +18,9 @@ pub enum Error {
     /// Work in one transaction took longer than a transaction may live.
     #[error("{0}: it took too long")]
     TooLong(&'static str),
+    /// Somebody else committed what it was based on: the same again may pass.
+    #[error("{0}: it was overtaken")]
+    Overtaken(&'static str),
     /// A statement failed.
     #[error("{what}: {}", describe(.source))]
     Query {

@@ -6,9 +6,11 @@ use crate::values::OpUlid;
 use deadpool_postgres::GenericClient;
 use tokio_postgres::Statement;
 
-/// Floors above a ULID.
+/// Floors above a ULID. The horizon is none: compaction leaves nothing out that
+/// a reader needs.
 const ABOVE: &str = "
-    SELECT table_name, floor FROM opsward.floors WHERE floor > $1 ORDER BY table_name";
+    SELECT table_name, greatest(floor, foreign_floor) FROM opsward.floors
+    WHERE greatest(floor, foreign_floor) > $1 ORDER BY table_name";
 
 /// Prepares [`above`].
 pub(super) async fn prepare_above(client: &Client) -> Result<Statement> {
