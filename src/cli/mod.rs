@@ -9,6 +9,8 @@ mod context;
 mod doctor;
 mod frame;
 mod healthcheck;
+mod history;
+mod pace;
 mod rejected;
 mod run;
 mod status;
@@ -61,6 +63,10 @@ const COMMANDS: &[&Command] = &[
     &sweep::COMMAND,
     &status::COMMAND,
     &doctor::COMMAND,
+    &history::COMMAND,
+    &pace::PAUSE,
+    &pace::RESUME,
+    &pace::PACE,
     &rejected::COMMAND,
     &config::COMMAND,
     &healthcheck::COMMAND,

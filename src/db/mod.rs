@@ -10,6 +10,8 @@ pub mod cursors;
 mod error;
 pub mod floors;
 pub mod gate;
+pub mod history;
+pub mod index;
 pub mod jobs;
 pub mod lease;
 pub mod maintain;

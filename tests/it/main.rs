@@ -13,6 +13,7 @@ mod cli;
 mod faults;
 mod harness;
 mod harness_test;
+mod prune;
 mod pull;
 mod puller;
 mod records;
