@@ -2,6 +2,7 @@
 //! named in one list here; what they share is done around them: settings,
 //! logging, the envelope, the exit code.
 
+mod census;
 mod completions;
 mod config;
 mod confirm;
@@ -10,7 +11,11 @@ mod doctor;
 mod frame;
 mod healthcheck;
 mod history;
+mod lease;
 mod pace;
+mod plan;
+mod progress;
+mod prune;
 mod rejected;
 mod run;
 mod status;
@@ -61,8 +66,11 @@ pub enum Run {
 const COMMANDS: &[&Command] = &[
     &run::COMMAND,
     &sweep::COMMAND,
+    &plan::COMMAND,
     &status::COMMAND,
     &doctor::COMMAND,
+    &prune::COMMAND,
+    &census::COMMAND,
     &history::COMMAND,
     &pace::PAUSE,
     &pace::RESUME,

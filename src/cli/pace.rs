@@ -30,7 +30,7 @@ pub(super) const PACE: Command = Command {
         command.about("Show or set how much of the time bulk work is at work").arg(
             Arg::new("pace")
                 .value_name("gentle|full|N%")
-                .value_parser(parse)
+                .value_parser(super::lease::percent)
                 .help("gentle is 25%, full is 100%; without it the pace is shown"),
         )
     },
@@ -42,19 +42,6 @@ pub(super) const PACE: Command = Command {
 enum Pause {
     Yes,
     No,
-}
-
-/// Reads a pace: `gentle`, `full`, or a share of the time such as `40%`.
-///
-/// # Errors
-/// It is none.
-pub(super) fn parse(text: &str) -> Result<u8, String> {
-    let percent = match text {
-        "gentle" => Some(pace::GENTLE),
-        "full" => Some(100),
-        _ => text.strip_suffix('%').and_then(|n| n.parse().ok()).filter(|n| (1..=100).contains(n)),
-    };
-    percent.ok_or_else(|| "a pace is gentle, full, or a share of the time from 1% to 100%".to_owned())
 }
 
 async fn client(context: &Context, command: &str) -> Result<Client, crate::show::Failure> {
@@ -99,19 +86,4 @@ async fn shown(client: &Client) -> Outcome {
         None => format!("bulk work is at work {}% of the time{word}", signs.percent),
     };
     Ok(Done::new(json!({ "percent": signs.percent, "paused_at": signs.paused_at }), text))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paces() {
-        assert_eq!(parse("gentle"), Ok(25));
-        assert_eq!(parse("full"), Ok(100));
-        assert_eq!(parse("1%"), Ok(1));
-        for text in ["", "0%", "101%", "40", "-1%", "1.5%", "Full", "%"] {
-            assert!(parse(text).is_err(), "{text}");
-        }
-    }
 }

@@ -9,10 +9,13 @@
 #![allow(dead_code, reason = "the harness serves modules that come and go")]
 
 mod batches;
+mod census;
 mod cli;
 mod faults;
+mod gate;
 mod harness;
 mod harness_test;
+mod node_test;
 mod prune;
 mod pull;
 mod puller;
@@ -20,3 +23,4 @@ mod records;
 mod serve;
 mod statements;
 mod supervision;
+mod wire_test;

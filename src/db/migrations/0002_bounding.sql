@@ -94,8 +94,10 @@ CREATE TABLE opsward.blockers (
     PRIMARY KEY (code, subject)
 );
 
--- A peer that has had nothing for us after one cursor, since when.
-ALTER TABLE opsward.pulls ADD COLUMN empty_since timestamptz, ADD COLUMN empty_after text;
+-- A peer that has had nothing for us after one cursor, since when; and its
+-- clock less ours at its last page.
+ALTER TABLE opsward.pulls ADD COLUMN empty_since timestamptz, ADD COLUMN empty_after text,
+    ADD COLUMN clock_offset_ms bigint;
 
 -- Work that a command handed to the daemon that holds the lease.
 CREATE TABLE opsward.jobs (
