@@ -149,7 +149,7 @@ pub async fn counted_whole(client: &Client) -> Result<bool> {
     Ok(client.query_opt(WHOLE, &[]).await.doing("read how far the census is")?.is_some())
 }
 
-const WHOLE: &str = "SELECT FROM opsward.census_pass WHERE last_full_at IS NOT NULL";
+const WHOLE: &str = "SELECT FROM opsward.census_pass WHERE kind = 'full' AND last_finished_at IS NOT NULL";
 
 /// Whether a valid index on `ops("table", ulid)` is there.
 ///

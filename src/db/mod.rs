@@ -24,6 +24,7 @@ pub mod pace;
 pub mod peers;
 pub mod presence;
 pub mod prune;
+mod prune_sql;
 pub mod pulls;
 pub mod readers;
 pub mod rejected;

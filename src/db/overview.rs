@@ -117,7 +117,7 @@ const STATE: &str = "
 const CENSUS: &str = "
     SELECT sum(rows)::bigint, coalesce(sum(bytes), 0)::bigint, coalesce(min(day)::text, ''),
            coalesce(max(day)::text, ''), coalesce(bool_or(estimated), false),
-           (SELECT last_full_at FROM opsward.census_pass)
+           (SELECT last_finished_at FROM opsward.census_pass WHERE kind = 'full')
     FROM opsward.census WHERE day > '1970-01-01'";
 const JOB: &str = "
     SELECT id, kind, progress::text FROM opsward.jobs WHERE finished_at IS NULL ORDER BY id LIMIT 1";
