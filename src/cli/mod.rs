@@ -11,9 +11,12 @@ mod digest;
 mod doctor;
 mod frame;
 mod healthcheck;
+mod history;
 mod lease;
+mod pace;
 mod plan;
 mod progress;
+mod prune;
 mod rejected;
 mod reset;
 mod run;
@@ -69,7 +72,12 @@ const COMMANDS: &[&Command] = &[
     &plan::COMMAND,
     &status::COMMAND,
     &doctor::COMMAND,
+    &prune::COMMAND,
     &census::COMMAND,
+    &history::COMMAND,
+    &pace::PAUSE,
+    &pace::RESUME,
+    &pace::PACE,
     &rejected::COMMAND,
     &digest::COMMAND,
     &verify::COMMAND,

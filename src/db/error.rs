@@ -106,3 +106,30 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
         None => error.to_string(),
     }
 }
+
+/// What a failed batch means for the run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// Another session held a lock.
+    Contended,
+    /// It took too long: fewer rows may not.
+    TooLong,
+    /// Nothing that trying again lifts.
+    Fatal,
+}
+
+/// Sorts the error of a batch.
+pub fn trouble(error: &Error) -> Trouble {
+    let is = |codes: &[SqlState]| error.code().is_some_and(|code| codes.contains(code));
+    if is(&[
+        SqlState::LOCK_NOT_AVAILABLE,
+        SqlState::T_R_DEADLOCK_DETECTED,
+        SqlState::T_R_SERIALIZATION_FAILURE,
+    ]) {
+        Trouble::Contended
+    } else if is(&[SqlState::QUERY_CANCELED]) || matches!(error, Error::TooLong(_)) {
+        Trouble::TooLong
+    } else {
+        Trouble::Fatal
+    }
+}

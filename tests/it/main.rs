@@ -17,6 +17,7 @@ mod gate;
 mod harness;
 mod harness_test;
 mod node_test;
+mod prune;
 mod pull;
 mod puller;
 mod records;

@@ -59,15 +59,17 @@ CREATE TABLE opsward.history (
 CREATE INDEX ON opsward.history (began_at);
 
 -- A record some op of which was deleted, and the highest ULID that was.
+-- Pages keep room for the ULID to be raised in place.
 CREATE TABLE opsward.traces (
     key  uuid PRIMARY KEY,
     ulid text COLLATE "C" NOT NULL
-);
+) WITH (fillfactor = 90);
 
 -- `floor`: deleted by us below it, with traces. `foreign_floor`: somebody else
 -- pruned below it, no traces. `horizon`: compacted below it, with traces.
+-- `swept`: nothing that may be deleted is left below it.
 ALTER TABLE opsward.floors ALTER COLUMN floor DROP NOT NULL;
-ALTER TABLE opsward.floors ADD COLUMN foreign_floor text, ADD COLUMN horizon text;
+ALTER TABLE opsward.floors ADD COLUMN foreign_floor text, ADD COLUMN horizon text, ADD COLUMN swept text;
 
 -- What the log's smallest ULID was found to be, when it changed.
 CREATE TABLE opsward.minimum_seen (
