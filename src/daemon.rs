@@ -9,6 +9,7 @@ mod presence;
 mod sample;
 mod signals;
 
+use crate::bound::tick::Which;
 use crate::clock::Clock;
 use crate::db::{self, Db, migrate};
 use crate::metrics::Metrics;
@@ -21,7 +22,6 @@ use crate::supervisor::{Namespace, Next, PROC_NET_DEV, Schedule, Stage, Supervis
 use crate::values::{Host, PeerSet, TaskReport, TaskState};
 use crate::work::Work;
 use crate::{http, pull};
-use gate::Watch;
 use jobs::Bulk;
 use listen::Listener;
 use peers::{Peers, Pulls};
@@ -50,6 +50,10 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(30);
 const JOBS_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether something is to be counted.
 const CENSUS_EVERY: Duration = Duration::from_secs(300);
+/// What deletes begins within this of the start: peers and census come first.
+const FIRST_PRUNE: Duration = Duration::from_secs(60);
+/// How often the guard is looked at.
+const GUARD_EVERY: Duration = Duration::from_secs(300);
 /// The census begins within this of the start.
 const FIRST_CENSUS: Duration = Duration::from_secs(10);
 /// How often the interfaces are looked at: one small file of `/proc`.
@@ -270,24 +274,8 @@ impl Parts {
         });
     }
 
-    fn gate(&self) {
-        let watch = Arc::new(Watch {
-            settings: self.settings.clone(),
-            own: self.own.clone(),
-            db: self.db.clone(),
-            clock: self.clock.clone(),
-            metrics: self.metrics.clone(),
-        });
-        let schedule = Schedule::Every { interval: db::gate::SAMPLE_EVERY, first: Duration::ZERO };
-        self.supervisor.start(Task::new("gate", schedule), move |_| {
-            let watch = watch.clone();
-            async move { watch.run_once().await }
-        });
-    }
-
-    /// What takes turns with the lease.
-    fn bulk(&self) {
-        let bulk = Bulk::new(Work {
+    fn work(&self) -> Work {
+        Work {
             db: self.db.clone(),
             settings: self.settings.clone(),
             own: self.own.clone(),
@@ -295,16 +283,57 @@ impl Parts {
             metrics: self.metrics.clone(),
             stop: self.supervisor.stopping(),
             tell: Arc::new(|_| {}),
-        });
+        }
+    }
+
+    fn gate(&self) {
+        let work = self.work();
+        let schedule = Schedule::Every { interval: db::gate::SAMPLE_EVERY, first: Duration::ZERO };
+        self.supervisor.start(Task::new("gate", schedule), move |_| gate::watch(work.clone()));
+    }
+
+    /// What takes turns with the lease.
+    fn bulk(&self) {
+        let bulk = Bulk::new(self.work());
         let schedule = Schedule::Every { interval: JOBS_EVERY, first: Duration::ZERO };
         let own = bulk.clone();
         self.supervisor.start(Task::new("jobs", schedule), move |stop| own.clone().next_job(stop));
-        match self.settings.bounding.census {
-            true => {
-                let schedule = Schedule::Every { interval: CENSUS_EVERY, first: FIRST_CENSUS };
-                self.supervisor.start(Task::new("census", schedule), move |stop| bulk.clone().census(stop));
+        let set = &self.settings.bounding;
+        let writes = !self.settings.read_only;
+        if set.census {
+            let (schedule, own) =
+                (Schedule::Every { interval: CENSUS_EVERY, first: FIRST_CENSUS }, bulk.clone());
+            self.supervisor.start(Task::new("census", schedule), move |stop| own.clone().census(stop));
+        } else {
+            self.supervisor.off("census", "OPENAUDIO_MEDIORUM_OPS_CENSUS=true turns it on");
+        }
+        let retains = set.retention_days > 0 || set.retention_bytes > 0;
+        let cleans = set.dormant_cleanup && !set.keep_dormant;
+        for (which, label, is_on, lift) in [
+            (Which::Dormant, "dormant", cleans, "OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP=true turns it on"),
+            (Which::Retention, "retention", retains, "OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS turns it on"),
+            (
+                Which::Index,
+                "index",
+                set.ensure_index,
+                "OPENAUDIO_MEDIORUM_ENSURE_OPS_TABLE_INDEX=true turns it on",
+            ),
+        ] {
+            if !(is_on && writes) {
+                let why = if is_on { "OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on" } else { lift };
+                self.supervisor.off(label, why);
+                continue;
             }
-            false => self.supervisor.off("census", "OPENAUDIO_MEDIORUM_OPS_CENSUS=true turns it on"),
+            let (schedule, own) =
+                (Schedule::Every { interval: set.interval, first: FIRST_PRUNE }, bulk.clone());
+            self.supervisor.start(Task::new(label, schedule), move |stop| own.clone().tick(which, stop));
+        }
+        match writes {
+            true => {
+                let schedule = Schedule::Every { interval: GUARD_EVERY, first: FIRST_PULL };
+                self.supervisor.start(Task::new("guard", schedule), move |stop| bulk.clone().guard(stop));
+            }
+            false => self.supervisor.off("guard", "OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on"),
         }
     }
 

@@ -2,6 +2,8 @@
 //! and the daemon's own bulk work take turns with it.
 
 use crate::bound::census::{self, Finished, Scope};
+use crate::bound::guard;
+use crate::bound::tick::{self, Which};
 use crate::db::lease::{Slot, Turn};
 use crate::db::{Client, jobs};
 use crate::job::{Ended, Job, Trouble, carry_out};
@@ -112,6 +114,30 @@ impl Bulk {
             Some(report) if report.finished != Finished::All => Next::After(AGAIN),
             _ => Next::Scheduled,
         })
+    }
+
+    /// One tick of a task that bounds the log.
+    pub(super) async fn tick(self, which: Which, stop: CancellationToken) -> Outcome {
+        let Some(mut turn) = self.turn().await? else {
+            return Ok(Next::After(AGAIN));
+        };
+        let work = self.work(stop);
+        let mut pacer = Pacer::new(&work, None, Patience::End);
+        halted(tick::tick(&work, turn.lease()?, &mut pacer, &[which]).await)?;
+        Ok(Next::Scheduled)
+    }
+
+    /// Puts the replay guard on the log or takes it away, as the setting says.
+    pub(super) async fn guard(self, stop: CancellationToken) -> Outcome {
+        let Some(mut turn) = self.turn().await? else {
+            return Ok(Next::After(AGAIN));
+        };
+        let work = self.work(stop);
+        match work.settings.bounding.replay_guard {
+            true => guard::ensure(&work, turn.lease()?).await?,
+            false => guard::remove(&work, turn.lease()?).await?,
+        };
+        Ok(Next::Scheduled)
     }
 
     async fn carry_out(

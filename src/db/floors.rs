@@ -26,3 +26,14 @@ pub(super) async fn above(
     let rows = client.query(statement, &[&after.as_str()]).await.doing("read the floors")?;
     Ok(rows.iter().filter_map(|row| Some((row.get(0), OpUlid::parse(row.get(1))?))).collect())
 }
+
+/// Every table's own floor: below it, we deleted.
+///
+/// # Errors
+/// The database's.
+pub async fn all(client: &Client) -> Result<Vec<(String, OpUlid)>> {
+    let rows = client.query(ALL, &[]).await.doing("read the floors")?;
+    Ok(rows.iter().filter_map(|row| Some((row.get(0), OpUlid::parse(row.get(1))?))).collect())
+}
+
+const ALL: &str = "SELECT table_name, floor FROM opsward.floors WHERE floor IS NOT NULL";
