@@ -17,7 +17,7 @@ pub struct Overview {
     pub paused_at: Option<Timestamp>,
     /// What the census knows, all tables together.
     pub census: Option<CensusSum>,
-    /// Records that traces are kept of, as the server estimates them.
+    /// Records that traces are kept of, as the history counted them.
     pub traces: i64,
     /// Whether the replay guard is in place.
     pub guarded: bool,
@@ -106,7 +106,7 @@ pub async fn overview(client: &Client) -> Result<Overview> {
 /// 25: gentle.
 const STATE: &str = "
     SELECT coalesce(p.percent, 25), p.paused_at,
-           (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'opsward.traces'::regclass),
+           (SELECT coalesce(sum(traces), 0)::bigint FROM opsward.history),
            EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('public.ops')
                    AND tgname LIKE 'opsward%guard' AND tgenabled <> 'D')
     FROM (SELECT 1) one LEFT JOIN opsward.pace p ON true";
@@ -114,7 +114,7 @@ const CENSUS: &str = "
     SELECT sum(rows)::bigint, coalesce(sum(bytes), 0)::bigint, coalesce(min(day)::text, ''),
            coalesce(max(day)::text, ''), coalesce(bool_or(estimated), false),
            (SELECT last_finished_at FROM opsward.census_pass WHERE kind = 'full')
-    FROM opsward.census WHERE day > '1970-01-01'";
+    FROM opsward.census WHERE day > '1970-01-01' AND rows > 0";
 const JOB: &str = "
     SELECT id, kind, progress::text FROM opsward.jobs WHERE finished_at IS NULL ORDER BY id LIMIT 1";
 const RUNS: &str = "
