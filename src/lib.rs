@@ -11,6 +11,7 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod pull;
+pub mod reclaim;
 pub mod records;
 pub mod serve;
 pub mod settings;
