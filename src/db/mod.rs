@@ -21,6 +21,7 @@ pub mod presence;
 pub mod prune;
 pub mod pulls;
 pub mod readers;
+pub mod reclaim;
 pub mod rejected;
 pub mod replay;
 pub mod stats;
