@@ -1,6 +1,7 @@
 //! The daemon: the only wiring. Pool, channels, listeners and the list of
 //! tasks are put together here; what each does is its room's.
 
+mod jobs;
 mod listen;
 mod peers;
 mod presence;
@@ -17,7 +18,9 @@ use crate::show::admin::{self, Admin};
 use crate::show::gather::DaemonView;
 use crate::supervisor::{Namespace, Next, PROC_NET_DEV, Schedule, Stage, Supervisor, Task};
 use crate::values::{Host, PeerSet, TaskReport, TaskState};
+use crate::work::Work;
 use crate::{http, pull};
+use jobs::Bulk;
 use listen::Listener;
 use peers::{Peers, Pulls};
 use sample::Sampler;
@@ -29,9 +32,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Pooled connections: pages being built (3), batches being applied (2), and
-/// the short reads and writes of some forty peers and the operator's port.
-const POOL: usize = 12;
+/// Pooled connections: pages being built (3), batches being applied (2), the
+/// lease, its watcher and its facts (3), and the short reads and writes of
+/// some forty peers and the operator's port.
+const POOL: usize = 15;
 /// How long a stop may take: contract 5 says 30 s, the rest is for the runtime.
 const STOP_WITHIN: Duration = Duration::from_secs(27);
 /// How often the set of peers is looked up.
@@ -40,6 +44,8 @@ const DISCOVER_EVERY: Duration = Duration::from_secs(600);
 const FIRST_PULL: Duration = Duration::from_secs(5);
 /// How often figures of the database are read for the metrics.
 const SAMPLE_EVERY: Duration = Duration::from_secs(30);
+/// How often it is looked for a job that a command handed over.
+const JOBS_EVERY: Duration = Duration::from_secs(1);
 /// How often the interfaces are looked at: one small file of `/proc`.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -151,6 +157,7 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     parts.peers(tell)?;
     parts.presence();
     parts.sampler();
+    parts.bulk();
     parts.namespace(orphaned);
     parts.say_tasks();
     Ok(parts.supervisor)
@@ -254,6 +261,21 @@ impl Parts {
             let sampler = sampler.clone();
             async move { sampler.run_once().await }
         });
+    }
+
+    /// What takes turns with the lease.
+    fn bulk(&self) {
+        let bulk = Bulk::new(Work {
+            db: self.db.clone(),
+            settings: self.settings.clone(),
+            own: self.own.clone(),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            stop: self.supervisor.stopping(),
+            tell: Arc::new(|_| {}),
+        });
+        let schedule = Schedule::Every { interval: JOBS_EVERY, first: Duration::ZERO };
+        self.supervisor.start(Task::new("jobs", schedule), move |stop| bulk.clone().next_job(stop));
     }
 
     fn say_tasks(&self) {

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod daemon;
 pub mod db;
 pub mod http;
+pub mod job;
 pub mod logging;
 pub mod metrics;
 pub mod pull;

@@ -31,6 +31,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("reclaim", RECLAIM),
     ("show", &["values", "db", "settings", "clock", "metrics", "http", "bound::plan", "reclaim::plan"]),
     ("supervisor", &["values", "settings", "clock", "metrics"]),
+    ("job", EVERYTHING),
     ("daemon", EVERYTHING),
     ("cli", EVERYTHING),
     ("lib", EVERYTHING),

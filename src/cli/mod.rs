@@ -9,6 +9,8 @@ mod context;
 mod doctor;
 mod frame;
 mod healthcheck;
+mod lease;
+mod progress;
 mod rejected;
 mod run;
 mod status;

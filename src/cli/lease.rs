@@ -1,0 +1,197 @@
+//! A command that needs the lease: takes it and works in the foreground, or
+//! hands the job to the daemon that has it, and shows how far it is.
+
+use super::{Context, progress::Shown};
+use crate::db::lease::{Holder, Lease, holder};
+use crate::db::{Db, jobs, migrate};
+use crate::job::{Ended, Job, carry_out};
+use crate::metrics::Metrics;
+use crate::show::{ExitCode, Failure};
+use crate::work::Work;
+use clap::{Arg, ArgAction, ArgMatches};
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+/// How often a job that the daemon does is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Pooled connections: the lease's, a watcher's, readers'.
+const POOL: usize = 5;
+
+/// `--wait`.
+pub(super) fn wait_flag() -> Arg {
+    Arg::new("wait").long("wait").action(ArgAction::SetTrue).help("Wait where the lease is held elsewhere")
+}
+
+/// `--pace`.
+pub(super) fn pace_flag() -> Arg {
+    Arg::new("pace")
+        .long("pace")
+        .value_name("PACE")
+        .value_parser(percent)
+        .help("gentle, full or N%: share of the time at work [default: as `opsward pace` says]")
+}
+
+/// The share of time at work that `--pace` says.
+pub(super) fn pace(args: &ArgMatches) -> Option<u8> {
+    args.get_one::<u8>("pace").copied()
+}
+
+/// `gentle`, `full` or `N%`.
+pub(super) fn percent(text: &str) -> Result<u8, String> {
+    let wrong = || "a pace is gentle, full or a share of time such as 40%".to_owned();
+    match text {
+        "gentle" => Ok(crate::db::pace::GENTLE),
+        "full" => Ok(100),
+        _ => text
+            .strip_suffix('%')
+            .and_then(|n| n.parse().ok())
+            .filter(|n| (1..=100).contains(n))
+            .ok_or_else(wrong),
+    }
+}
+
+/// Has a job done, here or by the daemon, and returns its report. `None`: the
+/// command was detached from it, it goes on in the daemon.
+///
+/// # Errors
+/// The lease is held elsewhere (exit 4), or the job's.
+pub(super) async fn have_done(
+    context: &Context,
+    args: &ArgMatches,
+    job: Job,
+) -> Result<Option<Value>, Failure> {
+    let own = context.self_host()?.clone();
+    let db = context.open_db(job.kind(), POOL).await?;
+    migrate::migrate(&mut db.client().await?).await?;
+    let wait = args.get_flag("wait");
+    let mut said = false;
+    let ended = loop {
+        match Lease::take(&db).await? {
+            Ok(mut lease) => {
+                let work = work(context, own, db.clone())?;
+                break in_foreground(&job, &work, &mut lease).await;
+            }
+            Err(Some(holder)) if holder.is_daemon() => match by_daemon(context, &db, &job, &holder).await? {
+                Handed::Ended(ended) => break ended,
+                Handed::Detached => return Ok(None),
+                Handed::DaemonGone => {}
+            },
+            Err(holder) if wait => {
+                if !std::mem::replace(&mut said, true) {
+                    eprintln!("opsward: waiting: {}", held(holder.as_ref()));
+                }
+                sleep(Duration::from_secs(1)).await;
+            }
+            Err(holder) => {
+                return Err(Failure::new(ExitCode::Held, "lease_held", held(holder.as_ref()))
+                    .fix("wait until it is done, or say --wait"));
+            }
+        }
+    };
+    match ended {
+        Ended::Report(report) => Ok(Some(report)),
+        Ended::Trouble(t) => {
+            let (exit, code) = match t.exit {
+                3 => (ExitCode::Refused, "refused"),
+                75 => (ExitCode::Away, "database_away"),
+                _ => (ExitCode::Failed, "job_failed"),
+            };
+            Err(Failure::new(exit, code, t.text).fix(t.fix))
+        }
+    }
+}
+
+fn held(holder: Option<&Holder>) -> String {
+    match holder {
+        Some(holder) => format!("the lease is held by {holder}"),
+        None => "the lease is held by a session that this role cannot see".to_owned(),
+    }
+}
+
+fn work(context: &Context, own: crate::values::Host, db: Db) -> Result<Work, Failure> {
+    let shown = Shown::new();
+    Ok(Work {
+        db,
+        settings: Arc::new(context.settings.clone()),
+        own,
+        clock: context.clock.clone(),
+        metrics: Metrics::new().map_err(anyhow::Error::from)?,
+        stop: CancellationToken::new(),
+        tell: Arc::new(move |progress| shown.tell(&progress)),
+    })
+}
+
+/// Works here; a signal stops it at the next batch.
+async fn in_foreground(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
+    let stop = work.stop.clone();
+    let mut whole = std::pin::pin!(carry_out(job, work, lease));
+    let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind).ok());
+    let [mut int, mut term] = signals;
+    loop {
+        let asked = async {
+            match (&mut int, &mut term) {
+                (Some(int), Some(term)) => tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} },
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = &mut whole => return ended,
+            () = asked => {
+                eprintln!("opsward: stopping at the next batch");
+                stop.cancel();
+            }
+        }
+    }
+}
+
+/// How a job came out that was handed over.
+enum Handed {
+    Ended(Ended),
+    Detached,
+    /// The daemon went before it began it.
+    DaemonGone,
+}
+
+async fn by_daemon(context: &Context, db: &Db, job: &Job, to: &Holder) -> Result<Handed, Failure> {
+    let client = db.client().await?;
+    let args = serde_json::to_value(job).map_err(anyhow::Error::from)?;
+    let id = jobs::add(&client, job.kind(), &args, context.clock.now()).await?;
+    eprintln!("opsward: handed to the daemon ({to}) as job {id}; Ctrl-C leaves it to it");
+    let shown = Shown::new();
+    loop {
+        tokio::select! {
+            () = sleep(LOOK_EVERY) => {}
+            _ = tokio::signal::ctrl_c() => {
+                eprintln!("opsward: detached; job {id} goes on in the daemon: see `opsward status`");
+                return Ok(Handed::Detached);
+            }
+        }
+        let Some(found) = jobs::get(&client, id).await? else {
+            return Ok(Handed::DaemonGone);
+        };
+        if let Some(outcome) = found.outcome {
+            let ended = serde_json::from_value(outcome).map_err(anyhow::Error::from)?;
+            return Ok(Handed::Ended(ended));
+        }
+        if let Some(progress) = found.progress.and_then(|p| serde_json::from_value(p).ok()) {
+            shown.tell(&progress);
+        }
+        let goes_on = holder(&client).await?.is_some_and(|h| h.is_daemon());
+        if !goes_on && found.started_at.is_none() && jobs::withdraw(&client, id).await? {
+            return Ok(Handed::DaemonGone);
+        }
+        if !goes_on
+            && found.started_at.is_some()
+            && jobs::get(&client, id).await?.is_some_and(|j| j.outcome.is_none())
+        {
+            let text = format!("the daemon went away while it did job {id}");
+            return Err(
+                Failure::new(ExitCode::Away, "daemon_gone", text).fix("run the command again: it goes on")
+            );
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! How far long work is: a bar on a terminal, a plain line now and then
+//! elsewhere.
+
+use crate::show::format;
+use crate::values::Progress;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Between two plain lines of one phase.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Shows progress on stderr.
+pub(super) struct Shown {
+    bar: Option<ProgressBar>,
+    last: Mutex<Option<(Instant, String)>>,
+}
+
+impl Shown {
+    /// Nothing is shown before the first word.
+    pub(super) fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(4));
+            let style = ProgressStyle::with_template("{spinner} {msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar
+        });
+        Self { bar, last: Mutex::new(None) }
+    }
+
+    /// Shows how far it is.
+    pub(super) fn tell(&self, progress: &Progress) {
+        let line = line(progress);
+        if let Some(bar) = &self.bar {
+            bar.set_message(line);
+            return bar.tick();
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let new =
+            last.as_ref().is_none_or(|(at, phase)| *phase != progress.phase || at.elapsed() >= LINE_EVERY);
+        if new {
+            eprintln!("opsward: {line}");
+            *last = Some((Instant::now(), progress.phase.clone()));
+        }
+    }
+}
+
+fn line(progress: &Progress) -> String {
+    let amount = |n: u64| match progress.unit.as_str() {
+        "bytes" => format::bytes(n),
+        unit => format!("{n} {unit}"),
+    };
+    let mut line = match progress.total {
+        Some(total) if total > 0 => format!(
+            "{}: {} of {} ({} %)",
+            progress.phase,
+            amount(progress.done.min(total)),
+            amount(total),
+            (progress.done.min(total) * 100).checked_div(total).unwrap_or(0)
+        ),
+        _ => format!("{}: {}", progress.phase, amount(progress.done)),
+    };
+    if let Some(eta) = progress.eta_seconds {
+        line.push_str(&format!(", about {} left", format::span(eta)));
+    }
+    if let Some(waiting) = &progress.waiting {
+        line.push_str(&format!("; {waiting}"));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_read_well() {
+        let progress = Progress {
+            phase: "census".into(),
+            done: 500,
+            total: Some(2_000),
+            unit: "rows".into(),
+            eta_seconds: Some(90),
+            waiting: None,
+        };
+        assert_eq!(line(&progress), "census: 500 rows of 2000 rows (25 %), about 90 s left");
+        let open = Progress { total: None, eta_seconds: None, waiting: Some("paused".into()), ..progress };
+        assert_eq!(line(&open), "census: 500 rows; paused");
+    }
+}

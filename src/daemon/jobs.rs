@@ -1,0 +1,116 @@
+//! The lease kept in the daemon, and the jobs that commands hand over: they
+//! and the daemon's own bulk work take turns with it.
+
+use crate::db::lease::{Slot, Turn};
+use crate::db::{Client, jobs};
+use crate::job::{Ended, Job, Trouble, carry_out};
+use crate::supervisor::{Next, Outcome};
+use crate::values::Progress;
+use crate::work::Work;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// How often it is looked for a job, and progress written.
+const EVERY: Duration = Duration::from_secs(1);
+/// How often a lease that another opsward holds is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What every task of bulk work in the daemon shares.
+#[derive(Clone)]
+pub(super) struct Bulk {
+    pub(super) slot: Slot,
+    work: Work,
+    said_held: Arc<AtomicBool>,
+    swept: Arc<AtomicBool>,
+}
+
+impl Bulk {
+    pub(super) fn new(work: Work) -> Self {
+        Self { slot: Slot::default(), work, said_held: Arc::default(), swept: Arc::default() }
+    }
+
+    /// The work of one run, which `stop` ends at the next batch.
+    pub(super) fn work(&self, stop: CancellationToken) -> Work {
+        Work { stop, ..self.work.clone() }
+    }
+
+    /// A turn with the lease; `None` while another opsward holds it.
+    pub(super) async fn turn(&self) -> crate::db::Result<Option<Turn>> {
+        match self.slot.turn(&self.work.db).await? {
+            Ok(turn) => {
+                self.said_held.store(false, Ordering::Relaxed);
+                Ok(Some(turn))
+            }
+            Err(holder) => {
+                if !self.said_held.swap(true, Ordering::Relaxed) {
+                    let holder = holder.map_or("a session not to be seen".into(), |h| h.to_string());
+                    warn!(%holder, "the lease is held elsewhere: nothing is counted or deleted here meanwhile");
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Keeps the lease, and does the next job that was handed over.
+    pub(super) async fn next_job(self, stop: CancellationToken) -> Outcome {
+        let Some(mut turn) = self.turn().await? else {
+            return Ok(Next::After(AGAIN));
+        };
+        let client = self.work.db.client().await?;
+        let now = self.work.clock.now();
+        if !self.swept.swap(true, Ordering::Relaxed) && jobs::interrupted(&client, now).await? > 0 {
+            info!("jobs that an earlier daemon had begun are ended");
+        }
+        let Some(found) = jobs::claim(&client, now).await? else {
+            return Ok(Next::After(EVERY));
+        };
+        info!(job = found.id, kind = found.kind, "a job was handed over");
+        let ended = match serde_json::from_value::<Job>(found.args) {
+            Ok(job) => self.carry_out(&client, found.id, &job, &mut turn, stop).await?,
+            Err(e) => Ended::Trouble(Trouble::refused(
+                format!("the daemon does not know this job: {e}"),
+                "run the same version of opsward as the daemon",
+            )),
+        };
+        match &ended {
+            Ended::Report(_) => info!(job = found.id, "the job is done"),
+            Ended::Trouble(t) => warn!(job = found.id, fix = t.fix, "the job ended: {}", t.text),
+        }
+        jobs::finish(&client, found.id, &serde_json::to_value(&ended)?, self.work.clock.now()).await?;
+        Ok(Next::After(EVERY))
+    }
+
+    async fn carry_out(
+        &self,
+        client: &Client,
+        id: i64,
+        job: &Job,
+        turn: &mut Turn,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Ended> {
+        let (told, mut progress) = watch::channel(Progress::default());
+        let work = Work {
+            stop,
+            tell: Arc::new(move |progress| {
+                let _ = told.send(progress);
+            }),
+            ..self.work.clone()
+        };
+        let mut whole = std::pin::pin!(carry_out(job, &work, turn.lease()?));
+        loop {
+            tokio::select! {
+                ended = &mut whole => return Ok(ended),
+                () = tokio::time::sleep(EVERY) => {
+                    if progress.has_changed().unwrap_or(false) {
+                        let now = serde_json::to_value(&*progress.borrow_and_update())?;
+                        jobs::progress(client, id, &now).await?;
+                    }
+                }
+            }
+        }
+    }
+}
