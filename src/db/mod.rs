@@ -3,9 +3,12 @@
 
 pub mod activity;
 pub mod apply;
+pub mod capture;
 pub mod catalog;
 pub mod census;
+pub mod clone;
 mod connect;
+pub mod copy;
 pub mod cursors;
 mod error;
 pub mod floors;
@@ -26,6 +29,7 @@ pub mod reclaim;
 pub mod rejected;
 pub mod replay;
 pub mod stats;
+pub mod swap;
 pub mod uninstall;
 pub mod watermark;
 

@@ -193,6 +193,11 @@ impl Checkpoint {
         self.done = 0;
     }
 
+    /// As the database keeps it.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
     /// Back to the first phase, with nothing done.
     pub fn anew(&mut self) {
         self.phase = Phase::first(self.mode);

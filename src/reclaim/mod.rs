@@ -150,12 +150,20 @@ pub struct Run<'a> {
     pub pacer: Pacer,
     /// What is remembered; a step writes it in the transaction of its effect.
     pub at: Checkpoint,
+    /// What mode swap keeps between two batches.
+    kept: swap::Kept,
 }
 
 impl Run<'_> {
-    /// The checkpoint as the database keeps it.
-    pub fn saved(&self) -> serde_json::Value {
-        serde_json::to_value(&self.at).unwrap_or_default()
+    /// Writes the checkpoint by itself.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn save(&mut self) -> Result<()> {
+        let tx = self.lease.begin().await?;
+        db::reclaim::save(&tx, &self.at.json()).await?;
+        tx.commit().await.doing("commit the checkpoint")?;
+        Ok(())
     }
 
     /// Tells how far the phase is.
@@ -181,8 +189,8 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request) -> Result<Re
     if at.mode == Mode::InPlace {
         pacer = pacer.with_floor(IN_PLACE_FLOOR);
     }
-    let mut run = Run { work, lease, pacer, at };
-    save(&mut run).await?;
+    let mut run = Run { work, lease, pacer, at, kept: swap::Kept::default() };
+    run.save().await?;
     let outcome = walk(&mut run).await?;
     let figures = db::stats::figures(&*run.lease.client()?).await?;
     let at = run.at;
@@ -262,12 +270,12 @@ pub async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
             Step::Anew(why) => {
                 info!(why, "the reclaim begins anew");
                 run.at.anew();
-                save(run).await?;
+                run.save().await?;
             }
             Step::Abort(why) => {
                 warn!(why, "the reclaim is undone");
                 run.at.aborting = Some(why);
-                save(run).await?;
+                run.save().await?;
             }
             step @ (Step::DropCapture | Step::DropNext) => swap::undo(run, &step).await?,
             Step::Finish => {
@@ -279,15 +287,6 @@ pub async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
             }
         }
     }
-}
-
-/// Writes the checkpoint by itself.
-async fn save(run: &mut Run<'_>) -> Result<()> {
-    let saved = run.saved();
-    let tx = run.lease.begin().await?;
-    db::reclaim::save(&tx, &saved).await?;
-    tx.commit().await.doing("commit the checkpoint")?;
-    Ok(())
 }
 
 async fn finish(run: &mut Run<'_>) -> Result<()> {
