@@ -21,6 +21,7 @@ pub mod ops;
 pub mod overview;
 pub mod pace;
 pub mod peers;
+pub mod preflight;
 pub mod presence;
 pub mod prune;
 pub mod pulls;
