@@ -16,6 +16,7 @@ mod harness_test;
 mod node_test;
 mod pull;
 mod puller;
+mod reclaim;
 mod records;
 mod serve;
 mod statements;
