@@ -1,6 +1,7 @@
 //! The daemon: the only wiring. Pool, channels, listeners and the list of
 //! tasks are put together here; what each does is its room's.
 
+mod gate;
 mod jobs;
 mod listen;
 mod peers;
@@ -8,6 +9,7 @@ mod presence;
 mod sample;
 mod signals;
 
+use crate::bound::tick::Which;
 use crate::clock::Clock;
 use crate::db::{self, Db, migrate};
 use crate::metrics::Metrics;
@@ -46,6 +48,14 @@ const FIRST_PULL: Duration = Duration::from_secs(5);
 const SAMPLE_EVERY: Duration = Duration::from_secs(30);
 /// How often it is looked for a job that a command handed over.
 const JOBS_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether something is to be counted.
+const CENSUS_EVERY: Duration = Duration::from_secs(300);
+/// What deletes begins within this of the start: peers and census come first.
+const FIRST_PRUNE: Duration = Duration::from_secs(60);
+/// How often the guard is looked at.
+const GUARD_EVERY: Duration = Duration::from_secs(300);
+/// The census begins within this of the start.
+const FIRST_CENSUS: Duration = Duration::from_secs(10);
 /// How often the interfaces are looked at: one small file of `/proc`.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -157,6 +167,7 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     parts.peers(tell)?;
     parts.presence();
     parts.sampler();
+    parts.gate();
     parts.bulk();
     parts.namespace(orphaned);
     parts.say_tasks();
@@ -263,9 +274,8 @@ impl Parts {
         });
     }
 
-    /// What takes turns with the lease.
-    fn bulk(&self) {
-        let bulk = Bulk::new(Work {
+    fn work(&self) -> Work {
+        Work {
             db: self.db.clone(),
             settings: self.settings.clone(),
             own: self.own.clone(),
@@ -273,9 +283,58 @@ impl Parts {
             metrics: self.metrics.clone(),
             stop: self.supervisor.stopping(),
             tell: Arc::new(|_| {}),
-        });
+        }
+    }
+
+    fn gate(&self) {
+        let work = self.work();
+        let schedule = Schedule::Every { interval: db::gate::SAMPLE_EVERY, first: Duration::ZERO };
+        self.supervisor.start(Task::new("gate", schedule), move |_| gate::watch(work.clone()));
+    }
+
+    /// What takes turns with the lease.
+    fn bulk(&self) {
+        let bulk = Bulk::new(self.work());
         let schedule = Schedule::Every { interval: JOBS_EVERY, first: Duration::ZERO };
-        self.supervisor.start(Task::new("jobs", schedule), move |stop| bulk.clone().next_job(stop));
+        let own = bulk.clone();
+        self.supervisor.start(Task::new("jobs", schedule), move |stop| own.clone().next_job(stop));
+        let set = &self.settings.bounding;
+        let writes = !self.settings.read_only;
+        if set.census {
+            let (schedule, own) =
+                (Schedule::Every { interval: CENSUS_EVERY, first: FIRST_CENSUS }, bulk.clone());
+            self.supervisor.start(Task::new("census", schedule), move |stop| own.clone().census(stop));
+        } else {
+            self.supervisor.off("census", "OPENAUDIO_MEDIORUM_OPS_CENSUS=true turns it on");
+        }
+        let retains = set.retention_days > 0 || set.retention_bytes > 0;
+        let cleans = set.dormant_cleanup && !set.keep_dormant;
+        for (which, label, is_on, lift) in [
+            (Which::Dormant, "dormant", cleans, "OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP=true turns it on"),
+            (Which::Retention, "retention", retains, "OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS turns it on"),
+            (
+                Which::Index,
+                "index",
+                set.ensure_index,
+                "OPENAUDIO_MEDIORUM_ENSURE_OPS_TABLE_INDEX=true turns it on",
+            ),
+        ] {
+            if !(is_on && writes) {
+                let why = if is_on { "OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on" } else { lift };
+                self.supervisor.off(label, why);
+                continue;
+            }
+            let (schedule, own) =
+                (Schedule::Every { interval: set.interval, first: FIRST_PRUNE }, bulk.clone());
+            self.supervisor.start(Task::new(label, schedule), move |stop| own.clone().tick(which, stop));
+        }
+        match writes {
+            true => {
+                let schedule = Schedule::Every { interval: GUARD_EVERY, first: FIRST_PULL };
+                self.supervisor.start(Task::new("guard", schedule), move |stop| bulk.clone().guard(stop));
+            }
+            false => self.supervisor.off("guard", "OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on"),
+        }
     }
 
     fn say_tasks(&self) {

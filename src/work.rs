@@ -174,6 +174,12 @@ impl Pacer {
         self.percent.unwrap_or(signs).clamp(1, 100)
     }
 
+    /// Rests right after a turn, beyond what the pace asks for.
+    pub async fn idle(&mut self, wait: Duration) {
+        self.sleep(wait).await;
+        self.rested = Instant::now();
+    }
+
     /// Bytes free on the database's volume, where that is known.
     ///
     /// # Errors

@@ -6,10 +6,10 @@ use crate::db::lease::{Holder, Lease, holder};
 use crate::db::{Db, jobs, migrate};
 use crate::job::{Ended, Job, carry_out};
 use crate::metrics::Metrics;
-use crate::show::{ExitCode, Failure};
+use crate::show::{Done, ExitCode, Failure};
 use crate::work::Work;
 use clap::{Arg, ArgAction, ArgMatches};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -105,6 +105,11 @@ pub(super) async fn have_done(
     }
 }
 
+/// What a command says that was detached from its job.
+pub(super) fn detached() -> Done {
+    Done::new(json!({ "detached": true }), "It goes on in the daemon.")
+}
+
 fn held(holder: Option<&Holder>) -> String {
     match holder {
         Some(holder) => format!("the lease is held by {holder}"),
@@ -113,7 +118,7 @@ fn held(holder: Option<&Holder>) -> String {
 }
 
 fn work(context: &Context, own: crate::values::Host, db: Db) -> Result<Work, Failure> {
-    let shown = Shown::new();
+    let shown = Shown::new(context.output);
     Ok(Work {
         db,
         settings: Arc::new(context.settings.clone()),
@@ -161,7 +166,7 @@ async fn by_daemon(context: &Context, db: &Db, job: &Job, to: &Holder) -> Result
     let args = serde_json::to_value(job).map_err(anyhow::Error::from)?;
     let id = jobs::add(&client, job.kind(), &args, context.clock.now()).await?;
     eprintln!("opsward: handed to the daemon ({to}) as job {id}; Ctrl-C leaves it to it");
-    let shown = Shown::new();
+    let shown = Shown::new(context.output);
     loop {
         tokio::select! {
             () = sleep(LOOK_EVERY) => {}

@@ -2,20 +2,29 @@
 //! named in one list here; what they share is done around them: settings,
 //! logging, the envelope, the exit code.
 
+mod census;
 mod completions;
 mod config;
 mod confirm;
 mod context;
+mod digest;
 mod doctor;
 mod frame;
 mod healthcheck;
+mod history;
 mod lease;
+mod pace;
+mod plan;
 mod progress;
+mod prune;
+mod reclaim;
 mod rejected;
+mod reset;
 mod run;
 mod status;
 mod sweep;
 mod uninstall;
+mod verify;
 mod version;
 
 pub use context::{Context, Early};
@@ -61,9 +70,20 @@ pub enum Run {
 const COMMANDS: &[&Command] = &[
     &run::COMMAND,
     &sweep::COMMAND,
+    &plan::COMMAND,
     &status::COMMAND,
     &doctor::COMMAND,
+    &prune::COMMAND,
+    &reclaim::COMMAND,
+    &census::COMMAND,
+    &history::COMMAND,
+    &pace::PAUSE,
+    &pace::RESUME,
+    &pace::PACE,
     &rejected::COMMAND,
+    &digest::COMMAND,
+    &verify::COMMAND,
+    &reset::COMMAND,
     &config::COMMAND,
     &healthcheck::COMMAND,
     &uninstall::COMMAND,

@@ -103,7 +103,8 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let [before, after] = ["bytes_before", "bytes_after"].map(|key| format::bytes(number(key)));
     let text = match &report["outcome"] {
         Value::String(word) if word == "held" => {
-            "held before the swap: `opsward reclaim --swap` does it within 24 h, `--abort` undoes all".to_owned()
+            "held before the swap: `opsward reclaim --swap` does it within 24 h, `--abort` undoes all"
+                .to_owned()
         }
         Value::Object(aborted) => format!("undone, nothing is left of it: {}", aborted["aborted"]),
         _ => format!("the log took {before} and takes {after}"),

@@ -1,12 +1,15 @@
 //! The lease kept in the daemon, and the jobs that commands hand over: they
 //! and the daemon's own bulk work take turns with it.
 
+use crate::bound::census::{self, Finished, Scope};
+use crate::bound::guard;
+use crate::bound::tick::{self, Which};
 use crate::db::lease::{Slot, Turn};
 use crate::db::{Client, jobs};
 use crate::job::{Ended, Job, Trouble, carry_out};
 use crate::supervisor::{Next, Outcome};
 use crate::values::Progress;
-use crate::work::Work;
+use crate::work::{Pacer, Patience, Stop, Work};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,6 +21,21 @@ use tracing::{info, warn};
 const EVERY: Duration = Duration::from_secs(1);
 /// How often a lease that another opsward holds is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// How long one task of the daemon keeps its turn while others wait.
+const TURN: Duration = Duration::from_secs(60);
+
+/// A run that has to end before it is done is no failure: it comes again.
+fn halted<T>(result: Result<T, Stop>) -> anyhow::Result<Option<T>> {
+    match result {
+        Ok(done) => Ok(Some(done)),
+        Err(Stop::Halt(halt)) => {
+            info!("bulk work waits: {halt}");
+            Ok(None)
+        }
+        Err(Stop::Db(error)) => Err(error.into()),
+    }
+}
 
 /// What every task of bulk work in the daemon shares.
 #[derive(Clone)]
@@ -82,6 +100,44 @@ impl Bulk {
         }
         jobs::finish(&client, found.id, &serde_json::to_value(&ended)?, self.work.clock.now()).await?;
         Ok(Next::After(EVERY))
+    }
+
+    /// Counts for a while; what is not done follows after the others' turns.
+    pub(super) async fn census(self, stop: CancellationToken) -> Outcome {
+        let Some(mut turn) = self.turn().await? else {
+            return Ok(Next::After(AGAIN));
+        };
+        let work = self.work(stop);
+        let mut pacer = Pacer::new(&work, None, Patience::End);
+        let report = census::run_once(&work, turn.lease()?, &mut pacer, Scope::Due, TURN).await;
+        Ok(match halted(report)? {
+            Some(report) if report.finished != Finished::All => Next::After(AGAIN),
+            _ => Next::Scheduled,
+        })
+    }
+
+    /// One tick of a task that bounds the log.
+    pub(super) async fn tick(self, which: Which, stop: CancellationToken) -> Outcome {
+        let Some(mut turn) = self.turn().await? else {
+            return Ok(Next::After(AGAIN));
+        };
+        let work = self.work(stop);
+        let mut pacer = Pacer::new(&work, None, Patience::End);
+        halted(tick::tick(&work, turn.lease()?, &mut pacer, &[which]).await)?;
+        Ok(Next::Scheduled)
+    }
+
+    /// Puts the replay guard on the log or takes it away, as the setting says.
+    pub(super) async fn guard(self, stop: CancellationToken) -> Outcome {
+        let Some(mut turn) = self.turn().await? else {
+            return Ok(Next::After(AGAIN));
+        };
+        let work = self.work(stop);
+        match work.settings.bounding.replay_guard {
+            true => guard::ensure(&work, turn.lease()?).await?,
+            false => guard::remove(&work, turn.lease()?).await?,
+        };
+        Ok(Next::Scheduled)
     }
 
     async fn carry_out(

@@ -6,6 +6,8 @@ use crate::values::OpUlid;
 use deadpool_postgres::{GenericClient, Transaction};
 use jiff::civil::Date;
 use jiff::{Timestamp, ToSpan, tz::TimeZone};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The day of rows whose ULID is no plausible one.
 pub const EPOCH: Date = jiff::civil::date(1970, 1, 1);
@@ -47,6 +49,83 @@ pub struct Implausible {
     pub owed: u64,
 }
 
+/// What was counted of one table on one day.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Tally {
+    /// Ops.
+    pub rows: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Of them owed to the chain.
+    pub owed: u64,
+    /// The lowest ULID; '' of implausible rows.
+    pub oldest: String,
+    /// The highest.
+    pub newest: String,
+}
+
+impl Tally {
+    /// Counts as the server sends them, the ends still unknown.
+    pub(super) fn counted(rows: i64, bytes: i64, owed: i64) -> Self {
+        Self { rows: unsigned(rows), bytes: unsigned(bytes), owed: unsigned(owed), ..Self::default() }
+    }
+}
+
+/// What was counted, by day and table.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "Vec<((Date, String), Tally)>", into = "Vec<((Date, String), Tally)>")]
+pub struct Counts(BTreeMap<(Date, String), Tally>);
+
+impl From<Vec<((Date, String), Tally)>> for Counts {
+    fn from(all: Vec<((Date, String), Tally)>) -> Self {
+        Self(all.into_iter().collect())
+    }
+}
+
+impl From<Counts> for Vec<((Date, String), Tally)> {
+    fn from(counts: Counts) -> Self {
+        counts.0.into_iter().collect()
+    }
+}
+
+impl Counts {
+    /// Adds to what was counted of a table on a day.
+    pub fn add(&mut self, key: (Date, String), more: Tally) {
+        let tally = self.0.entry(key).or_insert_with(|| Tally { rows: 0, bytes: 0, owed: 0, ..more.clone() });
+        tally.rows += more.rows;
+        tally.bytes += more.bytes;
+        tally.owed += more.owed;
+        if more.oldest < tally.oldest {
+            tally.oldest = more.oldest;
+        }
+        if more.newest > tally.newest {
+            tally.newest = more.newest;
+        }
+    }
+
+    /// Adds all of another.
+    pub fn merge(&mut self, other: Self) {
+        other.0.into_iter().for_each(|(key, tally)| self.add(key, tally));
+    }
+
+    /// The latest day with plausible ops.
+    pub fn latest(&self) -> Option<Date> {
+        self.0.keys().next_back().map(|key| key.0).filter(|day| *day != EPOCH)
+    }
+
+    /// Only what this holds of.
+    pub fn retain(&mut self, holds: impl Fn(Date) -> bool) {
+        self.0.retain(|key, _| holds(key.0));
+    }
+
+    /// Takes out what this holds of.
+    pub fn take(&mut self, holds: impl Fn(Date) -> bool) -> Self {
+        let (out, left) = std::mem::take(&mut self.0).into_iter().partition(|(key, _)| holds(key.0));
+        self.0 = left;
+        Self(out)
+    }
+}
+
 /// The UTC day of a time in milliseconds since the Unix epoch.
 pub fn day_of(ms: u64) -> Date {
     i64::try_from(ms)
@@ -68,6 +147,23 @@ pub fn day_starts(from: Date, to: Date) -> Vec<String> {
         .take_while(|day| *day <= to)
         .map(|day| OpUlid::first_of_ms(day_ms(day)).to_string())
         .collect()
+}
+
+/// Ops of this day and later ones are counted again and again; one day more
+/// than is not marked when ops of it arrive late, for the turn of the day.
+pub fn recent_from(now_ms: u64) -> Date {
+    day_of(now_ms).saturating_sub(RECENT_DAYS.days())
+}
+
+/// Days that are counted again without being marked, today left out.
+const RECENT_DAYS: i32 = 3;
+
+/// The days before the recent ones of ops that just arrived.
+pub fn late_days(ulids: impl Iterator<Item = OpUlid>, now_ms: u64) -> Vec<Date> {
+    let recent = recent_from(now_ms).saturating_add(1.day());
+    let below = day_ms(recent);
+    let days: BTreeSet<Date> = ulids.map(|u| u.ms()).filter(|ms| *ms < below).map(day_of).collect();
+    days.into_iter().collect()
 }
 
 /// All of the census but implausible rows, by table and day.
@@ -130,6 +226,75 @@ pub async fn touch(client: &impl GenericClient, days: &[Date]) -> Result<()> {
 }
 
 const TOUCH: &str = "INSERT INTO opsward.census_touched (day) SELECT unnest($1::date[])";
+
+/// The first marked day from `from` on and before `below`.
+///
+/// # Errors
+/// The database's.
+pub async fn touched(client: &impl GenericClient, from: Date, below: Date) -> Result<Option<Date>> {
+    Ok(client.query_one(TOUCHED, &[&from, &below]).await.doing("look for marked days")?.get(0))
+}
+
+const TOUCHED: &str = "SELECT min(day) FROM opsward.census_touched WHERE day >= $1 AND day < $2";
+
+/// Forgets the marks of days that are about to be counted.
+///
+/// # Errors
+/// The database's.
+pub async fn forget_touched(tx: &Transaction<'_>, from: Date, below: Date) -> Result<()> {
+    tx.execute(FORGET, &[&from, &below]).await.doing("forget marked days")?;
+    Ok(())
+}
+
+const FORGET: &str = "DELETE FROM opsward.census_touched WHERE day >= $1 AND day < $2";
+
+/// Forgets what the census says of the days from `from` on and before `below`,
+/// but for one.
+///
+/// # Errors
+/// The database's.
+pub async fn clear(tx: &Transaction<'_>, from: Date, below: Date, but: Option<Date>) -> Result<()> {
+    tx.execute(CLEAR, &[&from, &below, &but]).await.doing("replace the census")?;
+    Ok(())
+}
+
+const CLEAR: &str = "
+    DELETE FROM opsward.census
+    WHERE day >= $1 AND day < $2 AND day IS DISTINCT FROM $3::date";
+
+/// Puts counts in where there are none.
+///
+/// # Errors
+/// The database's.
+pub async fn put(tx: &Transaction<'_>, counts: &Counts, estimated: Estimated, at: Timestamp) -> Result<()> {
+    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let of = |f: fn(&Tally) -> u64| counts.0.values().map(|t| signed(f(t))).collect::<Vec<i64>>();
+    let text = |f: fn(&Tally) -> &str| counts.0.values().map(f).collect::<Vec<&str>>();
+    let tables: Vec<&str> = counts.0.keys().map(|k| k.1.as_str()).collect();
+    let days: Vec<Date> = counts.0.keys().map(|k| k.0).collect();
+    let (rows, bytes, owed) = (of(|t| t.rows), of(|t| t.bytes), of(|t| t.owed));
+    let (oldest, newest) = (text(|t| &t.oldest), text(|t| &t.newest));
+    let estimated = estimated == Estimated::Yes;
+    tx.execute(PUT, &[&tables, &days, &rows, &bytes, &oldest, &newest, &owed, &estimated, &at])
+        .await
+        .doing("write the census")?;
+    Ok(())
+}
+
+const PUT: &str = "
+    INSERT INTO opsward.census (table_name, day, rows, bytes, oldest, newest, owed, estimated, counted_at)
+    SELECT *, $8, $9
+    FROM unnest($1::text[], $2::date[], $3::bigint[], $4::bigint[], $5::text[], $6::text[], $7::bigint[])
+    ON CONFLICT DO NOTHING";
+
+/// Whether figures are from a sample.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Estimated {
+    /// They are.
+    Yes,
+    /// They were counted.
+    No,
+}
 
 /// Takes deleted ops off the census, in the transaction that deletes them and
 /// under the lease: (table, day, rows, bytes). What is left of their days is

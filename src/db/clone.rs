@@ -222,7 +222,7 @@ impl Columns {
     pub(super) fn bytes(&self, prefix: &str) -> String {
         let one = |c: &str| format!(" + coalesce(pg_column_size({prefix}{}), 0)", quote_ident(c));
         let sum: String = self.names.iter().map(|c| one(c)).collect();
-        format!("{}{sum}", super::prune::OVERHEAD)
+        format!("{}{sum}", super::prune_sql::OVERHEAD)
     }
 
     /// `SET` of all but the key to what was to be inserted.

@@ -7,7 +7,7 @@
 
 use super::clone::{Columns, NEXT};
 use super::error::{Doing, Result};
-use super::prune;
+use super::prune_sql;
 use crate::values::{EARLIEST_ULID, OpUlid};
 use deadpool_postgres::Transaction;
 use futures_util::{StreamExt, TryStreamExt};
@@ -137,7 +137,7 @@ pub struct Gone {
 /// The database's.
 pub async fn trace(tx: &Transaction<'_>, doomed: &Doomed<'_>, range: &Range) -> Result<Vec<Gone>> {
     let (within, gone) = (range.sql("o."), doomed.sql(range));
-    let (bytes, keys) = (doomed.columns.bytes("o."), prune::keys_sql());
+    let (bytes, keys) = (doomed.columns.bytes("o."), prune_sql::keys_sql());
     let sql = format!(
         "WITH gone AS MATERIALIZED (
              SELECT o.ulid COLLATE \"C\" AS ulid, o.\"table\" AS name, {bytes} AS bytes, {keys} AS keys

@@ -21,8 +21,6 @@ pub struct Overview {
     pub traces: i64,
     /// Whether the replay guard is in place.
     pub guarded: bool,
-    /// Below this somebody else pruned.
-    pub foreign_floor: Option<String>,
     /// The job under way or waiting: its number, kind, progress.
     pub job: Option<(i64, String, Option<Value>)>,
     /// The last runs that deleted something, newest first.
@@ -79,7 +77,6 @@ pub async fn overview(client: &Client) -> Result<Overview> {
         paused_at: row.get(1),
         traces: row.get(2),
         guarded: row.get(3),
-        foreign_floor: row.get(4),
         census: census.get::<_, Option<i64>>(0).map(|rows| CensusSum {
             rows,
             bytes: census.get(1),
@@ -111,13 +108,12 @@ const STATE: &str = "
     SELECT coalesce(p.percent, 25), p.paused_at,
            (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'opsward.traces'::regclass),
            EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('public.ops')
-                   AND tgname LIKE 'opsward%guard' AND tgenabled <> 'D'),
-           (SELECT max(foreign_floor) FROM opsward.floors)
+                   AND tgname LIKE 'opsward%guard' AND tgenabled <> 'D')
     FROM (SELECT 1) one LEFT JOIN opsward.pace p ON true";
 const CENSUS: &str = "
     SELECT sum(rows)::bigint, coalesce(sum(bytes), 0)::bigint, coalesce(min(day)::text, ''),
            coalesce(max(day)::text, ''), coalesce(bool_or(estimated), false),
-           (SELECT last_full_at FROM opsward.census_pass)
+           (SELECT last_finished_at FROM opsward.census_pass WHERE kind = 'full')
     FROM opsward.census WHERE day > '1970-01-01'";
 const JOB: &str = "
     SELECT id, kind, progress::text FROM opsward.jobs WHERE finished_at IS NULL ORDER BY id LIMIT 1";

@@ -13,6 +13,10 @@ pub const CATCH_UP_AGE_MS: u64 = 15 * 60_000;
 /// The least pause between two pages of one peer: nodes serve one at a time.
 pub const LEAST_PAUSE: Duration = Duration::from_secs(2);
 
+/// An op older than this may lie below a floor that is raised meanwhile:
+/// floors stay two hours behind now, an hour of it is left to clocks that differ.
+pub const OLD_MS: u64 = 3_600_000;
+
 /// Where a sweep starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Start {
@@ -43,6 +47,12 @@ fn usable(text: &str, now_ms: u64) -> Option<OpUlid> {
 /// The highest cursor that is stored at `now_ms`.
 pub fn latest_storable(now_ms: u64) -> OpUlid {
     OpUlid::last_of_ms(now_ms.saturating_sub(CURSOR_MARGIN_MS))
+}
+
+/// A peer's clock less ours, in milliseconds, by the `Date` of its answer.
+pub fn clock_offset_ms(date: &str, now: jiff::Timestamp) -> Option<i64> {
+    let theirs = jiff::fmt::rfc2822::parse(date).ok()?.timestamp();
+    Some(theirs.as_millisecond() - now.as_millisecond())
 }
 
 /// What happens to the node's row: `read` is what it held when the sweep

@@ -33,7 +33,7 @@ pub const LONGEST: usize = 256 * 1024;
 #[derive(Clone, Debug)]
 pub struct Bounds {
     /// Bytes that remembered keys may take, 18.3 a key. The records of one op
-    /// come on top while it is judged: 20 MiB at worst.
+    /// come on top while it is judged: 21 MiB at worst.
     pub memory_bytes: usize,
     /// Self, as the gossip rule looks for it.
     pub self_host: Host,
@@ -91,7 +91,7 @@ pub enum Verdict {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Reach {
     /// Readers that know no gossip rule.
-    Some,
+    Few,
     /// All readers.
     All,
 }
@@ -99,8 +99,8 @@ enum Reach {
 /// How many passes a log takes in which `keys` records have an update or a
 /// delete, with a margin of a tenth for an estimate that was low.
 pub fn passes(memory_bytes: usize, keys: u64) -> u32 {
-    let room = (Covers::room(memory_bytes) as u64).saturating_mul(9) / 10;
-    u32::try_from(keys.div_ceil(room.max(1))).unwrap_or(u32::MAX).max(1)
+    let needed = keys.saturating_add(keys / 10);
+    u32::try_from(needed.div_ceil(Covers::room(memory_bytes) as u64)).unwrap_or(u32::MAX).max(1)
 }
 
 /// One walk over the log. Over all passes each op is judged `Keep` or `Drop`
@@ -197,13 +197,13 @@ impl Compactor {
 
     fn reach(&self, op: &LogOp<'_>) -> Reach {
         let named = || op.data.is_some_and(|data| self.self_host.find(data.as_bytes()).is_some());
-        if op.table != GOSSIPED || named() { Reach::All } else { Reach::Some }
+        if op.table != GOSSIPED || named() { Reach::All } else { Reach::Few }
     }
 
     /// The pass that a key belongs to, by the low half of its hash.
     fn part(&self, key: u128) -> u32 {
         let low = u128::from(key as u64);
-        (low * u128::from(self.pass.of) >> 64) as u32
+        ((low * u128::from(self.pass.of)) >> 64) as u32
     }
 }
 

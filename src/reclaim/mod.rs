@@ -7,15 +7,21 @@
 
 pub mod compact;
 pub mod decide;
+pub mod digest;
+pub mod file;
+pub mod gate;
 mod in_place;
 pub mod plan;
+pub mod reset;
 mod swap;
+pub mod verify;
 
 use crate::db::{self, Doing, lease::Lease};
 use crate::settings::Policy;
-use crate::values::{OpUlid, Progress};
+use crate::values::Progress;
 use crate::work::{Pacer, Patience, Stop, Work};
 use decide::{Checkpoint, Mode, Phase, Step};
+pub use gate::Gate;
 use plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -41,18 +47,6 @@ pub struct Request {
     pub apply: Option<String>,
     /// What may go now; whoever runs it asks the gate.
     pub gate: Gate,
-}
-
-/// What the gate of retention lets go.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Gate {
-    /// By table, the lowest ULID that stays under the window.
-    pub cuts: BTreeMap<String, OpUlid>,
-    /// Whatever the policy, ops from here on stay; `None` where the gate is
-    /// closed.
-    pub ceiling: Option<OpUlid>,
-    /// What closed it, each as a sentence.
-    pub blockers: Vec<String>,
 }
 
 /// What is asked for.

@@ -201,8 +201,8 @@ fn survivors(facts: &Facts<'_>, sooner: Option<OpUlid>) -> Survivors {
                 survivors.compact.insert(table, ceiling.min(settled));
             }
             Keep::Days(_) => {
-                if let Some(cut) = facts.gate.cuts.get(&table) {
-                    let cut = (*cut).min(ceiling);
+                let cut = facts.gate.cuts.get(&table).copied();
+                if let Some(cut) = cut.or(facts.asked.fit.then_some(ceiling)) {
                     survivors.cuts.insert(table, sooner.map_or(cut, |sooner| cut.min(sooner)));
                 }
             }

@@ -49,6 +49,13 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
             "see `opsward doctor`, or set OPENAUDIO_MEDIORUM_PEERS",
         );
     }
+    if let Some(floor) = &status.database.foreign_floor {
+        warn(
+            "foreign_prune",
+            format!("this is a node that prunes by itself: ops below {floor} are gone, and not by opsward"),
+            "nothing has to be done: ops below it that come again put records only where there are none",
+        );
+    }
     disk(status, &mut warn);
     bounding(status, &mut warn);
     for peer in &status.peers.list {
@@ -92,14 +99,6 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
     if let Some(at) = bounding.paused_at {
         let text = format!("bulk work is paused since {at}: the log grows");
         warn("paused", text, "`opsward resume` lets it go on");
-    }
-    if let Some(floor) = &bounding.foreign_floor {
-        let text = format!("somebody else, such as the node itself, pruned the log below {floor}");
-        warn(
-            "foreign_prune",
-            text,
-            "ops below it insert records only where they are missing; see that only one of you prunes",
-        );
     }
     if let Some(unfinished) = &bounding.unfinished_reclaim {
         let fix = "`opsward reclaim --resume` goes on with it, `--abort` ends it";

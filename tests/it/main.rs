@@ -9,16 +9,23 @@
 #![allow(dead_code, reason = "the harness serves modules that come and go")]
 
 mod batches;
+mod census;
 mod cli;
+mod digest;
 mod faults;
+mod gate;
 mod harness;
 mod harness_test;
 mod node_test;
+mod prune;
 mod pull;
 mod puller;
 mod reclaim;
 mod records;
+mod replay;
+mod reset;
 mod serve;
 mod statements;
 mod supervision;
 mod wire_test;
+mod work;

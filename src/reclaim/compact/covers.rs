@@ -31,7 +31,7 @@ impl Covers {
     /// Whether a later op covers a record for the readers of an op of `reach`.
     pub(super) fn has(&self, key: u128, reach: Reach) -> bool {
         let found = self.places[self.place(key)];
-        found != 0 && (reach == Reach::Some || found & FOR_ALL != 0)
+        found != 0 && (reach == Reach::Few || found & FOR_ALL != 0)
     }
 
     /// A record is covered, for the readers of an op of `reach`.
@@ -54,7 +54,7 @@ impl Covers {
     /// Where a key is, or where it would go. Ends, as an eighth stays empty.
     fn place(&self, key: u128) -> usize {
         // The upper half picks the place, the lower one the pass.
-        let mut at = ((key >> 64) * self.places.len() as u128 >> 64) as usize;
+        let mut at = (((key >> 64) * self.places.len() as u128) >> 64) as usize;
         while self.places[at] != 0 && (self.places[at] ^ key) & !FOR_ALL != 0 {
             at = if at + 1 == self.places.len() { 0 } else { at + 1 };
         }

@@ -26,8 +26,6 @@ pub struct BoundingStatus {
     pub traces: u64,
     /// Whether the replay guard is in place.
     pub replay_guard: bool,
-    /// Below this somebody else, such as the node, pruned the log.
-    pub foreign_floor: Option<String>,
     /// A job under way, or waiting for its turn.
     pub job: Option<JobStatus>,
     /// The last runs that deleted something, newest first.
@@ -104,7 +102,6 @@ impl BoundingStatus {
             }),
             traces: natural(found.traces),
             replay_guard: found.guarded,
-            foreign_floor: found.foreign_floor,
             job: found.job.map(|(id, kind, progress)| JobStatus {
                 id: natural(id),
                 kind,

@@ -1,0 +1,92 @@
+//! `opsward census`: brings the census up to date and shows it.
+
+use super::{Command, Context, Output, Run, lease};
+use crate::bound::census::{Total, totals};
+use crate::db::census::{Entry, Implausible, day_of, implausible, load};
+use crate::job::{CensusScope, Job};
+use crate::show::format::{bytes, count, lines};
+use crate::show::{Changed, Done, Outcome};
+use crate::values::OpUlid;
+use clap::{Arg, ArgAction, ArgMatches};
+use serde_json::{Value, json};
+
+/// The command.
+pub(super) const COMMAND: Command = Command {
+    name: "census",
+    args: |command| {
+        command
+            .about("Count the log by table and day: days that may have changed, or all of it")
+            .arg(flag("full", "Count all of the log again"))
+            .arg(flag("days", "Show every day, not only sums"))
+            .arg(lease::wait_flag())
+            .arg(lease::pace_flag())
+    },
+    output: Output::Envelope,
+    run: Run::Settled(|context, args| Box::pin(run(context, args))),
+};
+
+fn flag(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+    let scope = if args.get_flag("full") { CensusScope::Full } else { CensusScope::Now };
+    let job = Job::Census { scope, percent: lease::pace(args) };
+    let Some(_) = lease::have_done(context, args, job).await? else {
+        return Ok(lease::detached());
+    };
+    let db = context.open_db("census", 1).await?;
+    let client = db.client().await?;
+    Ok(done(&load(&client).await?, &implausible(&client).await?, args))
+}
+
+fn done(entries: &[Entry], implausible: &[Implausible], args: &ArgMatches) -> Done {
+    let days = args.get_flag("days");
+    let totals = totals(entries, implausible);
+    let mut text = match totals.is_empty() {
+        true => "the log is empty".to_owned(),
+        false => lines(
+            &["table", "rows", "bytes", "oldest", "newest", "owed", "implausible"],
+            totals.iter().map(|t| {
+                let mark = if t.estimated { "~" } else { "" };
+                let day = |u: Option<OpUlid>| u.map_or_else(|| "-".into(), |u| day_of(u.ms()).to_string());
+                let figures = [format!("{mark}{}", count(t.rows)), format!("{mark}{}", bytes(t.bytes))];
+                let rest = [day(t.oldest), day(t.newest), count(t.owed), count(t.implausible)];
+                [vec![name(&t.table)], figures.to_vec(), rest.to_vec()].concat()
+            }),
+        ),
+    };
+    if days && !entries.is_empty() {
+        text.push_str("\n\n");
+        text.push_str(&lines(
+            &["table", "day", "rows", "bytes", "owed"],
+            entries.iter().map(|e| {
+                let mark = if e.estimated { "~" } else { "" };
+                let (rows, size) = (format!("{mark}{}", count(e.rows)), format!("{mark}{}", bytes(e.bytes)));
+                vec![name(&e.table), e.day.to_string(), rows, size, count(e.owed)]
+            }),
+        ));
+    }
+    let mut result =
+        json!({ "tables": totals, "rows": sum(&totals, |t| t.rows), "bytes": sum(&totals, |t| t.bytes) });
+    if days {
+        result["days"] = entries.iter().map(day_json).collect();
+    }
+    Done::new(result, text).changed(Changed::Yes)
+}
+
+fn sum(totals: &[Total], of: fn(&Total) -> u64) -> u64 {
+    totals.iter().map(of).sum()
+}
+
+fn name(table: &str) -> String {
+    if table.is_empty() { "(none)".into() } else { table.into() }
+}
+
+fn day_json(e: &Entry) -> Value {
+    json!({
+        "table": e.table, "day": e.day, "rows": e.rows, "bytes": e.bytes,
+        "oldest": e.oldest, "newest": e.newest, "owed": e.owed,
+        "estimated": e.estimated, "counted_at": e.counted_at,
+    })
+}

@@ -1,0 +1,27 @@
+//! Keeps an eye on the gate: what the node's cursors are, since when what
+//! stands in the way, what would be decided now. Writes own state only.
+
+use crate::bound::{facts, foreign, guard, plan};
+use crate::db::{floors, gate, overview};
+use crate::supervisor::{Next, Outcome};
+use crate::work::Work;
+
+/// One look.
+pub(super) async fn watch(work: Work) -> Outcome {
+    foreign::observe(&work).await?;
+    guard::count(&work).await?;
+    let client = work.db.client().await?;
+    let now = work.clock.now();
+    gate::sample_cursors(&client, now).await?;
+    let facts = facts::gather(&client, &work.settings, &work.own, now).await?;
+    facts::note(&client, &facts, now).await?;
+    let around = facts::surroundings(&client, &work.settings, now).await?;
+    let metrics = &work.metrics;
+    plan::measure(&plan::plan(&facts, &around), metrics);
+    metrics.traces.set(overview::overview(&client).await?.traces);
+    for (table, floor) in floors::all(&client).await? {
+        let seconds = i64::try_from(floor.ms() / 1_000).unwrap_or(i64::MAX);
+        metrics.floor.with_label_values(&[&table]).set(seconds);
+    }
+    Ok(Next::Scheduled)
+}
