@@ -462,3 +462,102 @@ async fn readers_meet_whole_pages_across_a_swap() {
     stop.cancel();
     assert!(reader.await.unwrap() > 10);
 }
+
+/// The replay guard goes with the log, never off for a moment, and is no
+/// obstacle to the last replay.
+#[tokio::test]
+async fn the_guard_comes_along() {
+    let bed = Bed::new(400).await;
+    let client = bed.database.client().await;
+    client
+        .batch_execute(
+            "CREATE TRIGGER opsward_replay_guard BEFORE INSERT ON ops
+             FOR EACH ROW EXECUTE FUNCTION opsward.replay_guard()",
+        )
+        .await
+        .unwrap();
+    let before = bed.schema();
+    let request = Request { hold: true, ..bed.request(Policy::Window) };
+    assert_eq!(bed.run(&request).await.unwrap().outcome, Outcome::Held);
+    // Noted while it is held, below what will be a floor: it survives.
+    let late = bed.ops[0].ulid;
+    client.batch_execute(&format!("UPDATE ops SET host = 'late' WHERE ulid = '{late}'")).await.unwrap();
+    assert_eq!(bed.run(&bed.again(Action::Swap)).await.unwrap().outcome, Outcome::Done);
+    assert!(bed.ulids().await.contains(&late.to_string()));
+    assert_eq!(bed.schema(), before);
+    // An op that was dropped comes again, and becomes no row.
+    let dropped = bed.ops.iter().find(|op| op.table == "uploads" && op.ulid != late).unwrap();
+    let all = bed.ulids().await.len();
+    ops::insert(&client, std::slice::from_ref(dropped)).await;
+    assert_eq!(bed.ulids().await.len(), all);
+}
+
+/// A swap under load at scale, beside CREATE TABLE AS; `--ignored` runs it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "takes minutes; prints figures"]
+async fn measured() {
+    let rows: usize = std::env::var("ROWS").ok().and_then(|n| n.parse().ok()).unwrap_or(500_000);
+    let bed = Bed::new(1_000).await;
+    let client = bed.database.client().await;
+    let first = now_ms() - 101 * DAY_MS;
+    client
+        .batch_execute(&format!(
+            "CREATE FUNCTION made(ms bigint, n bigint) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+               SELECT string_agg(substr('0123456789ABCDEFGHJKMNPQRSTVWXYZ', ((ms >> (45 - 5 * i)) & 31)::int + 1, 1), '' ORDER BY i)
+                      || translate(upper(lpad(substr(md5(n::text), 1, 16), 16, '0')), 'ILOU', '0123')
+               FROM generate_series(0, 9) i $$;
+             INSERT INTO ops (ulid, host, action, \"table\", data)
+             SELECT made({first} + n * (100 * 86400000::bigint / {rows}), n), 'http://n' || n % 20 || '.example', 'update',
+                    CASE WHEN n % 100 < 62 THEN 'uploads' WHEN n % 100 < 90 THEN 'storage_and_db_sizes'
+                         WHEN n % 100 < 98 THEN 'qm_audio_analyses' ELSE 'audio_previews' END,
+                    jsonb_build_array(jsonb_build_object('id', md5((n / 5)::text), 'cid', md5((n / 5)::text),
+                        'CID', md5((n / 5)::text),
+                        'filler', (SELECT string_agg(md5((n * 31 + k)::text), '') FROM generate_series(1, 26) k)))
+             FROM generate_series(1, {rows}) n;
+             DELETE FROM opsward.census"
+        ))
+        .await
+        .unwrap();
+    client.batch_execute("VACUUM ANALYZE ops; CHECKPOINT").await.unwrap();
+    client.batch_execute(CENSUS).await.unwrap();
+    let begun = std::time::Instant::now();
+    let sql = format!("CREATE TABLE beside AS SELECT * FROM ops WHERE ulid >= '{}'", bed.cut);
+    client.batch_execute(&sql).await.unwrap();
+    client.batch_execute("ALTER TABLE beside ADD PRIMARY KEY (ulid)").await.unwrap();
+    let reference = begun.elapsed();
+    client.batch_execute("DROP TABLE beside; CHECKPOINT").await.unwrap();
+    let load = Load { late_by: Duration::from_secs(20 * 86_400), ..Load::default() };
+    let stop = CancellationToken::new();
+    let (watcher, until) = (bed.database.client().await, stop.clone());
+    let watched = tokio::spawn(async move {
+        let mut longest = (0.0_f64, String::new());
+        while !until.is_cancelled() {
+            let sql = "SELECT extract(epoch FROM clock_timestamp() - xact_start)::float8, query FROM pg_stat_activity
+                       WHERE application_name = 'opsward test' AND xact_start IS NOT NULL";
+            for row in watcher.query(sql, &[]).await.unwrap() {
+                let age: f64 = row.get(0);
+                if age > longest.0 {
+                    longest = (age, row.get::<_, String>(1).chars().take(60).collect());
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        longest
+    });
+    for under_load in [false, true] {
+        let writer = match under_load {
+            true => Some(Writer::start(&bed.database.cluster().config(bed.database.name()), &load, 3).await),
+            false => None,
+        };
+        let begun = std::time::Instant::now();
+        let request = bed.request(if under_load { Policy::Compact } else { Policy::Window });
+        let report = bed.run(&request).await.unwrap();
+        let took = begun.elapsed();
+        println!("{rows} rows, CTAS and key {reference:?}, load {under_load}: {took:?} {report:?}");
+        if let Some(writer) = writer {
+            println!("{}", writer.stop().await.summary());
+        }
+    }
+    stop.cancel();
+    println!("longest transaction {:?}", watched.await.unwrap());
+}
