@@ -497,7 +497,15 @@ async fn the_guard_comes_along() {
 #[ignore = "takes minutes; prints figures"]
 async fn measured() {
     let rows: usize = std::env::var("ROWS").ok().and_then(|n| n.parse().ok()).unwrap_or(500_000);
-    let bed = Bed::new(1_000).await;
+    let (begun, last) = (std::time::Instant::now(), std::sync::Mutex::new(String::new()));
+    let bed = Bed::of(1_000, move |phase| {
+        let mut last = last.lock().unwrap();
+        if *last != phase {
+            phase.clone_into(&mut last);
+            println!("{:?} {phase}", begun.elapsed());
+        }
+    })
+    .await;
     let client = bed.database.client().await;
     let first = now_ms() - 101 * DAY_MS;
     client
@@ -518,14 +526,16 @@ async fn measured() {
         ))
         .await
         .unwrap();
-    client.batch_execute("VACUUM ANALYZE ops; CHECKPOINT").await.unwrap();
+    client.batch_execute("VACUUM ANALYZE ops").await.unwrap();
+    client.batch_execute("CHECKPOINT").await.unwrap();
     client.batch_execute(CENSUS).await.unwrap();
     let begun = std::time::Instant::now();
     let sql = format!("CREATE TABLE beside AS SELECT * FROM ops WHERE ulid >= '{}'", bed.cut);
     client.batch_execute(&sql).await.unwrap();
     client.batch_execute("ALTER TABLE beside ADD PRIMARY KEY (ulid)").await.unwrap();
     let reference = begun.elapsed();
-    client.batch_execute("DROP TABLE beside; CHECKPOINT").await.unwrap();
+    client.batch_execute("DROP TABLE beside").await.unwrap();
+    client.batch_execute("CHECKPOINT").await.unwrap();
     let load = Load { late_by: Duration::from_secs(20 * 86_400), ..Load::default() };
     let stop = CancellationToken::new();
     let (watcher, until) = (bed.database.client().await, stop.clone());
