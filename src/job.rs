@@ -2,9 +2,11 @@
 //! daemon that holds the lease; both come through `carry_out`.
 
 use crate::bound::census::{self, Finished, Scope};
+use crate::bound::facts;
 use crate::bound::tick::{self, Which};
 use crate::db;
 use crate::db::lease::Lease;
+use crate::reclaim;
 use crate::work::{Halt, Pacer, Patience, Stop, Work};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -28,6 +30,8 @@ pub enum Job {
         /// The share of time at work, before the database's word.
         percent: Option<u8>,
     },
+    /// Gives the disk back.
+    Reclaim(reclaim::Request),
 }
 
 /// What a census counts.
@@ -46,6 +50,7 @@ impl Job {
         match self {
             Self::Census { .. } => "census",
             Self::Prune { .. } => "prune",
+            Self::Reclaim(_) => "reclaim",
         }
     }
 }
@@ -112,8 +117,33 @@ pub async fn carry_out(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
                 Err(Stop::Db(error)) => Err(error.into()),
             }
         }
+        Job::Reclaim(request) => give_back(work, lease, request).await,
     };
     report.map_or_else(Ended::Trouble, Ended::Report)
+}
+
+/// A reclaim; what may go is asked when it begins, not when it was handed over.
+async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -> Result<Value, Trouble> {
+    let gate = gate_of_reclaim(work).await?;
+    let request = reclaim::Request { gate, ..request.clone() };
+    match reclaim::run(work, lease, &request).await {
+        Ok(report) => Ok(json!(report)),
+        Err(reclaim::Error::Refused { why, fix }) => Err(Trouble::refused(why, fix)),
+        Err(reclaim::Error::Db(error)) => Err(error.into()),
+        Err(error @ reclaim::Error::Halted(_)) => {
+            Err(Trouble { exit: 1, text: error.to_string(), fix: String::new() })
+        }
+    }
+}
+
+/// What the gate of retention lets a reclaim drop now.
+///
+/// # Errors
+/// The database's.
+pub async fn gate_of_reclaim(work: &Work) -> db::Result<reclaim::Gate> {
+    let client = work.db.client().await?;
+    let facts = facts::gather(&client, &work.settings, &work.own, work.clock.now()).await?;
+    Ok(reclaim::gate::of(&facts))
 }
 
 /// One run of a census that takes turns with others; they follow each other.

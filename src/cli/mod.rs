@@ -17,6 +17,7 @@ mod pace;
 mod plan;
 mod progress;
 mod prune;
+mod reclaim;
 mod rejected;
 mod reset;
 mod run;
@@ -73,6 +74,7 @@ const COMMANDS: &[&Command] = &[
     &status::COMMAND,
     &doctor::COMMAND,
     &prune::COMMAND,
+    &reclaim::COMMAND,
     &census::COMMAND,
     &history::COMMAND,
     &pace::PAUSE,

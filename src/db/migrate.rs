@@ -11,6 +11,7 @@ pub const MIGRATIONS: &[(&str, &str)] = &[
     ("init", include_str!("migrations/0001_init.sql")),
     ("bounding", include_str!("migrations/0002_bounding.sql")),
     ("replay", include_str!("migrations/0003_replay.sql")),
+    ("reclaim", include_str!("migrations/0004_reclaim.sql")),
 ];
 
 /// One number in Postgres' space of advisory locks: "opsward" in ASCII.

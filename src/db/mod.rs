@@ -3,11 +3,14 @@
 
 pub mod activity;
 pub mod apply;
+pub mod capture;
 pub mod catalog;
 pub mod census;
 pub mod census_pass;
 pub mod census_slice;
+pub mod clone;
 mod connect;
+pub mod copy;
 pub mod cursors;
 pub mod digest;
 mod error;
@@ -25,15 +28,18 @@ pub mod ops;
 pub mod overview;
 pub mod pace;
 pub mod peers;
+pub mod preflight;
 pub mod presence;
 pub mod prune;
 mod prune_sql;
 pub mod pulls;
 pub mod readers;
+pub mod reclaim;
 pub mod rejected;
 pub mod replay;
 pub mod reset;
 pub mod stats;
+pub mod swap;
 pub mod uninstall;
 pub mod watermark;
 

@@ -340,12 +340,12 @@ async fn remember(tx: &Transaction<'_>, run: &Run, gone: &[Gone], doomed: Doomed
     Ok(())
 }
 
-const RAISE_FLOORS: &str = r#"
+pub(super) const RAISE_FLOORS: &str = r#"
     INSERT INTO opsward.floors AS f (table_name, floor, raised_at)
     SELECT name, floor, now() FROM unnest($1::text[], $2::text[]) AS g(name, floor)
     ON CONFLICT (table_name) DO UPDATE
     SET floor = greatest(f.floor COLLATE "C", excluded.floor COLLATE "C"), raised_at = now()"#;
-const RAISE_HORIZONS: &str = r#"
+pub(super) const RAISE_HORIZONS: &str = r#"
     INSERT INTO opsward.floors AS f (table_name, horizon, raised_at)
     SELECT name, horizon, now() FROM unnest($1::text[], $2::text[]) AS g(name, horizon)
     ON CONFLICT (table_name) DO UPDATE

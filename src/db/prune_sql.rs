@@ -5,7 +5,7 @@ use super::prune::{Doomed, Locked};
 use crate::records::{models, quote_ident};
 
 /// A tuple's header, its item pointer and alignment, as the census counts.
-const OVERHEAD: u32 = 24 + 4 + 4;
+pub(super) const OVERHEAD: u32 = 24 + 4 + 4;
 
 /// Which rows of `$1 <= ulid < $2` go: `$3` are no ULIDs, `$4` tables, `$5`
 /// their cuts or the ULIDs listed.
@@ -64,7 +64,7 @@ pub(super) fn sql(doomed: Doomed<'_>, columns: &[&str], locked: Locked) -> Strin
 
 /// The keys of an op's traces, as `opsward.trace_key` makes them; written out,
 /// because calling it costs more than all the rest. A test holds them equal.
-fn keys_sql() -> String {
+pub(super) fn keys_sql() -> String {
     let traced: Vec<(&str, &str)> = models()
         .iter()
         .filter(|m| !m.append_only)

@@ -20,6 +20,7 @@ mod node_test;
 mod prune;
 mod pull;
 mod puller;
+mod reclaim;
 mod records;
 mod replay;
 mod reset;
