@@ -3,6 +3,7 @@
 use super::connect::Client;
 use super::error::{Doing, Result};
 use super::lease;
+use super::reclaim::{self, Unfinished};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -23,6 +24,8 @@ pub struct Overview {
     pub guarded: bool,
     /// The job under way or waiting: its number, kind, progress.
     pub job: Option<(i64, String, Option<Value>)>,
+    /// A reclaim that has not ended.
+    pub reclaim: Option<Unfinished>,
     /// The last runs that deleted something, newest first.
     pub runs: Vec<Run>,
 }
@@ -88,6 +91,7 @@ pub async fn overview(client: &Client) -> Result<Overview> {
             let progress: Option<&str> = r.get(2);
             (r.get(0), r.get(1), progress.and_then(|p| serde_json::from_str(p).ok()))
         }),
+        reclaim: reclaim::unfinished(client).await?,
         runs: runs
             .iter()
             .map(|r| Run {
