@@ -57,7 +57,7 @@ pub(super) async fn when(bulk: Bulk, when: When, stop: CancellationToken) -> Out
 fn is_due(when: When, plan: &Plan) -> bool {
     let now = plan.space.table + plan.space.indexes;
     match when {
-        When::Bloat(share) => now.saturating_sub(plan.space.afterwards) as f64 > share * now as f64,
+        When::Bloat(share) => plan.space.gain() as f64 > share * now as f64,
         When::Free(bytes) => plan.space.free.is_some_and(|free| free < bytes),
     }
 }
