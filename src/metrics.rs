@@ -58,6 +58,9 @@ metrics! {
     foreign_prunes: IntCounter "foreign_prunes_total" "Times that somebody else was seen to have pruned the log.";
     ops_skipped: IntCounter "ops_skipped_total" "Pulled ops of table blobs, which every node skips.";
     ops_rejected: IntCounterVec "ops_rejected_total" ["code"] "Pulled ops that were refused and kept in rejected_ops, by reason.";
+    reclaim_phase: IntGaugeVec "reclaim_phase" ["phase"] "1 for the phase that a reclaim is in.";
+    reclaim_rows_copied: IntCounter "reclaim_rows_copied_total" "Ops that a reclaim copied into the new table.";
+    reclaim_locked: Histogram "reclaim_lock_seconds" "Waiting for and holding the lock under which a reclaim swaps the tables.";
     peers_held: IntGauge "peers_held" "Peers whose next op is not understood here; their cursor stays before it.";
     gap_advances: IntCounter "gap_advances_total" "Cursors moved over a retention gap that a peer signalled.";
     table_gaps: IntCounterVec "table_gaps_total" ["table"] "Floors of a table above our cursor that a peer named.";

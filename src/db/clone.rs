@@ -189,8 +189,9 @@ const SCRIPT: &str = r#"
         FROM acl) script
     ORDER BY place, n"#;
 
-/// Readers of a new table would have to set its hint bits.
-pub const VACUUM_NEXT: &str = "VACUUM opsward.ops_next";
+/// Readers of a new table would have to set its hint bits, and the last replay
+/// would look over all that was noted.
+pub const VACUUM_NEXT: &str = "VACUUM opsward.ops_next, opsward.captured";
 
 /// Tells the planner of the new table.
 ///

@@ -24,7 +24,9 @@ use decide::{Checkpoint, Mode, Phase, Step};
 pub use gate::Gate;
 use plan::Plan;
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// What an operator asks of a reclaim; a job carries it.
@@ -145,6 +147,8 @@ pub struct Run<'a> {
     pub at: Checkpoint,
     /// What mode swap keeps between two batches.
     kept: swap::Kept,
+    /// The phase, since when this process is in it, and what was done then.
+    begun: Cell<(Phase, Instant, u64)>,
 }
 
 impl Run<'_> {
@@ -161,12 +165,21 @@ impl Run<'_> {
 
     /// Tells how far the phase is.
     pub fn tell(&self, unit: &str, waiting: Option<String>) {
+        let phase = self.at.phase;
+        let (seen, since, from) = self.begun.get();
+        if seen != phase {
+            self.work.metrics.reclaim_phase.reset();
+            self.work.metrics.reclaim_phase.with_label_values(&[phase.word()]).set(1);
+            self.begun.set((phase, Instant::now(), self.at.done));
+        }
+        let rate = self.at.done.saturating_sub(from) as f64 / since.elapsed().as_secs_f64().max(0.001);
+        let left = self.at.total.map(|total| total.saturating_sub(self.at.done) as f64);
         (self.work.tell)(Progress {
-            phase: self.at.phase.word().into(),
+            phase: phase.word().into(),
             done: self.at.done,
             total: self.at.total,
             unit: unit.into(),
-            eta_seconds: None,
+            eta_seconds: left.filter(|_| seen == phase && rate > 0.0).map(|left| (left / rate) as u64),
             waiting,
         });
     }
@@ -182,9 +195,12 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request) -> Result<Re
     if at.mode == Mode::InPlace {
         pacer = pacer.with_floor(plan::IN_PLACE_FLOOR);
     }
-    let mut run = Run { work, lease, pacer, at, kept: swap::Kept::default() };
+    let begun = Cell::new((Phase::Done, Instant::now(), 0));
+    let mut run = Run { work, lease, pacer, at, kept: swap::Kept::default(), begun };
     run.save().await?;
-    let outcome = walk(&mut run).await?;
+    let ended = walk(&mut run).await;
+    work.metrics.reclaim_phase.reset();
+    let outcome = ended?;
     let figures = db::stats::figures(&*run.lease.client()?).await?;
     let at = run.at;
     Ok(Report {
