@@ -10,6 +10,7 @@ pub mod cursors;
 mod error;
 pub mod floors;
 pub mod gate;
+pub mod in_place;
 pub mod jobs;
 pub mod lease;
 pub mod maintain;
