@@ -16,6 +16,7 @@ pub mod lease;
 pub mod maintain;
 pub mod migrate;
 pub mod ops;
+pub mod overview;
 pub mod pace;
 pub mod peers;
 pub mod presence;

@@ -50,6 +50,7 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
         );
     }
     disk(status, &mut warn);
+    bounding(status, &mut warn);
     for peer in &status.peers.list {
         about_peer(peer, &mut warn);
     }
@@ -83,6 +84,26 @@ fn disk(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) {
             "mount a directory of that volume and name it in OPENAUDIO_MEDIORUM_PGDATA_PATH",
         ),
         _ => {}
+    }
+}
+
+fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) {
+    let Some(bounding) = &status.bounding else { return };
+    if let Some(at) = bounding.paused_at {
+        let text = format!("bulk work is paused since {at}: the log grows");
+        warn("paused", text, "`opsward resume` lets it go on");
+    }
+    if let Some(floor) = &bounding.foreign_floor {
+        let text = format!("somebody else, such as the node itself, pruned the log below {floor}");
+        warn(
+            "foreign_prune",
+            text,
+            "ops below it insert records only where they are missing; see that only one of you prunes",
+        );
+    }
+    if let Some(unfinished) = &bounding.unfinished_reclaim {
+        let fix = "`opsward reclaim --resume` goes on with it, `--abort` ends it";
+        warn("reclaim_unfinished", unfinished.clone(), fix);
     }
 }
 

@@ -4,7 +4,7 @@
 use super::format::age_seconds;
 use super::status::*;
 use crate::clock::Clock;
-use crate::db::{self, Client, Db, activity, migrate, readers, stats};
+use crate::db::{self, Client, Db, activity, migrate, overview, readers, stats};
 use crate::settings::Settings;
 use crate::values::{OpUlid, TaskReport, is_plausible};
 use jiff::Timestamp;
@@ -71,6 +71,7 @@ pub async fn gather(
         peers: PeersStatus::default(),
         readers: Vec::new(),
         rejected: Vec::new(),
+        bounding: None,
     };
     let told = |error: &db::Error| (error.is_away(), error.to_string());
     let read = match db {
@@ -104,6 +105,10 @@ async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<(
     database.schema_version = Some(version);
     if version > 0 {
         read_own(status, &client).await?;
+    }
+    if version == migrate::LATEST {
+        let found = overview::overview(&client).await?;
+        status.bounding = Some(BoundingStatus::new(found, settings, status.at));
     }
     Ok(())
 }

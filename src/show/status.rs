@@ -2,6 +2,10 @@
 //! Documented and stable: names are never changed, only added. Sizes are
 //! bytes, ages seconds, times RFC 3339 in UTC.
 
+mod bounding;
+
+pub use bounding::*;
+
 use crate::values::TaskReport;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -28,6 +32,9 @@ pub struct Status {
     pub readers: Vec<ReaderStatus>,
     /// Refused ops that are kept, by peer and reason.
     pub rejected: Vec<RejectedStatus>,
+    /// What bounds the log; `null` where there is no schema `opsward` yet.
+    #[serde(default)]
+    pub bounding: Option<BoundingStatus>,
 }
 
 /// The daemon.

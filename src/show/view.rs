@@ -37,6 +37,7 @@ pub fn facts(status: &Status) -> Vec<(&'static str, String)> {
         let free = status.database.free_disk_bytes;
         facts.push(("free disk", free.map_or("unknown".to_owned(), bytes)));
     }
+    facts.extend(status.bounding.iter().flat_map(|b| b.facts()));
     facts.push(("peers", source(&status.peers, status.at)));
     facts
 }
@@ -68,7 +69,7 @@ fn source(peers: &PeersStatus, now: Timestamp) -> String {
 
 /// The tables that have something to show, in order.
 pub fn grids(status: &Status) -> Vec<Grid> {
-    let mut grids = vec![peers(status), readers(status), rejected(status)];
+    let mut grids = vec![peers(status), readers(status), rejected(status), runs(status)];
     grids.extend(status.daemon.as_ref().map(|d| tasks(&d.tasks, status.at)));
     grids.retain(|g| !g.rows.is_empty());
     grids
@@ -119,6 +120,26 @@ fn rejected(status: &Status) -> Grid {
         header: &["refused ops of", "reason", "kept", "last"],
         figures: &[2, 3],
         rows: status.rejected.iter().map(row).collect(),
+        notes: Vec::new(),
+    }
+}
+
+fn runs(status: &Status) -> Grid {
+    let row = |r: &super::status::RunStatus| {
+        vec![
+            r.task.clone(),
+            r.table.clone(),
+            count(r.rows),
+            bytes(r.bytes),
+            r.bound_by.clone(),
+            r.outcome.clone(),
+            ago(r.at, status.at),
+        ]
+    };
+    Grid {
+        header: &["deleted by", "of", "rows", "bytes", "bound by", "outcome", "when"],
+        figures: &[2, 3, 6],
+        rows: status.bounding.iter().flat_map(|b| &b.runs).map(row).collect(),
         notes: Vec::new(),
     }
 }

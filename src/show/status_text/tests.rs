@@ -100,6 +100,30 @@ fn status() -> Status {
             ops: 3,
             last_seen: at(70),
         }],
+        bounding: Some(BoundingStatus {
+            pace_percent: 25,
+            window: Some("01:00-05:00 UTC".into()),
+            in_window: true,
+            census: Some(CensusStatus {
+                rows: 250_000_000,
+                bytes: 90_000_000_000,
+                oldest: "2023-03-01".into(),
+                newest: "2026-11-23".into(),
+                estimated: true,
+                finished_at: None,
+            }),
+            job: Some(JobStatus { id: 7, kind: "prune".into(), progress: None }),
+            runs: vec![RunStatus {
+                at: at(3_000),
+                task: "retention".into(),
+                table: "storage_and_db_sizes".into(),
+                rows: 1_234_567,
+                bytes: 1 << 31,
+                bound_by: "age".into(),
+                outcome: "done".into(),
+            }],
+            ..BoundingStatus::default()
+        }),
     }
 }
 

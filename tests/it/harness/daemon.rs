@@ -101,9 +101,7 @@ impl Start {
 
     /// Runs it to its end.
     pub async fn output(self) -> Ran {
-        let daemon = self.spawn();
-        let status = daemon.exit().await;
-        Ran { code: status.code(), stdout: daemon.said.stdout.lock().unwrap().clone(), stderr: daemon.log() }
+        self.spawn().ran().await
     }
 }
 
@@ -192,6 +190,12 @@ impl Daemon {
             Ok(status) => status.unwrap().unwrap(),
             Err(_) => panic!("it does not end:\n{}", self.log()),
         }
+    }
+
+    /// Waits for its end and returns what it left.
+    pub async fn ran(&self) -> Ran {
+        let code = self.exit().await.code();
+        Ran { code, stdout: self.said.stdout.lock().unwrap().clone(), stderr: self.log() }
     }
 
     /// Resident memory now, in bytes.

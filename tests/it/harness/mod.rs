@@ -6,10 +6,12 @@ pub mod cluster;
 pub mod daemon;
 mod database;
 pub mod http;
+pub mod node;
 pub mod ops;
 pub mod peer;
 pub mod proxy;
 mod target;
+pub mod wire;
 
 pub use cluster::{Cluster, Stop};
 pub use daemon::{Daemon, Start};
@@ -17,3 +19,4 @@ pub use database::{Database, target};
 pub use ops::{MadeOp, Ops};
 pub use peer::{Answer, Peer};
 pub use proxy::{Fault, Proxy};
+pub use wire::Wire;

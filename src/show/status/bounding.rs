@@ -1,0 +1,157 @@
+//! What bounds the log, as `status` shows it.
+
+use crate::db::overview::Overview;
+use crate::settings::Settings;
+use crate::show::format::{bytes, count};
+use crate::values::Progress;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// What bounds the log.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct BoundingStatus {
+    /// Who holds the lease; `null` when nobody does.
+    pub lease: Option<String>,
+    /// The share of time that bulk work takes, in percent.
+    pub pace_percent: u64,
+    /// Since when `opsward pause` holds.
+    pub paused_at: Option<Timestamp>,
+    /// The maintenance window, where one is set.
+    pub window: Option<String>,
+    /// Whether bulk work may run at this time of day.
+    pub in_window: bool,
+    /// What the census knows; `null` before its first answer.
+    pub census: Option<CensusStatus>,
+    /// Records of which deleted ops are remembered, about.
+    pub traces: u64,
+    /// Whether the replay guard is in place.
+    pub replay_guard: bool,
+    /// Below this somebody else, such as the node, pruned the log.
+    pub foreign_floor: Option<String>,
+    /// A job under way, or waiting for its turn.
+    pub job: Option<JobStatus>,
+    /// The last runs that deleted something, newest first.
+    pub runs: Vec<RunStatus>,
+    /// A reclaim that was begun and has not ended, in a sentence.
+    pub unfinished_reclaim: Option<String>,
+}
+
+/// What the census knows.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct CensusStatus {
+    /// Rows of the log.
+    pub rows: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// The oldest UTC day.
+    pub oldest: String,
+    /// The newest UTC day.
+    pub newest: String,
+    /// Whether any of it is sampled.
+    pub estimated: bool,
+    /// When the last whole pass ended.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// A job.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// Its number.
+    pub id: u64,
+    /// `prune`, `census` or `reclaim`.
+    pub kind: String,
+    /// How far it is; `null` before it begins.
+    pub progress: Option<Progress>,
+}
+
+/// A run of one task over one table.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RunStatus {
+    /// When it ended.
+    pub at: Timestamp,
+    /// Its task.
+    pub task: String,
+    /// Its table.
+    pub table: String,
+    /// Rows deleted.
+    pub rows: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// What bound it.
+    pub bound_by: String,
+    /// How it came out.
+    pub outcome: String,
+}
+
+impl BoundingStatus {
+    /// From own state and the settings.
+    pub fn new(found: Overview, settings: &Settings, now: Timestamp) -> Self {
+        let natural = |n: i64| u64::try_from(n).unwrap_or(0);
+        let window = settings.bounding.window;
+        Self {
+            lease: found.lease,
+            pace_percent: natural(found.percent.into()),
+            paused_at: found.paused_at,
+            window: window.map(|w| w.to_string()),
+            in_window: window.is_none_or(|w| w.contains(now.as_second())),
+            census: found.census.map(|c| CensusStatus {
+                rows: natural(c.rows),
+                bytes: natural(c.bytes),
+                oldest: c.days.0,
+                newest: c.days.1,
+                estimated: c.estimated,
+                finished_at: c.finished_at,
+            }),
+            traces: natural(found.traces),
+            replay_guard: found.guarded,
+            foreign_floor: found.foreign_floor,
+            job: found.job.map(|(id, kind, progress)| JobStatus {
+                id: natural(id),
+                kind,
+                progress: progress.and_then(|p| serde_json::from_value(p).ok()),
+            }),
+            runs: found
+                .runs
+                .into_iter()
+                .map(|r| RunStatus {
+                    at: r.at,
+                    task: r.task,
+                    table: r.table,
+                    rows: natural(r.rows),
+                    bytes: natural(r.bytes),
+                    bound_by: r.bound_by,
+                    outcome: r.outcome,
+                })
+                .collect(),
+            unfinished_reclaim: None,
+        }
+    }
+
+    /// The census and the pace as a person reads them.
+    pub fn facts(&self) -> Vec<(&'static str, String)> {
+        let census = self.census.as_ref().map_or("not yet".to_owned(), |c| {
+            let about = if c.estimated { "about " } else { "" };
+            format!("{about}{} rows, {about}{}, {} to {}", count(c.rows), bytes(c.bytes), c.oldest, c.newest)
+        });
+        let mut pace = match (self.paused_at, self.in_window) {
+            (Some(at), _) => format!("PAUSED since {at}"),
+            (None, false) => "waits for its window".to_owned(),
+            (None, true) => format!("{} % of the time", self.pace_percent),
+        };
+        if let Some(window) = &self.window {
+            pace.push_str(&format!("; window {window}"));
+        }
+        let mut facts = vec![("census", census), ("pace", pace)];
+        if let Some(job) = &self.job {
+            let far = job.progress.as_ref().map_or("waits for its turn".to_owned(), |p| match p.total {
+                Some(total) if total > 0 => format!("{}: {} %", p.phase, p.done.min(total) * 100 / total),
+                _ => format!("{}: {} {}", p.phase, count(p.done), p.unit),
+            });
+            facts.push(("job", format!("{} {}: {far}", job.kind, job.id)));
+        }
+        if let Some(unfinished) = &self.unfinished_reclaim {
+            facts.push(("reclaim", unfinished.clone()));
+        }
+        facts
+    }
+}
