@@ -1,6 +1,7 @@
 //! The daemon: the only wiring. Pool, channels, listeners and the list of
 //! tasks are put together here; what each does is its room's.
 
+mod gate;
 mod jobs;
 mod listen;
 mod peers;
@@ -20,6 +21,7 @@ use crate::supervisor::{Namespace, Next, PROC_NET_DEV, Schedule, Stage, Supervis
 use crate::values::{Host, PeerSet, TaskReport, TaskState};
 use crate::work::Work;
 use crate::{http, pull};
+use gate::Watch;
 use jobs::Bulk;
 use listen::Listener;
 use peers::{Peers, Pulls};
@@ -157,6 +159,7 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     parts.peers(tell)?;
     parts.presence();
     parts.sampler();
+    parts.gate();
     parts.bulk();
     parts.namespace(orphaned);
     parts.say_tasks();
@@ -260,6 +263,21 @@ impl Parts {
         self.supervisor.start(Task::new("figures", schedule), move |_| {
             let sampler = sampler.clone();
             async move { sampler.run_once().await }
+        });
+    }
+
+    fn gate(&self) {
+        let watch = Arc::new(Watch {
+            settings: self.settings.clone(),
+            own: self.own.clone(),
+            db: self.db.clone(),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+        });
+        let schedule = Schedule::Every { interval: db::gate::SAMPLE_EVERY, first: Duration::ZERO };
+        self.supervisor.start(Task::new("gate", schedule), move |_| {
+            let watch = watch.clone();
+            async move { watch.run_once().await }
         });
     }
 

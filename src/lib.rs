@@ -12,6 +12,7 @@ pub mod job;
 pub mod logging;
 pub mod metrics;
 pub mod pull;
+pub mod reclaim;
 pub mod records;
 pub mod serve;
 pub mod settings;

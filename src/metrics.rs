@@ -3,7 +3,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// Declares the struct, the constructor and the registration from one list.
@@ -61,10 +62,25 @@ metrics! {
     peers: IntGauge "peers" "Active peers, self left out.";
     discovery_failures: IntCounter "discovery_failures_total" "Failed look-ups of the registered peers.";
 
+    rows_deleted: IntCounterVec "rows_deleted_total" ["task", "table"] "Ops deleted, by task and table.";
+    bytes_deleted: IntCounterVec "bytes_deleted_total" ["task", "table"] "Bytes of ops deleted, without indexes, by task and table.";
+    batch_seconds: Histogram "delete_batch_seconds" "Time of one transaction that deletes ops.";
+    vacuums: IntCounterVec "vacuum_runs_total" ["outcome"] "VACUUMs of ops: done, yielded (a session waited behind it), stopped or denied (not the owner).";
+    traces: IntGauge "traces" "Traces of deleted ops, as the server estimates them.";
+    floor: IntGaugeVec "floor_timestamp_seconds" ["table"] "The time of a table's floor: its ops below it were deleted.";
+    retention_decision: IntGaugeVec "retention_decision" ["bound_by", "reason"] "Always 1: what bounds retention (age, peer, reader or size), or each reason why it deletes nothing.";
+    retention_cut: IntGauge "retention_cut_timestamp_seconds" "The time below which retention deletes, of the table it reaches least far in; 0 when it deletes nothing.";
+    reader_gap: IntGaugeVec "reader_gap_seconds" ["peer"] "Seconds until a registered peer that reads from here falls into a gap if it asks no more.";
+
     ops_bytes: IntGauge "ops_relation_bytes" "Bytes of the table ops on disk with its TOAST, without indexes.";
     ops_index_bytes: IntGauge "ops_index_bytes" "Bytes of the indexes of ops on disk.";
     ops_dead_rows: IntGauge "ops_dead_rows" "Dead rows in ops as the server estimates them.";
     free_disk: IntGauge "free_disk_bytes" "Free bytes on the database's volume; -1 where unknown.";
+
+    census_rows: IntGaugeVec "census_rows" ["table"] "Ops in the log as last counted, by table; other is all tables without a model.";
+    census_bytes: IntGaugeVec "census_bytes" ["table"] "Bytes of ops in the log as last counted, indexes left out, by table; other is all tables without a model.";
+    census_progress: Gauge "census_progress_ratio" "How far the pass over the log is that counts it; 1 when none is under way.";
+    census_finished: IntGauge "census_last_finished_timestamp_seconds" "When the census was last brought up to date.";
 
     task_runs: IntCounterVec "task_runs_total" ["task"] "Runs of a task that ended, well or not.";
     task_failures: IntCounterVec "task_failures_total" ["task"] "Runs of a task that ended with an error.";
@@ -96,6 +112,12 @@ impl Make for IntCounter {
 }
 
 impl Make for IntGauge {
+    fn make(name: &str, help: &str, _: &[&str]) -> prometheus::Result<Self> {
+        Self::new(name, help)
+    }
+}
+
+impl Make for Gauge {
     fn make(name: &str, help: &str, _: &[&str]) -> prometheus::Result<Self> {
         Self::new(name, help)
     }

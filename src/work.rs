@@ -168,6 +168,18 @@ impl Pacer {
         }
     }
 
+    /// The share of time at work, 1 to 100, as it was at the last turn.
+    pub fn percent(&self) -> u8 {
+        let signs = self.looked.as_ref().map_or(pace::GENTLE, |(_, signs, _)| signs.percent);
+        self.percent.unwrap_or(signs).clamp(1, 100)
+    }
+
+    /// Rests right after a turn, beyond what the pace asks for.
+    pub async fn idle(&mut self, wait: Duration) {
+        self.sleep(wait).await;
+        self.rested = Instant::now();
+    }
+
     /// Bytes free on the database's volume, where that is known.
     ///
     /// # Errors

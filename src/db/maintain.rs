@@ -88,3 +88,18 @@ const CANCEL: &str = "SELECT pg_cancel_backend($1)";
 
 /// Space in the table is reused, none is given back: that would lock it.
 pub const VACUUM: &str = "VACUUM (TRUNCATE off, INDEX_CLEANUP on, PROCESS_TOAST on) public.ops";
+
+/// Whether this role may VACUUM the log. Where it may not, the server only
+/// says so in a notice and skips the table.
+///
+/// # Errors
+/// The database's.
+pub async fn may_vacuum(client: &Client) -> Result<bool> {
+    let row = client.query_one(MAY_VACUUM, &[]).await.doing("look who owns the log")?;
+    Ok(row.get(0))
+}
+
+const MAY_VACUUM: &str = "
+    SELECT pg_has_role(c.relowner, 'USAGE') OR pg_has_role(d.datdba, 'USAGE')
+    FROM pg_class c, pg_database d
+    WHERE c.oid = 'public.ops'::regclass AND d.datname = current_database()";

@@ -20,6 +20,10 @@ pub struct PageSums {
     pub rejected_unkept: i64,
     /// A gap that was crossed: from our cursor to the peer's minimum.
     pub gap: Option<(OpUlid, OpUlid)>,
+    /// The cursor after which it had nothing at all; '' for none.
+    pub empty_after: Option<String>,
+    /// The peer's clock less ours, in milliseconds.
+    pub clock_offset_ms: Option<i64>,
 }
 
 /// Records that a page was pulled well; `detail` says what a person would
@@ -49,6 +53,8 @@ pub async fn succeeded(
                 &sums.rejected_unkept,
                 &from,
                 &to,
+                &sums.empty_after,
+                &sums.clock_offset_ms,
             ],
         )
         .await
@@ -59,9 +65,11 @@ pub async fn succeeded(
 const SUCCEEDED: &str = "
     INSERT INTO opsward.pulls AS p
         (host, last_at, last_ok_at, outcome, detail, pages, applied, duplicates, rejected,
-         rejected_unkept, gap_advances, last_gap_from, last_gap_to, last_gap_at)
+         rejected_unkept, gap_advances, last_gap_from, last_gap_to, last_gap_at,
+         empty_after, empty_since, clock_offset_ms)
     VALUES ($1, $2, $2, $3, '', 1, $4, $5, $6, $7, CASE WHEN $8::text IS NULL THEN 0 ELSE 1 END,
-            $8, $9, CASE WHEN $8::text IS NULL THEN NULL ELSE $2::timestamptz END)
+            $8, $9, CASE WHEN $8::text IS NULL THEN NULL ELSE $2::timestamptz END,
+            $10, CASE WHEN $10::text IS NULL THEN NULL ELSE $2::timestamptz END, $11)
     ON CONFLICT (host) DO UPDATE SET
         last_at = excluded.last_at, last_ok_at = excluded.last_ok_at, outcome = excluded.outcome,
         detail = '', failures_in_a_row = 0, pages = p.pages + 1,
@@ -71,7 +79,12 @@ const SUCCEEDED: &str = "
         gap_advances = p.gap_advances + excluded.gap_advances,
         last_gap_from = coalesce(excluded.last_gap_from, p.last_gap_from),
         last_gap_to = coalesce(excluded.last_gap_to, p.last_gap_to),
-        last_gap_at = coalesce(excluded.last_gap_at, p.last_gap_at)";
+        last_gap_at = coalesce(excluded.last_gap_at, p.last_gap_at),
+        empty_after = excluded.empty_after,
+        empty_since = CASE WHEN p.empty_after = excluded.empty_after
+                           THEN coalesce(p.empty_since, excluded.empty_since)
+                           ELSE excluded.empty_since END,
+        clock_offset_ms = coalesce(excluded.clock_offset_ms, p.clock_offset_ms)";
 
 /// Records that pulling a peer failed, and why.
 ///

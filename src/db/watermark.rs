@@ -15,7 +15,7 @@ const LOOKS: usize = 100;
 
 /// $1 is where to look from, the watermark where that is higher. Bounds and
 /// order are the column's own collation.
-const MINIMUM: &str = "
+pub(super) const MINIMUM: &str = "
     SELECT ulid FROM public.ops
     WHERE ulid >= greatest($1::text, (SELECT ulid FROM opsward.watermark))
     ORDER BY ulid LIMIT 100";

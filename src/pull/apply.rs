@@ -5,7 +5,7 @@
 use super::waves;
 use crate::db::apply::{self, Failure};
 use crate::db::rejected::Refused;
-use crate::db::{self, Client, Doing};
+use crate::db::{self, Client, Doing, census};
 use crate::records::{self, Model, Row};
 use crate::values::{Op, RejectReason};
 use jiff::Timestamp;
@@ -114,6 +114,10 @@ async fn once(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db::Res
     let ops: Vec<&Op> = batch.iter().map(|f| &f.op).collect();
     let mut new = apply::insert_ops(&tx, &ops).await?;
     let count = new.len() as u64;
+    let late = census::late_days(new.iter().copied(), u64::try_from(now.as_millisecond()).unwrap_or(0));
+    if !late.is_empty() {
+        census::touch(&tx, &late).await?;
+    }
     // Of one ULID twice in a batch the first is the new one.
     let fresh = batch.iter().filter(|f| new.remove(&f.op.ulid));
     let records = fresh.flat_map(|f| f.rows.iter().map(|row| (f.model, f.op.action, row)));

@@ -45,6 +45,12 @@ pub fn latest_storable(now_ms: u64) -> OpUlid {
     OpUlid::last_of_ms(now_ms.saturating_sub(CURSOR_MARGIN_MS))
 }
 
+/// A peer's clock less ours, in milliseconds, by the `Date` of its answer.
+pub fn clock_offset_ms(date: &str, now: jiff::Timestamp) -> Option<i64> {
+    let theirs = jiff::fmt::rfc2822::parse(date).ok()?.timestamp();
+    Some(theirs.as_millisecond() - now.as_millisecond())
+}
+
 /// What happens to the node's row: `read` is what it held when the sweep
 /// began, `found` what it holds now, locked.
 pub fn node_write(read: Option<&str>, found: Option<&str>, cursor: OpUlid, now_ms: u64) -> NodeWrite {

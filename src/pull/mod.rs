@@ -151,6 +151,7 @@ impl Puller {
 
         let ask = Page::ask(&self.http, peer, start.cursor, &self.own);
         let mut page = stoppable(stop, ask).await?.map_err(Failure::Peer)?;
+        let answered_at = self.clock.now();
         let sweep = Sweep::answered(start.cursor, page.headers.clone(), self.clock.now_ms());
         let mut batch = Batch::new(self, peer, relations, sweep);
         self.read(&mut page, &mut batch, stop).await?;
@@ -159,6 +160,10 @@ impl Puller {
         let to = self.store(peer, &ended, read_node).await?;
         // Counted only once the cursor stands at or above what it crosses.
         sums.gap = ended.gap.filter(|_| to.is_some());
+        let was_empty = hold.is_none() && sums.applied + sums.duplicates + sums.rejected == 0;
+        sums.empty_after = (was_empty && to == start.cursor)
+            .then(|| start.cursor.map_or_else(String::new, |cursor| cursor.to_string()));
+        sums.clock_offset_ms = page.date().and_then(|date| decide::clock_offset_ms(date, answered_at));
         let table_gaps = ended.table_gaps.into_iter().filter(|_| to.is_some()).collect();
         Ok(Pulled {
             from: start.cursor,

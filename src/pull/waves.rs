@@ -11,10 +11,6 @@ use crate::values::Action;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
-/// No value up to this size is refused by an index of the node's (they refuse
-/// over some 2,700 bytes).
-const NEVER_REFUSED: usize = 2_000;
-
 /// Rows of one table and one action, each key at most once.
 #[derive(Debug)]
 pub struct Step<'a> {
@@ -57,7 +53,7 @@ pub fn plan<'a>(records: impl Iterator<Item = (&'a Model, Action, &'a Row)>, now
 
 /// Adds one more thing to be done with a key.
 fn join<'a>(pending: &mut Pending<'a>, model: &Model, (action, row): (Action, &'a Row), now: &str) {
-    let superseded = pending.last().map(|(last, row)| (*last, may_be_refused(row)));
+    let superseded = pending.last().map(|(last, row)| (*last, row.may_be_refused()));
     match (superseded, action) {
         // It is there for certain: a create does nothing.
         (Some((Action::Create | Action::Update, _)), Action::Create) => {}
@@ -76,8 +72,4 @@ fn join<'a>(pending: &mut Pending<'a>, model: &Model, (action, row): (Action, &'
         (Some((Action::Delete, _)), Action::Delete) => {}
         _ => pending.push((action, Cow::Borrowed(row))),
     }
-}
-
-fn may_be_refused(row: &Row) -> bool {
-    row.values.iter().flatten().any(|v| v.len() > NEVER_REFUSED)
 }

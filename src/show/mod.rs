@@ -8,6 +8,7 @@ mod envelope;
 pub mod format;
 pub mod gather;
 pub mod page;
+pub mod plan_text;
 pub mod status;
 pub mod status_text;
 pub mod view;

@@ -4,6 +4,7 @@
 //! A value is parsed once, at the edge, and carried as its type from there on.
 
 mod cursors;
+mod gate;
 mod host;
 mod json_key;
 mod op;
@@ -15,6 +16,7 @@ mod task;
 mod ulid;
 
 pub use cursors::{NodeWrite, StoredCursors};
+pub use gate::{Blocker, BoundBy, Notice, TableDay};
 pub use host::Host;
 pub use json_key::fold_key;
 pub use op::{Action, Op, RejectReason};

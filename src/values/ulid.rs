@@ -76,6 +76,13 @@ impl serde::Serialize for OpUlid {
     }
 }
 
+impl<'de> serde::Deserialize<'de> for OpUlid {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("no ULID of an op"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

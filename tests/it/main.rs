@@ -9,8 +9,10 @@
 #![allow(dead_code, reason = "the harness serves modules that come and go")]
 
 mod batches;
+mod census;
 mod cli;
 mod faults;
+mod gate;
 mod harness;
 mod harness_test;
 mod node_test;

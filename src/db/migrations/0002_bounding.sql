@@ -1,7 +1,7 @@
 -- What bounding the log and giving its disk back remember.
 
--- Rows and bytes of the log by table and UTC day; '' stands for rows whose
--- ULID is no plausible one, on the day 'epoch'. Estimates are replaced.
+-- Rows and bytes of the log by table (NULL as '') and UTC day. Rows whose ULID
+-- is no plausible one stand on the day 'epoch', with '' as oldest and newest.
 CREATE TABLE opsward.census (
     table_name text NOT NULL,
     day        date NOT NULL,
@@ -15,20 +15,28 @@ CREATE TABLE opsward.census (
     PRIMARY KEY (table_name, day)
 );
 
--- Where the census stands: a pass over all of the log, or the days touched.
+-- Where the census stands, in a pass over all of the log and in one over the
+-- days that may have changed. What was counted up to `position` of days before
+-- `day` is in opsward.census; of `day` itself it is in `partial`. Ops of the
+-- day `spoiled` were deleted while it was being counted: counted again later.
 CREATE TABLE opsward.census_pass (
-    one         boolean PRIMARY KEY DEFAULT true CHECK (one),
-    began_at    timestamptz NOT NULL,
-    position    text NOT NULL,
-    rows        bigint NOT NULL,
-    bytes       bigint NOT NULL,
-    finished_at timestamptz,
-    last_full_at timestamptz
+    kind          text PRIMARY KEY CHECK (kind IN ('full', 'days')),
+    began_at      timestamptz NOT NULL,
+    finished_at   timestamptz,
+    last_finished_at timestamptz,
+    position      text NOT NULL,
+    day           date NOT NULL,
+    until         date,
+    spoiled       date,
+    partial       jsonb NOT NULL,
+    rows          bigint NOT NULL,
+    bytes         bigint NOT NULL
 );
 
--- Days before the recent ones in which ops were written or deleted.
+-- Days in which ops were written late or deleted. A row a batch, without a
+-- key: a mark that is not committed yet must not be lost to one that is.
 CREATE TABLE opsward.census_touched (
-    day date PRIMARY KEY
+    day date NOT NULL
 );
 
 -- One row a run and table; batches add to it in their own transaction.
@@ -51,15 +59,17 @@ CREATE TABLE opsward.history (
 CREATE INDEX ON opsward.history (began_at);
 
 -- A record some op of which was deleted, and the highest ULID that was.
+-- Pages keep room for the ULID to be raised in place.
 CREATE TABLE opsward.traces (
     key  uuid PRIMARY KEY,
     ulid text COLLATE "C" NOT NULL
-);
+) WITH (fillfactor = 90);
 
 -- `floor`: deleted by us below it, with traces. `foreign_floor`: somebody else
 -- pruned below it, no traces. `horizon`: compacted below it, with traces.
+-- `swept`: nothing that may be deleted is left below it.
 ALTER TABLE opsward.floors ALTER COLUMN floor DROP NOT NULL;
-ALTER TABLE opsward.floors ADD COLUMN foreign_floor text, ADD COLUMN horizon text;
+ALTER TABLE opsward.floors ADD COLUMN foreign_floor text, ADD COLUMN horizon text, ADD COLUMN swept text;
 
 -- What the log's smallest ULID was found to be, when it changed.
 CREATE TABLE opsward.minimum_seen (
@@ -84,8 +94,10 @@ CREATE TABLE opsward.blockers (
     PRIMARY KEY (code, subject)
 );
 
--- A peer that has had nothing for us after one cursor, since when.
-ALTER TABLE opsward.pulls ADD COLUMN empty_since timestamptz, ADD COLUMN empty_after text;
+-- A peer that has had nothing for us after one cursor, since when; and its
+-- clock less ours at its last page.
+ALTER TABLE opsward.pulls ADD COLUMN empty_since timestamptz, ADD COLUMN empty_after text,
+    ADD COLUMN clock_offset_ms bigint;
 
 -- Work that a command handed to the daemon that holds the lease.
 CREATE TABLE opsward.jobs (

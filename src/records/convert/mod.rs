@@ -34,6 +34,18 @@ pub struct Row {
     pub values: Vec<Option<String>>,
 }
 
+/// No value up to this many bytes is refused by an index of the node's (they
+/// refuse over some 2,700).
+const NEVER_REFUSED: usize = 2_000;
+
+impl Row {
+    /// Whether the database might refuse to write it, although it fits its
+    /// model: a value that no index may hold.
+    pub fn may_be_refused(&self) -> bool {
+        self.values.iter().flatten().any(|v| v.len() > NEVER_REFUSED)
+    }
+}
+
 /// The time as the text of a timestamptz, cut to microseconds.
 pub fn time_text(at: Timestamp) -> String {
     time::text(time::micros_of(at))

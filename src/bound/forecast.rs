@@ -1,0 +1,112 @@
+//! What comes if all goes on as in the last week: how the log grows, where it
+//! settles, when the disk is full, when a reader falls into a gap.
+
+use super::decide::{DAY_MS, Facts, age_ms, ms, window_of};
+use super::plan::Surroundings;
+use crate::records::models;
+use crate::values::{Host, is_plausible};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Whole days that growth is measured over.
+const DAYS: u64 = 7;
+/// What disk a byte of the census takes at most, indexes included: more is
+/// bloat, and no measure of growth.
+const MOST_OVERHEAD: f64 = 3.0;
+
+/// What comes.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Forecast {
+    /// Rows a day.
+    pub rows_per_day: u64,
+    /// Bytes a day on disk, indexes included.
+    pub bytes_per_day: u64,
+    /// Free bytes on the database's volume.
+    pub free_bytes: Option<u64>,
+    /// When they are used up, if nothing is deleted.
+    pub seconds_until_full: Option<u64>,
+    /// What the log settles at under these settings, on disk; tables that
+    /// nothing bounds count as they are now.
+    pub settles_at_bytes: u64,
+    /// What tables that nothing bounds grow by a day, on disk.
+    pub unbounded_bytes_per_day: u64,
+    /// When each reader falls into a gap if it asks no more.
+    pub readers: Vec<ReaderGap>,
+}
+
+/// When a reader falls into a gap.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ReaderGap {
+    /// Who.
+    pub host: Host,
+    /// Seconds left; 0 when it is there.
+    pub seconds: u64,
+}
+
+/// Per table: rows and bytes of the last whole days, and bytes in all.
+#[derive(Default)]
+struct Sums {
+    rows: u64,
+    bytes: u64,
+    all_bytes: u64,
+}
+
+/// What comes.
+pub fn forecast(facts: &Facts, around: &Surroundings) -> Forecast {
+    let mut tables: BTreeMap<&str, Sums> = BTreeMap::new();
+    let mut days = 0;
+    for of in &facts.census {
+        let sums = tables.entry(&of.table).or_default();
+        sums.all_bytes += of.bytes;
+        // How many days ago it ended.
+        let ago = age_ms(of.day, facts.now_ms) / DAY_MS;
+        if (1..=DAYS).contains(&ago) {
+            days = days.max(ago);
+            sums.rows += of.rows;
+            sums.bytes += of.bytes;
+        }
+    }
+    let live: u64 = tables.values().map(|t| t.all_bytes).sum();
+    let on_disk = (around.figures.ops_bytes + around.figures.index_bytes) as f64;
+    let overhead = (on_disk / live.max(1) as f64).clamp(1.0, MOST_OVERHEAD);
+    let disk = |bytes: f64| (bytes * overhead) as u64;
+    let a_day = |sum: u64| sum as f64 / days.max(1) as f64;
+    let (mut settles, mut unbounded) = (0.0, 0.0);
+    for (table, sums) in &tables {
+        match window_of(facts, table) {
+            Some(window) => settles += a_day(sums.bytes) * window as f64 / DAY_MS as f64,
+            None => {
+                settles += sums.all_bytes as f64;
+                unbounded += a_day(sums.bytes);
+            }
+        }
+    }
+    let bytes_per_day = disk(a_day(tables.values().map(|t| t.bytes).sum()));
+    let full = |free: u64| (bytes_per_day > 0).then(|| free.saturating_mul(DAY_MS / 1_000) / bytes_per_day);
+    Forecast {
+        rows_per_day: a_day(tables.values().map(|t| t.rows).sum()) as u64,
+        bytes_per_day,
+        free_bytes: around.free_bytes,
+        seconds_until_full: around.free_bytes.and_then(full),
+        settles_at_bytes: disk(settles),
+        unbounded_bytes_per_day: disk(unbounded),
+        readers: readers(facts),
+    }
+}
+
+/// A reader is held for, until the shortest window and the hold have passed
+/// what it asked for last.
+fn readers(facts: &Facts) -> Vec<ReaderGap> {
+    let windows = models().iter().filter_map(|model| window_of(facts, &model.table));
+    let Some(window) = windows.min() else {
+        return Vec::new();
+    };
+    let set = &facts.settings;
+    let gap = |reader: &super::decide::ReaderFact| {
+        let lowest = reader.lowest.filter(|u| is_plausible(*u, facts.now_ms))?;
+        let hold = if set.ignore_peers.contains(&reader.host) { 0 } else { ms(set.reader_hold) };
+        let until = lowest.ms().saturating_add(window).saturating_add(hold);
+        Some(ReaderGap { host: reader.host.clone(), seconds: until.saturating_sub(facts.now_ms) / 1_000 })
+    };
+    facts.readers.iter().filter_map(gap).collect()
+}

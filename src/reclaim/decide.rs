@@ -1,0 +1,429 @@
+//! What a reclaim does next: from its checkpoint and what the catalog says.
+//! Resuming, aborting and being found after a kill are the same choice.
+
+use crate::settings::Policy;
+use crate::values::OpUlid;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How often a reclaim begins anew by itself before it gives up.
+const MOST_STARTS: u32 = 3;
+
+/// How the space is given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// What survives is copied beside the log and takes its place.
+    Swap,
+    /// The log is thinned where it is, and cut off at its end.
+    InPlace,
+}
+
+impl Mode {
+    /// It in a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Swap => "swap",
+            Self::InPlace => "in-place",
+        }
+    }
+}
+
+/// Where a reclaim is. The order of each mode is [`Phase::next`]'s.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Swap: the new table is made, empty.
+    Prepare,
+    /// Swap: from here on every write to the log is noted.
+    Capture,
+    /// Swap: compaction judges the log.
+    Judge,
+    /// Swap: survivors are copied.
+    Copy,
+    /// Swap: what was written meanwhile is copied again.
+    Replay,
+    /// Swap: the planner is told of the new table.
+    Analyze,
+    /// Swap: both tables are compared.
+    Verify,
+    /// Swap: the new table takes the place of the old one.
+    Swap,
+    /// Swap: the old table is dropped.
+    Drop,
+    /// In place: what does not survive is deleted.
+    Delete,
+    /// In place: the space of deleted rows becomes free inside the table.
+    Vacuum,
+    /// In place: rows of the last pages move to the front.
+    Move,
+    /// In place: the empty end is cut off.
+    Truncate,
+    /// In place: the index is written anew.
+    Reindex,
+    /// All is done.
+    Done,
+}
+
+impl Phase {
+    /// The first phase of a mode.
+    pub fn first(mode: Mode) -> Self {
+        match mode {
+            Mode::Swap => Self::Prepare,
+            Mode::InPlace => Self::Delete,
+        }
+    }
+
+    /// The phase that follows.
+    pub fn next(self, survivors: &Survivors) -> Self {
+        match self {
+            Self::Prepare => Self::Capture,
+            Self::Capture if survivors.compact.is_empty() => Self::Copy,
+            Self::Capture => Self::Judge,
+            Self::Judge => Self::Copy,
+            Self::Copy => Self::Replay,
+            Self::Replay => Self::Analyze,
+            Self::Analyze => Self::Verify,
+            Self::Verify => Self::Swap,
+            Self::Swap => Self::Drop,
+            Self::Delete => Self::Vacuum,
+            Self::Vacuum => Self::Move,
+            Self::Move => Self::Truncate,
+            Self::Truncate => Self::Reindex,
+            Self::Drop | Self::Reindex | Self::Done => Self::Done,
+        }
+    }
+
+    /// Whether the new table stands beside the log and follows it.
+    fn follows(self) -> bool {
+        matches!(self, Self::Judge | Self::Copy | Self::Replay | Self::Analyze | Self::Verify | Self::Swap)
+    }
+
+    /// It in a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Capture => "capture",
+            Self::Judge => "judge",
+            Self::Copy => "copy",
+            Self::Replay => "replay",
+            Self::Analyze => "analyze",
+            Self::Verify => "verify",
+            Self::Swap => "swap",
+            Self::Drop => "drop",
+            Self::Delete => "delete",
+            Self::Vacuum => "vacuum",
+            Self::Move => "move",
+            Self::Truncate => "truncate",
+            Self::Reindex => "reindex",
+            Self::Done => "done",
+        }
+    }
+}
+
+/// What does not survive, fixed when a reclaim begins. What is written
+/// afterwards survives in any case.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Survivors {
+    /// By table, the lowest ULID that stays.
+    pub cuts: BTreeMap<String, OpUlid>,
+    /// By table, compacted below this ULID.
+    pub compact: BTreeMap<String, OpUlid>,
+}
+
+/// What was dropped of one table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Gone {
+    /// Ops.
+    pub rows: u64,
+    /// Bytes of their data, as stored.
+    pub bytes: u64,
+    /// Traces written.
+    pub traces: u64,
+}
+
+/// All that a reclaim remembers, one row in the database.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Its name in the history.
+    pub run: String,
+    /// How.
+    pub mode: Mode,
+    /// What is kept.
+    pub policy: Policy,
+    /// What is kept, in full.
+    pub survivors: Survivors,
+    /// The command's own pace, 1 to 100.
+    pub pace: Option<u8>,
+    /// Stop before the swap.
+    pub hold: bool,
+    /// Where it is.
+    pub phase: Phase,
+    /// How far it is in the phase: a ULID or a page, '' is its start.
+    pub position: String,
+    /// The pass of a compaction, from 0.
+    pub pass: u32,
+    /// Passes in all.
+    pub passes: u32,
+    /// Rows done in this phase.
+    pub done: u64,
+    /// Rows there are to do, as estimated.
+    pub total: Option<u64>,
+    /// What was dropped so far, by table.
+    pub gone: BTreeMap<String, Gone>,
+    /// Swap: what the table was like when the new one was made.
+    pub fingerprint: Option<String>,
+    /// Swap: the capture as it was made.
+    pub capture: Option<String>,
+    /// How often it began.
+    pub starts: u32,
+    /// Why it is being undone, when it is.
+    pub aborting: Option<String>,
+    /// Bytes of the log with index and TOAST before it began.
+    pub bytes_before: u64,
+    /// When it began, milliseconds since the Unix epoch.
+    pub began_ms: i64,
+}
+
+impl Checkpoint {
+    /// Goes on to the next phase.
+    pub fn advance(&mut self) {
+        self.phase = self.phase.next(&self.survivors);
+        self.position.clear();
+        self.done = 0;
+    }
+
+    /// Back to the first phase, with nothing done.
+    pub fn anew(&mut self) {
+        self.phase = Phase::first(self.mode);
+        self.position.clear();
+        (self.pass, self.done) = (0, 0);
+        self.gone.clear();
+        (self.fingerprint, self.capture) = (None, None);
+        self.starts += 1;
+    }
+}
+
+/// Whether every write to the log is still being noted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Capture {
+    /// There is none.
+    Absent,
+    /// It works since it was made; the text tells it from another.
+    Intact(String),
+    /// It missed something; says what.
+    Broken(&'static str),
+}
+
+/// What the catalog says now, as far as a swap goes by it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Facts {
+    /// What the table is like: columns, indexes, owner, and so on.
+    pub fingerprint: String,
+    /// The capture.
+    pub capture: Capture,
+    /// Whether the new table stands in our schema.
+    pub next: bool,
+    /// Whether the replaced table does.
+    pub old: bool,
+}
+
+/// What is done next.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// The phase's own work, a batch of it.
+    Work(Phase),
+    /// It waits for the word to swap.
+    Hold,
+    /// What it stood on changed: from the start.
+    Anew(String),
+    /// It can't go on: undone from here.
+    Abort(String),
+    /// The capture is switched off and removed.
+    DropCapture,
+    /// The new table is dropped.
+    DropNext,
+    /// The checkpoint goes: it is all over.
+    Finish,
+}
+
+/// What is done next in place: an abort ends where it stands, what was deleted
+/// is deleted.
+pub fn next_in_place(at: &Checkpoint) -> Step {
+    match at.aborting.is_some() || at.phase == Phase::Done {
+        true => Step::Finish,
+        false => Step::Work(at.phase),
+    }
+}
+
+/// What is done next in a swap.
+pub fn next_of_swap(at: &Checkpoint, facts: &Facts) -> Step {
+    // After the swap there is no way back, and no need of one.
+    if matches!(at.phase, Phase::Drop | Phase::Done) {
+        return match facts.old {
+            true => Step::Work(Phase::Drop),
+            false => Step::Finish,
+        };
+    }
+    if at.aborting.is_some() {
+        return undo(facts, Step::Finish);
+    }
+    if at.phase == Phase::Prepare {
+        return undo(facts, Step::Work(Phase::Prepare));
+    }
+    if let Some(why) = changed(at, facts) {
+        return match why {
+            Changed::Table if at.starts < MOST_STARTS => Step::Anew(why.words()),
+            _ => Step::Abort(why.words()),
+        };
+    }
+    match at.phase {
+        Phase::Swap if at.hold => Step::Hold,
+        phase => Step::Work(phase),
+    }
+}
+
+/// Nothing of ours is left behind, the capture first: it costs writers.
+fn undo(facts: &Facts, then: Step) -> Step {
+    match facts {
+        Facts { capture: Capture::Intact(_) | Capture::Broken(_), .. } => Step::DropCapture,
+        Facts { next: true, .. } => Step::DropNext,
+        _ => then,
+    }
+}
+
+enum Changed {
+    Table,
+    Capture(&'static str),
+    Gone(&'static str),
+}
+
+impl Changed {
+    fn words(&self) -> String {
+        match self {
+            Self::Table => {
+                "the table ops was changed meanwhile: its columns, indexes or other attributes".into()
+            }
+            Self::Capture(why) => format!("not every write to ops was noted: {why}"),
+            Self::Gone(what) => format!("{what} is gone: somebody removed it"),
+        }
+    }
+}
+
+fn changed(at: &Checkpoint, facts: &Facts) -> Option<Changed> {
+    if at.fingerprint.as_ref() != Some(&facts.fingerprint) {
+        return Some(Changed::Table);
+    }
+    if !facts.next {
+        return Some(Changed::Gone("the new table"));
+    }
+    if !at.phase.follows() {
+        return None;
+    }
+    match &facts.capture {
+        Capture::Absent => Some(Changed::Gone("the trigger that notes writes")),
+        Capture::Broken(why) => Some(Changed::Capture(why)),
+        Capture::Intact(which) if at.capture.as_ref() != Some(which) => {
+            Some(Changed::Capture("its trigger was replaced or switched off for a while"))
+        }
+        Capture::Intact(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(phase: Phase) -> Checkpoint {
+        Checkpoint {
+            run: "r".into(),
+            mode: Mode::Swap,
+            policy: Policy::Window,
+            survivors: Survivors::default(),
+            pace: None,
+            hold: false,
+            phase,
+            position: String::new(),
+            pass: 0,
+            passes: 1,
+            done: 0,
+            total: None,
+            gone: BTreeMap::new(),
+            fingerprint: Some("a".into()),
+            capture: Some("c".into()),
+            starts: 1,
+            aborting: None,
+            bytes_before: 0,
+            began_ms: 0,
+        }
+    }
+
+    fn facts() -> Facts {
+        let capture = Capture::Intact("c".into());
+        Facts { fingerprint: "a".into(), capture, next: true, old: false }
+    }
+
+    #[test]
+    fn leftovers_go_first_and_the_capture_before_the_table() {
+        let mut facts = facts();
+        assert_eq!(next_of_swap(&at(Phase::Prepare), &facts), Step::DropCapture);
+        facts.capture = Capture::Absent;
+        assert_eq!(next_of_swap(&at(Phase::Prepare), &facts), Step::DropNext);
+        facts.next = false;
+        assert_eq!(next_of_swap(&at(Phase::Prepare), &facts), Step::Work(Phase::Prepare));
+    }
+
+    #[test]
+    fn an_abort_ends_with_nothing_left_at_every_phase() {
+        let phases = [Phase::Prepare, Phase::Capture, Phase::Copy, Phase::Verify, Phase::Swap];
+        for phase in phases {
+            let (mut at, mut facts) = (at(phase), facts());
+            at.aborting = Some("told to".into());
+            facts.capture = Capture::Broken("x");
+            assert_eq!(next_of_swap(&at, &facts), Step::DropCapture, "{phase:?}");
+            facts.capture = Capture::Absent;
+            assert_eq!(next_of_swap(&at, &facts), Step::DropNext, "{phase:?}");
+            facts.next = false;
+            assert_eq!(next_of_swap(&at, &facts), Step::Finish, "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn after_the_swap_an_abort_drops_the_old_table() {
+        let (mut at, mut facts) = (at(Phase::Drop), facts());
+        at.aborting = Some("told to".into());
+        (facts.old, facts.next, facts.capture) = (true, false, Capture::Absent);
+        assert_eq!(next_of_swap(&at, &facts), Step::Work(Phase::Drop));
+        facts.old = false;
+        assert_eq!(next_of_swap(&at, &facts), Step::Finish);
+    }
+
+    #[test]
+    fn a_changed_table_begins_anew_a_few_times_only() {
+        let (mut at, mut facts) = (at(Phase::Copy), facts());
+        facts.fingerprint = "b".into();
+        assert!(matches!(next_of_swap(&at, &facts), Step::Anew(_)));
+        at.starts = MOST_STARTS;
+        assert!(matches!(next_of_swap(&at, &facts), Step::Abort(_)));
+    }
+
+    #[test]
+    fn what_was_not_noted_is_never_swapped() {
+        for capture in [Capture::Absent, Capture::Broken("x"), Capture::Intact("other".into())] {
+            for phase in [Phase::Judge, Phase::Copy, Phase::Replay, Phase::Verify, Phase::Swap] {
+                let facts = Facts { capture: capture.clone(), ..facts() };
+                assert!(matches!(next_of_swap(&at(phase), &facts), Step::Abort(_)), "{phase:?} {capture:?}");
+            }
+        }
+        let facts = Facts { capture: Capture::Absent, ..facts() };
+        assert_eq!(next_of_swap(&at(Phase::Capture), &facts), Step::Work(Phase::Capture));
+    }
+
+    #[test]
+    fn a_hold_ends_before_the_swap() {
+        let mut at = at(Phase::Swap);
+        assert_eq!(next_of_swap(&at, &facts()), Step::Work(Phase::Swap));
+        at.hold = true;
+        assert_eq!(next_of_swap(&at, &facts()), Step::Hold);
+    }
+}

@@ -1,0 +1,298 @@
+//! Contract 6: giving the disk back. What of the log survives, and how the
+//! rest is returned to the filesystem while the node runs.
+//!
+//! The straight line: checkpoint + catalog facts → `decide::next` → a step →
+//! its effect and the checkpoint in one transaction → again. A resumed, an
+//! aborted and a killed reclaim walk the same line.
+
+pub mod compact;
+pub mod decide;
+mod in_place;
+mod swap;
+
+use crate::db::{self, Doing, lease::Lease};
+use crate::settings::Policy;
+use crate::values::{OpUlid, Progress};
+use crate::work::{Pacer, Patience, Stop, Work};
+use decide::{Checkpoint, Mode, Phase, Step};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use tracing::{info, warn};
+
+/// In place gives disk back: it works down to this many free bytes.
+const IN_PLACE_FLOOR: u64 = 256 << 20;
+
+/// What an operator asks of a reclaim; a job carries it.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Request {
+    /// What to do.
+    pub action: Action,
+    /// How; where it is left out, by what fits.
+    pub mode: Option<Mode>,
+    /// What is kept; where it is left out, as settings say.
+    pub policy: Option<Policy>,
+    /// The longest window that fits.
+    pub fit: bool,
+    /// Stop before the swap.
+    pub hold: bool,
+    /// Its own pace, 1 to 100.
+    pub pace: Option<u8>,
+    /// The hash of the plan that was read; another plan is refused.
+    pub apply: Option<String>,
+    /// What may go now; whoever runs it asks the gate.
+    pub gate: Gate,
+}
+
+/// What the gate of retention lets go.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Gate {
+    /// By table, the lowest ULID that stays under the window.
+    pub cuts: BTreeMap<String, OpUlid>,
+    /// Whatever the policy, ops from here on stay; `None` where the gate is
+    /// closed.
+    pub ceiling: Option<OpUlid>,
+    /// What closed it, each as a sentence.
+    pub blockers: Vec<String>,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Begin one.
+    #[default]
+    Start,
+    /// Go on with an interrupted one.
+    Resume,
+    /// Undo an interrupted one.
+    Abort,
+    /// Go on with one that was held before the swap.
+    Swap,
+}
+
+/// How it came out.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How it was done.
+    pub mode: Mode,
+    /// What was kept.
+    pub policy: Policy,
+    /// Bytes of the log with index and TOAST, before and now.
+    pub bytes_before: u64,
+    /// The same, now.
+    pub bytes_after: u64,
+    /// Ops dropped, by table.
+    pub dropped: BTreeMap<String, u64>,
+    /// How long it has been under way.
+    pub seconds: u64,
+}
+
+/// How a reclaim ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The space is given back.
+    Done,
+    /// It waits for `opsward reclaim --swap`.
+    Held,
+    /// It is undone; nothing is left of it. Says why.
+    Aborted(String),
+}
+
+/// Why a reclaim did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A guard refused and nothing was done: the reason and the way out.
+    #[error("{why}")]
+    Refused {
+        /// Why.
+        why: String,
+        /// What to do.
+        fix: String,
+    },
+    /// It was told to stop, or the disk is nearly full. It can be resumed.
+    #[error("{0}; `opsward reclaim --resume` goes on, `--abort` undoes it")]
+    Halted(#[from] crate::work::Halt),
+    /// The database's. It can be resumed.
+    #[error(transparent)]
+    Db(#[from] db::Error),
+}
+
+impl Error {
+    /// A refusal: nothing was done.
+    pub fn refused(why: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::Refused { why: why.into(), fix: fix.into() }
+    }
+}
+
+impl From<Stop> for Error {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Halt(halt) => Self::Halted(halt),
+            Stop::Db(error) => Self::Db(error),
+        }
+    }
+}
+
+/// A result of a reclaim.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a step works with.
+pub struct Run<'a> {
+    /// Settings, the pool, the time, where progress goes.
+    pub work: &'a Work,
+    /// The lease.
+    pub lease: &'a mut Lease,
+    /// Rests, window, disk: asked before each batch.
+    pub pacer: Pacer,
+    /// What is remembered; a step writes it in the transaction of its effect.
+    pub at: Checkpoint,
+}
+
+impl Run<'_> {
+    /// The checkpoint as the database keeps it.
+    pub fn saved(&self) -> serde_json::Value {
+        serde_json::to_value(&self.at).unwrap_or_default()
+    }
+
+    /// Tells how far the phase is.
+    pub fn tell(&self, unit: &str, waiting: Option<String>) {
+        (self.work.tell)(Progress {
+            phase: self.at.phase.word().into(),
+            done: self.at.done,
+            total: self.at.total,
+            unit: unit.into(),
+            eta_seconds: None,
+            waiting,
+        });
+    }
+}
+
+/// Begins, resumes, swaps or undoes a reclaim, and walks it to its end.
+///
+/// # Errors
+/// It was told to stop, a guard refused, or the database's.
+pub async fn run(work: &Work, lease: &mut Lease, request: &Request) -> Result<Report> {
+    let at = checkpoint(work, lease, request).await?;
+    let mut pacer = Pacer::new(work, at.pace, Patience::Wait);
+    if at.mode == Mode::InPlace {
+        pacer = pacer.with_floor(IN_PLACE_FLOOR);
+    }
+    let mut run = Run { work, lease, pacer, at };
+    save(&mut run).await?;
+    let outcome = walk(&mut run).await?;
+    let figures = db::stats::figures(&*run.lease.client()?).await?;
+    let at = run.at;
+    Ok(Report {
+        outcome,
+        mode: at.mode,
+        policy: at.policy,
+        bytes_before: at.bytes_before,
+        bytes_after: figures.ops_bytes + figures.index_bytes,
+        dropped: at.gone.iter().map(|(table, gone)| (table.clone(), gone.rows)).collect(),
+        seconds: (work.clock.now().as_millisecond() - at.began_ms).max(0) as u64 / 1000,
+    })
+}
+
+/// The checkpoint to go on from: the one that is there, or a new one.
+async fn checkpoint(_work: &Work, lease: &mut Lease, request: &Request) -> Result<Checkpoint> {
+    let there = db::reclaim::load(&*lease.client()?).await?;
+    let there = match there {
+        Some((value, _)) => Some(serde_json::from_value::<Checkpoint>(value).map_err(|e| {
+            db::Error::Unfit(format!("the checkpoint in opsward.reclaim is not of this version: {e}"))
+        })?),
+        None => None,
+    };
+    let nothing = |what: &str| {
+        Error::refused(
+            format!("there is no reclaim to {what}"),
+            "`opsward reclaim --plan` shows what one would do",
+        )
+    };
+    match (request.action, there) {
+        (Action::Start, None) => Err(nothing("begin yet")),
+        (Action::Start, Some(at)) => Err(Error::refused(
+            format!("a reclaim in mode {} is unfinished, in its phase {}", at.mode.word(), at.phase.word()),
+            "`opsward reclaim --resume` goes on with it, `--abort` undoes it",
+        )),
+        (Action::Resume, Some(at)) => Ok(Checkpoint { pace: request.pace.or(at.pace), ..at }),
+        (Action::Resume, None) => Err(nothing("go on with")),
+        (Action::Abort, Some(mut at)) => {
+            at.aborting.get_or_insert_with(|| "told to".into());
+            Ok(at)
+        }
+        (Action::Abort, None) => Err(nothing("undo")),
+        (Action::Swap, Some(at)) if at.hold && at.phase == Phase::Swap => {
+            Ok(Checkpoint { hold: false, ..at })
+        }
+        (Action::Swap, Some(at)) => Err(Error::refused(
+            format!("the reclaim is in its phase {}, not held before the swap", at.phase.word()),
+            "`opsward reclaim --resume` goes on with it",
+        )),
+        (Action::Swap, None) => Err(nothing("swap")),
+    }
+}
+
+/// Walks a reclaim from its checkpoint to its end, or to where it is held.
+///
+/// # Errors
+/// It was told to stop, a guard refused, or the database's.
+pub async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
+    loop {
+        let step = match run.at.mode {
+            Mode::Swap => {
+                let facts = swap::facts(run).await?;
+                decide::next_of_swap(&run.at, &facts)
+            }
+            Mode::InPlace => decide::next_in_place(&run.at),
+        };
+        match step {
+            Step::Work(phase) => {
+                run.tell("rows", None);
+                run.pacer.turn(run.lease).await?;
+                match run.at.mode {
+                    Mode::Swap => swap::step(run, phase).await?,
+                    Mode::InPlace => in_place::step(run, phase).await?,
+                }
+            }
+            Step::Hold => return Ok(Outcome::Held),
+            Step::Anew(why) => {
+                info!(why, "the reclaim begins anew");
+                run.at.anew();
+                save(run).await?;
+            }
+            Step::Abort(why) => {
+                warn!(why, "the reclaim is undone");
+                run.at.aborting = Some(why);
+                save(run).await?;
+            }
+            step @ (Step::DropCapture | Step::DropNext) => swap::undo(run, &step).await?,
+            Step::Finish => {
+                finish(run).await?;
+                return Ok(match run.at.aborting.take() {
+                    Some(why) if run.at.phase != Phase::Done => Outcome::Aborted(why),
+                    _ => Outcome::Done,
+                });
+            }
+        }
+    }
+}
+
+/// Writes the checkpoint by itself.
+async fn save(run: &mut Run<'_>) -> Result<()> {
+    let saved = run.saved();
+    let tx = run.lease.begin().await?;
+    db::reclaim::save(&tx, &saved).await?;
+    tx.commit().await.doing("commit the checkpoint")?;
+    Ok(())
+}
+
+async fn finish(run: &mut Run<'_>) -> Result<()> {
+    let tx = run.lease.begin().await?;
+    db::reclaim::forget(&tx).await?;
+    tx.commit().await.doing("commit the checkpoint")?;
+    Ok(())
+}

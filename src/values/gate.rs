@@ -1,0 +1,90 @@
+//! What the decisions of bounding the log are told in: what bounds a cut, what
+//! stands in the way, what is worth saying; and the census, a day a table.
+
+use super::{Host, OpUlid};
+use jiff::Timestamp;
+use jiff::civil::Date;
+use serde::Serialize;
+
+/// What the census knows of one table on one UTC day.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TableDay {
+    /// The table; '' for rows that are implausible.
+    pub table: String,
+    /// The day.
+    pub day: Date,
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Rows that are owed to the chain: nothing deletes them.
+    pub owed: u64,
+    /// The oldest ULID.
+    pub oldest: Option<OpUlid>,
+    /// The newest ULID.
+    pub newest: Option<OpUlid>,
+    /// Sampled, not counted.
+    pub estimated: bool,
+}
+
+/// What bounds a cut.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(tag = "by", content = "host", rename_all = "snake_case")]
+pub enum BoundBy {
+    /// The window, or the dormant threshold.
+    Age,
+    /// The slowest peer.
+    Peer(Host),
+    /// The slowest reader.
+    Reader(Host),
+    /// The size to stay under.
+    Size,
+}
+
+impl BoundBy {
+    /// It in a word: bounded, for labels.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Age => "age",
+            Self::Peer(_) => "peer",
+            Self::Reader(_) => "reader",
+            Self::Size => "size",
+        }
+    }
+}
+
+impl std::fmt::Display for BoundBy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Age | Self::Size => f.write_str(self.word()),
+            Self::Peer(host) | Self::Reader(host) => write!(f, "{} {host}", self.word()),
+        }
+    }
+}
+
+/// Something that stands in the way.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Blocker {
+    /// Stable.
+    pub code: &'static str,
+    /// Whom or what it is about; may be empty.
+    pub subject: String,
+    /// What stands in the way.
+    pub text: String,
+    /// What lifts it, with the setting's name.
+    pub fix: String,
+    /// Since when; now where it is new.
+    pub since: Timestamp,
+}
+
+/// Worth saying wherever a decision is shown.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Notice {
+    /// Stable: `ignored_peer`, `ignored_reader`, `lagging_peer`,
+    /// `peer_stalled`, `size_not_counted`, `size_not_reached`.
+    pub code: &'static str,
+    /// Whom it is about; may be empty.
+    pub subject: String,
+    /// What there is to say.
+    pub text: String,
+}

@@ -1,0 +1,366 @@
+//! Contract 5, Census: what it says is what the log holds.
+
+use crate::harness::{Database, Ops, ops};
+use opsward::bound::census::{CensusReport, Finished, Scope, run_once};
+use opsward::clock::Clock;
+use opsward::db::census::{self, Entry, day_of};
+use opsward::db::lease::Lease;
+use opsward::db::{Db, census_pass, census_slice};
+use opsward::metrics::Metrics;
+use opsward::settings::{Settings, Source, load};
+use opsward::values::{Host, OpUlid};
+use opsward::work::{Halt, Pacer, Patience, Stop, Work};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// 2026-06-30: half a year after the first of the harness' ops.
+const NOW_MS: i64 = 1_782_777_600_000;
+const LONG: Duration = Duration::from_secs(600);
+const DAY_MS: u64 = 86_400_000;
+
+fn settings() -> Settings {
+    let env = BTreeMap::from([("nodeEndpoint".to_owned(), "http://n1.example".into())]);
+    let read = Box::new(|_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into()));
+    load(&Source { flags: BTreeMap::new(), config: None, env, read }).unwrap().settings
+}
+
+struct Counting {
+    work: Work,
+    lease: Lease,
+}
+
+impl Counting {
+    async fn new(db: &Db) -> Self {
+        let mut settings = settings();
+        settings.bounding.min_free_disk = 0;
+        let work = Work {
+            db: db.clone(),
+            settings: Arc::new(settings),
+            own: Host::parse("http://n1.example").unwrap(),
+            clock: Clock::fixed(NOW_MS),
+            metrics: Metrics::new().unwrap(),
+            stop: CancellationToken::new(),
+            tell: Arc::new(|_| {}),
+        };
+        Self { work, lease: Lease::take(db).await.unwrap().unwrap() }
+    }
+
+    async fn once(&mut self, scope: Scope, budget: Duration) -> Result<CensusReport, Stop> {
+        let mut pacer = Pacer::new(&self.work, Some(100), Patience::End);
+        run_once(&self.work, &mut self.lease, &mut pacer, scope, budget).await
+    }
+
+    async fn all(&mut self, scope: Scope) -> CensusReport {
+        let report = self.once(scope, LONG).await.unwrap();
+        assert_eq!(report.finished, Finished::All);
+        report
+    }
+
+    /// Moves the clock.
+    async fn later(&mut self, ms: i64) {
+        let Clock::Fixed(at) = &self.work.clock else { panic!() };
+        at.fetch_add(ms, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+type Figures = BTreeMap<(String, String), (i64, i64, i64, String, String)>;
+
+/// The same by one GROUP BY, with another notion of a ULID's time.
+async fn truth(client: &tokio_postgres::Client) -> Figures {
+    const SQL: &str = r#"
+        SELECT coalesce("table", ''),
+               CASE WHEN length(ulid) = 26 AND ulid COLLATE "C" ~ '^[0-7][0-9A-Z]*$' AND ulid !~ '[ILOU]'
+                     AND ms BETWEEN 1672531200000 AND $1::bigint
+                    THEN (timestamp 'epoch' + ms * interval '1 ms')::date ELSE 'epoch' END::text AS day,
+               count(*), sum(32 + pg_column_size(ulid) + coalesce(pg_column_size(host), 0)
+                   + coalesce(pg_column_size(action), 0) + coalesce(pg_column_size("table"), 0)
+                   + coalesce(pg_column_size(data), 0))::bigint,
+               min(ulid COLLATE "C"), max(ulid COLLATE "C")
+        FROM (SELECT *, (SELECT sum(((position(substr(ulid, i, 1) IN '0123456789ABCDEFGHJKMNPQRSTVWXYZ') - 1)::bigint
+                                 << (5 * (10 - i)))) FROM generate_series(1, 10) i)::bigint AS ms FROM ops) o
+        GROUP BY 1, 2"#;
+    let latest = NOW_MS + 86_400_000;
+    let rows = client.query(SQL, &[&latest]).await.unwrap();
+    rows.iter()
+        .map(|r| {
+            let day: String = r.get(1);
+            let ends = if day == "1970-01-01" { Default::default() } else { (r.get(4), r.get(5)) };
+            ((r.get(0), day), (r.get(2), r.get(3), 0, ends.0, ends.1))
+        })
+        .collect()
+}
+
+/// What the census says, not estimated.
+async fn said(client: &tokio_postgres::Client) -> Figures {
+    let sql = "SELECT table_name, day::text, rows, bytes, owed, oldest, newest FROM opsward.census
+               WHERE NOT estimated";
+    let rows = client.query(sql, &[]).await.unwrap();
+    rows.iter().map(|r| ((r.get(0), r.get(1)), (r.get(2), r.get(3), r.get(4), r.get(5), r.get(6)))).collect()
+}
+
+async fn insert_raw(client: &tokio_postgres::Client, ulid: &str, table: Option<&str>, data: &str) {
+    let sql = r#"INSERT INTO ops (ulid, action, "table", data) VALUES ($1, 'update', $2, $3::text::jsonb)"#;
+    client.execute(sql, &[&ulid, &table, &data]).await.unwrap();
+}
+
+/// Ops on several days, dense and sparse, and what no node writes.
+async fn fill(client: &tokio_postgres::Client) {
+    ops::insert(client, &Ops::new(1).take(600)).await;
+    ops::insert(client, &Ops::new(2).every(3_600_000).take(900)).await;
+    let recent = NOW_MS as u64 - 2 * DAY_MS;
+    ops::insert(client, &Ops::new(3).starting_at(recent).every(600_000).take(250)).await;
+    let noise: String = (0..400_000u64)
+        .map(|i| char::from(b'a' + (i.wrapping_mul(i).wrapping_mul(2_654_435_761) >> 9) as u8 % 26))
+        .collect();
+    let at = |ms: u64, n: u128| OpUlid::from_parts(ms, n).to_string();
+    let middle = 1_767_225_600_000 + 40 * DAY_MS;
+    insert_raw(client, &at(middle, 1), Some("uploads"), &format!(r#"[{{"id":"{noise}"}}]"#)).await;
+    insert_raw(client, &at(middle, 2), None, "[]").await;
+    // The edges of a day, and of what is plausible.
+    let day = middle - middle % DAY_MS;
+    for (n, ms) in [(3, day - 1), (4, day), (5, 1_672_531_199_999), (6, 1_672_531_200_000)] {
+        insert_raw(client, &at(ms, n), Some("uploads"), "[]").await;
+    }
+    insert_raw(client, &at(NOW_MS as u64 + DAY_MS, 7), Some("uploads"), "[]").await;
+    insert_raw(client, &at(NOW_MS as u64 + DAY_MS + 1, 8), Some("blobs"), "[]").await;
+    let lower = at(middle, 9).to_lowercase();
+    for ulid in ["", "0", &lower, &lower[..25], "zzz", "8ZZZZZZZZZZZZZZZZZZZZZZZZZ", "A,B"] {
+        insert_raw(client, ulid, Some("uploads"), "[]").await;
+    }
+}
+
+#[tokio::test]
+async fn it_says_what_the_log_holds() {
+    let database = Database::new().await;
+    let (db, client) = (database.migrated().await, database.client().await);
+    fill(&client).await;
+    let mut counting = Counting::new(&db).await;
+    let report = counting.all(Scope::Due).await;
+    assert!(report.estimated);
+    let truth = truth(&client).await;
+    assert!(truth.len() > 50, "{} days", truth.len());
+    assert_eq!(said(&client).await, truth);
+    let rows: i64 = client.query_one("SELECT count(*) FROM ops", &[]).await.unwrap().get(0);
+    assert_eq!(report.rows as i64, rows);
+    // Implausible rows decide nothing.
+    let entries = census::load(&db.client().await.unwrap()).await.unwrap();
+    assert!(entries.iter().all(|e| e.day > census::EPOCH && !e.estimated));
+    let newest = entries.iter().map(|e| e.newest).max().unwrap();
+    assert_eq!(newest.ms(), NOW_MS as u64 + DAY_MS);
+    let implausible = census::implausible(&db.client().await.unwrap()).await.unwrap();
+    let of = |t: &str| implausible.iter().find(|i| i.table == t).map(|i| i.rows);
+    assert_eq!((of("uploads"), of("blobs")), (Some(8), Some(1)));
+    let shown = counting.work.metrics.census_rows.with_label_values(&["other"]).get();
+    assert_eq!(shown, 2, "a row without a table, and one of blobs");
+    // Nothing is due now.
+    assert_eq!(counting.all(Scope::Due).await.rows, 0);
+}
+
+#[tokio::test]
+async fn an_empty_log_has_an_empty_census() {
+    let database = Database::new().await;
+    let (db, client) = (database.migrated().await, database.client().await);
+    let report = Counting::new(&db).await.all(Scope::Due).await;
+    assert_eq!(report.rows, 0);
+    assert!(census::load(&db.client().await.unwrap()).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn it_goes_on_where_it_stopped() {
+    let database = Database::new().await;
+    let (db, client) = (database.migrated().await, database.client().await);
+    fill(&client).await;
+    // A slice a run, each as if by another process: a lease, a walk of its own.
+    let mut rows = 0;
+    for runs in 0.. {
+        assert!(runs < 1_000);
+        let report = Counting::new(&db).await.once(Scope::Due, Duration::ZERO).await.unwrap();
+        assert!(report.slices <= 1);
+        rows += report.rows as i64;
+        if report.finished == Finished::All {
+            assert!(runs > 3, "{runs} runs");
+            break;
+        }
+        free(&client).await;
+    }
+    assert_eq!(said(&client).await, truth(&client).await);
+    let all: i64 = client.query_one("SELECT count(*) FROM ops", &[]).await.unwrap().get(0);
+    assert_eq!(rows, all, "each row once");
+}
+
+/// Waits until no session holds the lease.
+async fn free(client: &tokio_postgres::Client) {
+    let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    while client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn told_to_stop_it_keeps_what_it_counted() {
+    let database = Database::new().await;
+    let (db, client) = (database.migrated().await, database.client().await);
+    fill(&client).await;
+    let mut counting = Counting::new(&db).await;
+    counting.once(Scope::Due, Duration::ZERO).await.unwrap();
+    let before = census_pass::load(&db.client().await.unwrap()).await.unwrap();
+    counting.work.stop.cancel();
+    let stopped = counting.once(Scope::Due, LONG).await;
+    assert!(matches!(stopped, Err(Stop::Halt(Halt::Stopped))), "{stopped:?}");
+    assert_eq!(census_pass::load(&db.client().await.unwrap()).await.unwrap()[0].position, before[0].position);
+    drop(counting);
+    free(&client).await;
+    Counting::new(&db).await.all(Scope::Due).await;
+    assert_eq!(said(&client).await, truth(&client).await);
+}
+
+#[tokio::test]
+async fn marked_and_recent_days_are_counted_again_and_no_other() {
+    let database = Database::new().await;
+    let (db, client) = (database.migrated().await, database.client().await);
+    fill(&client).await;
+    let mut counting = Counting::new(&db).await;
+    counting.all(Scope::Due).await;
+    let marked = 1_767_225_600_000 + 20 * DAY_MS;
+    let silent = marked + 3 * DAY_MS;
+    for ms in [marked, silent, NOW_MS as u64 - 1] {
+        insert_raw(&client, OpUlid::from_parts(ms, 77).as_str(), Some("new"), "[]").await;
+    }
+    census::touch(&db.client().await.unwrap(), &[day_of(marked)]).await.unwrap();
+    counting.all(Scope::Now).await;
+    let days = |entries: Vec<Entry>| {
+        entries.into_iter().filter(|e| e.table == "new").map(|e| e.day).collect::<Vec<_>>()
+    };
+    let expected = vec![day_of(marked), day_of(NOW_MS as u64 - 1)];
+    assert_eq!(days(census::load(&db.client().await.unwrap()).await.unwrap()), expected);
+    // A week later all of the log is.
+    counting.later(7 * DAY_MS as i64 - 1).await;
+    counting.all(Scope::Due).await;
+    assert_eq!(days(census::load(&db.client().await.unwrap()).await.unwrap()).len(), 2);
+    counting.later(1).await;
+    counting.all(Scope::Due).await;
+    assert_eq!(days(census::load(&db.client().await.unwrap()).await.unwrap()).len(), 3);
+}
+
+#[tokio::test]
+async fn a_deletion_in_the_middle_is_neither_lost_nor_taken_off_twice() {
+    let database = Database::new().await;
+    let (db, client) = (database.migrated().await, database.client().await);
+    // One dense day, so that passes stop inside it.
+    let start = 1_767_225_600_000;
+    ops::insert(&client, &Ops::new(5).starting_at(start).every(10_000).take(6_000)).await;
+    let mut counting = Counting::new(&db).await;
+    counting.all(Scope::Due).await;
+    counting.later(8 * DAY_MS as i64).await;
+    counting.all(Scope::Now).await;
+    let report = counting.once(Scope::Due, Duration::ZERO).await.unwrap();
+    assert_eq!(report.finished, Finished::Days);
+    // One op that was counted in this pass, and one that was not.
+    let pass = &census_pass::load(&db.client().await.unwrap()).await.unwrap();
+    let position = &pass.iter().find(|p| p.finished_at.is_none()).unwrap().position;
+    let sql = r#"
+        WITH gone AS (
+            DELETE FROM ops WHERE ulid IN (
+                (SELECT max(ulid) FROM ops WHERE ulid <= $1), (SELECT min(ulid) FROM ops WHERE ulid > $1))
+            RETURNING *)
+        SELECT "table", ulid, (32 + pg_column_size(ulid) + pg_column_size(host) + pg_column_size(action)
+            + pg_column_size("table") + pg_column_size(data))::bigint FROM gone"#;
+    let mut own = db.client().await.unwrap();
+    let tx = own.transaction().await.unwrap();
+    let rows = tx.query(sql, &[position]).await.unwrap();
+    let gone: Vec<_> = rows
+        .iter()
+        .map(|r| {
+            let ulid = OpUlid::parse(r.get(1)).unwrap();
+            (r.get(0), day_of(ulid.ms()), 1, r.get::<_, i64>(2) as u64)
+        })
+        .collect();
+    assert_eq!(gone.len(), 2);
+    census::subtract(&tx, &gone).await.unwrap();
+    tx.commit().await.unwrap();
+    let rows_said = |f: Figures| f.into_iter().map(|(k, v)| (k, (v.0, v.1))).collect::<BTreeMap<_, _>>();
+    let right = rows_said(truth(&client).await);
+    assert_eq!(rows_said(said(&client).await), right, "at once");
+    counting.all(Scope::Due).await;
+    assert_eq!(rows_said(said(&client).await), right, "when the pass has gone by");
+    counting.all(Scope::Now).await;
+    assert_eq!(said(&client).await, truth(&client).await, "its ends too");
+}
+
+#[tokio::test]
+async fn a_sample_of_all_blocks_is_right_and_no_toast_is_read() {
+    let database = Database::new().await;
+    let (db, client) = (database.migrated().await, database.client().await);
+    fill(&client).await;
+    let mut own = db.client().await.unwrap();
+    let reading = census_slice::Reading::of_catalog(&own).await.unwrap();
+    // Gone TOAST: whoever reads the value fails.
+    let toast: String = client
+        .query_one("SELECT reltoastrelid::regclass::text FROM pg_class WHERE oid = 'ops'::regclass", &[])
+        .await
+        .unwrap()
+        .get(0);
+    client
+        .batch_execute(&format!("SET allow_system_table_mods = on; DELETE FROM {toast}"))
+        .await
+        .unwrap_or_else(|e| panic!("{e:?}"));
+    let read = client.query("SELECT data::text FROM ops", &[]).await;
+    assert!(read.is_err(), "the value can still be read");
+    let counts = census_slice::estimate(&mut own, &reading, NOW_MS as u64).await.unwrap();
+    let tx = own.transaction().await.unwrap();
+    census::put(&tx, &counts, census::Estimated::Yes, Clock::System.now()).await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(census::load(&db.client().await.unwrap()).await.unwrap().iter().all(|e| e.estimated));
+    client.batch_execute("UPDATE opsward.census SET estimated = false").await.unwrap();
+    assert_eq!(said(&client).await, truth(&client).await);
+    client.batch_execute("UPDATE opsward.census SET estimated = true").await.unwrap();
+    let mut counting = Counting::new(&db).await;
+    counting.all(Scope::Due).await;
+    assert_eq!(said(&client).await, truth(&client).await);
+}
+
+#[tokio::test]
+async fn rows_owed_to_the_chain_are_counted() {
+    let database = Database::new().await;
+    let (db, client) = (database.migrated().await, database.client().await);
+    fill(&client).await;
+    client
+        .batch_execute(
+            "ALTER TABLE ops ADD core_tx_status text, ADD core_tx_hash text;
+             UPDATE ops SET core_tx_status = (ARRAY['pending', 'error', 'done'])[1 + length(data::text) % 3]",
+        )
+        .await
+        .unwrap();
+    Counting::new(&db).await.all(Scope::Due).await;
+    let sql = "SELECT count(*) FILTER (WHERE core_tx_status IN ('pending', 'error')),
+                      (SELECT sum(owed)::bigint FROM opsward.census) FROM ops";
+    let row = client.query_one(sql, &[]).await.unwrap();
+    assert!(row.get::<_, i64>(0) > 0);
+    assert_eq!(row.get::<_, i64>(0), row.get::<_, i64>(1));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+    #[test]
+    fn buckets_are_days(times in proptest::collection::vec(1_672_531_200_000u64..1_790_000_000_000, 1..200)) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let client = crate::harness::Cluster::shared().connect("postgres").await;
+            let (from, to) = (day_of(1_672_531_200_000), day_of(1_790_000_000_000));
+            let starts = census::day_starts(from, to);
+            let ulids: Vec<String> =
+                times.iter().map(|ms| OpUlid::from_parts(*ms, u128::from(*ms)).to_string()).collect();
+            let sql = r#"SELECT width_bucket(u COLLATE "C", $1::text[]) FROM unnest($2::text[]) u"#;
+            let rows = client.query(sql, &[&starts, &ulids]).await.unwrap();
+            for (row, ms) in rows.iter().zip(&times) {
+                let bucket: i32 = row.get(0);
+                let day = from.saturating_add(jiff::Span::new().days(bucket - 1));
+                assert_eq!(day, day_of(*ms));
+            }
+        });
+    }
+}
