@@ -68,7 +68,7 @@ const LIMIT: usize = 500;
 const FROZEN: &[(&str, &str)] = &[
     ("0001_init.sql", "980274e3dea838d4c54a57f153b10d8df7a5ec8ff61713e25732ddf921873553"),
     ("0002_bounding.sql", "911d8fdad3f560d3c1e9bf4600ef7ef14e42efcc0a0ea61e054e865aedd0c76a"),
-    ("0004_reclaim.sql", "293b055678723e116be13145e6c24877a3651deb66d10498448fab8106b3a45d"),
+    ("0004_reclaim.sql", "f20a6e17fc728827f16350f9f6f48d122af8ca96b0c86b451739bf0c464330e7"),
 ];
 
 fn is_below(path: &str, prefix: &str) -> bool {

@@ -3,11 +3,14 @@
 
 pub mod activity;
 pub mod apply;
+pub mod capture;
 pub mod catalog;
 pub mod census;
 pub mod census_pass;
 pub mod census_slice;
+pub mod clone;
 mod connect;
+pub mod copy;
 pub mod cursors;
 mod error;
 pub mod floors;
@@ -21,6 +24,7 @@ pub mod ops;
 pub mod overview;
 pub mod pace;
 pub mod peers;
+pub mod preflight;
 pub mod presence;
 pub mod prune;
 pub mod pulls;
@@ -29,6 +33,7 @@ pub mod reclaim;
 pub mod rejected;
 pub mod replay;
 pub mod stats;
+pub mod swap;
 pub mod uninstall;
 pub mod watermark;
 

@@ -21,7 +21,7 @@ const SKIPPED_BY_NODES: &str = "blobs";
 /// Floors stay this far behind now (contract 5): 2 h.
 pub const YOUNGEST_MS: u64 = 2 * 3_600_000;
 /// A tuple's header, its item pointer and alignment, as the census counts.
-const OVERHEAD: u32 = 24 + 4 + 4;
+pub(super) const OVERHEAD: u32 = 24 + 4 + 4;
 
 /// On whose behalf a batch deletes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -147,8 +147,11 @@ pub async fn batch(
         batch.skipped = skipped(tx, &columns, span, doomed).await?;
     }
     if !gone.is_empty() {
-        census::subtract(tx, &gone.iter().map(|(day, g)| (g.table.clone(), *day, g.rows, g.bytes)).collect::<Vec<_>>())
-            .await?;
+        census::subtract(
+            tx,
+            &gone.iter().map(|(day, g)| (g.table.clone(), *day, g.rows, g.bytes)).collect::<Vec<_>>(),
+        )
+        .await?;
         batch.gone = by_table(gone);
         remember(tx, run, &batch.gone, doomed).await?;
     }
@@ -212,10 +215,9 @@ impl<'a> Values<'a> {
                 tables: cuts.iter().map(|c| c.table.as_str()).collect(),
                 ulids: cuts.iter().map(|c| c.below.as_str()).collect(),
             },
-            Doomed::Listed(ulids) => Self {
-                tables: known().collect(),
-                ulids: ulids.iter().map(OpUlid::as_str).collect(),
-            },
+            Doomed::Listed(ulids) => {
+                Self { tables: known().collect(), ulids: ulids.iter().map(OpUlid::as_str).collect() }
+            }
         }
     }
 }
@@ -254,9 +256,7 @@ fn doomed_sql(doomed: Doomed<'_>, columns: &[&str]) -> String {
         true => " AND coalesce(o.core_tx_status, '') NOT IN ('pending', 'error')",
         false => "",
     };
-    format!(
-        "o.ulid >= $1 AND o.ulid < $2 AND o.ulid <> ALL ($3) AND o.\"table\" = c.name AND {which}{owed}"
-    )
+    format!("o.ulid >= $1 AND o.ulid < $2 AND o.ulid <> ALL ($3) AND o.\"table\" = c.name AND {which}{owed}")
 }
 
 fn cuts_sql(doomed: Doomed<'_>) -> &'static str {
@@ -302,7 +302,7 @@ fn sql(doomed: Doomed<'_>, columns: &[&str], locked: Locked) -> String {
 
 /// The keys of an op's traces, as `opsward.trace_key` makes them; written out,
 /// because calling it costs more than all the rest. A test holds them equal.
-fn keys_sql() -> String {
+pub(super) fn keys_sql() -> String {
     let traced: Vec<(&str, &str)> = models()
         .iter()
         .filter(|m| !m.append_only)
@@ -377,11 +377,13 @@ async fn skipped(
     span: Span<'_>,
     doomed: Doomed<'_>,
 ) -> Result<Vec<OpUlid>> {
-    let sql =
-        format!("SELECT o.ulid FROM public.ops o, {} WHERE {}", cuts_sql(doomed), doomed_sql(doomed, columns));
+    let sql = format!(
+        "SELECT o.ulid FROM public.ops o, {} WHERE {}",
+        cuts_sql(doomed),
+        doomed_sql(doomed, columns)
+    );
     let values = Values::of(doomed);
-    let params: [&(dyn ToSql + Sync); 5] =
-        [&span.from, &span.end, &span.odd, &values.tables, &values.ulids];
+    let params: [&(dyn ToSql + Sync); 5] = [&span.from, &span.end, &span.odd, &values.tables, &values.ulids];
     let statement = tx.prepare_cached(&sql).await.doing("look for skipped ops")?;
     let rows = tx.query(&statement, &params).await.doing("look for skipped ops")?;
     Ok(rows.iter().filter_map(|r| OpUlid::parse(r.get(0))).collect())
@@ -422,12 +424,12 @@ async fn remember(tx: &Transaction<'_>, run: &Run, gone: &[Gone], doomed: Doomed
     Ok(())
 }
 
-const RAISE_FLOORS: &str = r#"
+pub(super) const RAISE_FLOORS: &str = r#"
     INSERT INTO opsward.floors AS f (table_name, floor, raised_at)
     SELECT name, floor, now() FROM unnest($1::text[], $2::text[]) AS g(name, floor)
     ON CONFLICT (table_name) DO UPDATE
     SET floor = greatest(f.floor COLLATE "C", excluded.floor COLLATE "C"), raised_at = now()"#;
-const RAISE_HORIZONS: &str = r#"
+pub(super) const RAISE_HORIZONS: &str = r#"
     INSERT INTO opsward.floors AS f (table_name, horizon, raised_at)
     SELECT name, horizon, now() FROM unnest($1::text[], $2::text[]) AS g(name, horizon)
     ON CONFLICT (table_name) DO UPDATE
@@ -504,7 +506,12 @@ const BEGIN_AT: &str = "
 ///
 /// # Errors
 /// The database's.
-pub async fn active(tx: &Transaction<'_>, tables: &[&str], since: OpUlid, latest: OpUlid) -> Result<Vec<String>> {
+pub async fn active(
+    tx: &Transaction<'_>,
+    tables: &[&str],
+    since: OpUlid,
+    latest: OpUlid,
+) -> Result<Vec<String>> {
     let statement = tx.prepare_cached(ACTIVE).await.doing("look for recent ops")?;
     let rows = tx
         .query(&statement, &[&tables, &since.as_str(), &latest.as_str()])

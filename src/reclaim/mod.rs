@@ -8,6 +8,7 @@
 pub mod compact;
 pub mod decide;
 mod in_place;
+pub mod plan;
 mod swap;
 
 use crate::db::{self, Doing, lease::Lease};
@@ -15,12 +16,10 @@ use crate::settings::Policy;
 use crate::values::{OpUlid, Progress};
 use crate::work::{Pacer, Patience, Stop, Work};
 use decide::{Checkpoint, Mode, Phase, Step};
+use plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tracing::{info, warn};
-
-/// In place gives disk back: it works down to this many free bytes.
-const IN_PLACE_FLOOR: u64 = 256 << 20;
 
 /// What an operator asks of a reclaim; a job carries it.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -150,12 +149,22 @@ pub struct Run<'a> {
     pub pacer: Pacer,
     /// What is remembered; a step writes it in the transaction of its effect.
     pub at: Checkpoint,
+    /// What mode swap keeps between two batches.
+    kept: swap::Kept,
+    /// What mode in-place does.
+    place: in_place::Kept,
 }
 
 impl Run<'_> {
-    /// The checkpoint as the database keeps it.
-    pub fn saved(&self) -> serde_json::Value {
-        serde_json::to_value(&self.at).unwrap_or_default()
+    /// Writes the checkpoint by itself.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn save(&mut self) -> Result<()> {
+        let tx = self.lease.begin().await?;
+        db::reclaim::save(&tx, &self.at.json()).await?;
+        tx.commit().await.doing("commit the checkpoint")?;
+        Ok(())
     }
 
     /// Tells how far the phase is.
@@ -179,10 +188,10 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request) -> Result<Re
     let at = checkpoint(work, lease, request).await?;
     let mut pacer = Pacer::new(work, at.pace, Patience::Wait);
     if at.mode == Mode::InPlace {
-        pacer = pacer.with_floor(IN_PLACE_FLOOR);
+        pacer = pacer.with_floor(plan::IN_PLACE_FLOOR);
     }
-    let mut run = Run { work, lease, pacer, at };
-    save(&mut run).await?;
+    let mut run = Run { work, lease, pacer, at, kept: swap::Kept::default(), place: in_place::Kept::default() };
+    run.save().await?;
     let outcome = walk(&mut run).await?;
     let figures = db::stats::figures(&*run.lease.client()?).await?;
     let at = run.at;
@@ -198,7 +207,7 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request) -> Result<Re
 }
 
 /// The checkpoint to go on from: the one that is there, or a new one.
-async fn checkpoint(_work: &Work, lease: &mut Lease, request: &Request) -> Result<Checkpoint> {
+async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result<Checkpoint> {
     let there = db::reclaim::load(&*lease.client()?).await?;
     let there = match there {
         Some((value, _)) => Some(serde_json::from_value::<Checkpoint>(value).map_err(|e| {
@@ -213,7 +222,7 @@ async fn checkpoint(_work: &Work, lease: &mut Lease, request: &Request) -> Resul
         )
     };
     match (request.action, there) {
-        (Action::Start, None) => Err(nothing("begin yet")),
+        (Action::Start, None) => begin(work, lease, request).await,
         (Action::Start, Some(at)) => Err(Error::refused(
             format!("a reclaim in mode {} is unfinished, in its phase {}", at.mode.word(), at.phase.word()),
             "`opsward reclaim --resume` goes on with it, `--abort` undoes it",
@@ -234,6 +243,91 @@ async fn checkpoint(_work: &Work, lease: &mut Lease, request: &Request) -> Resul
         )),
         (Action::Swap, None) => Err(nothing("swap")),
     }
+}
+
+/// What a reclaim would do, and what stands in its way. Writes nothing.
+///
+/// # Errors
+/// No policy is set, or the database's.
+pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result<Plan> {
+    let settings = &work.settings.bounding;
+    let Some(policy) = request.policy.or(settings.reclaim_policy) else {
+        let why = "there is no policy: what of the log is to be kept?";
+        return Err(Error::refused(
+            why,
+            "say --policy window or compact, or set OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY",
+        ));
+    };
+    let signs = db::pace::signs(client).await?;
+    let standing = db::preflight::standing(client).await?;
+    let fingerprint = db::clone::traits(client, db::clone::OPS).await?.fingerprint();
+    let census = db::census::load(client).await?;
+    let directory = standing.data_directory.as_deref();
+    let free = db::stats::free_disk(work.settings.pgdata_path.as_deref(), &work.settings.db, directory);
+    Ok(plan::plan(&plan::Facts {
+        asked: plan::Asked {
+            mode: request.mode,
+            policy,
+            fit: request.fit,
+            percent: request.pace.unwrap_or(signs.percent),
+        },
+        settings,
+        gate: &request.gate,
+        census: &census,
+        standing: &standing,
+        fingerprint: &fingerprint,
+        free: free.map(|(bytes, _)| bytes),
+        now_ms: u64::try_from(work.clock.now().as_millisecond()).unwrap_or(0),
+    }))
+}
+
+/// A new reclaim: only as the plan that was read, and with nothing in its way.
+async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Checkpoint> {
+    if work.settings.read_only {
+        let why = "READ_ONLY is set: ops stays as it is";
+        return Err(Error::refused(why, "set OPENAUDIO_MEDIORUM_READ_ONLY=false to reclaim"));
+    }
+    let plan = plan(work, lease.client()?, request).await?;
+    if let Some(hash) = request.apply.as_ref().filter(|hash| **hash != plan.hash) {
+        let why = format!(
+            "the plan is now {}, not {hash}: mode, policy, cutoff, settings or table changed",
+            plan.hash
+        );
+        return Err(Error::refused(why, "read it again: `opsward reclaim --plan`"));
+    }
+    if !plan.obstacles.is_empty() {
+        let of = |part: fn(&plan::Obstacle) -> &String| {
+            plan.obstacles.iter().map(part).cloned().collect::<Vec<_>>()
+        };
+        return Err(Error::refused(of(|o| &o.text).join("; "), of(|o| &o.fix).join("; ")));
+    }
+    let now = work.clock.now();
+    let rows: u64 = plan.tables.iter().map(|t| t.rows).sum();
+    // About every tenth op changes a record that compaction must remember.
+    let memory = usize::try_from(work.settings.bounding.reclaim_memory).unwrap_or(usize::MAX);
+    Ok(Checkpoint {
+        run: format!("reclaim-{}", now.as_millisecond()),
+        mode: plan.mode,
+        policy: plan.policy,
+        survivors: plan.survivors,
+        pace: request.pace,
+        hold: request.hold,
+        phase: Phase::first(plan.mode),
+        position: String::new(),
+        pass: 0,
+        passes: compact::passes(memory, rows / 10),
+        done: 0,
+        total: Some(rows),
+        gone: BTreeMap::new(),
+        fingerprint: None,
+        capture: None,
+        locked: Vec::new(),
+        settled: None,
+        starts: 1,
+        aborting: None,
+        bytes_before: plan.space.table + plan.space.indexes,
+        began_ms: now.as_millisecond(),
+    })
 }
 
 /// Walks a reclaim from its checkpoint to its end, or to where it is held.
@@ -262,12 +356,12 @@ pub async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
             Step::Anew(why) => {
                 info!(why, "the reclaim begins anew");
                 run.at.anew();
-                save(run).await?;
+                run.save().await?;
             }
             Step::Abort(why) => {
                 warn!(why, "the reclaim is undone");
                 run.at.aborting = Some(why);
-                save(run).await?;
+                run.save().await?;
             }
             step @ (Step::DropCapture | Step::DropNext) => swap::undo(run, &step).await?,
             Step::Finish => {
@@ -279,15 +373,6 @@ pub async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
             }
         }
     }
-}
-
-/// Writes the checkpoint by itself.
-async fn save(run: &mut Run<'_>) -> Result<()> {
-    let saved = run.saved();
-    let tx = run.lease.begin().await?;
-    db::reclaim::save(&tx, &saved).await?;
-    tx.commit().await.doing("commit the checkpoint")?;
-    Ok(())
 }
 
 async fn finish(run: &mut Run<'_>) -> Result<()> {

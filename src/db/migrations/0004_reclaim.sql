@@ -19,8 +19,8 @@ CREATE TABLE opsward.reclaim_kept (
 -- Swap: what compaction found that nobody needs, by range of the log.
 CREATE TABLE opsward.reclaim_drops (
     pass  integer NOT NULL,
-    first text COLLATE "C" NOT NULL,
-    last  text COLLATE "C" NOT NULL,
+    first text NOT NULL,
+    last  text NOT NULL,
     ulids text[] NOT NULL,
     PRIMARY KEY (pass, first)
 );

@@ -1,0 +1,367 @@
+//! What a reclaim would do, from facts alone: what survives, whether it fits,
+//! what stands in the way, how long it takes. `--plan` shows it, a start
+//! carries it out.
+
+use super::Gate;
+use super::decide::{Mode, Survivors};
+use crate::db::census::Entry;
+use crate::db::preflight::Standing;
+use crate::settings::{Bounding, Keep, Policy};
+use crate::values::OpUlid;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+const DAY_MS: u64 = 24 * 3_600_000;
+/// Compaction touches nothing younger (contract 6): 7 days.
+const YOUNGEST_COMPACTED_MS: u64 = 7 * DAY_MS;
+/// A trace with its index entry (contract 5), in bytes.
+const TRACE_BYTES: u64 = 100;
+/// What compaction keeps of a table, measured on a node's log: one in four.
+const COMPACTED_KEEPS: f64 = 0.25;
+/// Bytes of the log that are read, judged, copied and compared in a second at
+/// full pace, measured on two cores: for an expectation only.
+const BYTES_A_SECOND: [f64; 2] = [400e6, 160e6];
+/// In place works down to so many free bytes.
+pub const IN_PLACE_FLOOR: u64 = 256 << 20;
+
+/// All that a plan is made from.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    /// What was asked for.
+    pub asked: Asked,
+    /// The settings.
+    pub settings: &'a Bounding,
+    /// What the gate lets go.
+    pub gate: &'a Gate,
+    /// The log by table and day.
+    pub census: &'a [Entry],
+    /// The catalog and the server.
+    pub standing: &'a Standing,
+    /// What the table is like.
+    pub fingerprint: &'a str,
+    /// Bytes free, where that is known.
+    pub free: Option<u64>,
+    /// Now, in milliseconds since the Unix epoch.
+    pub now_ms: u64,
+}
+
+/// What was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asked {
+    /// How; `None` is by what fits.
+    pub mode: Option<Mode>,
+    /// What is kept.
+    pub policy: Policy,
+    /// The longest window that fits.
+    pub fit: bool,
+    /// The share of time at work, 1 to 100.
+    pub percent: u8,
+}
+
+/// What a reclaim would do.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Plan {
+    /// How.
+    pub mode: Mode,
+    /// What is kept.
+    pub policy: Policy,
+    /// What does not survive.
+    pub survivors: Survivors,
+    /// By table.
+    pub tables: Vec<OfTable>,
+    /// Whether the census has only sampled.
+    pub estimated: bool,
+    /// Space.
+    pub space: Space,
+    /// What makes it refuse.
+    pub obstacles: Vec<Obstacle>,
+    /// What should be known.
+    pub notes: Vec<String>,
+    /// How long it takes at this pace, about.
+    pub seconds: u64,
+    /// The share of time at work, 1 to 100.
+    pub percent: u8,
+    /// Of mode, policy, cutoffs by day, settings and catalog; never of counts.
+    pub hash: String,
+}
+
+/// What becomes of one table's ops.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct OfTable {
+    /// The table.
+    pub table: String,
+    /// Rows now.
+    pub rows: u64,
+    /// Bytes of them, without indexes.
+    pub bytes: u64,
+    /// Rows that survive.
+    pub kept_rows: u64,
+    /// Bytes of them.
+    pub kept_bytes: u64,
+}
+
+/// Space, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Space {
+    /// The table with its TOAST now.
+    pub table: u64,
+    /// Its indexes now.
+    pub indexes: u64,
+    /// Both afterwards, about.
+    pub afterwards: u64,
+    /// Traces of what goes.
+    pub traces: u64,
+    /// Free on the database's volume, where that is known.
+    pub free: Option<u64>,
+    /// What mode swap needs free.
+    pub swap_needs: u64,
+    /// What mode in-place needs free.
+    pub in_place_needs: u64,
+}
+
+/// What makes a reclaim refuse.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Obstacle {
+    /// Stable name of its kind.
+    pub code: &'static str,
+    /// What it is.
+    pub text: String,
+    /// What lifts it.
+    pub fix: String,
+}
+
+/// Makes the plan.
+pub fn plan(facts: &Facts<'_>) -> Plan {
+    let fitting = |survivors: &Survivors| {
+        let tables = tables(facts, survivors);
+        let space = space(facts, &tables);
+        (tables, space)
+    };
+    let mut survivors = survivors(facts, None);
+    let (mut tables, mut space) = fitting(&survivors);
+    if facts.asked.fit {
+        // From the longest window to the shortest that the gate lets go.
+        let mut days: Vec<u64> = facts.census.iter().map(|e| e.oldest.ms() / DAY_MS * DAY_MS).collect();
+        days.sort_unstable();
+        days.dedup();
+        for ms in days {
+            let shorter = self::survivors(facts, Some(OpUlid::first_of_ms(ms)));
+            let (of, needs) = fitting(&shorter);
+            let room = facts.free.unwrap_or(0);
+            if needs.swap_needs <= room && of.iter().any(|t| t.kept_rows < t.rows) {
+                (survivors, tables, space) = (shorter, of, needs);
+                break;
+            }
+        }
+    }
+    let mode = facts.asked.mode.unwrap_or(match space.free {
+        Some(free) if free < space.swap_needs => Mode::InPlace,
+        _ => Mode::Swap,
+    });
+    let mut plan = Plan {
+        mode,
+        policy: facts.asked.policy,
+        hash: hash(facts, mode, &survivors),
+        survivors,
+        tables,
+        estimated: facts.census.iter().any(|e| e.estimated),
+        space,
+        obstacles: Vec::new(),
+        notes: Vec::new(),
+        seconds: 0,
+        percent: facts.asked.percent,
+    };
+    let bytes = (space.table + space.indexes) as f64;
+    let rate = BYTES_A_SECOND[usize::from(!plan.survivors.compact.is_empty())];
+    plan.seconds = (bytes / rate * 100.0 / f64::from(facts.asked.percent.max(1))) as u64 + 1;
+    plan.obstacles = obstacles(facts, &plan);
+    let standing = facts.standing;
+    if !standing.long.is_empty() {
+        let text = format!("transactions that hold old rows or locks: {}", standing.long.join("; "));
+        plan.notes.push(text);
+    }
+    plan
+}
+
+/// What does not survive; `sooner` cuts no later than the gate does.
+fn survivors(facts: &Facts<'_>, sooner: Option<OpUlid>) -> Survivors {
+    let mut survivors = Survivors::default();
+    let Some(ceiling) = facts.gate.ceiling else { return survivors };
+    let settled = OpUlid::first_of_ms(facts.now_ms.saturating_sub(YOUNGEST_COMPACTED_MS));
+    let models = crate::records::models().iter().map(|m| m.table.clone());
+    for table in models.chain(["blobs".to_owned()]) {
+        let default = match facts.asked.policy {
+            Policy::Compact => Keep::Compact,
+            Policy::Window => Keep::Days(0),
+        };
+        match facts.settings.tables.get(&table).copied().unwrap_or(default) {
+            Keep::All => {}
+            Keep::Compact => {
+                survivors.compact.insert(table, ceiling.min(settled));
+            }
+            Keep::Days(_) => {
+                if let Some(cut) = facts.gate.cuts.get(&table) {
+                    let cut = (*cut).min(ceiling);
+                    survivors.cuts.insert(table, sooner.map_or(cut, |sooner| cut.min(sooner)));
+                }
+            }
+        }
+    }
+    survivors
+}
+
+fn tables(facts: &Facts<'_>, survivors: &Survivors) -> Vec<OfTable> {
+    let mut tables: BTreeMap<&str, OfTable> = BTreeMap::new();
+    for day in facts.census {
+        let of = tables
+            .entry(&day.table)
+            .or_insert_with(|| OfTable { table: day.table.clone(), ..OfTable::default() });
+        let compact = survivors.compact.get(&day.table);
+        let below = survivors.cuts.get(&day.table).or(compact);
+        let goes = below.map_or(0.0, |below| share_below(day, *below));
+        let stays = if compact.is_some() { COMPACTED_KEEPS } else { 0.0 };
+        let goes = goes * (1.0 - stays) * (1.0 - day.owed as f64 / day.rows.max(1) as f64);
+        of.rows += day.rows;
+        of.bytes += day.bytes;
+        of.kept_rows += day.rows - (day.rows as f64 * goes) as u64;
+        of.kept_bytes += day.bytes - (day.bytes as f64 * goes) as u64;
+    }
+    tables.into_values().collect()
+}
+
+/// Which part of a day's ops lies below a ULID, as if they came evenly.
+fn share_below(day: &Entry, below: OpUlid) -> f64 {
+    let (first, last) = (day.oldest.ms(), day.newest.ms());
+    if day.newest < below {
+        return 1.0;
+    }
+    let passed = below.ms().saturating_sub(first) as f64;
+    (passed / (last - first).max(1) as f64).clamp(0.0, 1.0)
+}
+
+fn space(facts: &Facts<'_>, tables: &[OfTable]) -> Space {
+    let sum = |of: fn(&OfTable) -> u64| tables.iter().map(of).sum::<u64>();
+    let (rows, kept_rows) = (sum(|t| t.rows), sum(|t| t.kept_rows));
+    let kept_bytes = sum(|t| t.kept_bytes);
+    let part = kept_rows as f64 / rows.max(1) as f64;
+    // An index of ULIDs in their order is no larger than the one that is there.
+    let index = (facts.standing.index_bytes as f64 * part) as u64;
+    let traced =
+        |t: &&OfTable| crate::records::models().get(&t.table).is_some_and(|model| !model.append_only);
+    let traces: u64 = tables.iter().filter(traced).map(|t| (t.rows - t.kept_rows) * TRACE_BYTES).sum();
+    let wal = facts.standing.max_wal_bytes;
+    let floor = facts.settings.min_free_disk;
+    Space {
+        table: facts.standing.table_bytes,
+        indexes: facts.standing.index_bytes,
+        afterwards: kept_bytes + index,
+        traces,
+        free: facts.free,
+        swap_needs: kept_bytes + index + traces + wal + floor,
+        in_place_needs: traces + floor.min(IN_PLACE_FLOOR),
+    }
+}
+
+fn hash(facts: &Facts<'_>, mode: Mode, survivors: &Survivors) -> String {
+    let by_day = |cuts: &BTreeMap<String, OpUlid>| -> Vec<(String, u64)> {
+        cuts.iter().map(|(table, cut)| (table.clone(), cut.ms() / DAY_MS)).collect()
+    };
+    let text = format!(
+        "{} {} {:?} {:?} {:?} {} {} {}",
+        mode.word(),
+        facts.asked.policy.word(),
+        by_day(&survivors.cuts),
+        by_day(&survivors.compact),
+        facts.settings.tables,
+        facts.settings.min_free_disk,
+        facts.settings.reclaim_memory,
+        facts.fingerprint,
+    );
+    Sha256::digest(text.as_bytes()).iter().take(6).map(|b| format!("{b:02x}")).collect()
+}
+
+fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
+    let (standing, gate, space) = (facts.standing, facts.gate, &plan.space);
+    let mut found = Vec::new();
+    let mut stands = |is: bool, code: &'static str, text: String, fix: &str| {
+        if is {
+            found.push(Obstacle { code, text, fix: fix.to_owned() });
+        }
+    };
+    let swap = plan.mode == Mode::Swap;
+    stands(
+        gate.ceiling.is_none(),
+        "gate",
+        format!("nothing may be deleted now: {}", gate.blockers.join("; ")),
+        "`opsward plan` shows what lifts each",
+    );
+    stands(
+        gate.ceiling.is_some() && plan.tables.iter().all(|t| t.kept_rows == t.rows),
+        "nothing",
+        "there is nothing to give back: every op survives".into(),
+        "a shorter OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS, or --policy compact",
+    );
+    stands(
+        !standing.owner,
+        "privilege",
+        format!("the role {} does not own the table ops", standing.role),
+        "use the node's own role in OPENAUDIO_DB_URL, or GRANT it to opsward's role",
+    );
+    stands(
+        !standing.plain,
+        "table",
+        "ops is no plain, logged table".into(),
+        "a node makes it so: look what changed it",
+    );
+    stands(
+        swap && !standing.dependents.is_empty(),
+        "dependents",
+        format!("a swap can't carry what depends on ops: {}", standing.dependents.join(", ")),
+        "drop it for the time, or use --mode in-place",
+    );
+    stands(
+        !standing.invalid.is_empty(),
+        "invalid_index",
+        format!("indexes of ops are invalid: {}", standing.invalid.join(", ")),
+        "wait until they are built, or DROP INDEX them",
+    );
+    stands(
+        !standing.prepared.is_empty(),
+        "prepared",
+        format!("prepared transactions are open: {}", standing.prepared.join(", ")),
+        "COMMIT PREPARED or ROLLBACK PREPARED them",
+    );
+    stands(
+        !standing.slots.is_empty(),
+        "slots",
+        format!("WAL would pile up for replication slots that nobody reads: {}", standing.slots.join(", ")),
+        "start their readers, or pg_drop_replication_slot them",
+    );
+    stands(
+        standing.archiving.is_some(),
+        "archiving",
+        format!("WAL would pile up: archiving fails, {}", standing.archiving.as_deref().unwrap_or_default()),
+        "mend archive_command, or switch archive_mode off",
+    );
+    stands(
+        swap && space.free.is_none(),
+        "free_unknown",
+        "how much disk is free is not known, and mode swap needs much".into(),
+        "set OPENAUDIO_MEDIORUM_PGDATA_PATH to a directory on the database's volume",
+    );
+    let free = space.free.unwrap_or(u64::MAX);
+    let (needs, instead) = match plan.mode {
+        Mode::Swap => (space.swap_needs, "--mode in-place needs hardly any; --fit takes a shorter window"),
+        Mode::InPlace => {
+            (space.in_place_needs, "free some disk, or set OPENAUDIO_MEDIORUM_MIN_FREE_DISK lower")
+        }
+    };
+    stands(
+        free < needs,
+        "space",
+        format!("mode {} needs {needs} bytes free, there are {free}", plan.mode.word()),
+        instead,
+    );
+    found
+}
