@@ -82,48 +82,55 @@ const HOLDER: &str = "
 /// How a range of pages was emptied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Moved {
-    /// Rows that are in front of it now.
-    pub rows: u64,
-    /// Rows that were moved and stay in it or behind it: there is no room left
-    /// in front.
+    /// The first page of what is empty now.
+    pub from: u64,
+    /// Rows that found no room in front: the pages before `from` are full.
     pub stuck: u64,
     /// Rows that somebody else had locked.
     pub locked: u64,
 }
 
-/// Rounds of one transaction, at most: a page takes its own rows back until it
-/// is full, a row a round in the worst case.
-const ROUNDS: usize = 300;
+/// Pages that are emptied at once: so few rows at most are moved in vain.
+const STRIDE: u64 = 32;
+/// Rounds of a stride, at most: a page takes its own rows back until it is
+/// full, a row a round in the worst case.
+const ROUNDS: usize = 100;
 
-/// Moves the rows of the pages `from..to` in front of them, by updates that
-/// change nothing. Until the transaction ends, what was moved away leaves no
-/// free space, so a round moves what the round before put back. Roll back when
-/// rows are stuck.
+/// Moves the rows of the pages `from..to` in front of them, from the end on, by
+/// updates that change nothing. Until the transaction ends, what was moved away
+/// leaves no free space, so a round moves what the round before put back. It
+/// ends early where a row lands on a page from `grown` on: the table had to
+/// grow for it.
 ///
 /// # Errors
 /// The database's.
-pub async fn empty_pages(tx: &Transaction<'_>, from: u64, to: u64) -> Result<Moved> {
+pub async fn empty_pages(tx: &Transaction<'_>, from: u64, to: u64, grown: u64) -> Result<Moved> {
     tx.batch_execute(PLAN).await.doing("begin to move rows")?;
     let first = tx.prepare_cached(MOVE).await.doing("move rows to the front")?;
     let again = tx.prepare_cached(MOVE_AGAIN).await.doing("move rows to the front")?;
-    let (low, high, end) = (tid(from), tid(to), tid(size(tx).await?.pages));
-    let row = tx.query_one(&first, &[&low, &high, &end]).await.doing("move rows to the front")?;
-    let total = n(&row, 0);
-    let (mut back, mut beyond) = (row.get::<_, Vec<String>>(1), n(&row, 2));
-    for _ in 0..ROUNDS {
-        // What landed at the table's end has found no room anywhere.
-        if back.is_empty() || beyond == back.len() as u64 {
+    let mut moved = Moved { from: to, ..Moved::default() };
+    let grown = tid(grown);
+    while moved.from > from {
+        let start = moved.from.saturating_sub(STRIDE).max(from);
+        let (low, high) = (tid(start), tid(moved.from));
+        let row = tx.query_one(&first, &[&low, &high, &grown]).await.doing("move rows to the front")?;
+        let (mut back, mut beyond) = (row.get::<_, Vec<String>>(0), n(&row, 1));
+        for _ in 0..ROUNDS {
+            if back.is_empty() || beyond > 0 {
+                break;
+            }
+            let row = tx.query_one(&again, &[&back, &low, &grown]).await.doing("move rows to the front")?;
+            (back, beyond) = (row.get(0), n(&row, 1));
+        }
+        moved.stuck = back.len() as u64;
+        if moved.stuck > 0 {
             break;
         }
-        let row = tx.query_one(&again, &[&back, &low, &end]).await.doing("move rows to the front")?;
-        (back, beyond) = (row.get(0), n(&row, 1));
+        moved.from = start;
     }
-    let stuck = back.len() as u64;
-    let locked = match stuck {
-        0 => n(&tx.query_one(LEFT, &[&low, &high]).await.doing("look at emptied pages")?, 0),
-        _ => 0,
-    };
-    Ok(Moved { rows: total - stuck, stuck, locked })
+    let (low, high) = (tid(moved.from), tid(to));
+    moved.locked = n(&tx.query_one(LEFT, &[&low, &high]).await.doing("look at emptied pages")?, 0);
+    Ok(moved)
 }
 
 /// Pages are read in their order, rows by their place.
@@ -134,15 +141,15 @@ fn tid(page: u64) -> String {
     format!("({page},0)")
 }
 
-/// $1 and $2 bound the pages, $3 is the end of the table. Told are the places
-/// of rows that landed in the range or behind it, and how many of them on new
-/// pages. A tid is read by its text: there is no other way to its page.
+/// $1 and $2 bound the pages. Told are the places of rows that landed in them
+/// or behind them, and how many of them from $3 on. A tid is read by its text:
+/// there is no other way to its page.
 const MOVE: &str = "
     WITH there AS MATERIALIZED (
         SELECT ctid FROM public.ops WHERE ctid >= $1::text::tid AND ctid < $2::text::tid FOR UPDATE SKIP LOCKED),
     moved AS (
         UPDATE public.ops SET ulid = ulid WHERE ctid = ANY (ARRAY(SELECT ctid FROM there)) RETURNING ctid)
-    SELECT count(*), coalesce(array_agg(ctid::text) FILTER (WHERE ctid >= $1::text::tid), '{}'),
+    SELECT coalesce(array_agg(ctid::text) FILTER (WHERE ctid >= $1::text::tid), '{}'),
            count(*) FILTER (WHERE ctid >= $3::text::tid)
     FROM moved";
 const MOVE_AGAIN: &str = "

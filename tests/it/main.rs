@@ -15,6 +15,7 @@ mod faults;
 mod gate;
 mod harness;
 mod harness_test;
+mod in_place;
 mod node_test;
 mod pull;
 mod puller;

@@ -12,9 +12,6 @@ use tracing::{info, warn};
 
 /// Pages of the first range that is emptied, and of the largest.
 pub(super) const PAGES: (u32, u32) = (64, 2_048);
-/// A range without room in front of it is tried again as small as this: a page
-/// may still fit.
-const FEW_PAGES: u32 = 8;
 /// How often it is looked whether an old snapshot is gone.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Whoever waited behind a VACUUM has its turn (contract 6: at least 2 s).
@@ -25,7 +22,7 @@ const REINDEX_TRIES: u32 = 6;
 /// Passes that give back less than a hundredth before the end stays as it is.
 const FRUITLESS: u32 = 5;
 /// TOAST is written anew for at least these bytes, and a quarter of it.
-const LEAST_TOAST: u64 = 4 << 20;
+const LEAST_TOAST: u64 = 1 << 20;
 /// Parts of the TOAST table after each of which it is vacuumed: what a part
 /// left in front is room for the next.
 const TOAST_PARTS: u64 = 8;
@@ -147,26 +144,19 @@ pub(super) async fn move_rows(run: &mut Run<'_>) -> Result<()> {
     let (mut at, begun, pages) = (run.at.clone(), Instant::now(), run.place.size.rows());
     let from = to.saturating_sub(u64::from(pages));
     let tx = run.lease.begin().await?;
-    let range = in_place::empty_pages(&tx, from, to).await?;
-    if range.stuck > 0 {
-        tx.rollback().await.doing("leave rows where they are")?;
-        return match pages > FEW_PAGES {
-            true => {
-                run.place.size.too_long();
-                Ok(())
-            }
-            false => moved(run, to).await,
-        };
-    }
-    at.position = from.to_string();
-    at.done += to - from;
+    let range = in_place::empty_pages(&tx, from, to, at.total.unwrap_or(u64::MAX)).await?;
+    at.position = range.from.to_string();
+    at.done += to - range.from;
     store::save(&tx, &at.json()).await?;
     tx.commit().await.doing("commit moved rows")?;
-    run.place.size.took(u32::try_from(to - from).unwrap_or(u32::MAX), begun.elapsed());
     run.at = at;
     if range.locked > 0 {
         info!(rows = range.locked, from, "locked rows stay for the next pass");
     }
+    if range.stuck > 0 {
+        return moved(run, range.from).await;
+    }
+    run.place.size.took(u32::try_from(to - from).unwrap_or(u32::MAX), begun.elapsed());
     Ok(())
 }
 
