@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 /// A CHECKPOINT is asked for when WAL since the last one passes this part of
 /// the free space (contract 5: a quarter; without, a full volume fills up).
@@ -216,10 +215,8 @@ impl Pacer {
 
     async fn checkpoint(&mut self, lease: &mut Lease) -> db::Result<bool> {
         if self.may_checkpoint && !pace::checkpoint(lease).await? {
+            // Warned of once, at start.
             self.may_checkpoint = false;
-            warn!(
-                "this role may not CHECKPOINT: GRANT pg_checkpoint TO it, or WAL of bulk work can fill the volume"
-            );
         }
         self.looked = None;
         Ok(self.may_checkpoint)

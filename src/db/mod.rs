@@ -26,6 +26,7 @@ pub mod overview;
 pub mod pace;
 pub mod peers;
 pub mod presence;
+pub mod privileges;
 pub mod prune;
 mod prune_sql;
 pub mod pulls;
