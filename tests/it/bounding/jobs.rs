@@ -48,18 +48,18 @@ async fn deleters(bench: &Bench) -> usize {
 
 #[tokio::test]
 async fn a_job_is_handed_over_and_outlives_its_command() {
-    let bench = Bench::new().await.with(BATCH, "40");
-    bench.log(800, 20).await;
+    let bench = Bench::new().await.with(BATCH, "100");
+    bench.log(2_000, 20).await;
     let daemon = bench.daemon().await;
     // The same envelope as without a daemon.
     let (code, counted) = bench.json(&["census"]).await;
-    assert_eq!((code, &counted["result"]["rows"]), (0, &820.into()), "{counted}");
+    assert_eq!((code, &counted["result"]["rows"]), (0, &2_020.into()), "{counted}");
     daemon.line(|l| l.contains("a job was handed over") && l.contains("census")).await;
 
     slowly(&bench).await;
     let command = bench.start(&["prune"]).spawn();
     command.line(|l| l.contains("handed to the daemon")).await;
-    begun(&bench, 820).await;
+    begun(&bench, 2_020).await;
     command.line(|l| l.contains("rows")).await;
     command.signal("INT");
     let ran = command.ran().await;
@@ -76,11 +76,11 @@ async fn a_job_is_handed_over_and_outlives_its_command() {
 
 #[tokio::test]
 async fn the_lease_is_one() {
-    let bench = Bench::new().await.with(BATCH, "20");
-    bench.log(800, 20).await;
+    let bench = Bench::new().await.with(BATCH, "100");
+    bench.log(2_000, 20).await;
     watch_deleters(&bench).await;
     let first = bench.start(&["prune", "--pace", "1%"]).spawn();
-    begun(&bench, 820).await;
+    begun(&bench, 2_020).await;
     let (code, refused) = bench.json(&["prune"]).await;
     assert_eq!(code, 4, "{refused}");
     assert_eq!(
@@ -102,8 +102,8 @@ async fn the_lease_is_one() {
 
 #[tokio::test]
 async fn a_daemon_killed_in_a_job_is_told_and_the_next_run_goes_on() {
-    let bench = Bench::new().await.with(BATCH, "40");
-    bench.log(800, 20).await;
+    let bench = Bench::new().await.with(BATCH, "100");
+    bench.log(2_000, 20).await;
     slowly(&bench).await;
     for restarted in [false, true] {
         let before = bench.left().await as usize;
@@ -138,14 +138,14 @@ async fn a_daemon_killed_in_a_job_is_told_and_the_next_run_goes_on() {
 
 #[tokio::test]
 async fn a_lost_lease_ends_the_work_and_the_next_goes_on() {
-    let bench = Bench::new().await.with(BATCH, "40");
-    bench.log(800, 20).await;
+    let bench = Bench::new().await.with(BATCH, "100");
+    bench.log(2_000, 20).await;
     watch_deleters(&bench).await;
     slowly(&bench).await;
     let daemon = bench.daemon().await;
     let command = bench.start(&["prune"]).spawn();
     command.line(|l| l.contains("handed to the daemon")).await;
-    begun(&bench, 820).await;
+    begun(&bench, 2_020).await;
     let pid = lease_pid(&bench).await;
     bench.run(&format!("SELECT pg_terminate_backend({pid})")).await;
     let ran = command.ran().await;
@@ -173,11 +173,11 @@ async fn a_job_that_nobody_does_any_more_is_ended() {
 #[tokio::test]
 async fn a_pause_holds_the_next_batch_and_the_daemon_says_so() {
     let bench =
-        Bench::new().await.with(BATCH, "40").with("OPENAUDIO_MEDIORUM_OPS_RETENTION_SWEEP_INTERVAL", "10s");
-    bench.log(800, 20).await;
+        Bench::new().await.with(BATCH, "100").with("OPENAUDIO_MEDIORUM_OPS_RETENTION_SWEEP_INTERVAL", "10s");
+    bench.log(2_000, 20).await;
     slowly(&bench).await;
     let daemon = bench.daemon().await;
-    begun(&bench, 820).await;
+    begun(&bench, 2_020).await;
     let (code, paused) = bench.json(&["pause"]).await;
     assert_eq!((code, &paused["changed"]), (0, &true.into()));
     daemon.line(|l| l.contains("paused since") && l.contains("resume")).await;

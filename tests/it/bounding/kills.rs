@@ -13,10 +13,11 @@ struct Origin {
 
 impl Origin {
     async fn new() -> Self {
-        let bench = Bench::new().await.with(BATCH, "60");
-        bench.log(240, 30).await;
+        let bench = Bench::new().await.with(BATCH, "100");
+        bench.log(450, 30).await;
         bench.run("CREATE TABLE before AS SELECT * FROM ops").await;
-        let Bench { database, env, .. } = bench;
+        let Bench { database, env, client } = bench;
+        drop(client);
         // A template is cloned only while nobody is in it.
         let client = database.cluster().connect("postgres").await;
         let bench = Bench { database, client, env };
@@ -154,7 +155,7 @@ async fn trials(choose: impl Fn(&[Event]) -> Vec<(Point, When)>) {
     assert_eq!(code, Some(0));
     let client = origin.bench.database.cluster().connect(&name).await;
     let undisturbed = End::of(&client).await;
-    assert_eq!(undisturbed.rows.iter().map(|(_, n)| n).sum::<i64>(), 240);
+    assert_eq!(undisturbed.rows.iter().map(|(_, n)| n).sum::<i64>(), 450);
     let points = choose(&events);
     let mut killed = 0;
     for (point, when) in &points {

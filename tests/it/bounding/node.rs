@@ -51,8 +51,13 @@ async fn a_node_starts_during_index_ensure() {
     bench.log(0, 500).await;
     // An old snapshot holds the build up, and so the node would wait too.
     let mut reader = bench.database.client().await;
-    let snapshot = reader.transaction().await.unwrap();
-    snapshot.batch_execute("CREATE TEMP TABLE t (n int)").await.unwrap();
+    let snapshot = reader
+        .build_transaction()
+        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
+        .start()
+        .await
+        .unwrap();
+    snapshot.query_one("SELECT 1", &[]).await.unwrap();
     let command = bench.start(&["prune", "--task", "index", "--output", "json"]).spawn();
     bench
         .until("SELECT count(*) > 0 FROM pg_stat_progress_create_index WHERE datname = current_database()")
