@@ -12,6 +12,7 @@ mod signals;
 
 use crate::bound::tick::Which;
 use crate::clock::Clock;
+use crate::db::privileges::{self, Lacking, Need};
 use crate::db::{self, Db, migrate};
 use crate::metrics::Metrics;
 use crate::pull::discover;
@@ -22,7 +23,7 @@ use crate::show::gather::DaemonView;
 use crate::supervisor::{Namespace, Next, PROC_NET_DEV, Schedule, Stage, Supervisor, Task};
 use crate::values::{Host, PeerSet, TaskReport, TaskState};
 use crate::work::Work;
-use crate::{http, pull};
+use crate::{http, pull, records};
 use jobs::Bulk;
 use listen::Listener;
 use peers::{Peers, Pulls};
@@ -51,7 +52,8 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(30);
 const JOBS_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether something is to be counted.
 const CENSUS_EVERY: Duration = Duration::from_secs(300);
-/// What deletes begins within this of the start: peers and census come first.
+/// What deletes begins within this of the start, or its interval: peers and
+/// census come first.
 const FIRST_PRUNE: Duration = Duration::from_secs(60);
 /// How often it is looked whether a reclaim is due.
 const RECLAIM_EVERY: Duration = Duration::from_secs(600);
@@ -130,6 +132,7 @@ struct Parts {
     clock: Clock,
     metrics: Metrics,
     supervisor: Supervisor,
+    lacking: Vec<Lacking>,
 }
 
 async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Supervisor, StartError> {
@@ -147,8 +150,10 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     migrate::migrate(&mut db.client().await?).await?;
     metrics.database_up.set(1);
 
+    let lacking = lacking(&db).await?;
     let clock = Clock::System;
     let parts = Parts {
+        lacking,
         supervisor: Supervisor::new(clock.clone(), metrics.clone()),
         settings: Arc::new(settings),
         own,
@@ -166,6 +171,7 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
         "started"
     );
     let (tell, peers) = watch::channel(None);
+    parts.say_lacking();
     parts.listeners(public, operators, peers);
     parts.peers(tell)?;
     parts.presence();
@@ -177,7 +183,38 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     Ok(parts.supervisor)
 }
 
+async fn lacking(db: &Db) -> db::Result<Vec<Lacking>> {
+    let client = db.client().await?;
+    let tables: Vec<&str> = records::models().iter().map(|m| m.table.as_str()).collect();
+    let pulling = db::stats::fitness(&client, &tables).await?.missing;
+    privileges::lacking(&client, &pulling).await
+}
+
 impl Parts {
+    /// What would lift the lack of a privilege that a task cannot do without.
+    fn lift(&self, need: Need) -> Option<String> {
+        let lacking = self.lacking.iter().find(|l| l.need == need)?;
+        Some(format!("{}; {} lifts that", need.consequence(), lacking.lift))
+    }
+
+    /// One warning for each privilege that something switched on lacks.
+    fn say_lacking(&self) {
+        let set = &self.settings.bounding;
+        let deletes = set.retention_days > 0 || set.retention_bytes > 0 || set.dormant_cleanup;
+        for lacking in &self.lacking {
+            let is_on = !self.settings.read_only
+                && match lacking.need {
+                    Need::Pull => self.settings.sweep_peers,
+                    Need::Delete | Need::Vacuum | Need::Checkpoint => deletes,
+                    Need::Index => set.ensure_index,
+                    Need::Guard | Need::LockWaits => set.replay_guard,
+                };
+            if is_on {
+                warn!(fix = lacking.lift, "{}", lacking.need.consequence());
+            }
+        }
+    }
+
     fn listeners(&self, public: Listener, operators: Listener, peers: watch::Receiver<Option<Arc<PeerSet>>>) {
         let reports = self.supervisor.reports();
         let admin = Admin {
@@ -212,13 +249,13 @@ impl Parts {
     fn peers(&self, tell: watch::Sender<Option<Arc<PeerSet>>>) -> Result<(), StartError> {
         let s = &self.settings;
         let off = match (s.read_only, s.sweep_peers) {
-            (true, _) => Some("OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on"),
-            (_, false) => Some("OPENAUDIO_MEDIORUM_SWEEP_PEERS=true turns it on"),
-            _ => None,
+            (true, _) => Some("OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on".to_owned()),
+            (_, false) => Some("OPENAUDIO_MEDIORUM_SWEEP_PEERS=true turns it on".to_owned()),
+            _ => self.lift(Need::Pull),
         };
         let pulls = match off {
             Some(why) => {
-                self.supervisor.off("pull", why);
+                self.supervisor.off("pull", &why);
                 None
             }
             None => Some(Pulls::new(
@@ -312,23 +349,25 @@ impl Parts {
         }
         let retains = set.retention_days > 0 || set.retention_bytes > 0;
         let cleans = set.dormant_cleanup && !set.keep_dormant;
-        for (which, label, is_on, lift) in [
-            (Which::Dormant, "dormant", cleans, "OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP=true turns it on"),
-            (Which::Retention, "retention", retains, "OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS turns it on"),
-            (
-                Which::Index,
-                "index",
-                set.ensure_index,
-                "OPENAUDIO_MEDIORUM_ENSURE_OPS_TABLE_INDEX=true turns it on",
-            ),
+        for (which, label, is_on, switch, need) in [
+            (Which::Dormant, "dormant", cleans, "DORMANT_OPS_CLEANUP=true", Need::Delete),
+            (Which::Retention, "retention", retains, "OPS_RETENTION_DAYS", Need::Delete),
+            (Which::Index, "index", set.ensure_index, "ENSURE_OPS_TABLE_INDEX=true", Need::Index),
         ] {
-            if !(is_on && writes) {
-                let why = if is_on { "OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on" } else { lift };
-                self.supervisor.off(label, why);
+            let switched = |by: &str| Some(format!("OPENAUDIO_MEDIORUM_{by} turns it on"));
+            let off = match (is_on, writes) {
+                (false, _) => switched(switch),
+                (_, false) => switched("READ_ONLY=false"),
+                _ => self.lift(need),
+            };
+            if let Some(why) = off {
+                self.supervisor.off(label, &why);
                 continue;
             }
-            let (schedule, own) =
-                (Schedule::Every { interval: set.interval, first: FIRST_PRUNE }, bulk.clone());
+            let (schedule, own) = (
+                Schedule::Every { interval: set.interval, first: FIRST_PRUNE.min(set.interval) },
+                bulk.clone(),
+            );
             self.supervisor.start(Task::new(label, schedule), move |stop| own.clone().tick(which, stop));
         }
         match set.reclaim_when.filter(|_| writes) {
@@ -340,12 +379,13 @@ impl Parts {
             }
             None => self.supervisor.off("reclaim", "OPENAUDIO_MEDIORUM_OPS_RECLAIM_WHEN turns it on"),
         }
-        match writes {
-            true => {
+        let read_only = (!writes).then(|| "OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on".to_owned());
+        match read_only.or_else(|| self.lift(Need::Guard)) {
+            None => {
                 let schedule = Schedule::Every { interval: GUARD_EVERY, first: FIRST_PULL };
                 self.supervisor.start(Task::new("guard", schedule), move |stop| bulk.clone().guard(stop));
             }
-            false => self.supervisor.off("guard", "OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on"),
+            Some(why) => self.supervisor.off("guard", &why),
         }
     }
 

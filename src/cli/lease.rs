@@ -117,7 +117,8 @@ fn held(holder: Option<&Holder>) -> String {
     }
 }
 
-fn work(context: &Context, own: crate::values::Host, db: Db) -> Result<Work, Failure> {
+/// What work in the foreground is handed.
+pub(super) fn work(context: &Context, own: crate::values::Host, db: Db) -> Result<Work, Failure> {
     let shown = Shown::new(context.output);
     Ok(Work {
         db,
@@ -163,6 +164,8 @@ enum Handed {
 
 async fn by_daemon(context: &Context, db: &Db, job: &Job, to: &Holder) -> Result<Handed, Failure> {
     let client = db.client().await?;
+    // Listened to all along: a signal between two looks counts as well.
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
     let args = serde_json::to_value(job).map_err(anyhow::Error::from)?;
     let id = jobs::add(&client, job.kind(), &args, context.clock.now()).await?;
     eprintln!("opsward: handed to the daemon ({to}) as job {id}; Ctrl-C leaves it to it");
@@ -170,7 +173,7 @@ async fn by_daemon(context: &Context, db: &Db, job: &Job, to: &Holder) -> Result
     loop {
         tokio::select! {
             () = sleep(LOOK_EVERY) => {}
-            _ = tokio::signal::ctrl_c() => {
+            _ = interrupt.recv() => {
                 eprintln!("opsward: detached; job {id} goes on in the daemon: see `opsward status`");
                 return Ok(Handed::Detached);
             }

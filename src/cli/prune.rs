@@ -44,7 +44,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     };
     let job = Job::Prune { tasks, percent: lease::pace(args) };
     let Some(report) = lease::have_done(context, args, job).await? else {
-        return Ok(Done::new(Value::Null, "detached; the daemon goes on"));
+        return Ok(lease::detached());
     };
     let tasks = report["tasks"].as_array().map(Vec::as_slice).unwrap_or_default();
     let halted = report["halted"].as_str().map(|why| format!("nothing was done: {why}"));

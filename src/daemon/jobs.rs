@@ -43,12 +43,11 @@ pub(super) struct Bulk {
     pub(super) slot: Slot,
     work: Work,
     said_held: Arc<AtomicBool>,
-    swept: Arc<AtomicBool>,
 }
 
 impl Bulk {
     pub(super) fn new(work: Work) -> Self {
-        Self { slot: Slot::default(), work, said_held: Arc::default(), swept: Arc::default() }
+        Self { slot: Slot::default(), work, said_held: Arc::default() }
     }
 
     /// The work of one run, which `stop` ends at the next batch.
@@ -80,8 +79,8 @@ impl Bulk {
         };
         let client = self.work.db.client().await?;
         let now = self.work.clock.now();
-        if !self.swept.swap(true, Ordering::Relaxed) && jobs::interrupted(&client, now).await? > 0 {
-            info!("jobs that an earlier daemon had begun are ended");
+        if jobs::interrupted(&client, now).await? > 0 {
+            info!("jobs that were begun and cut off are ended");
         }
         let Some(found) = jobs::claim(&client, now).await? else {
             return Ok(Next::After(EVERY));

@@ -5,6 +5,7 @@
 use super::connect::Client;
 use super::error::{Doing, Error, Result};
 use super::lease::Lease;
+use super::privileges::may_set_deadlock_timeout;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
@@ -76,11 +77,11 @@ pub async fn change(lease: &mut Lease, change: Change) -> Result<Try> {
     }
     // A trigger that is there goes under a lock that readers are in the way of.
     let found = find(lease.client()?).await?;
+    let may_set = may_set_deadlock_timeout(lease.client()?).await?;
     let tx = lease.begin().await?;
     // Without the right to set the second one, autovacuum is waited for.
     tx.batch_execute(QUICKLY).await.doing("prepare the replay guard")?;
-    let may = tx.query_one(MAY_SET, &[]).await.doing("prepare the replay guard")?;
-    if may.get(0) {
+    if may_set {
         tx.batch_execute("SET LOCAL deadlock_timeout = '20ms'").await.doing("prepare the replay guard")?;
     }
     let began = Instant::now();
@@ -115,7 +116,6 @@ fn is_blocked(error: &tokio_postgres::Error) -> bool {
 /// A process that stops here gives the lock up as well.
 const QUICKLY: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '200ms'; \
     SET LOCAL idle_in_transaction_session_timeout = '1s'";
-const MAY_SET: &str = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user";
 const DROP: &str = "DROP TRIGGER IF EXISTS opsward_replay_guard ON public.ops";
 /// Puts the guard on the log; also for a log that was rewritten.
 pub const CREATE: &str = "CREATE TRIGGER opsward_replay_guard BEFORE INSERT ON public.ops \

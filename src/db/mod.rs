@@ -31,6 +31,7 @@ pub mod pace;
 pub mod peers;
 pub mod preflight;
 pub mod presence;
+pub mod privileges;
 pub mod prune;
 mod prune_sql;
 pub mod pulls;

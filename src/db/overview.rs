@@ -28,6 +28,8 @@ pub struct Overview {
     pub reclaim: Option<Unfinished>,
     /// The last runs that deleted something, newest first.
     pub runs: Vec<Run>,
+    /// What stands in the way of tasks that are on: code, subject, since when.
+    pub blockers: Vec<(String, String, Timestamp)>,
 }
 
 /// The census, all tables together.
@@ -74,7 +76,9 @@ pub async fn overview(client: &Client) -> Result<Overview> {
     let census = client.query_one(CENSUS, &[]).await.doing(doing)?;
     let job = client.query_opt(JOB, &[]).await.doing(doing)?;
     let runs = client.query(RUNS, &[]).await.doing(doing)?;
+    let blockers = client.query(BLOCKERS, &[]).await.doing(doing)?;
     Ok(Overview {
+        blockers: blockers.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect(),
         lease: lease::holder(client).await?.map(|h| h.to_string()),
         percent: row.get(0),
         paused_at: row.get(1),
@@ -124,3 +128,7 @@ const JOB: &str = "
 const RUNS: &str = "
     SELECT ended_at, task, table_name, rows, bytes, bound_by, outcome
     FROM opsward.history ORDER BY ended_at DESC, id DESC LIMIT 5";
+/// That a task is off is nothing in its way.
+const BLOCKERS: &str = "
+    SELECT code, subject, since FROM opsward.blockers
+    WHERE code NOT IN ('off', 'keep_dormant') ORDER BY since, code, subject";

@@ -100,6 +100,20 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
         let text = format!("bulk work is paused since {at}: the log grows");
         warn("paused", text, "`opsward resume` lets it go on");
     }
+    if bounding.unguarded {
+        warn(
+            "no_replay_guard",
+            "retention without the replay guard: a peer that sends its log anew makes this node apply old \
+             ops over newer state"
+                .into(),
+            "set OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true",
+        );
+    }
+    for blocker in &bounding.blockers {
+        let about = if blocker.subject.is_empty() { String::new() } else { format!(" {}", blocker.subject) };
+        let text = format!("nothing is deleted since {:.0}: {}{about}", blocker.since, blocker.code);
+        warn("blocked", text, "`opsward plan` says what lifts it");
+    }
     let is_at_work = bounding.job.as_ref().is_some_and(|job| job.kind == "reclaim");
     if let Some(unfinished) = bounding.unfinished_reclaim.as_ref().filter(|_| !is_at_work) {
         let fix = "`opsward reclaim --resume` goes on with it, `--abort` ends it";

@@ -9,6 +9,7 @@
 #![allow(dead_code, reason = "the harness serves modules that come and go")]
 
 mod batches;
+mod bounding;
 mod census;
 mod cli;
 mod digest;

@@ -20,6 +20,7 @@ fn around() -> Surroundings {
         free_bytes: None,
         paused_at: None,
         index_there: false,
+        census_at: None,
     }
 }
 
