@@ -6,6 +6,7 @@ mod jobs;
 mod listen;
 mod peers;
 mod presence;
+mod reclaim;
 mod sample;
 mod signals;
 
@@ -52,6 +53,8 @@ const JOBS_EVERY: Duration = Duration::from_secs(1);
 const CENSUS_EVERY: Duration = Duration::from_secs(300);
 /// What deletes begins within this of the start: peers and census come first.
 const FIRST_PRUNE: Duration = Duration::from_secs(60);
+/// How often it is looked whether a reclaim is due.
+const RECLAIM_EVERY: Duration = Duration::from_secs(600);
 /// How often the guard is looked at.
 const GUARD_EVERY: Duration = Duration::from_secs(300);
 /// The census begins within this of the start.
@@ -327,6 +330,15 @@ impl Parts {
             let (schedule, own) =
                 (Schedule::Every { interval: set.interval, first: FIRST_PRUNE }, bulk.clone());
             self.supervisor.start(Task::new(label, schedule), move |stop| own.clone().tick(which, stop));
+        }
+        match set.reclaim_when.filter(|_| writes) {
+            Some(when) => {
+                let (schedule, own) =
+                    (Schedule::Every { interval: RECLAIM_EVERY, first: RECLAIM_EVERY }, bulk.clone());
+                let run = move |stop| reclaim::when(own.clone(), when, stop);
+                self.supervisor.start(Task::new("reclaim", schedule), run);
+            }
+            None => self.supervisor.off("reclaim", "OPENAUDIO_MEDIORUM_OPS_RECLAIM_WHEN turns it on"),
         }
         match writes {
             true => {

@@ -111,7 +111,11 @@ pub async fn carry_out(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
         Job::Prune { tasks, percent } => {
             let mut pacer = Pacer::new(work, *percent, Patience::End);
             let ticked = tick::tick(work, lease, &mut pacer, tasks).await;
-            ticked.map(|outcomes| json!({ "tasks": outcomes })).map_err(Trouble::from)
+            match ticked {
+                Ok(outcomes) => Ok(json!({ "tasks": outcomes })),
+                Err(Stop::Halt(halt)) => Ok(json!({ "tasks": [], "halted": halt.to_string() })),
+                Err(Stop::Db(error)) => Err(error.into()),
+            }
         }
         Job::Reclaim(request) => give_back(work, lease, request).await,
     };

@@ -74,7 +74,7 @@ metrics! {
     bytes_deleted: IntCounterVec "bytes_deleted_total" ["task", "table"] "Bytes of ops deleted, without indexes, by task and table.";
     batch_seconds: Histogram "delete_batch_seconds" "Time of one transaction that deletes ops.";
     vacuums: IntCounterVec "vacuum_runs_total" ["outcome"] "VACUUMs of ops: done, yielded (a session waited behind it), stopped or denied (not the owner).";
-    traces: IntGauge "traces" "Traces of deleted ops, as the server estimates them.";
+    traces: IntGauge "traces" "Traces of deleted ops, as the history counted them.";
     floor: IntGaugeVec "floor_timestamp_seconds" ["table"] "The time of a table's floor: its ops below it were deleted.";
     retention_decision: IntGaugeVec "retention_decision" ["bound_by", "reason"] "Always 1: what bounds retention (age, peer, reader or size), or each reason why it deletes nothing.";
     retention_cut: IntGauge "retention_cut_timestamp_seconds" "The time below which retention deletes, of the table it reaches least far in; 0 when it deletes nothing.";

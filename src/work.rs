@@ -21,6 +21,9 @@ const WAL_PART: u64 = 4;
 const LEAST_WAL: u64 = 16 << 20;
 /// How often the signs are read: batches may be shorter.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// The delay of a VACUUM at the gentle pace, in ms: what autovacuum uses by
+/// default.
+const GENTLE_DELAY_MS: f64 = 2.0;
 /// The longest pause between two batches.
 const LONGEST_REST: Duration = Duration::from_secs(10);
 
@@ -138,7 +141,7 @@ impl Pacer {
             let (signs, free) = self.look().await?;
             match self.halt(&signs, free) {
                 Some(Halt::LittleDisk { .. })
-                    if signs.wal_bytes > LEAST_WAL && self.checkpoint(lease).await? =>
+                    if signs.wal_bytes > LEAST_WAL && self.checkpoint(lease.client()?).await? =>
                 {
                     // WAL may have been what filled it; look once more.
                     let (signs, free) = self.look().await?;
@@ -158,7 +161,7 @@ impl Pacer {
             if let Some(free) = free
                 && signs.wal_bytes > (free / WAL_PART).max(LEAST_WAL)
             {
-                self.checkpoint(lease).await?;
+                self.checkpoint(lease.client()?).await?;
             }
             let percent = u32::from(self.percent.unwrap_or(signs.percent).clamp(1, 100));
             let rest = (worked * (100 - percent) / percent).min(LONGEST_REST);
@@ -178,6 +181,43 @@ impl Pacer {
     pub async fn idle(&mut self, wait: Duration) {
         self.sleep(wait).await;
         self.rested = Instant::now();
+    }
+
+    /// Attends a long statement on the lease's connection: makes the server
+    /// checkpoint meanwhile where WAL would fill the volume.
+    pub async fn attend<T>(&mut self, statement: impl Future<Output = T>) -> T {
+        let done = tokio::select! {
+            done = statement => done,
+            never = self.keep_room() => match never {},
+        };
+        // It had its own throttle: no rest is due for it.
+        self.rested = Instant::now();
+        done
+    }
+
+    async fn keep_room(&mut self) -> std::convert::Infallible {
+        loop {
+            sleep(LOOK_EVERY).await;
+            let looked: db::Result<()> = async {
+                let (signs, free) = self.look().await?;
+                if free.is_some_and(|free| signs.wal_bytes > (free / WAL_PART).max(LEAST_WAL)) {
+                    let mut client = self.work.db.client().await?;
+                    self.checkpoint(&mut client).await?;
+                }
+                Ok(())
+            }
+            .await;
+            if let Err(error) = looked {
+                warn!(%error, "the disk is not watched for a moment");
+            }
+        }
+    }
+
+    /// The delay that makes a VACUUM work as large a share of the time as the
+    /// pace says, as autovacuum's does for the gentle pace; at most what the
+    /// server allows. In milliseconds.
+    pub fn cost_delay_ms(&self) -> f64 {
+        delay_ms(self.percent())
     }
 
     /// Bytes free on the database's volume, where that is known.
@@ -214,8 +254,8 @@ impl Pacer {
         }
     }
 
-    async fn checkpoint(&mut self, lease: &mut Lease) -> db::Result<bool> {
-        if self.may_checkpoint && !pace::checkpoint(lease).await? {
+    async fn checkpoint(&mut self, client: &mut db::Client) -> db::Result<bool> {
+        if self.may_checkpoint && !pace::checkpoint(client).await? {
             self.may_checkpoint = false;
             warn!(
                 "this role may not CHECKPOINT: GRANT pg_checkpoint TO it, or WAL of bulk work can fill the volume"
@@ -231,6 +271,12 @@ impl Pacer {
             () = self.work.stop.cancelled() => {}
         }
     }
+}
+
+fn delay_ms(percent: u8) -> f64 {
+    let per_share = |percent: f64| (100.0 - percent) / percent;
+    (GENTLE_DELAY_MS * per_share(f64::from(percent.clamp(1, 100))) / per_share(f64::from(pace::GENTLE)))
+        .min(100.0)
 }
 
 /// Steers a batch to a duration: grows by half at most, shrinks at once.
@@ -269,6 +315,13 @@ impl BatchSize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_delay_follows_the_pace() {
+        assert!((delay_ms(25) - 2.0).abs() < 1e-9);
+        assert!(delay_ms(100).abs() < 1e-9);
+        assert!(delay_ms(1) > 60.0 && delay_ms(1) <= 100.0);
+    }
 
     #[test]
     fn batches_are_steered() {

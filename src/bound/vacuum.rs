@@ -13,8 +13,6 @@ use tracing::{info, warn};
 const TRIES: u32 = 3;
 /// Between two tries: whoever waited has its turn.
 const REST: Duration = Duration::from_secs(2);
-/// The delay at the gentle pace, in ms: what autovacuum uses by default.
-const GENTLE_DELAY_MS: f64 = 2.0;
 
 /// What came of a VACUUM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -88,30 +86,12 @@ async fn vacuum(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<Vac
     if !maintain::may_vacuum(&work.db.client().await?).await? {
         return Ok(Vacuumed::Denied);
     }
-    let settings = [("vacuum_cost_delay", format!("{:.2}ms", delay_ms(pacer.percent())))];
-    let ended = maintain::watched(lease, &work.db, maintain::VACUUM, &settings, &work.stop).await?;
+    let settings = [("vacuum_cost_delay", format!("{:.2}ms", pacer.cost_delay_ms()))];
+    let vacuum = maintain::watched(lease, &work.db, maintain::VACUUM, &settings, &work.stop);
+    let ended = pacer.attend(vacuum).await?;
     Ok(match ended {
         Ended::Done => Vacuumed::Done,
         Ended::Yielded => Vacuumed::Yielded,
         Ended::Stopped => Vacuumed::Stopped,
     })
-}
-
-/// The delay that makes VACUUM work `percent` of the time, as autovacuum's
-/// does for the gentle pace; at most what the server allows.
-fn delay_ms(percent: u8) -> f64 {
-    let per_share = |percent: f64| (100.0 - percent) / percent;
-    (GENTLE_DELAY_MS * per_share(f64::from(percent.clamp(1, 100))) / per_share(25.0)).min(100.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_delay_follows_the_pace() {
-        assert!((delay_ms(25) - 2.0).abs() < 1e-9);
-        assert!(delay_ms(100).abs() < 1e-9);
-        assert!(delay_ms(1) > 60.0 && delay_ms(1) <= 100.0);
-    }
 }

@@ -101,7 +101,7 @@ mod tests {
             eta_seconds: Some(90),
             waiting: None,
         };
-        assert_eq!(line(&progress), "census: 500 rows of 2000 rows (25 %), about 90 s left");
+        assert_eq!(line(&progress), "census: 500 rows of 2000 rows (25 %), about 1m 30s left");
         let open = Progress { total: None, eta_seconds: None, waiting: Some("paused".into()), ..progress };
         assert_eq!(line(&open), "census: 500 rows; paused");
     }

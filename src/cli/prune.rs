@@ -47,7 +47,8 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         return Ok(Done::new(Value::Null, "detached; the daemon goes on"));
     };
     let tasks = report["tasks"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let text: Vec<String> = tasks.iter().map(told).collect();
+    let halted = report["halted"].as_str().map(|why| format!("nothing was done: {why}"));
+    let text: Vec<String> = tasks.iter().map(told).chain(halted).collect();
     let is_blocked = |task: &Value| {
         let off = |b: &Value| b["code"] == "off" || b["code"] == "keep_dormant";
         let blockers = task["decision"]["blockers"].as_array();
@@ -55,7 +56,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
             || task["index"]["outcome"] == "refused"
             || blockers.is_some_and(|all| !all.iter().any(off))
     };
-    let refused = args.get_flag("strict") && tasks.iter().any(is_blocked);
+    let refused = args.get_flag("strict") && (tasks.iter().any(is_blocked) || report["halted"].is_string());
     let changed = tasks.iter().any(|t| rows(t) > 0 || t["index"]["outcome"] == "made");
     let denied = tasks.iter().any(|t| t["deleted"]["vacuum"] == "denied");
     let warning = denied.then(|| {

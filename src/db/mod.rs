@@ -19,6 +19,7 @@ pub mod foreign;
 pub mod gate;
 pub mod guard;
 pub mod history;
+pub mod in_place;
 pub mod index;
 pub mod jobs;
 pub mod lease;

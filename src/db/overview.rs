@@ -3,6 +3,7 @@
 use super::connect::Client;
 use super::error::{Doing, Result};
 use super::lease;
+use super::reclaim::{self, Unfinished};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -17,12 +18,14 @@ pub struct Overview {
     pub paused_at: Option<Timestamp>,
     /// What the census knows, all tables together.
     pub census: Option<CensusSum>,
-    /// Records that traces are kept of, as the server estimates them.
+    /// Records that traces are kept of, as the history counted them.
     pub traces: i64,
     /// Whether the replay guard is in place.
     pub guarded: bool,
     /// The job under way or waiting: its number, kind, progress.
     pub job: Option<(i64, String, Option<Value>)>,
+    /// A reclaim that has not ended.
+    pub reclaim: Option<Unfinished>,
     /// The last runs that deleted something, newest first.
     pub runs: Vec<Run>,
 }
@@ -88,6 +91,7 @@ pub async fn overview(client: &Client) -> Result<Overview> {
             let progress: Option<&str> = r.get(2);
             (r.get(0), r.get(1), progress.and_then(|p| serde_json::from_str(p).ok()))
         }),
+        reclaim: reclaim::unfinished(client).await?,
         runs: runs
             .iter()
             .map(|r| Run {
@@ -106,7 +110,7 @@ pub async fn overview(client: &Client) -> Result<Overview> {
 /// 25: gentle.
 const STATE: &str = "
     SELECT coalesce(p.percent, 25), p.paused_at,
-           (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'opsward.traces'::regclass),
+           (SELECT coalesce(sum(traces), 0)::bigint FROM opsward.history),
            EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('public.ops')
                    AND tgname LIKE 'opsward%guard' AND tgenabled <> 'D')
     FROM (SELECT 1) one LEFT JOIN opsward.pace p ON true";
@@ -114,7 +118,7 @@ const CENSUS: &str = "
     SELECT sum(rows)::bigint, coalesce(sum(bytes), 0)::bigint, coalesce(min(day)::text, ''),
            coalesce(max(day)::text, ''), coalesce(bool_or(estimated), false),
            (SELECT last_finished_at FROM opsward.census_pass WHERE kind = 'full')
-    FROM opsward.census WHERE day > '1970-01-01'";
+    FROM opsward.census WHERE day > '1970-01-01' AND rows > 0";
 const JOB: &str = "
     SELECT id, kind, progress::text FROM opsward.jobs WHERE finished_at IS NULL ORDER BY id LIMIT 1";
 const RUNS: &str = "

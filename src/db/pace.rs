@@ -3,7 +3,6 @@
 
 use super::connect::Client;
 use super::error::{Doing, Error, Result};
-use super::lease::Lease;
 use jiff::Timestamp;
 use tokio_postgres::error::SqlState;
 
@@ -75,14 +74,11 @@ const PAUSE: &str = "
 ///
 /// # Errors
 /// The database's.
-pub async fn checkpoint(lease: &mut Lease) -> Result<bool> {
-    let client = lease.client()?;
-    let unbound = "SET statement_timeout = 0";
-    client.batch_execute(unbound).await.doing("prepare a checkpoint")?;
-    let done = client.batch_execute("CHECKPOINT").await;
-    client.batch_execute("RESET statement_timeout").await.doing("end a checkpoint")?;
-    match done {
-        Ok(()) => Ok(true),
+pub async fn checkpoint(client: &mut Client) -> Result<bool> {
+    let tx = client.transaction().await.doing("prepare a checkpoint")?;
+    tx.batch_execute("SET LOCAL statement_timeout = 0").await.doing("prepare a checkpoint")?;
+    match tx.batch_execute("CHECKPOINT").await {
+        Ok(()) => tx.commit().await.doing("end a checkpoint").map(|()| true),
         Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(false),
         Err(e) => Err(Error::of("checkpoint", e)),
     }

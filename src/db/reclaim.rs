@@ -86,3 +86,13 @@ const UNFINISHED: &str = "
     SELECT coalesce(checkpoint ->> 'mode', ''), coalesce(checkpoint ->> 'phase', ''),
            coalesce((checkpoint ->> 'hold')::boolean AND checkpoint ->> 'phase' = 'swap', false), updated_at
     FROM opsward.reclaim";
+
+/// When a reclaim last ended well.
+///
+/// # Errors
+/// The database's.
+pub async fn last(client: &impl GenericClient) -> Result<Option<Timestamp>> {
+    Ok(client.query_one(LAST, &[]).await.doing("look for the last reclaim")?.get(0))
+}
+
+const LAST: &str = "SELECT max(ended_at) FROM opsward.history WHERE task = 'reclaim'";

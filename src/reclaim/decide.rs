@@ -51,10 +51,14 @@ pub enum Phase {
     Swap,
     /// Swap: the old table is dropped.
     Drop,
-    /// In place: what does not survive is deleted.
+    /// In place: what lies below the cuts is deleted.
     Delete,
+    /// In place: compaction judges the log, and what nobody needs is deleted.
+    Compact,
     /// In place: the space of deleted rows becomes free inside the table.
     Vacuum,
+    /// In place: what is stored out of line moves to the front of its table.
+    Rewrite,
     /// In place: rows of the last pages move to the front.
     Move,
     /// In place: the empty end is cut off.
@@ -86,8 +90,10 @@ impl Phase {
             Self::Analyze => Self::Verify,
             Self::Verify => Self::Swap,
             Self::Swap => Self::Drop,
-            Self::Delete => Self::Vacuum,
-            Self::Vacuum => Self::Move,
+            Self::Delete if !survivors.compact.is_empty() => Self::Compact,
+            Self::Delete | Self::Compact => Self::Vacuum,
+            Self::Vacuum => Self::Rewrite,
+            Self::Rewrite => Self::Move,
             Self::Move => Self::Truncate,
             Self::Truncate => Self::Reindex,
             Self::Drop | Self::Reindex | Self::Done => Self::Done,
@@ -112,7 +118,9 @@ impl Phase {
             Self::Swap => "swap",
             Self::Drop => "drop",
             Self::Delete => "delete",
+            Self::Compact => "compact",
             Self::Vacuum => "vacuum",
+            Self::Rewrite => "rewrite",
             Self::Move => "move",
             Self::Truncate => "truncate",
             Self::Reindex => "reindex",
@@ -175,6 +183,13 @@ pub struct Checkpoint {
     pub fingerprint: Option<String>,
     /// Swap: the capture as it was made.
     pub capture: Option<String>,
+    /// In place: rows that were locked when their batch came.
+    #[serde(default)]
+    pub locked: Vec<OpUlid>,
+    /// In place: while a snapshot older than this transaction is held, what was
+    /// deleted or moved still takes its space.
+    #[serde(default)]
+    pub settled: Option<u64>,
     /// How often it began.
     pub starts: u32,
     /// Why it is being undone, when it is.
@@ -356,6 +371,8 @@ mod tests {
             gone: BTreeMap::new(),
             fingerprint: Some("a".into()),
             capture: Some("c".into()),
+            locked: Vec::new(),
+            settled: None,
             starts: 1,
             aborting: None,
             bytes_before: 0,

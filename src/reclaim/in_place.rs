@@ -1,10 +1,315 @@
 //! Mode in-place: the log is thinned where it is, and cut off at its end.
+//!
+//! Every batch is a short transaction that leaves a plain table, so a kill
+//! anywhere costs nothing, and an abort has nothing to undo. What was deleted
+//! becomes free space by a VACUUM; rows of the last pages move into it, until
+//! no more room is in front of them; a VACUUM cuts off the empty end. Rows
+//! that were locked, or written at the end meanwhile, are met by the next pass.
 
-use super::decide::Phase;
+mod space;
+
+use super::compact::{Bounds, Chain, Compactor, LONGEST, LogOp, Pass, Verdict};
+use super::decide::{Checkpoint, Gone, Phase};
 use super::{Error, Result, Run};
+use crate::db::prune::{self, Batch, Doomed, Locked, Range, TableCut, Trouble};
+use crate::db::{self, Doing, clone, copy, maintain, reclaim as store};
+use crate::values::OpUlid;
+use crate::work::BatchSize;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+/// A transaction is steered to this: a node's statement on the same row waits
+/// as long, and 200 ms is the worst that may be.
+const TARGET: Duration = Duration::from_millis(60);
+/// Rows of the first batch that deletes.
+const FIRST_ROWS: u32 = 2_000;
+/// Between two tries of what somebody else is in the way of.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// Failed batches in a row after which it gives up.
+const TRIES: u32 = 50;
+/// Rows that were locked and are tried again at the end; others stay.
+const LOCKED_KEPT: usize = 1_000;
+
+/// What a process keeps between two batches; it is lost with it.
+pub(super) struct Kept {
+    phase: Option<Phase>,
+    size: BatchSize,
+    locked: Locked,
+    failures: u32,
+    /// Of what somebody else was in the way of.
+    tries: u32,
+    compactor: Option<Compactor>,
+    /// What compaction dropped of the part that it judged last.
+    drops: Vec<OpUlid>,
+    /// Bytes of the TOAST table at first, and those written since its VACUUM.
+    toast: Option<(u64, u64)>,
+    /// Who was named last as holding an old snapshot.
+    told: Option<String>,
+    /// Indexes that are left as they are.
+    left: Vec<String>,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self {
+            phase: None,
+            size: BatchSize::new(FIRST_ROWS, 1, TARGET),
+            locked: Locked::Wait,
+            failures: 0,
+            tries: 0,
+            compactor: None,
+            drops: Vec::new(),
+            toast: None,
+            told: None,
+            left: Vec::new(),
+        }
+    }
+}
+
+impl Kept {
+    fn of(phase: Phase, batch_limit: u32) -> Self {
+        let size = match phase {
+            Phase::Move => BatchSize::new(space::PAGES.0, space::PAGES.1, TARGET),
+            _ => BatchSize::new(FIRST_ROWS, batch_limit, TARGET),
+        };
+        Self { phase: Some(phase), size, ..Self::default() }
+    }
+}
 
 /// A batch of a phase's work.
-pub(super) async fn step(_run: &mut Run<'_>, phase: Phase) -> Result<()> {
-    let why = format!("mode in-place cannot {} yet", phase.word());
-    Err(Error::refused(why, "use --mode swap"))
+pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
+    if run.place.phase != Some(phase) {
+        run.place = Kept::of(phase, run.work.settings.bounding.batch_limit);
+    }
+    let done = match phase {
+        Phase::Delete => delete(run).await,
+        Phase::Compact => compact(run).await,
+        Phase::Vacuum => space::vacuum(run).await,
+        Phase::Rewrite => space::rewrite(run).await,
+        Phase::Move => space::move_rows(run).await,
+        Phase::Truncate => space::truncate(run).await,
+        _ => space::reindex(run).await,
+    };
+    match done {
+        Ok(()) => {
+            run.place.failures = 0;
+            Ok(())
+        }
+        Err(Error::Db(error)) => recover(run, error).await,
+        Err(error) => Err(error),
+    }
+}
+
+/// A failed batch left nothing; the same is tried again, smaller or later.
+async fn recover(run: &mut Run<'_>, error: db::Error) -> Result<()> {
+    let trouble = prune::trouble(&error);
+    run.place.failures += 1;
+    if trouble == Trouble::Fatal || run.place.failures > TRIES {
+        return Err(error.into());
+    }
+    debug!(%error, "a batch is tried again");
+    match trouble {
+        Trouble::TooLong => run.place.size.too_long(),
+        _ => {
+            run.place.locked = Locked::Skip;
+            wait(run, "a lock on ops".into(), RETRY_AFTER).await;
+        }
+    }
+    Ok(())
+}
+
+/// Waits a while and says for what; a signal to stop ends it.
+async fn wait(run: &mut Run<'_>, waiting: String, time: Duration) {
+    run.tell(unit(run.at.phase), Some(waiting));
+    run.pacer.idle(time).await;
+}
+
+fn unit(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Delete | Phase::Compact | Phase::Rewrite => "rows",
+        _ => "pages",
+    }
+}
+
+/// The history's name for it.
+fn task(run: &Run<'_>) -> prune::Run {
+    let began_at = jiff::Timestamp::from_millisecond(run.at.began_ms).unwrap_or_default();
+    prune::Run { id: run.at.run.clone(), task: "reclaim", began_at }
+}
+
+/// What lies below the cuts, from the oldest on; then what was locked.
+async fn delete(run: &mut Run<'_>) -> Result<()> {
+    if run.at.position.is_empty() && !maintain::may_vacuum(run.lease.client()?).await? {
+        return Err(Error::refused(
+            "this role does not own public.ops and may not VACUUM it",
+            "use the node's own role in OPENAUDIO_DB_URL, or GRANT that role TO it",
+        ));
+    }
+    let cuts: Vec<TableCut> = run.at.survivors.cuts.iter().map(cut).collect();
+    let Some(until) = cuts.iter().map(|cut| cut.below).max() else {
+        run.at.advance();
+        return run.save().await;
+    };
+    if run.at.position.is_empty() {
+        prune::check(&cuts, run.work.clock.now_ms())?;
+        let tables: Vec<&str> = cuts.iter().map(|cut| cut.table.as_str()).collect();
+        run.at.position = prune::begin_at(run.lease.client()?, &tables).await?;
+    }
+    if run.at.position.as_str() >= until.as_str() {
+        return delete_locked(run, &cuts).await;
+    }
+    let range = Range { from: run.at.position.clone(), until, rows: run.place.size.rows() };
+    let (task, locked, mut at) = (task(run), run.place.locked, run.at.clone());
+    let begun = Instant::now();
+    let tx = run.lease.begin().await?;
+    let batch = prune::batch(&tx, &task, &range, Doomed::Below(&cuts), locked).await?;
+    count(&mut at, &batch);
+    let room = LOCKED_KEPT.saturating_sub(at.locked.len());
+    at.locked.extend(batch.skipped.iter().take(room));
+    at.position = batch.next.clone().unwrap_or_else(|| until.to_string());
+    store::save(&tx, &at.json()).await?;
+    tx.commit().await.doing("commit a batch")?;
+    run.at = at;
+    learned(run, &batch, begun);
+    Ok(())
+}
+
+fn cut((table, below): (&String, &OpUlid)) -> TableCut {
+    TableCut { table: table.clone(), below: *below, bound_by: "reclaim".into() }
+}
+
+fn count(at: &mut Checkpoint, batch: &Batch) {
+    at.done += batch.scanned;
+    for of in &batch.gone {
+        let gone = at.gone.entry(of.table.clone()).or_insert(Gone { rows: 0, bytes: 0, traces: 0 });
+        gone.rows += of.rows;
+        gone.bytes += of.bytes;
+        gone.traces += of.traces;
+    }
+}
+
+fn learned(run: &mut Run<'_>, batch: &Batch, begun: Instant) {
+    run.place.size.took(u32::try_from(batch.scanned).unwrap_or(u32::MAX).max(1), begun.elapsed());
+    run.place.locked = Locked::Wait;
+    for gone in &batch.gone {
+        let labels = ["reclaim", gone.table.as_str()];
+        run.work.metrics.rows_deleted.with_label_values(&labels).inc_by(gone.rows);
+        run.work.metrics.bytes_deleted.with_label_values(&labels).inc_by(gone.bytes);
+    }
+}
+
+/// Rows that were locked when their batch came, one at a time.
+async fn delete_locked(run: &mut Run<'_>, cuts: &[TableCut]) -> Result<()> {
+    let mut at = run.at.clone();
+    let Some(ulid) = at.locked.pop() else {
+        at.advance();
+        run.at = at;
+        return run.save().await;
+    };
+    let range = Range { from: ulid.to_string(), until: OpUlid::first_of_ms(ulid.ms() + 1), rows: 100 };
+    let task = task(run);
+    let tx = run.lease.begin().await?;
+    let batch = prune::batch(&tx, &task, &range, Doomed::Below(cuts), Locked::Skip).await?;
+    count(&mut at, &batch);
+    if batch.skipped.contains(&ulid) {
+        run.place.tries += 1;
+        if run.place.tries <= TRIES {
+            drop(tx);
+            // The others first.
+            run.at.locked.rotate_right(1);
+            wait(run, format!("a lock on the row {ulid}"), RETRY_AFTER).await;
+            return Ok(());
+        }
+        warn!(%ulid, "the row stayed locked by another session, and stays in the log");
+    }
+    store::save(&tx, &at.json()).await?;
+    tx.commit().await.doing("commit a batch")?;
+    run.at = at;
+    Ok(())
+}
+
+/// A part of the log, newest first: judged, then deleted from. A pass that was
+/// interrupted begins anew at the newest op.
+async fn compact(run: &mut Run<'_>) -> Result<()> {
+    if !run.place.drops.is_empty() {
+        return delete_drops(run).await;
+    }
+    let mut at = run.at.clone();
+    let begun = Instant::now();
+    let columns = clone::columns(&*run.lease.client()?).await?;
+    let bounds = Bounds {
+        memory_bytes: usize::try_from(run.work.settings.bounding.reclaim_memory).unwrap_or(usize::MAX),
+        self_host: run.work.own.clone(),
+        below: at.survivors.compact.values().max().copied().unwrap_or(OpUlid::first_of_ms(0)),
+        now: run.work.clock.now(),
+    };
+    let pass = Pass { number: at.pass, of: at.passes.max(1) };
+    if run.place.compactor.is_none() {
+        at.position.clear();
+        at.done = 0;
+    }
+    let compactor = run.place.compactor.get_or_insert_with(|| Compactor::new(&bounds, pass));
+    let before = (!at.position.is_empty()).then_some(at.position.as_str());
+    let (survivors, rows) = (&run.at.survivors.compact, run.place.size.rows());
+    let mut drops = Vec::new();
+    let tx = run.lease.begin().await?;
+    let walked = copy::walk(&tx, &columns, before, (rows, LONGEST), |op| {
+        let chain = if op.owed { Chain::Owed } else { Chain::Settled };
+        let data = op.data.as_deref();
+        let verdict =
+            compactor.judge(&LogOp { ulid: &op.ulid, action: &op.action, table: &op.table, data, chain });
+        let below = survivors.get(&op.table);
+        let ulid = OpUlid::parse(&op.ulid).filter(|ulid| below.is_some_and(|below| ulid < below));
+        drops.extend(ulid.filter(|_| verdict == Verdict::Drop));
+    });
+    let walked = walked.await;
+    if walked.is_err() {
+        // It has judged ops whose verdicts are lost: from the newest again.
+        run.place.compactor = None;
+    }
+    let (last, count) = walked?;
+    at.done += count;
+    match last.filter(|_| count >= u64::from(rows)) {
+        Some(last) => at.position = last,
+        None if at.pass + 1 < at.passes => {
+            at.pass += 1;
+            (at.position, at.done) = (String::new(), 0);
+            run.place.compactor = None;
+        }
+        // The end; what was dropped of the last part goes first.
+        None if drops.is_empty() => {
+            at.pass = 0;
+            at.advance();
+        }
+        None => {}
+    }
+    store::save(&tx, &at.json()).await?;
+    tx.commit().await.doing("judge a part of the log")?;
+    run.place.drops = drops;
+    run.place.size.took(u32::try_from(count).unwrap_or(u32::MAX).max(1), begun.elapsed());
+    run.at = at;
+    Ok(())
+}
+
+/// What nobody needs of the part that was judged last.
+async fn delete_drops(run: &mut Run<'_>) -> Result<()> {
+    let drops = run.place.drops.clone();
+    let (Some(first), Some(last)) = (drops.iter().min(), drops.iter().max()) else { return Ok(()) };
+    let (task, mut at) = (task(run), run.at.clone());
+    let (mut from, until) = (Some(first.to_string()), OpUlid::first_of_ms(last.ms() + 1));
+    let tx = run.lease.begin().await?;
+    while let Some(next) = from {
+        let range = Range { from: next, until, rows: 2 * run.place.size.rows() + FIRST_ROWS };
+        let batch = prune::batch(&tx, &task, &range, Doomed::Listed(&drops), run.place.locked).await?;
+        let done = at.done;
+        count(&mut at, &batch);
+        at.done = done;
+        from = batch.next;
+    }
+    store::save(&tx, &at.json()).await?;
+    tx.commit().await.doing("commit a batch")?;
+    run.place.drops.clear();
+    run.at = at;
+    Ok(())
 }

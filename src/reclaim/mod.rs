@@ -149,6 +149,8 @@ pub struct Run<'a> {
     kept: swap::Kept,
     /// The phase, since when this process is in it, and what was done then.
     begun: Cell<(Phase, Instant, u64)>,
+    /// What mode in-place does.
+    place: in_place::Kept,
 }
 
 impl Run<'_> {
@@ -196,7 +198,8 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request) -> Result<Re
         pacer = pacer.with_floor(plan::IN_PLACE_FLOOR);
     }
     let begun = Cell::new((Phase::Done, Instant::now(), 0));
-    let mut run = Run { work, lease, pacer, at, kept: swap::Kept::default(), begun };
+    let (kept, place) = (swap::Kept::default(), in_place::Kept::default());
+    let mut run = Run { work, lease, pacer, at, kept, place, begun };
     run.save().await?;
     let ended = walk(&mut run).await;
     work.metrics.reclaim_phase.reset();
@@ -329,6 +332,8 @@ async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Chec
         gone: BTreeMap::new(),
         fingerprint: None,
         capture: None,
+        locked: Vec::new(),
+        settled: None,
         starts: 1,
         aborting: None,
         bytes_before: plan.space.table + plan.space.indexes,

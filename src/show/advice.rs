@@ -100,9 +100,10 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
         let text = format!("bulk work is paused since {at}: the log grows");
         warn("paused", text, "`opsward resume` lets it go on");
     }
-    if let Some(unfinished) = &bounding.unfinished_reclaim {
+    let is_at_work = bounding.job.as_ref().is_some_and(|job| job.kind == "reclaim");
+    if let Some(unfinished) = bounding.unfinished_reclaim.as_ref().filter(|_| !is_at_work) {
         let fix = "`opsward reclaim --resume` goes on with it, `--abort` ends it";
-        warn("reclaim_unfinished", unfinished.clone(), fix);
+        warn("reclaim_unfinished", format!("a reclaim is unfinished: {unfinished}"), fix);
     }
 }
 

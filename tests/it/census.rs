@@ -287,7 +287,7 @@ async fn the_command_counts_and_shows_or_says_who_works() {
     assert_eq!(days.iter().map(|d| d["rows"].as_u64().unwrap()).sum::<u64>(), 300);
     let lease = Lease::take(&db).await.unwrap().unwrap();
     let (code, json) = run(&["--full"]).await;
-    assert_eq!((code, json["error"]["code"].as_str()), (4, Some("held")), "{json}");
+    assert_eq!((code, json["error"]["code"].as_str()), (4, Some("lease_held")), "{json}");
     assert!(json["error"]["text"].as_str().unwrap().contains("opsward test"), "{json}");
     drop(lease);
 }

@@ -16,6 +16,7 @@ mod faults;
 mod gate;
 mod harness;
 mod harness_test;
+mod in_place;
 mod node_test;
 mod prune;
 mod pull;

@@ -120,7 +120,10 @@ impl BoundingStatus {
                     outcome: r.outcome,
                 })
                 .collect(),
-            unfinished_reclaim: None,
+            unfinished_reclaim: found.reclaim.map(|r| {
+                let done = if r.held { "waits for `opsward reclaim --swap`" } else { "has not ended" };
+                format!("mode {}, phase {}, {done}; it last did something at {}", r.mode, r.phase, r.since)
+            }),
         }
     }
 

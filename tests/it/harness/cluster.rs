@@ -80,7 +80,15 @@ impl Cluster {
     /// # Panics
     /// With what is missing, where PostgreSQL 15 or its locale is.
     pub fn private() -> Self {
-        let root = make_root();
+        Self::private_in(&std::env::temp_dir())
+    }
+
+    /// The same with its data below a directory, on a volume of its own say.
+    ///
+    /// # Panics
+    /// As [`Self::private`].
+    pub fn private_in(base: &Path) -> Self {
+        let root = make_root(base);
         // From here on a death of this process ends what was begun.
         let watchdog = watch(&root);
         init(&root);
@@ -291,14 +299,11 @@ pub fn unique(prefix: &str) -> String {
 
 /// A directory of the user that runs the server. Short, in `/tmp` if need be:
 /// a socket's path has at most 107 bytes.
-fn make_root() -> PathBuf {
-    let mut base = std::env::temp_dir();
-    if base.as_os_str().len() > 60 {
-        base = PathBuf::from("/tmp");
-    }
+fn make_root(base: &Path) -> PathBuf {
+    let base = if base.as_os_str().len() > 60 { Path::new("/tmp") } else { base };
     let output = as_server(Path::new("mktemp"))
         .args(["-d", "-p"])
-        .arg(&base)
+        .arg(base)
         .arg("opsward-pg-XXXXXX")
         .output()
         .expect("mktemp");

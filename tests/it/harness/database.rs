@@ -18,7 +18,12 @@ impl Database {
 
     /// As [`Self::new`], under a name of the caller's choice (one per run).
     pub async fn named(name: impl Into<String>) -> Self {
-        let (cluster, name) = (Cluster::shared(), name.into());
+        Self::on(Cluster::shared(), name).await
+    }
+
+    /// In a cluster of the caller's choice.
+    pub async fn on(cluster: &'static Cluster, name: impl Into<String>) -> Self {
+        let name = name.into();
         cluster.create_database(&name, TEMPLATE).await;
         Self { cluster, name }
     }

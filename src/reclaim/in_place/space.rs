@@ -1,0 +1,249 @@
+//! From deleted rows to free disk: VACUUM, rows to the front, the end cut off,
+//! indexes written anew.
+
+use super::super::decide::Phase;
+use super::super::{Result, Run};
+use super::wait;
+use crate::db::maintain::{self, Ended};
+use crate::db::{self, Doing, in_place, prune, reclaim as store};
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+/// Pages of the first range that is emptied, and of the largest.
+pub(super) const PAGES: (u32, u32) = (64, 2_048);
+/// How often it is looked whether an old snapshot is gone.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Whoever waited behind a VACUUM has its turn (contract 6: at least 2 s).
+const REST: Duration = Duration::from_secs(2);
+/// Between two tries of a REINDEX, and how many there are.
+const REINDEX_REST: Duration = Duration::from_secs(10);
+const REINDEX_TRIES: u32 = 6;
+/// Passes that give back less than a hundredth before the end stays as it is.
+const FRUITLESS: u32 = 5;
+/// TOAST is written anew for at least these bytes, and a quarter of it.
+const LEAST_TOAST: u64 = 1 << 20;
+/// Parts of the TOAST table after each of which it is vacuumed: what a part
+/// left in front is room for the next.
+const TOAST_PARTS: u64 = 8;
+
+/// Waits a second where something older than the last change is still held, and
+/// names who holds it: moved rows would not free what they leave.
+async fn held(run: &mut Run<'_>) -> Result<bool> {
+    let settled = match run.at.settled {
+        Some(settled) => settled,
+        None => {
+            let next = in_place::next_xid(&*run.lease.client()?).await?;
+            run.at.settled = Some(next);
+            run.save().await?;
+            next
+        }
+    };
+    let Some(holder) = in_place::holder(&*run.lease.client()?, settled).await? else {
+        run.place.told = None;
+        return Ok(false);
+    };
+    if run.place.told.as_ref() != Some(&holder) {
+        warn!(holder, "the reclaim waits: what was deleted can't be removed before this ends");
+        run.place.told = Some(holder.clone());
+    }
+    wait(run, holder, LOOK_AGAIN).await;
+    Ok(true)
+}
+
+/// A statement that others may have to wait for; whether it came to its end.
+async fn watched(run: &mut Run<'_>, statement: &str) -> Result<bool> {
+    let settings = [("vacuum_cost_delay", format!("{:.2}ms", run.pacer.cost_delay_ms()))];
+    let work = maintain::watched(run.lease, &run.work.db, statement, &settings, &run.work.stop);
+    match run.pacer.attend(work).await? {
+        Ended::Done => return Ok(true),
+        Ended::Yielded => info!(statement, "another session waited behind it: tried again later"),
+        // The next turn says so.
+        Ended::Stopped => {}
+    }
+    Ok(false)
+}
+
+/// Goes on to the next phase.
+async fn advance(run: &mut Run<'_>) -> Result<()> {
+    run.at.advance();
+    run.save().await
+}
+
+/// Deleted rows become free space, which the free space map knows.
+pub(super) async fn vacuum(run: &mut Run<'_>) -> Result<()> {
+    if held(run).await? {
+        return Ok(());
+    }
+    match watched(run, maintain::VACUUM).await? {
+        true => advance(run).await,
+        false => {
+            wait(run, "the sessions that waited behind VACUUM".into(), REST).await;
+            Ok(())
+        }
+    }
+}
+
+/// A batch of what is stored out of line, written anew into free space in
+/// front. Only the keys' order meets each row once.
+pub(super) async fn rewrite(run: &mut Run<'_>) -> Result<()> {
+    let toast = in_place::toast(&*run.lease.client()?).await?;
+    let Some(toast) = toast.filter(|t| run.place.toast.is_some() || is_worth_it(t)) else {
+        return advance(run).await;
+    };
+    let (first, written) = *run.place.toast.get_or_insert((toast.bytes, 0));
+    if written > first / TOAST_PARTS {
+        if watched(run, &in_place::vacuum_toast(&toast)).await? {
+            run.place.toast = Some((first, 0));
+        }
+        return Ok(());
+    }
+    if toast.bytes > first + first / 50 {
+        warn!(toast = toast.name, "it has no room for its own rows in front, and stays as it is");
+        return advance(run).await;
+    }
+    let (mut at, begun, rows) = (run.at.clone(), Instant::now(), run.place.size.rows());
+    let tx = run.lease.begin().await?;
+    let done = in_place::rewrite(&tx, &at.position, rows).await?;
+    at.done += done.scanned;
+    match done.last {
+        Some(last) => at.position = last,
+        None => at.advance(),
+    }
+    store::save(&tx, &at.json()).await?;
+    tx.commit().await.doing("commit rewritten rows")?;
+    run.place.size.took(u32::try_from(done.scanned).unwrap_or(u32::MAX).max(1), begun.elapsed());
+    run.place.toast = Some((first, written + done.bytes));
+    run.at = at;
+    Ok(())
+}
+
+fn is_worth_it(toast: &in_place::Toast) -> bool {
+    let free = toast.bytes.saturating_sub(toast.live);
+    free > LEAST_TOAST && free > toast.bytes / 4
+}
+
+/// A range of pages at the end, emptied; the end of it all where no room is
+/// left in front.
+pub(super) async fn move_rows(run: &mut Run<'_>) -> Result<()> {
+    let to = match run.at.position.parse::<u64>() {
+        Ok(page) => page,
+        Err(_) => {
+            let pages = in_place::size(&*run.lease.client()?).await?.pages;
+            (run.at.total, run.at.position) = (Some(pages), pages.to_string());
+            run.save().await?;
+            pages
+        }
+    };
+    if held(run).await? {
+        return Ok(());
+    }
+    if to == 0 {
+        return moved(run, to).await;
+    }
+    let (mut at, begun, pages) = (run.at.clone(), Instant::now(), run.place.size.rows());
+    let from = to.saturating_sub(u64::from(pages));
+    let tx = run.lease.begin().await?;
+    let range = in_place::empty_pages(&tx, from, to, at.total.unwrap_or(u64::MAX)).await?;
+    at.position = range.from.to_string();
+    at.done += to - range.from;
+    store::save(&tx, &at.json()).await?;
+    tx.commit().await.doing("commit moved rows")?;
+    run.at = at;
+    if range.locked > 0 {
+        info!(rows = range.locked, from, "locked rows stay for the next pass");
+    }
+    if range.stuck > 0 {
+        return moved(run, range.from).await;
+    }
+    run.place.size.took(u32::try_from(to - from).unwrap_or(u32::MAX), begun.elapsed());
+    Ok(())
+}
+
+/// No row can move any more: the table could end at page `end`.
+async fn moved(run: &mut Run<'_>, end: u64) -> Result<()> {
+    run.at.advance();
+    run.at.position = end.to_string();
+    // A snapshot from before now sees rows in the pages to be cut off.
+    run.at.settled = None;
+    run.save().await
+}
+
+/// The empty end goes, unless something is in it again: then another pass.
+pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
+    if held(run).await? {
+        return Ok(());
+    }
+    if !watched(run, maintain::VACUUM_AND_TRUNCATE).await? {
+        wait(run, "the sessions that waited behind VACUUM".into(), REST).await;
+        return Ok(());
+    }
+    let pages = in_place::size(&*run.lease.client()?).await?.pages;
+    let before = run.at.total.unwrap_or(pages);
+    let end = run.at.position.parse::<u64>().unwrap_or(0);
+    let (gained, left) = (before.saturating_sub(pages), pages.saturating_sub(end));
+    let little = (before / 100).max(1);
+    run.at.pass = if gained > little { 0 } else { run.at.pass + 1 };
+    info!(before, pages, end, "the end of the table was cut off");
+    let is_done = gained <= little && left <= little;
+    if is_done || run.at.pass >= FRUITLESS {
+        if !is_done {
+            warn!(
+                pages = left,
+                "the end of the table could not be cut off: rows were written to it each time"
+            );
+        }
+        return advance(run).await;
+    }
+    if gained <= little {
+        // The lock was not to be had, or somebody wrote there.
+        wait(run, "a moment in which nobody writes to ops".into(), REST).await;
+    }
+    run.at.phase = Phase::Move;
+    run.at.position.clear();
+    (run.at.done, run.at.settled) = (0, None);
+    run.save().await
+}
+
+/// The next index that is larger than it has to be; after the last one it is
+/// all done.
+pub(super) async fn reindex(run: &mut Run<'_>) -> Result<()> {
+    let client = run.lease.client()?;
+    if let Some(drop) = in_place::leftovers(&*client).await?.into_iter().next() {
+        if !watched(run, &drop).await? {
+            wait(run, "the sessions that waited behind DROP INDEX".into(), REST).await;
+        }
+        return Ok(());
+    }
+    let bloated = in_place::bloated(&*client).await?;
+    let Some(index) = bloated.into_iter().find(|index| !run.place.left.contains(&index.name)) else {
+        return finish(run).await;
+    };
+    let floor = run.work.settings.bounding.min_free_disk.min(super::super::plan::IN_PLACE_FLOOR);
+    let needs = 2 * index.anew + floor;
+    if let Some(free) = run.pacer.free().await?.filter(|free| *free < needs) {
+        warn!(index = index.name, free, needs, "too little disk is free to write it anew: it stays as it is");
+        run.place.left.push(index.name);
+        return Ok(());
+    }
+    let is_done = watched(run, &in_place::reindex(&index)).await?;
+    run.place.tries = if is_done { 0 } else { run.place.tries + 1 };
+    if is_done || run.place.tries >= REINDEX_TRIES {
+        if !is_done {
+            warn!(index = index.name, "other sessions waited behind each REINDEX: it stays as it is");
+        }
+        run.place.left.push(index.name);
+        return Ok(());
+    }
+    wait(run, "the sessions that waited behind REINDEX".into(), REINDEX_REST).await;
+    Ok(())
+}
+
+async fn finish(run: &mut Run<'_>) -> Result<()> {
+    let client = run.work.db.client().await?;
+    let figures = db::stats::figures(&client).await?;
+    let after = figures.ops_bytes + figures.index_bytes;
+    let outcome = format!("done; {} bytes before, {after} after", run.at.bytes_before);
+    prune::end(&client, &run.at.run, &outcome).await?;
+    advance(run).await
+}
