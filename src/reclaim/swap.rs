@@ -220,7 +220,7 @@ async fn copy_range(run: &mut Run<'_>) -> Result<()> {
     let copied = copy::copy(&tx, &doomed, &range).await?;
     if copied < range.rows || range.until.is_none() {
         for gone in copy::trace(&tx, &doomed, &range).await? {
-            let sum = at.gone.entry(gone.table).or_insert_with(Gone::default);
+            let sum = at.gone.entry(gone.table).or_default();
             sum.rows += gone.rows;
             sum.bytes += gone.bytes;
             sum.traces += gone.traces;

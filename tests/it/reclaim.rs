@@ -492,6 +492,50 @@ async fn the_guard_comes_along() {
     assert_eq!(bed.ulids().await.len(), all);
 }
 
+/// The command: its plan, its hash, its exit codes, and what a kill leaves.
+#[tokio::test]
+async fn the_command_plans_refuses_and_gives_back() {
+    let bed = Bed::new(400).await;
+    let url = bed.database.url();
+    let opsward = async |more: &[&str]| {
+        let (mut args, url) = (vec!["reclaim"], url.clone());
+        args.extend(more);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_opsward"));
+        command.env_clear().args(&args).envs([
+            ("OPENAUDIO_DB_URL", url.as_str()),
+            ("OPENAUDIO_NODE_ENDPOINT", "http://own.example"),
+            ("OPENAUDIO_MEDIORUM_PEERS", "none"),
+            ("OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS", "30"),
+            ("OPENAUDIO_MEDIORUM_MIN_FREE_DISK", "0"),
+        ]);
+        let ran = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+        (ran.status.code(), text)
+    };
+    let (code, text) = opsward(&["--plan"]).await;
+    assert!(code == Some(3) && text.contains("--policy"), "{code:?} {text}");
+    for nothing in ["--resume", "--abort", "--swap"] {
+        let (code, text) = opsward(&[nothing]).await;
+        assert!(code == Some(3) && text.contains("there is no reclaim"), "{nothing}: {code:?} {text}");
+    }
+    let (code, text) = opsward(&["--plan", "--policy", "window", "--mode", "swap", "--output", "json"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    let plan: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let hash = plan["result"]["hash"].as_str().unwrap();
+    assert!(plan["result"]["obstacles"].as_array().unwrap().is_empty(), "{text}");
+    let (code, text) = opsward(&["--apply", "no", "--policy", "window", "--mode", "swap"]).await;
+    assert!(code == Some(3) && text.contains(hash), "{code:?} {text}");
+    let (code, text) = opsward(&["--policy", "window", "--mode", "swap"]).await;
+    assert!(code == Some(3) && text.contains("--yes"), "{code:?} {text}");
+    let all = bed.ulids().await.len();
+    let line = ["--apply", hash, "--policy", "window", "--mode", "swap", "--pace", "full"];
+    let (code, text) = opsward(&line).await;
+    assert!(code == Some(0) && text.contains("the log took"), "{code:?} {text}");
+    assert!(bed.ulids().await.len() < all / 2);
+    bed.nothing_is_left().await;
+}
+
 /// A swap under load at scale, beside CREATE TABLE AS; `--ignored` runs it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "takes minutes; prints figures"]
