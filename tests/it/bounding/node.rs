@@ -30,17 +30,18 @@ async fn a_node_starts_during_vacuum() {
     bench
         .run(
             "INSERT INTO ops SELECT 'dead' || g, 'h', 'create', 'x', to_jsonb(repeat(md5(g::text), 20))
-              FROM generate_series(1, 30000) g; DELETE FROM ops WHERE ulid LIKE 'dead%';
-              UPDATE opsward.pace SET percent = 1",
+              FROM generate_series(1, 20000) g; DELETE FROM ops WHERE ulid LIKE 'dead%';
+              UPDATE opsward.pace SET percent = 3",
         )
         .await;
     let daemon = bench.daemon().await;
     let command = bench.start(&["prune", "--output", "json"]).spawn();
     bench.until("SELECT count(*) > 0 FROM pg_stat_progress_vacuum WHERE datname = current_database()").await;
+    // For the tries that follow.
+    bench.run("UPDATE opsward.pace SET percent = 100").await;
     judged("VACUUM", &start(&bench).await.unwrap());
     daemon.line(|l| l.contains("VACUUM of ops") && l.contains("yielded")).await;
     assert!(metrics(&daemon).await.contains("opsward_vacuum_runs_total{outcome=\"yielded\"} 1"));
-    bench.run("UPDATE opsward.pace SET percent = 100").await;
     let ran = command.ran().await;
     assert_eq!((ran.code, bench.left().await), (Some(0), 21), "{ran:?}");
 }
@@ -89,13 +90,18 @@ async fn a_node_starts_during_prune_census_and_guard() {
     bench.log(20_000, 200).await;
     let daemon = bench.daemon().await;
     let guard = "SELECT count(*) = 1 FROM pg_trigger WHERE tgname = 'opsward_replay_guard'";
-    let mut starts = 0;
+    let (mut starts, mut most) = (0, None);
     // The guard comes within five seconds of the daemon's start.
     while !bench.client.query_one(guard, &[]).await.unwrap().get::<_, bool>(0) {
-        judged("guard", &start(&bench).await.unwrap());
+        let started = start(&bench).await.unwrap();
+        let took = started.longest().1;
+        if most.as_ref().is_none_or(|most: &Startup| most.longest().1 < took) {
+            most = Some(started);
+        }
         starts += 1;
     }
     println!("{starts} starts before the guard was there");
+    judged("guard", &most.expect("it comes some seconds after the daemon"));
     judged("guarded", &start(&bench).await.unwrap());
     for args in [&["census", "--full", "--pace", "full"][..], &["prune", "--pace", "full"]] {
         let command = bench.start(args).spawn();

@@ -98,13 +98,13 @@ async fn a_vacuum_yields_to_sessions_of_roles_that_are_hidden() {
     bench
         .run(
             "INSERT INTO ops SELECT 'dead' || g, 'h', 'create', 'x', to_jsonb(repeat(md5(g::text), 20))
-              FROM generate_series(1, 30000) g; DELETE FROM ops WHERE ulid LIKE 'dead%'",
+              FROM generate_series(1, 20000) g; DELETE FROM ops WHERE ulid LIKE 'dead%'",
         )
         .await;
     let (role, url) = limited(&bench).await;
     // The log is the role's own; who waits is not to be seen by it.
     bench.run(&format!("ALTER TABLE ops OWNER TO {role}; GRANT CREATE ON SCHEMA public TO {role}")).await;
-    let command = bench.start_at(&["prune", "--pace", "1%", "--output", "json"], url).spawn();
+    let command = bench.start_at(&["prune", "--pace", "3%", "--output", "json"], url).spawn();
     bench.until("SELECT count(*) > 0 FROM pg_stat_progress_vacuum WHERE datname = current_database()").await;
     let node = bench.database.client().await;
     node.batch_execute("CREATE INDEX CONCURRENTLY waits ON ops (host)").await.unwrap();
