@@ -138,9 +138,8 @@ impl Ghost {
     }
 
     fn floors_are(&mut self, node: usize, peer: usize, ward: &Ward) {
-        let floors = &mut self.floors_then[node][peer];
-        for t in 0..3 {
-            floors[t] = floors[t].max(ward.floors[t].unwrap_or(0));
+        for (then, now) in self.floors_then[node][peer].iter_mut().zip(ward.floors) {
+            *then = (*then).max(now.unwrap_or(0));
         }
     }
 

@@ -178,6 +178,7 @@ pub struct Ward {
 
 /// What the first node's database was asked to do, to be done to a real one.
 #[derive(Clone, Debug)]
+#[allow(dead_code, reason = "played in tests/it/sim.rs")]
 pub enum Taped {
     /// A write of its own.
     Wrote { op: OpId, owed: bool },

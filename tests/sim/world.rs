@@ -34,6 +34,9 @@ pub struct World {
     sampled_at: U,
 }
 
+/// Rows of a node's log, and where it is with each peer.
+type Far = (usize, Vec<(Cell, Option<U>)>);
+
 /// What a sweep asks with.
 #[derive(Clone, Copy, Debug)]
 pub enum After {
@@ -521,7 +524,7 @@ impl World {
 
     /// Logs, and cursors of honest peers; an op ahead of now moves cursors on
     /// for as long as it is.
-    fn how_far(&self, cap: U) -> Vec<(usize, Vec<(Cell, Option<U>)>)> {
+    fn how_far(&self, cap: U) -> Vec<Far> {
         let honest = |p: &usize| self.nodes[*p].kind != Kind::Hostile;
         let capped = |cell: Cell| if let Cell::At(u) = cell { Cell::At(u.min(cap)) } else { cell };
         let of = |n: &Node| {
