@@ -1,4 +1,34 @@
-//! A simulated fleet.
+//! A simulated fleet: plain nodes, newer ones that prune by themselves,
+//! hostile ones, and nodes with an opsward beside them, through a history that
+//! a seed makes: late commits, clocks that are off, crashes, pages that cross
+//! each other, operators' resets, peers that leave, join and come back, locked
+//! rows, rows owed to the chain. What opsward decides is decided by its own
+//! code (`Sweep`, `pull::decide`, `serve::decide`, the gate); what it does in
+//! SQL is a few lines of `glue` (floors, traces, the rule for ops that come
+//! again, batches, the watermark, headers), and `tests/it/sim.rs` holds those
+//! to a real database. `claims` lists what must hold; it is looked at in every
+//! step, and at the end, when everybody has swept until nothing is new.
+//!
+//! Plain nodes alone break some of it (`plain_nodes_alone` counts how often).
+//! opsward is not blamed for this, and excused for nothing else:
+//! - an op that came to a peer's log after the reader had read past its ULID
+//!   (a late commit, or the peer got it from others): no cursor finds it there;
+//! - an op that the node's own sweep stepped over, before opsward began where
+//!   that sweep was (the cursor that it takes over at first sight);
+//! - an op that was gone from a peer before it was first read, or lies within
+//!   a gap that was counted, or still before the cursor;
+//! - an op that a stock peer never gets to serve, as a whole page before it
+//!   holds nothing for anybody;
+//! - an op that a node pruned itself while an older row came back to its log
+//!   and no opsward there has seen it: its minimum tells of no gap. Such an op
+//!   left no trace, so only it may act again;
+//! - replays in nodes without the guard; first deliveries by a hostile peer,
+//!   by one that does not count, and by one that is read from its beginning,
+//!   for what lay below the floors by then;
+//! - records are compared where their writer is honest and both sides applied
+//!   all of their ops once and in order.
+//!
+//! A history that fails is printed as short as it can be made.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 #[path = "sim/bug.rs"]
@@ -33,7 +63,12 @@ fn run(plan: &Plan, bug: Option<Bug>) -> Result<Breakages, Violation> {
 fn told(seed: u64, mix: Mix, bug: Option<Bug>, claim: &str) -> String {
     let fails = |plan: &Plan| run(plan, bug).is_err_and(|v| v.claim == claim);
     let short = shortest(&plan(seed, mix), fails);
-    let nodes: Vec<String> = short.nodes.iter().enumerate().map(|(n, (k, s))| format!("  n{n}: {k:?}, clock {s} ms off")).collect();
+    let nodes: Vec<String> = short
+        .nodes
+        .iter()
+        .enumerate()
+        .map(|(n, (k, s))| format!("  n{n}: {k:?}, clock {s} ms off"))
+        .collect();
     let mut at = 0;
     let events: Vec<String> = short
         .events
@@ -44,7 +79,13 @@ fn told(seed: u64, mix: Mix, bug: Option<Bug>, claim: &str) -> String {
         })
         .collect();
     let what = run(&short, bug).err().map_or(String::new(), |v| v.what);
-    format!("seed {seed}: not so: {claim}\n  {what}\n{}\n  registered {:#b}, pages of {}\n{}", nodes.join("\n"), short.registered, short.page, events.join("\n"))
+    format!(
+        "seed {seed}: not so: {claim}\n  {what}\n{}\n  registered {:#b}, pages of {}\n{}",
+        nodes.join("\n"),
+        short.registered,
+        short.page,
+        events.join("\n")
+    )
 }
 
 fn seeds(range: std::ops::Range<u64>) {
@@ -70,7 +111,8 @@ fn every_claim_holds_for_longer() {
 fn every_bug_is_found() {
     let mut missed = Vec::new();
     for bug in BUGS {
-        let found = (0..FOUND_WITHIN).find_map(|seed| Some((seed, run(&plan(seed, Mix::Any), Some(bug)).err()?)));
+        let found =
+            (0..FOUND_WITHIN).find_map(|seed| Some((seed, run(&plan(seed, Mix::Any), Some(bug)).err()?)));
         match found {
             Some((seed, v)) => println!("{bug:?}: seed {seed}: not so: {}: {}", v.claim, v.what),
             None => missed.push(bug),

@@ -27,6 +27,7 @@ mod records;
 mod replay;
 mod reset;
 mod serve;
+mod sim;
 mod statements;
 mod supervision;
 mod wire_test;

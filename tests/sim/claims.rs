@@ -4,8 +4,8 @@
 use super::glue::{MARGIN, READER_HOLD, WINDOW};
 use super::model::*;
 use super::world::{Done, World};
-use opsward::values::Blocker;
 use opsward::pull::sweep::Ended;
+use opsward::values::Blocker;
 use opsward::values::NodeWrite;
 
 /// A claim that does not hold.
@@ -138,9 +138,8 @@ impl Ghost {
     }
 
     fn floors_are(&mut self, node: usize, peer: usize, ward: &Ward) {
-        let floors = &mut self.floors_then[node][peer];
-        for t in 0..3 {
-            floors[t] = floors[t].max(ward.floors[t].unwrap_or(0));
+        for (then, now) in self.floors_then[node][peer].iter_mut().zip(ward.floors) {
+            *then = (*then).max(now.unwrap_or(0));
         }
     }
 
@@ -167,7 +166,10 @@ impl Ghost {
     fn held(&self, node: usize, peer: usize, now: U) -> impl Iterator<Item = Cell> {
         let of = &self.history[node][peer];
         let ends = of.iter().skip(1).map(|(at, _)| *at).chain([now]);
-        let held = of.iter().zip(ends).filter(move |((since, _), end)| end + 30 * MIN > now && since + 3 * MIN <= *end);
+        let held = of
+            .iter()
+            .zip(ends)
+            .filter(move |((since, _), end)| end + 30 * MIN > now && since + 3 * MIN <= *end);
         held.map(|((_, cell), _)| *cell)
     }
 }
@@ -175,7 +177,14 @@ impl Ghost {
 impl World {
     fn name(&self, op: OpId) -> String {
         let of = self.op(op);
-        format!("op {op} ({} {} {:?} of n{}, {})", of.action.as_str(), TABLES[usize::from(of.table)], of.recs, of.writer, self.when(of.u))
+        format!(
+            "op {op} ({} {} {:?} of n{}, {})",
+            of.action.as_str(),
+            TABLES[usize::from(of.table)],
+            of.recs,
+            of.writer,
+            self.when(of.u)
+        )
     }
 
     fn when(&self, u: U) -> String {
@@ -199,7 +208,10 @@ impl World {
             || self.nodes[peer].kind == Kind::Hostile
             || !self.nodes[node].ward.peers[peer].is_some_and(|row| self.counts(&row));
         if !licensed {
-            return fail(FIRST_TIME, format!("n{node} took {} from n{peer} for a replay, and never had it", self.name(op)));
+            return fail(
+                FIRST_TIME,
+                format!("n{node} took {} from n{peer} for a replay, and never had it", self.name(op)),
+            );
         }
         if !ghost.has_applied(node, op) && !ghost.is_dismissed(node, op) {
             self.ghost.dismissed.push((node, op));
@@ -220,27 +232,52 @@ impl World {
         let own = self.nodes[node].ward.own[peer];
         for op in &pull.page.ops[from..] {
             if own != pull.asked && own >= Some(self.op(*op).u) && !self.ghost.has_applied(node, *op) {
-                return fail(CURSOR, format!("n{node}'s own cursor for n{peer} lies at or above {}, not applied yet", self.name(*op)));
+                return fail(
+                    CURSOR,
+                    format!(
+                        "n{node}'s own cursor for n{peer} lies at or above {}, not applied yet",
+                        self.name(*op)
+                    ),
+                );
             }
         }
         Ok(())
     }
 
-    pub fn cursor_written(&mut self, (node, peer): (usize, usize), pull: &Pull, (ended, to): (&Ended, U), write: NodeWrite) -> Done {
+    pub fn cursor_written(
+        &mut self,
+        (node, peer): (usize, usize),
+        pull: &Pull,
+        (ended, to): (&Ended, U),
+        write: NodeWrite,
+    ) -> Done {
         let now = self.clock(node);
         let found = self.nodes[node].cells[peer];
         let filled = pull.read.as_ref().is_some_and(|t| !t.is_empty());
         if (filled && !found.filled()) != (write == NodeWrite::Reset) {
-            return fail(NODE_ROW, format!("n{node}: the row of n{peer} was removed by an operator, and is {write:?}"));
+            return fail(
+                NODE_ROW,
+                format!("n{node}: the row of n{peer} was removed by an operator, and is {write:?}"),
+            );
         }
         if write == NodeWrite::Reset {
             return Ok(());
         }
         if write == NodeWrite::Set && found.usable(now) > Some(to) {
-            return fail(NODE_ROW, format!("n{node}: the row of n{peer} goes back to {} from {found:?}", self.when(to)));
+            return fail(
+                NODE_ROW,
+                format!("n{node}: the row of n{peer} goes back to {} from {found:?}", self.when(to)),
+            );
         }
         if to + MIN > now && Some(to) != pull.asked {
-            return fail(CURSOR, format!("n{node}'s cursor for n{peer} at {} is within a minute of {}", self.when(to), self.when(now)));
+            return fail(
+                CURSOR,
+                format!(
+                    "n{node}'s cursor for n{peer} at {} is within a minute of {}",
+                    self.when(to),
+                    self.when(now)
+                ),
+            );
         }
         self.gaps_are_true((node, peer), pull, ended)?;
         if self.nodes[peer].kind == Kind::Hostile {
@@ -277,7 +314,15 @@ impl World {
                 hidden.push((node, peer, *op));
                 continue;
             }
-            return fail(SILENT, format!("n{node} read n{peer} from {} to {}: {} is gone there, and no gap was counted", self.when(pull.asked.unwrap_or(0)), self.when(to), self.name(*op)));
+            return fail(
+                SILENT,
+                format!(
+                    "n{node} read n{peer} from {} to {}: {} is gone there, and no gap was counted",
+                    self.when(pull.asked.unwrap_or(0)),
+                    self.when(to),
+                    self.name(*op)
+                ),
+            );
         }
         self.ghost.hidden.extend(hidden);
         Ok(())
@@ -287,11 +332,26 @@ impl World {
         let now = self.clock(node);
         if let Some((from, min)) = ended.gap.map(|(from, min)| (from.ms(), min.ms())) {
             if pull.asked != Some(from) {
-                return fail(UNTRUE_GAP, format!("n{node} counted a gap at n{peer} from {}, and had asked with {:?}", self.when(from), pull.asked));
+                return fail(
+                    UNTRUE_GAP,
+                    format!(
+                        "n{node} counted a gap at n{peer} from {}, and had asked with {:?}",
+                        self.when(from),
+                        pull.asked
+                    ),
+                );
             }
-            let came = pull.page.ops.iter().find(|op| self.op(**op).u < min && plausible(self.op(**op).u, now));
+            let came =
+                pull.page.ops.iter().find(|op| self.op(**op).u < min && plausible(self.op(**op).u, now));
             if let Some(op) = came {
-                return fail(UNTRUE_GAP, format!("n{node} counted a gap at n{peer} up to {}, and was sent {}", self.when(min), self.name(*op)));
+                return fail(
+                    UNTRUE_GAP,
+                    format!(
+                        "n{node} counted a gap at n{peer} up to {}, and was sent {}",
+                        self.when(min),
+                        self.name(*op)
+                    ),
+                );
             }
             self.ghost.gaps.push((node, peer, from, min, None));
         }
@@ -313,7 +373,9 @@ impl World {
     fn is_in_gap(&self, node: usize, peer: usize, op: OpId) -> bool {
         let of = self.op(op);
         self.ghost.gaps.iter().any(|(n, p, from, to, table)| {
-            (*n, *p) == (node, peer) && (*from..*to).contains(&of.u) && table.is_none_or(|t| t == usize::from(of.table))
+            (*n, *p) == (node, peer)
+                && (*from..*to).contains(&of.u)
+                && table.is_none_or(|t| t == usize::from(of.table))
         })
     }
 
@@ -330,8 +392,16 @@ impl World {
     pub fn skipped(&self, node: usize, _dormant: bool, blockers: &[Blocker]) -> Done {
         for blocker in blockers.iter().filter(|b| b.code == "peer_without_cursor") {
             let peer = HOSTS.iter().position(|host| host.as_str() == blocker.subject);
-            if !peer.is_some_and(|p| p != node && self.nodes[node].ward.peers[p].is_some_and(|row| self.counts(&row))) {
-                return fail(HELD, format!("n{node} deletes nothing because of {}, which is no peer that counts", blocker.subject));
+            if !peer.is_some_and(|p| {
+                p != node && self.nodes[node].ward.peers[p].is_some_and(|row| self.counts(&row))
+            }) {
+                return fail(
+                    HELD,
+                    format!(
+                        "n{node} deletes nothing because of {}, which is no peer that counts",
+                        blocker.subject
+                    ),
+                );
             }
         }
         Ok(())
@@ -354,12 +424,15 @@ impl World {
                 return Err(p);
             }
             let under_way = it.sweeps[p].iter().filter(|s| s.began + 3 * MIN <= self.now).map(|s| s.from);
-            let cursor = cells.into_iter().chain(under_way).filter_map(|c| c.usable(now)).chain(it.ward.own[p]).min();
+            let cursor =
+                cells.into_iter().chain(under_way).filter_map(|c| c.usable(now)).chain(it.ward.own[p]).min();
             lowest = lowest.min(cursor.ok_or(p)?.saturating_sub(MARGIN));
         }
         for (reader, after, at) in &self.ghost.readers[node] {
             let counts = it.ward.peers[*reader].is_some_and(|row| self.counts(&row));
-            if let (true, Some(after)) = (counts && at + DAY >= self.now, after.filter(|a| plausible(*a, now))) {
+            if let (true, Some(after)) =
+                (counts && at + DAY >= self.now, after.filter(|a| plausible(*a, now)))
+            {
                 lowest = lowest.min(after.max(now - WINDOW - READER_HOLD));
             }
         }
@@ -376,7 +449,10 @@ impl World {
             return fail(OWED, format!("n{node} deleted {}", self.name(row.op)));
         }
         if let Some(floor) = floors.iter().flatten().find(|f| **f + 2 * HOUR > self.clock(node)) {
-            return fail(YOUNG, format!("n{node} raised a floor to {} at {}", self.when(*floor), self.when(self.clock(node))));
+            return fail(
+                YOUNG,
+                format!("n{node} raised a floor to {} at {}", self.when(*floor), self.when(self.clock(node))),
+            );
         }
         for (peer, row) in it.ward.peers.iter().enumerate() {
             if row.is_some_and(|row| self.counts(&row)) {
@@ -384,9 +460,13 @@ impl World {
             }
         }
         match self.allowed(node) {
-            Err(peer) => fail(GATE, format!("n{node} deleted {}, and n{peer} has no cursor", self.name(gone[0].op))),
+            Err(peer) => {
+                fail(GATE, format!("n{node} deleted {}, and n{peer} has no cursor", self.name(gone[0].op)))
+            }
             Ok(allowed) => match gone.iter().find(|row| row.u >= allowed) {
-                Some(row) => fail(GATE, format!("n{node} deleted {} above {}", self.name(row.op), self.when(allowed))),
+                Some(row) => {
+                    fail(GATE, format!("n{node} deleted {} above {}", self.name(row.op), self.when(allowed)))
+                }
                 None => Ok(()),
             },
         }
@@ -395,9 +475,14 @@ impl World {
     /// Nothing of a peer that is still to come lies below the floors.
     fn still_to_come(&self, node: usize, peer: usize, floors: &[Option<U>; 3]) -> Done {
         let (now, it) = (self.clock(node), &self.nodes[node]);
-        let under_way = it.sweeps[peer].iter().filter(|s| s.began + 3 * MIN <= self.now).filter_map(|s| s.from.usable(now));
+        let under_way = it.sweeps[peer]
+            .iter()
+            .filter(|s| s.began + 3 * MIN <= self.now)
+            .filter_map(|s| s.from.usable(now));
         let asked = it.ward.pulls[peer].iter().filter_map(|p| p.asked);
-        let Some(low) = under_way.chain(asked).chain(it.cells[peer].usable(now)).chain(it.ward.own[peer]).min() else {
+        let Some(low) =
+            under_way.chain(asked).chain(it.cells[peer].usable(now)).chain(it.ward.own[peer]).min()
+        else {
             return Ok(());
         };
         let there = self.nodes[peer].log.iter().map(|row| row.op).chain(self.uncommitted(peer));
@@ -405,8 +490,19 @@ impl World {
             let of = self.op(op);
             let t = usize::from(of.table);
             let raised = Some(of.u) >= it.ward.floors[t] && Some(of.u) < floors[t];
-            if raised && of.u + LATE > low && !self.ghost.has_applied(node, op) && !self.ghost.is_dismissed(node, op) {
-                return fail(FIRST_TIME, format!("n{node} raised a floor over {}, which n{peer} may still deliver (cursor {})", self.name(op), self.when(low)));
+            if raised
+                && of.u + LATE > low
+                && !self.ghost.has_applied(node, op)
+                && !self.ghost.is_dismissed(node, op)
+            {
+                return fail(
+                    FIRST_TIME,
+                    format!(
+                        "n{node} raised a floor over {}, which n{peer} may still deliver (cursor {})",
+                        self.name(op),
+                        self.when(low)
+                    ),
+                );
             }
         }
         Ok(())
@@ -414,9 +510,13 @@ impl World {
 
     pub fn watermark_is_right(&self, node: usize, before: U) -> Done {
         let (now, it) = (self.clock(node), &self.nodes[node]);
-        let lost = it.log.iter().find(|row| row.u >= before && row.u < it.ward.watermark && plausible(row.u, now));
+        let lost =
+            it.log.iter().find(|row| row.u >= before && row.u < it.ward.watermark && plausible(row.u, now));
         match lost {
-            Some(row) => fail(WATERMARK, format!("n{node}: {} lies below {}", self.name(row.op), self.when(it.ward.watermark))),
+            Some(row) => fail(
+                WATERMARK,
+                format!("n{node}: {} lies below {}", self.name(row.op), self.when(it.ward.watermark)),
+            ),
             None => Ok(()),
         }
     }
@@ -473,7 +573,12 @@ impl World {
             let before = gone.is_some_and(|at| at <= ghost.contact[node][peer]);
             let seeded = ghost.seeded.iter().any(|(n, p, u)| (*n, *p) == (node, peer) && *u >= of.u);
             let hidden = ghost.hidden.contains(&(node, peer, op));
-            let excused = hidden || ghost.is_late(node, peer, op) || self.is_in_gap(node, peer, op) || before || stuck || seeded;
+            let excused = hidden
+                || ghost.is_late(node, peer, op)
+                || self.is_in_gap(node, peer, op)
+                || before
+                || stuck
+                || seeded;
             if ward && !excused {
                 return fail(LOST, format!("n{node} never got {} from n{peer}", self.name(op)));
             }
@@ -494,15 +599,23 @@ impl World {
         for writer in (0..self.nodes.len()).filter(|w| self.nodes[*w].kind != Kind::Hostile) {
             let uploads = (0..4).map(|k| writer as u16 * 4 + k);
             for rec in uploads.chain((0..2).map(|k| 60 + writer as u16 * 2 + k)) {
-                let of: Vec<OpId> = (0..self.ops.len() as OpId).filter(|op| self.op(*op).recs.contains(&rec)).collect();
-                let whole = |node: usize| self.ghost.in_order(node, rec) && of.iter().all(|op| self.ghost.has_applied(node, *op));
+                let of: Vec<OpId> =
+                    (0..self.ops.len() as OpId).filter(|op| self.op(*op).recs.contains(&rec)).collect();
+                let whole = |node: usize| {
+                    self.ghost.in_order(node, rec) && of.iter().all(|op| self.ghost.has_applied(node, *op))
+                };
                 if !whole(writer) {
                     continue;
                 }
                 for node in (0..self.nodes.len()).filter(|node| whole(*node)) {
                     let [here, there] = [node, writer].map(|n| self.nodes[n].record(rec));
                     if here != there {
-                        return fail(AGREE, format!("record {rec} is by op {here} at n{node}, by op {there} at its writer n{writer} (from 1)"));
+                        return fail(
+                            AGREE,
+                            format!(
+                                "record {rec} is by op {here} at n{node}, by op {there} at its writer n{writer} (from 1)"
+                            ),
+                        );
                     }
                 }
             }

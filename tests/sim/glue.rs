@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Rows that a batch covers.
-const BATCH: usize = 6;
+pub const BATCH: usize = 6;
 pub const WINDOW: U = DAY;
 pub const MARGIN: U = HOUR;
 pub const READER_HOLD: U = 2 * DAY;
@@ -95,7 +95,12 @@ impl World {
     }
 
     /// Whether the next page should follow at once.
-    pub fn pull_end(&mut self, node: usize, peer: usize, killed: Option<usize>) -> Result<bool, super::claims::Violation> {
+    pub fn pull_end(
+        &mut self,
+        node: usize,
+        peer: usize,
+        killed: Option<usize>,
+    ) -> Result<bool, super::claims::Violation> {
         let Some(mut pull) = self.nodes[node].ward.pulls[peer].take() else { return Ok(false) };
         let now = self.clock(node);
         self.from_peer = peer;
@@ -150,6 +155,10 @@ impl World {
     /// One op, as opsward applies it.
     fn ward_applies(&mut self, node: usize, op: OpId) -> Done {
         let of = self.ops[op as usize].clone();
+        match self.tape.last_mut() {
+            Some(Taped::Pulled { ops }) if node == 0 => ops.push(op),
+            _ => self.record(node, Taped::Pulled { ops: vec![op] }),
+        }
         let it = &self.nodes[node];
         if it.has(of.u) {
             return Ok(());
@@ -213,13 +222,15 @@ impl World {
         }
         if let Some(after) = after {
             let is_there = |row: &&Row| plausible(row.u, now);
-            let minimum = it.log.iter().filter(is_there).find(|row| row.u >= it.ward.watermark).map(|r| ulid(r.u));
+            let minimum =
+                it.log.iter().filter(is_there).find(|row| row.u >= it.ward.watermark).map(|r| ulid(r.u));
             let first = it.log[begin..][..scanned].iter().find(is_there).map(|row| ulid(row.u));
             let gap = serving::gap(Some(ulid(after)), serving::minimum(minimum, first));
             (page.headers.gap, page.headers.gap_min) = (gap.is_some(), gap);
             let floors = (0..3).filter_map(|t| Some((t, it.ward.floors[t].max(it.ward.foreign[t])?)));
             let above = floors.filter(|(_, f)| *f > after && !self.has(Bug::TableFloorsNotServed));
-            page.headers.table_floors = above.map(|(t, f)| (TABLES[t].to_owned(), OpUlid::first_of_ms(f))).collect();
+            page.headers.table_floors =
+                above.map(|(t, f)| (TABLES[t].to_owned(), OpUlid::first_of_ms(f))).collect();
         }
         Some(page)
     }
@@ -238,13 +249,23 @@ impl World {
         let now = self.clock(node);
         let it = &self.nodes[node];
         let ward = &it.ward;
-        let looks = ward.samples.iter().map(|(at, _)| at + 30 * MIN).filter(|at| *at <= self.now && at + 30 * MIN >= self.now);
+        let looks = ward
+            .samples
+            .iter()
+            .map(|(at, _)| at + 30 * MIN)
+            .filter(|at| *at <= self.now && at + 30 * MIN >= self.now);
         let since = looks.max().unwrap_or(self.now).saturating_sub(30 * MIN).min(self.now - 30 * MIN);
-        let samples: Vec<&[Cell; MOST]> = ward.samples.iter().filter(|(at, _)| *at >= since).map(|s| &s.1).collect();
-        let counts = |p: &PeerRow| p.active || (p.last_seen + 7 * DAY > self.now && !self.has(Bug::DepartedPeerDropped));
+        let samples: Vec<&[Cell; MOST]> =
+            ward.samples.iter().filter(|(at, _)| *at >= since).map(|s| &s.1).collect();
+        let counts = |p: &PeerRow| {
+            p.active || (p.last_seen + 7 * DAY > self.now && !self.has(Bug::DepartedPeerDropped))
+        };
         let mut peers = Vec::new();
         for (p, row) in ward.peers.iter().enumerate().filter_map(|(p, row)| Some((p, row.filter(counts)?))) {
-            let sampled = samples.iter().map(|cells| cells[p]).filter(|c| *c != Cell::None && !self.has(Bug::NoSamples));
+            let sampled = samples
+                .iter()
+                .map(|cells| cells[p])
+                .filter(|c| *c != Cell::None && !self.has(Bug::NoSamples));
             let before: Vec<String> = sampled.filter_map(Cell::text).collect();
             let cell = it.cells[p];
             peers.push(PeerFact {
@@ -271,7 +292,10 @@ impl World {
             let of = readers.entry(*host).or_default();
             *of = of.iter().chain(lowest).min().copied();
         }
-        let reader = |(host, lowest): (u8, Option<U>)| ReaderFact { host: HOSTS[usize::from(host)].clone(), lowest: lowest.map(ulid) };
+        let reader = |(host, lowest): (u8, Option<U>)| ReaderFact {
+            host: HOSTS[usize::from(host)].clone(),
+            lowest: lowest.map(ulid),
+        };
         let day = |(table, (rows, newest)): (usize, &(u32, U))| TableDay {
             table: TABLES[table].into(),
             day: date(2026, 9, 21),
@@ -295,8 +319,15 @@ impl World {
             now_ms: now,
             own: HOSTS[node].clone(),
             peers: ward.known.then_some(peers),
-            readers: if self.has(Bug::ReaderIgnored) { Vec::new() } else { readers.into_iter().map(reader).collect() },
-            clock_offsets_ms: (0..MOST).filter(|p| ward.peers[*p].is_some()).filter_map(|p| ward.offsets[p]).collect(),
+            readers: if self.has(Bug::ReaderIgnored) {
+                Vec::new()
+            } else {
+                readers.into_iter().map(reader).collect()
+            },
+            clock_offsets_ms: (0..MOST)
+                .filter(|p| ward.peers[*p].is_some())
+                .filter_map(|p| ward.offsets[p])
+                .collect(),
             own_ahead: None,
             census: ward.census.iter().flat_map(|c| c.iter().enumerate().map(day)).collect(),
             census_whole: ward.census.is_some(),
@@ -335,8 +366,10 @@ impl World {
         }
         let mut from = 0;
         for _ in 0..batches {
-            let page: Vec<Row> = self.nodes[node].log.iter().filter(|r| r.u >= from).take(BATCH).copied().collect();
+            let page: Vec<Row> =
+                self.nodes[node].log.iter().filter(|r| r.u >= from).take(BATCH).copied().collect();
             let Some(last) = page.last() else { break };
+            self.record(node, Taped::Batch { from, cuts });
             self.batch(node, &page, &cuts, locked)?;
             if self.has(Bug::FloorAboveTwoHours) || Some(last.u) >= cuts.iter().flatten().max().copied() {
                 break;
@@ -375,13 +408,16 @@ impl World {
         self.nodes[node].log.retain(|row| !gone.contains(row));
         let before = self.nodes[node].ward.watermark;
         let begins = page.first().map_or(0, |row| row.u);
-        if self.nodes[node].log.first().is_none_or(|row| row.u >= begins) || self.has(Bug::WatermarkPassesSkipped) {
+        if self.nodes[node].log.first().is_none_or(|row| row.u >= begins)
+            || self.has(Bug::WatermarkPassesSkipped)
+        {
             let ward = &mut self.nodes[node].ward;
             ward.watermark = ward.watermark.max(mark);
         }
         for row in &gone {
             let op = self.ops[row.op as usize].clone();
-            let traced = op.table != SIZES && (!self.has(Bug::TracesOfUpdatesOnly) || op.action != Action::Create);
+            let traced =
+                op.table != SIZES && (!self.has(Bug::TracesOfUpdatesOnly) || op.action != Action::Create);
             let most = if self.has(Bug::TraceOfFirstRecordOnly) { 1 } else { usize::MAX };
             for rec in op.recs.iter().take(most).filter(|_| traced) {
                 self.nodes[node].ward.leave_trace(*rec, op.u);

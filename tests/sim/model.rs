@@ -14,7 +14,7 @@ pub const MIN: U = 60_000;
 pub const HOUR: U = 60 * MIN;
 pub const DAY: U = 24 * HOUR;
 /// When a history begins, a whole second.
-pub const START: U = 1_790_000_000_000;
+pub const START: U = 1_750_000_000_000;
 /// Nodes at most.
 pub const MOST: usize = 5;
 
@@ -174,6 +174,22 @@ pub struct Ward {
     /// Not persisted.
     pub pulls: [Option<Pull>; MOST],
     pub down_until: U,
+}
+
+/// What the first node's database was asked to do, to be done to a real one.
+#[derive(Clone, Debug)]
+#[allow(dead_code, reason = "played in tests/it/sim.rs")]
+pub enum Taped {
+    /// A write of its own.
+    Wrote { op: OpId, owed: bool },
+    /// An op that the node applies.
+    Swept { op: OpId },
+    /// Ops that opsward applies.
+    Pulled { ops: Vec<OpId> },
+    /// A batch of a deletion, from a ULID on.
+    Batch { from: U, cuts: [Option<U>; 3] },
+    /// The chain has what it was owed.
+    Confirmed,
 }
 
 /// What a look for somebody else's pruning saw.

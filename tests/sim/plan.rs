@@ -25,30 +25,83 @@ pub struct Event {
 #[derive(Clone, Copy, Debug)]
 pub enum What {
     /// An op of a node, committed some seconds after its ULID was made.
-    Write { node: u8, table: u8, action: u8, key: u8, late_s: u8, owed: bool },
+    Write {
+        node: u8,
+        table: u8,
+        action: u8,
+        key: u8,
+        late_s: u8,
+        owed: bool,
+    },
     /// A node and its opsward read all their peers, to the end of what they get.
-    Round { node: u8, lie: u8 },
-    SweepStart { node: u8, peer: u8, lie: u8 },
+    Round {
+        node: u8,
+        lie: u8,
+    },
+    SweepStart {
+        node: u8,
+        peer: u8,
+        lie: u8,
+    },
     /// One op may be refused by the database, and is stepped over.
-    SweepEnd { node: u8, peer: u8, fails: u8 },
-    PullStart { node: u8, peer: u8, lie: u8 },
+    SweepEnd {
+        node: u8,
+        peer: u8,
+        fails: u8,
+    },
+    PullStart {
+        node: u8,
+        peer: u8,
+        lie: u8,
+    },
     /// It may be killed before the op of that number.
-    PullEnd { node: u8, peer: u8, killed: Option<u8> },
+    PullEnd {
+        node: u8,
+        peer: u8,
+        killed: Option<u8>,
+    },
     /// So many batches before it is stopped; a row may be locked.
-    Prune { node: u8, dormant: bool, batches: u8, locked: Option<u8> },
-    Census { node: u8 },
-    Observe { node: u8 },
-    Discover { node: u8 },
+    Prune {
+        node: u8,
+        dormant: bool,
+        batches: u8,
+        locked: Option<u8>,
+    },
+    Census {
+        node: u8,
+    },
+    Observe {
+        node: u8,
+    },
+    Discover {
+        node: u8,
+    },
     /// The machine: what was under way is lost; opsward is back later.
-    Crash { node: u8, down_min: u8 },
+    Crash {
+        node: u8,
+        down_min: u8,
+    },
     /// An operator's hand on the node's cursors.
-    Reset { node: u8, peer: u8, how: u8 },
+    Reset {
+        node: u8,
+        peer: u8,
+        how: u8,
+    },
     /// A newer node prunes its log by itself.
-    OwnPrune { node: u8, hours: u8 },
-    Register { node: u8 },
-    Deregister { node: u8 },
+    OwnPrune {
+        node: u8,
+        hours: u8,
+    },
+    Register {
+        node: u8,
+    },
+    Deregister {
+        node: u8,
+    },
     /// The chain has what it was owed.
-    Confirm { node: u8 },
+    Confirm {
+        node: u8,
+    },
 }
 
 /// Which nodes there are.
@@ -64,7 +117,7 @@ pub fn plan(seed: u64, mix: Mix) -> Plan {
     let nodes = (0..count).map(|n| node(&mut dice, n, mix)).collect();
     let late_ones = if dice.u8(..3) == 0 { 1 << (count - 1) } else { 0 };
     let busy = dice.u32(1..4);
-    let events = (0..dice.usize(60..160)).map(|_| event(&mut dice, count as u8, busy)).collect();
+    let events = (0..dice.usize(50..120)).map(|_| event(&mut dice, count as u8, busy)).collect();
     Plan { nodes, registered: ((1 << count) - 1) & !late_ones, page: dice.usize(2..9), events }
 }
 
@@ -99,7 +152,14 @@ fn event(dice: &mut Rng, count: u8, busy: u32) -> Event {
         0..=23 => {
             let table = [0, 0, 0, 1, 1, 2][dice.usize(..6)];
             let late_s = if dice.u8(..4) == 0 { dice.u8(1..50) } else { 0 };
-            What::Write { node, table, action: dice.u8(..), key: dice.u8(..), late_s, owed: dice.u8(..8) == 0 }
+            What::Write {
+                node,
+                table,
+                action: dice.u8(..),
+                key: dice.u8(..),
+                late_s,
+                owed: dice.u8(..8) == 0,
+            }
         }
         24..=49 => What::Round { node, lie },
         50..=55 => What::SweepStart { node, peer, lie },

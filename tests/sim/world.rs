@@ -24,6 +24,8 @@ pub struct World {
     pub page: usize,
     pub bug: Option<Bug>,
     pub ghost: Ghost,
+    /// What became of the first node, in order.
+    pub tape: Vec<Taped>,
     /// Who sent what is being applied.
     pub from_peer: usize,
     /// Not committed yet: when, where, what, owed.
@@ -31,6 +33,9 @@ pub struct World {
     sizes: u16,
     sampled_at: U,
 }
+
+/// Rows of a node's log, and where it is with each peer.
+type Far = (usize, Vec<(Cell, Option<U>)>);
 
 /// What a sweep asks with.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +56,7 @@ impl World {
             registered: plan.registered,
             page: plan.page,
             bug,
+            tape: Vec::new(),
             from_peer: 0,
             pending: Vec::new(),
             sizes: 100,
@@ -105,14 +111,16 @@ impl World {
             What::SweepEnd { node, peer, fails } => {
                 let (node, peer) = (index(node), index(peer));
                 let sweeps = &self.nodes[node].sweeps;
-                let under_way = if sweeps[peer].is_some() { Some(peer) } else { sweeps.iter().position(Option::is_some) };
+                let under_way =
+                    if sweeps[peer].is_some() { Some(peer) } else { sweeps.iter().position(Option::is_some) };
                 self.sweep_end(node, under_way.unwrap_or(peer), Some(usize::from(fails)))
             }
             What::PullStart { node, peer, lie } => self.pull_start(index(node), index(peer), lie),
             What::PullEnd { node, peer, killed } => {
                 let (node, peer) = (index(node), index(peer));
                 let pulls = &self.nodes[node].ward.pulls;
-                let under_way = if pulls[peer].is_some() { Some(peer) } else { pulls.iter().position(Option::is_some) };
+                let under_way =
+                    if pulls[peer].is_some() { Some(peer) } else { pulls.iter().position(Option::is_some) };
                 self.pull_end(node, under_way.unwrap_or(peer), killed.map(usize::from)).map(|_| ())
             }
             What::Prune { node, dormant, batches, locked } => {
@@ -149,6 +157,7 @@ impl World {
             }
             What::Confirm { node } => {
                 let node = index(node);
+                self.record(node, Taped::Confirmed);
                 self.nodes[node].log.iter_mut().for_each(|row| row.owed = false);
                 Ok(())
             }
@@ -246,8 +255,15 @@ impl World {
     fn commit(&mut self, node: usize, op: OpId, owed: bool) -> Done {
         let owed = owed && !self.nodes[node].kind.prunes_itself();
         let places: Vec<usize> = (0..self.op(op).recs.len()).collect();
+        self.record(node, Taped::Wrote { op, owed });
         self.put(node, op, (self.op(op).action, &places), owed);
         Ok(())
+    }
+
+    pub fn record(&mut self, node: usize, taped: Taped) {
+        if node == 0 {
+            self.tape.push(taped);
+        }
     }
 
     /// A row into a node's log, and its records into their tables.
@@ -352,6 +368,7 @@ impl World {
     /// One op, as an unmodified node applies it; the guard stands before it.
     fn node_applies(&mut self, node: usize, op: OpId) -> Done {
         let of = self.ops[op as usize].clone();
+        self.record(node, Taped::Swept { op });
         if self.nodes[node].has(of.u) {
             return Ok(());
         }
@@ -423,14 +440,24 @@ impl World {
     }
 
     fn forge(&mut self, peer: usize, at: U, page: &mut Page) {
-        if self.ops.iter().any(|op| op.u > self.now + HOUR && usize::from(op.writer) == peer && op.u / DAY == at / DAY)
+        if self
+            .ops
+            .iter()
+            .any(|op| op.u > self.now + HOUR && usize::from(op.writer) == peer && op.u / DAY == at / DAY)
         {
             return;
         }
         let u = self.new_ulid(at);
         page.ops.push(self.ops.len() as OpId);
         let recs = vec![peer as u16 * 4];
-        self.ops.push(Op { u, writer: peer as u8, table: UPLOADS, action: Action::Update, recs, placed: 0xff });
+        self.ops.push(Op {
+            u,
+            writer: peer as u8,
+            table: UPLOADS,
+            action: Action::Update,
+            recs,
+            placed: 0xff,
+        });
     }
 
     fn reset(&mut self, node: usize, peer: usize, how: u8) {
@@ -497,7 +524,7 @@ impl World {
 
     /// Logs, and cursors of honest peers; an op ahead of now moves cursors on
     /// for as long as it is.
-    fn how_far(&self, cap: U) -> Vec<(usize, Vec<(Cell, Option<U>)>)> {
+    fn how_far(&self, cap: U) -> Vec<Far> {
         let honest = |p: &usize| self.nodes[*p].kind != Kind::Hostile;
         let capped = |cell: Cell| if let Cell::At(u) = cell { Cell::At(u.min(cap)) } else { cell };
         let of = |n: &Node| {
