@@ -22,6 +22,7 @@ use crate::values::Progress;
 use crate::work::{Pacer, Patience, Stop, Work};
 use decide::{Checkpoint, Mode, Phase, Step};
 pub use gate::Gate;
+use jiff::Timestamp;
 use plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -206,6 +207,11 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request) -> Result<Re
     let outcome = ended?;
     let figures = db::stats::figures(&*run.lease.client()?).await?;
     let at = run.at;
+    if outcome == Outcome::Done {
+        let given_back = at.bytes_before.saturating_sub(figures.ops_bytes + figures.index_bytes);
+        let began = Timestamp::from_millisecond(at.began_ms).unwrap_or(Timestamp::UNIX_EPOCH);
+        db::reclaim::ended(run.lease.client()?, &at.run, began, (at.mode.word(), given_back)).await?;
+    }
     Ok(Report {
         outcome,
         mode: at.mode,
