@@ -164,7 +164,7 @@ fn plot(sizes: &[Size]) -> String {
         )
         .unwrap();
     }
-    write!(svg, "<path stroke=\"#999\" stroke-dasharray=\"4\" d=\"M{window:.0} {top}v{height}\"/>\n")
+    writeln!(svg, "<path stroke=\"#999\" stroke-dasharray=\"4\" d=\"M{window:.0} {top}v{height}\"/>")
         .unwrap();
     svg += &text(window + 4.0, top + 12.0, "#666", &format!("window: {WINDOW_DAYS} days"));
     svg += &text(left, bottom + 24.0, "#333", "day 0");
