@@ -98,7 +98,7 @@ impl Writer {
 
     fn preview(&mut self, ms: u64, host: &str) -> Value {
         json!({
-            "cid": format!("prev{}{:06}", self.name, self.written), "SourceCID": "baeaaaiqse", "PreviewStartSeconds": "30",
+            "CID": format!("prev{}{:06}", self.name, self.written), "SourceCID": "baeaaaiqse", "PreviewStartSeconds": "30",
             "created_by": host, "created_at": time(ms),
         })
     }

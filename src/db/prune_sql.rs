@@ -11,7 +11,8 @@ pub(super) const OVERHEAD: u32 = 24 + 4 + 4;
 /// their cuts or the ULIDs listed.
 pub(super) fn doomed_sql(doomed: Doomed<'_>, columns: &[&str]) -> String {
     let which = match doomed {
-        Doomed::Below(_) => "o.ulid < c.below",
+        // Of ULIDs, bytes are in the same order, and far cheaper to compare.
+        Doomed::Below(_) => "o.ulid COLLATE \"C\" < c.below",
         Doomed::Listed(_) => "o.ulid = ANY ($5)",
     };
     let owed = match columns.contains(&"core_tx_status") {
@@ -41,51 +42,78 @@ pub(super) fn sql(doomed: Doomed<'_>, columns: &[&str], locked: Locked) -> Strin
                  SELECT o.ctid FROM public.ops o, {cuts} WHERE {which} FOR UPDATE OF o SKIP LOCKED))"
         ),
     };
-    let keys = keys_sql();
+    let (traced, key, key_of_record) = (traced_sql(), key_sql(), key_of_record_sql());
+    // Grouped at once, nearly always by record: what follows is a fraction.
     format!(
         "WITH gone AS (
              DELETE FROM public.ops {from}
-             RETURNING o.ulid COLLATE \"C\" AS ulid, o.\"table\" AS name,
-                       {OVERHEAD} + {bytes} AS bytes, {keys} AS keys),
+             RETURNING o.ulid COLLATE \"C\" AS ulid, o.\"table\" AS name, {OVERHEAD} + {bytes} AS bytes,
+                       {key} COLLATE \"C\" AS key,
+                       CASE WHEN o.\"table\" IN ({traced}) AND o.data -> 1 IS NOT NULL THEN o.data END AS many),
+         grouped AS MATERIALIZED (
+             SELECT name, width_bucket(ulid, $6::text[]) AS day, key, many,
+                    count(*) AS rows, sum(bytes) AS bytes, max(ulid) AS ulid
+             FROM gone GROUP BY name, day, key, many),
          keyed AS (
-             SELECT name, key, max(ulid) AS ulid FROM gone, unnest(keys) AS key
-             WHERE key IS NOT NULL GROUP BY name, key),
+             SELECT name, md5(name || E'\\n' || key)::uuid AS key, max(ulid) AS ulid
+             FROM (SELECT name, key, ulid FROM grouped WHERE many IS NULL
+                   UNION ALL
+                   SELECT name, {key_of_record}, ulid FROM grouped, opsward.records(many) r
+                   WHERE many IS NOT NULL) AS named
+             WHERE key IS NOT NULL GROUP BY name, md5(name || E'\\n' || key)),
          traced AS (
              INSERT INTO opsward.traces AS t SELECT key, ulid FROM keyed ORDER BY key
              ON CONFLICT (key) DO UPDATE SET ulid = greatest(t.ulid, excluded.ulid)
              RETURNING key, xmax = 0 AS is_new),
          left_behind AS (
              SELECT name, count(*) AS traces FROM keyed JOIN traced USING (key) WHERE is_new GROUP BY name)
-         SELECT name, width_bucket(ulid, $6::text[]) AS day, count(*), sum(bytes)::bigint, max(ulid),
-                coalesce(max(traces), 0)
-         FROM gone LEFT JOIN left_behind USING (name) GROUP BY name, day ORDER BY name, day"
+         SELECT name, day, sum(rows)::bigint, sum(bytes)::bigint, max(ulid), coalesce(max(traces), 0)
+         FROM grouped LEFT JOIN left_behind USING (name) GROUP BY name, day ORDER BY name, day"
     )
 }
 
-/// The keys of an op's traces, as `opsward.trace_key` makes them; written out,
-/// because calling it costs more than all the rest. A test holds them equal.
+/// The keys of an op's traces, as `opsward.trace_key` makes them, as an array.
 pub(super) fn keys_sql() -> String {
-    let traced: Vec<(&str, &str)> = models()
+    let (traced, key) = (traced_sql(), key_sql());
+    let each = key_of_record_sql().replace("CASE name", "CASE o.\"table\"");
+    let hash = |key: &str| format!("md5(o.\"table\" || E'\\n' || {key})::uuid");
+    format!(
+        "CASE WHEN o.\"table\" NOT IN ({traced}) THEN NULL
+              WHEN o.data -> 1 IS NULL THEN ARRAY[{}]
+              ELSE ARRAY(SELECT {} FROM opsward.records(o.data) r) END",
+        hash(&key),
+        hash(&each)
+    )
+}
+
+/// The tables whose records leave traces, and the JSON key that names them.
+fn traced() -> impl Iterator<Item = (&'static str, &'static str)> {
+    models()
         .iter()
         .filter(|m| !m.append_only)
         .filter_map(|m| Some((m.table.as_str(), m.columns.get(*m.key.first()?)?.json.as_str())))
-        .collect();
-    let case = |text: fn(&str) -> String| -> String {
-        let arms = traced.iter().map(|(table, json)| format!("WHEN '{table}' THEN {}", text(json)));
-        arms.collect::<Vec<_>>().join(" ")
+}
+
+fn traced_sql() -> String {
+    traced().map(|(table, _)| format!("'{table}'")).collect::<Vec<_>>().join(", ")
+}
+
+/// What names the first record of an op, as `opsward.trace_key` finds it, NULL
+/// where there is none. Nearly every op has one record, under the exact key;
+/// it is written out, as calling that costs more than all the rest. A test
+/// holds them equal.
+fn key_sql() -> String {
+    let arm = |(table, json): (&str, &str)| {
+        format!(
+            "WHEN '{table}' THEN coalesce(o.data -> 0 ->> '{json}',
+                 CASE jsonb_typeof(o.data -> 0) WHEN 'object' THEN opsward.field(o.data -> 0, '{json}') END)"
+        )
     };
-    let one = case(|json| format!("o.data -> 0 ->> '{json}'"));
-    let each = case(|json| format!("opsward.field(r, '{json}')"));
-    let tables: Vec<String> = traced.iter().map(|(table, _)| format!("'{table}'")).collect();
-    let tables = tables.join(", ");
-    // Nearly every op has one record, under the exact key.
-    format!(
-        "CASE WHEN o.\"table\" NOT IN ({tables}) THEN NULL
-              WHEN jsonb_typeof(o.data) = 'array' AND o.data -> 1 IS NULL
-                   AND (CASE o.\"table\" {one} END) IS NOT NULL
-              THEN ARRAY[md5(o.\"table\" || E'\\n' || (CASE o.\"table\" {one} END))::uuid]
-              ELSE ARRAY(SELECT md5(o.\"table\" || E'\\n' || (CASE o.\"table\" {each} END))::uuid
-                         FROM opsward.records(o.data) r)
-         END"
-    )
+    format!("(CASE o.\"table\" {} END)", traced().map(arm).collect::<Vec<_>>().join(" "))
+}
+
+/// The same of a record `r` of the table `name`.
+fn key_of_record_sql() -> String {
+    let arm = |(table, json): (&str, &str)| format!("WHEN '{table}' THEN opsward.field(r, '{json}')");
+    format!("CASE name {} END", traced().map(arm).collect::<Vec<_>>().join(" "))
 }
