@@ -87,7 +87,7 @@ impl Bulk {
         };
         info!(job = found.id, kind = found.kind, "a job was handed over");
         let ended = match serde_json::from_value::<Job>(found.args) {
-            Ok(job) => self.carry_out(&client, found.id, &job, &mut turn, stop).await?,
+            Ok(job) => self.carry_out((&client, found.id), &job, &mut turn, stop).await?,
             Err(e) => Ended::Trouble(Trouble::refused(
                 format!("the daemon does not know this job: {e}"),
                 "run the same version of opsward as the daemon",
@@ -141,8 +141,7 @@ impl Bulk {
 
     async fn carry_out(
         &self,
-        client: &Client,
-        id: i64,
+        (client, id): (&Client, i64),
         job: &Job,
         turn: &mut Turn,
         stop: CancellationToken,
