@@ -331,7 +331,7 @@ async fn census(bench: &Bench, rows: &[(&str, u64, i64)]) {
         .run(
             "INSERT INTO opsward.census_pass (kind, began_at, finished_at, last_finished_at, position, day,
                  partial, rows, bytes)
-             VALUES ('full', now(), now(), now(), '', current_date, '{}', 0, 0)",
+             VALUES ('full', now(), now(), now(), '', current_date, '[]', 0, 0)",
         )
         .await;
 }
