@@ -85,7 +85,10 @@ async fn main() {
     cluster.psql("log", &format!("{}; VACUUM ANALYZE ops", FILL.replace("ROWS", &rows.to_string())));
     drop(db);
     println!("{rows} rows, three quarters go; a writer at 50 inserts a second");
-    println!("{:<22} {:>8} {:>9} {:>9} {:>10} {:>8} {:>9} {:>9}", "", "seconds", "MB before", "MB after", "extra MB", "WAL MB", "longest", "p99.9");
+    println!(
+        "{:<22} {:>8} {:>9} {:>9} {:>10} {:>8} {:>9} {:>9}",
+        "", "seconds", "MB before", "MB after", "extra MB", "WAL MB", "longest", "p99.9"
+    );
     // Each contender is a function over a fresh clone; others are added here.
     contend(&cluster, "by hand", by_hand).await;
     contend(&cluster, "reclaim in-place", reclaim_in_place).await;
@@ -159,12 +162,11 @@ async fn by_hand(place: &Place<'_>) -> String {
     client.batch_execute(maintain::VACUUM).await.unwrap();
     lap("VACUUM");
     let mut pooled = place.db.client().await.unwrap();
-    let grown = in_place::size(&pooled).await.unwrap().pages;
-    let mut to = grown;
+    let mut to = in_place::size(&pooled).await.unwrap().pages;
     while to > 0 {
         let from = to.saturating_sub(100);
         let tx = pooled.transaction().await.unwrap();
-        let moved = in_place::empty_pages(&tx, from, to, grown).await.unwrap();
+        let moved = in_place::empty_pages(&tx, from, to).await.unwrap();
         tx.commit().await.unwrap();
         if moved.stuck > 0 {
             break;
@@ -209,10 +211,7 @@ async fn run(place: &Place<'_>, mode: Mode) -> String {
         run: "bench".into(),
         mode,
         policy: Policy::Window,
-        survivors: Survivors {
-            cuts: TABLES.map(|t| (t.to_owned(), cut())).into(),
-            ..Survivors::default()
-        },
+        survivors: Survivors { cuts: TABLES.map(|t| (t.to_owned(), cut())).into(), ..Survivors::default() },
         pace: Some(100),
         hold: false,
         phase: Phase::first(mode),
@@ -235,17 +234,12 @@ async fn run(place: &Place<'_>, mode: Mode) -> String {
     let mut lease = Lease::take(&place.db).await.unwrap().ok().unwrap();
     let request = Request { action: Action::Resume, pace: Some(100), ..Request::default() };
     reclaim::run(&work, &mut lease, &request).await.unwrap();
-    let traces: i64 = client
-        .query_one("SELECT pg_total_relation_size('opsward.traces')", &[])
-        .await
-        .unwrap()
-        .get(0);
+    let traces: i64 =
+        client.query_one("SELECT pg_total_relation_size('opsward.traces')", &[]).await.unwrap().get(0);
     let mut laps = laps.lock().unwrap().clone();
     laps.push((String::new(), Instant::now()));
-    let words: Vec<String> = laps
-        .windows(2)
-        .map(|w| format!("{} {:.1} s", w[0].0, (w[1].1 - w[0].1).as_secs_f64()))
-        .collect();
+    let words: Vec<String> =
+        laps.windows(2).map(|w| format!("{} {:.1} s", w[0].0, (w[1].1 - w[0].1).as_secs_f64())).collect();
     format!("{}; traces {:.0} MB", words.join(", "), traces as f64 / 1e6)
 }
 

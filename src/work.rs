@@ -275,7 +275,8 @@ impl Pacer {
 
 fn delay_ms(percent: u8) -> f64 {
     let per_share = |percent: f64| (100.0 - percent) / percent;
-    (GENTLE_DELAY_MS * per_share(f64::from(percent.clamp(1, 100))) / per_share(f64::from(pace::GENTLE))).min(100.0)
+    (GENTLE_DELAY_MS * per_share(f64::from(percent.clamp(1, 100))) / per_share(f64::from(pace::GENTLE)))
+        .min(100.0)
 }
 
 /// Steers a batch to a duration: grows by half at most, shrinks at once.

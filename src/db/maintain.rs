@@ -91,8 +91,7 @@ pub const VACUUM: &str = "VACUUM (TRUNCATE off, INDEX_CLEANUP on, PROCESS_TOAST 
 
 /// The empty end is given back, if the lock for it can be had at once. Entries
 /// of dead rows must go from the indexes, or their pages do not count as empty.
-pub const VACUUM_AND_TRUNCATE: &str =
-    "VACUUM (TRUNCATE on, INDEX_CLEANUP on, PROCESS_TOAST on) public.ops";
+pub const VACUUM_AND_TRUNCATE: &str = "VACUUM (TRUNCATE on, INDEX_CLEANUP on, PROCESS_TOAST on) public.ops";
 
 /// Whether this role may VACUUM the log. Where it may not, the server only
 /// says so in a notice and skips the table.

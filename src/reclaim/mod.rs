@@ -190,7 +190,8 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request) -> Result<Re
     if at.mode == Mode::InPlace {
         pacer = pacer.with_floor(plan::IN_PLACE_FLOOR);
     }
-    let mut run = Run { work, lease, pacer, at, kept: swap::Kept::default(), place: in_place::Kept::default() };
+    let mut run =
+        Run { work, lease, pacer, at, kept: swap::Kept::default(), place: in_place::Kept::default() };
     run.save().await?;
     let outcome = walk(&mut run).await?;
     let figures = db::stats::figures(&*run.lease.client()?).await?;

@@ -230,7 +230,10 @@ async fn the_log_shrinks_to_what_survives() {
     assert!(after.toast * 100 <= ideal.toast * 130, "{before:?} became {after:?}, could be {ideal:?}");
     assert!(report.bytes_after < report.bytes_before / 2, "{report:?}");
     let rows: u64 = report.dropped.values().sum();
-    assert_eq!(i64::try_from(rows).unwrap(), bench.number("SELECT count(*) FROM before").await - bench.number("SELECT count(*) FROM ops").await);
+    assert_eq!(
+        i64::try_from(rows).unwrap(),
+        bench.number("SELECT count(*) FROM before").await - bench.number("SELECT count(*) FROM ops").await
+    );
     let told = "SELECT count(*) FROM opsward.history WHERE task = 'reclaim' AND outcome LIKE 'done; % bytes before, % after'";
     assert_eq!(bench.number(told).await, 3);
 }
@@ -431,19 +434,26 @@ async fn a_full_volume_gets_most_of_itself_back() {
         return;
     };
     let cluster: &'static Cluster = Box::leak(Box::new(Cluster::private_in(&volume.0)));
-    cluster.configure("max_wal_size = '64MB'\nmin_wal_size = '32MB'\nfull_page_writes = on\nsynchronous_commit = on");
+    cluster.configure(
+        "max_wal_size = '64MB'\nmin_wal_size = '32MB'\nfull_page_writes = on\nsynchronous_commit = on",
+    );
     cluster.stop(Stop::Fast);
     cluster.start();
     let database = Database::on(cluster, "full").await;
     let db = database.migrated().await;
     let bench = Bench::on(database, db, |settings| settings.bounding.min_free_disk = 16 << 20).await;
     // Four ops a record, in the order of time, as a node writes.
-    let fill = FILL.replace("md5(i::text)", "md5((i / 4)::text)").replace("LONG", "25").replace("1, ROWS", "FROM, TO");
+    let fill = FILL
+        .replace("md5(i::text)", "md5((i / 4)::text)")
+        .replace("LONG", "25")
+        .replace("1, ROWS", "FROM, TO");
     let mut rows = 0;
     while volume.free() > 72 << 20 {
         let part = if volume.free() > 200 << 20 { 20_000 } else { 2_000 };
         let sql = fill.replace("ROWS", "800000").replace("FROM,", &format!("{},", rows + 1));
-        let sql = sql.replace("TO)", &format!("{})", rows + part)).replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION");
+        let sql = sql
+            .replace("TO)", &format!("{})", rows + part))
+            .replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION");
         bench.run(&sql).await;
         bench.run("CHECKPOINT").await;
         rows += part;
