@@ -6,10 +6,13 @@ mod jobs;
 mod listen;
 mod peers;
 mod presence;
+mod reclaim;
 mod sample;
 mod signals;
 
+use crate::bound::tick::Which;
 use crate::clock::Clock;
+use crate::db::privileges::{self, Lacking, Need};
 use crate::db::{self, Db, migrate};
 use crate::metrics::Metrics;
 use crate::pull::discover;
@@ -20,8 +23,7 @@ use crate::show::gather::DaemonView;
 use crate::supervisor::{Namespace, Next, PROC_NET_DEV, Schedule, Stage, Supervisor, Task};
 use crate::values::{Host, PeerSet, TaskReport, TaskState};
 use crate::work::Work;
-use crate::{http, pull};
-use gate::Watch;
+use crate::{http, pull, records};
 use jobs::Bulk;
 use listen::Listener;
 use peers::{Peers, Pulls};
@@ -48,6 +50,17 @@ const FIRST_PULL: Duration = Duration::from_secs(5);
 const SAMPLE_EVERY: Duration = Duration::from_secs(30);
 /// How often it is looked for a job that a command handed over.
 const JOBS_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether something is to be counted.
+const CENSUS_EVERY: Duration = Duration::from_secs(300);
+/// What deletes begins within this of the start, or its interval: peers and
+/// census come first.
+const FIRST_PRUNE: Duration = Duration::from_secs(60);
+/// How often it is looked whether a reclaim is due.
+const RECLAIM_EVERY: Duration = Duration::from_secs(600);
+/// How often the guard is looked at.
+const GUARD_EVERY: Duration = Duration::from_secs(300);
+/// The census begins within this of the start.
+const FIRST_CENSUS: Duration = Duration::from_secs(10);
 /// How often the interfaces are looked at: one small file of `/proc`.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -119,6 +132,7 @@ struct Parts {
     clock: Clock,
     metrics: Metrics,
     supervisor: Supervisor,
+    lacking: Vec<Lacking>,
 }
 
 async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Supervisor, StartError> {
@@ -136,8 +150,10 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     migrate::migrate(&mut db.client().await?).await?;
     metrics.database_up.set(1);
 
+    let lacking = lacking(&db).await?;
     let clock = Clock::System;
     let parts = Parts {
+        lacking,
         supervisor: Supervisor::new(clock.clone(), metrics.clone()),
         settings: Arc::new(settings),
         own,
@@ -155,6 +171,7 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
         "started"
     );
     let (tell, peers) = watch::channel(None);
+    parts.say_lacking();
     parts.listeners(public, operators, peers);
     parts.peers(tell)?;
     parts.presence();
@@ -166,7 +183,38 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     Ok(parts.supervisor)
 }
 
+async fn lacking(db: &Db) -> db::Result<Vec<Lacking>> {
+    let client = db.client().await?;
+    let tables: Vec<&str> = records::models().iter().map(|m| m.table.as_str()).collect();
+    let pulling = db::stats::fitness(&client, &tables).await?.missing;
+    privileges::lacking(&client, &pulling).await
+}
+
 impl Parts {
+    /// What would lift the lack of a privilege that a task cannot do without.
+    fn lift(&self, need: Need) -> Option<String> {
+        let lacking = self.lacking.iter().find(|l| l.need == need)?;
+        Some(format!("{}; {} lifts that", need.consequence(), lacking.lift))
+    }
+
+    /// One warning for each privilege that something switched on lacks.
+    fn say_lacking(&self) {
+        let set = &self.settings.bounding;
+        let deletes = set.retention_days > 0 || set.retention_bytes > 0 || set.dormant_cleanup;
+        for lacking in &self.lacking {
+            let is_on = !self.settings.read_only
+                && match lacking.need {
+                    Need::Pull => self.settings.sweep_peers,
+                    Need::Delete | Need::Vacuum | Need::Checkpoint => deletes,
+                    Need::Index => set.ensure_index,
+                    Need::Guard | Need::LockWaits => set.replay_guard,
+                };
+            if is_on {
+                warn!(fix = lacking.lift, "{}", lacking.need.consequence());
+            }
+        }
+    }
+
     fn listeners(&self, public: Listener, operators: Listener, peers: watch::Receiver<Option<Arc<PeerSet>>>) {
         let reports = self.supervisor.reports();
         let admin = Admin {
@@ -201,13 +249,13 @@ impl Parts {
     fn peers(&self, tell: watch::Sender<Option<Arc<PeerSet>>>) -> Result<(), StartError> {
         let s = &self.settings;
         let off = match (s.read_only, s.sweep_peers) {
-            (true, _) => Some("OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on"),
-            (_, false) => Some("OPENAUDIO_MEDIORUM_SWEEP_PEERS=true turns it on"),
-            _ => None,
+            (true, _) => Some("OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on".to_owned()),
+            (_, false) => Some("OPENAUDIO_MEDIORUM_SWEEP_PEERS=true turns it on".to_owned()),
+            _ => self.lift(Need::Pull),
         };
         let pulls = match off {
             Some(why) => {
-                self.supervisor.off("pull", why);
+                self.supervisor.off("pull", &why);
                 None
             }
             None => Some(Pulls::new(
@@ -266,24 +314,8 @@ impl Parts {
         });
     }
 
-    fn gate(&self) {
-        let watch = Arc::new(Watch {
-            settings: self.settings.clone(),
-            own: self.own.clone(),
-            db: self.db.clone(),
-            clock: self.clock.clone(),
-            metrics: self.metrics.clone(),
-        });
-        let schedule = Schedule::Every { interval: db::gate::SAMPLE_EVERY, first: Duration::ZERO };
-        self.supervisor.start(Task::new("gate", schedule), move |_| {
-            let watch = watch.clone();
-            async move { watch.run_once().await }
-        });
-    }
-
-    /// What takes turns with the lease.
-    fn bulk(&self) {
-        let bulk = Bulk::new(Work {
+    fn work(&self) -> Work {
+        Work {
             db: self.db.clone(),
             settings: self.settings.clone(),
             own: self.own.clone(),
@@ -291,9 +323,70 @@ impl Parts {
             metrics: self.metrics.clone(),
             stop: self.supervisor.stopping(),
             tell: Arc::new(|_| {}),
-        });
+        }
+    }
+
+    fn gate(&self) {
+        let work = self.work();
+        let schedule = Schedule::Every { interval: db::gate::SAMPLE_EVERY, first: Duration::ZERO };
+        self.supervisor.start(Task::new("gate", schedule), move |_| gate::watch(work.clone()));
+    }
+
+    /// What takes turns with the lease.
+    fn bulk(&self) {
+        let bulk = Bulk::new(self.work());
         let schedule = Schedule::Every { interval: JOBS_EVERY, first: Duration::ZERO };
-        self.supervisor.start(Task::new("jobs", schedule), move |stop| bulk.clone().next_job(stop));
+        let own = bulk.clone();
+        self.supervisor.start(Task::new("jobs", schedule), move |stop| own.clone().next_job(stop));
+        let set = &self.settings.bounding;
+        let writes = !self.settings.read_only;
+        if set.census {
+            let (schedule, own) =
+                (Schedule::Every { interval: CENSUS_EVERY, first: FIRST_CENSUS }, bulk.clone());
+            self.supervisor.start(Task::new("census", schedule), move |stop| own.clone().census(stop));
+        } else {
+            self.supervisor.off("census", "OPENAUDIO_MEDIORUM_OPS_CENSUS=true turns it on");
+        }
+        let retains = set.retention_days > 0 || set.retention_bytes > 0;
+        let cleans = set.dormant_cleanup && !set.keep_dormant;
+        for (which, label, is_on, switch, need) in [
+            (Which::Dormant, "dormant", cleans, "DORMANT_OPS_CLEANUP=true", Need::Delete),
+            (Which::Retention, "retention", retains, "OPS_RETENTION_DAYS", Need::Delete),
+            (Which::Index, "index", set.ensure_index, "ENSURE_OPS_TABLE_INDEX=true", Need::Index),
+        ] {
+            let switched = |by: &str| Some(format!("OPENAUDIO_MEDIORUM_{by} turns it on"));
+            let off = match (is_on, writes) {
+                (false, _) => switched(switch),
+                (_, false) => switched("READ_ONLY=false"),
+                _ => self.lift(need),
+            };
+            if let Some(why) = off {
+                self.supervisor.off(label, &why);
+                continue;
+            }
+            let (schedule, own) = (
+                Schedule::Every { interval: set.interval, first: FIRST_PRUNE.min(set.interval) },
+                bulk.clone(),
+            );
+            self.supervisor.start(Task::new(label, schedule), move |stop| own.clone().tick(which, stop));
+        }
+        match set.reclaim_when.filter(|_| writes) {
+            Some(when) => {
+                let (schedule, own) =
+                    (Schedule::Every { interval: RECLAIM_EVERY, first: RECLAIM_EVERY }, bulk.clone());
+                let run = move |stop| reclaim::when(own.clone(), when, stop);
+                self.supervisor.start(Task::new("reclaim", schedule), run);
+            }
+            None => self.supervisor.off("reclaim", "OPENAUDIO_MEDIORUM_OPS_RECLAIM_WHEN turns it on"),
+        }
+        let read_only = (!writes).then(|| "OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on".to_owned());
+        match read_only.or_else(|| self.lift(Need::Guard)) {
+            None => {
+                let schedule = Schedule::Every { interval: GUARD_EVERY, first: FIRST_PULL };
+                self.supervisor.start(Task::new("guard", schedule), move |stop| bulk.clone().guard(stop));
+            }
+            Some(why) => self.supervisor.off("guard", &why),
+        }
     }
 
     fn say_tasks(&self) {

@@ -51,8 +51,16 @@ metrics! {
     sweeps_pulled: IntCounterVec "sweeps_pulled_total" ["peer", "outcome"] "Pages pulled, by peer and outcome: ok, failed or held.";
     ops_applied: IntCounter "ops_applied_total" "Pulled ops that were new and are applied.";
     ops_duplicate: IntCounter "ops_duplicate_total" "Pulled ops that were already in the log.";
+    ops_replayed: IntCounter "ops_replayed_total" "Pulled ops below a floor that do not act again: what they wrote is remembered by traces.";
+    guard_refused: IntCounter "guard_refused_total" "Ops that the replay guard kept out of the node's own inserts.";
+    guard_failed: IntCounter "guard_failed_total" "Ops that the replay guard let pass because it met an error.";
+    guard_in_place: IntGauge "guard_in_place" "1 while the replay guard is on the log.";
+    foreign_prunes: IntCounter "foreign_prunes_total" "Times that somebody else was seen to have pruned the log.";
     ops_skipped: IntCounter "ops_skipped_total" "Pulled ops of table blobs, which every node skips.";
     ops_rejected: IntCounterVec "ops_rejected_total" ["code"] "Pulled ops that were refused and kept in rejected_ops, by reason.";
+    reclaim_phase: IntGaugeVec "reclaim_phase" ["phase"] "1 for the phase that a reclaim is in.";
+    reclaim_rows_copied: IntCounter "reclaim_rows_copied_total" "Ops that a reclaim copied into the new table.";
+    reclaim_locked: Histogram "reclaim_lock_seconds" "Waiting for and holding the lock under which a reclaim swaps the tables.";
     peers_held: IntGauge "peers_held" "Peers whose next op is not understood here; their cursor stays before it.";
     gap_advances: IntCounter "gap_advances_total" "Cursors moved over a retention gap that a peer signalled.";
     table_gaps: IntCounterVec "table_gaps_total" ["table"] "Floors of a table above our cursor that a peer named.";
@@ -66,7 +74,7 @@ metrics! {
     bytes_deleted: IntCounterVec "bytes_deleted_total" ["task", "table"] "Bytes of ops deleted, without indexes, by task and table.";
     batch_seconds: Histogram "delete_batch_seconds" "Time of one transaction that deletes ops.";
     vacuums: IntCounterVec "vacuum_runs_total" ["outcome"] "VACUUMs of ops: done, yielded (a session waited behind it), stopped or denied (not the owner).";
-    traces: IntGauge "traces" "Traces of deleted ops, as the server estimates them.";
+    traces: IntGauge "traces" "Traces of deleted ops, as the history counted them.";
     floor: IntGaugeVec "floor_timestamp_seconds" ["table"] "The time of a table's floor: its ops below it were deleted.";
     retention_decision: IntGaugeVec "retention_decision" ["bound_by", "reason"] "Always 1: what bounds retention (age, peer, reader or size), or each reason why it deletes nothing.";
     retention_cut: IntGauge "retention_cut_timestamp_seconds" "The time below which retention deletes, of the table it reaches least far in; 0 when it deletes nothing.";

@@ -256,10 +256,8 @@ impl Pacer {
 
     async fn checkpoint(&mut self, client: &mut db::Client) -> db::Result<bool> {
         if self.may_checkpoint && !pace::checkpoint(client).await? {
+            // Warned of once, at start.
             self.may_checkpoint = false;
-            warn!(
-                "this role may not CHECKPOINT: GRANT pg_checkpoint TO it, or WAL of bulk work can fill the volume"
-            );
         }
         self.looked = None;
         Ok(self.may_checkpoint)

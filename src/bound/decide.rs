@@ -241,7 +241,7 @@ impl Gate {
 
     /// The cut of a window, and what bounds it: the lowest of the window, the
     /// slowest peer and what each reader holds, at most `hold_ms` longer.
-    fn bound(&self, facts: &Facts, window_ms: u64, by: BoundBy) -> (OpUlid, BoundBy) {
+    pub fn bound(&self, facts: &Facts, window_ms: u64, by: BoundBy) -> (OpUlid, BoundBy) {
         let window = facts.now_ms.saturating_sub(window_ms.max(YOUNGEST_MS));
         let longest = OpUlid::first_of_ms(window.saturating_sub(ms(facts.settings.reader_hold)));
         let mut lowest = (OpUlid::first_of_ms(window), by);
@@ -460,4 +460,4 @@ pub fn ms(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

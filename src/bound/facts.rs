@@ -48,6 +48,7 @@ pub async fn surroundings(client: &Client, settings: &Settings, now: Timestamp) 
         figures,
         paused_at: pace::signs(client).await?.paused_at,
         index_there: gate::index_there(client).await?,
+        census_at: gate::census_at(client).await?,
     })
 }
 

@@ -1,1 +1,136 @@
-//! The index on the log by table and ULID.
+//! The index on the log by table and ULID: nothing of opsward needs it, an
+//! operator's own queries may. Switched off, one that is there stays: dropping
+//! it is `uninstall`'s, or the operator's.
+
+use crate::db::lease::Lease;
+use crate::db::maintain::{self, Ended};
+use crate::db::{self, Db, Error, index};
+use crate::values::Progress;
+use crate::work::{Halt, Pacer, Stop, Work};
+use serde::Serialize;
+use std::time::Duration;
+use tracing::{info, warn};
+
+/// How often progress is read.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What came of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(tag = "outcome", content = "detail", rename_all = "snake_case")]
+pub enum Ensured {
+    /// It was there, under this name.
+    There(String),
+    /// It was made.
+    Made,
+    /// A session waited behind it: tried again at the next tick.
+    Yielded,
+    /// Told to stop.
+    Stopped,
+    /// Not made: why, and what to do.
+    Refused(String),
+}
+
+/// Makes the index where it is not there.
+///
+/// # Errors
+/// It may not go on, the lease is lost, or the database's.
+pub async fn ensure(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<Ensured, Stop> {
+    let found = index::find(&work.db.client().await?).await?;
+    if !found.may {
+        let why = "this role does not own public.ops: use the node's own role in OPENAUDIO_DB_URL, \
+                   or GRANT that role TO it";
+        return Ok(Ensured::Refused(why.into()));
+    }
+    let free = match pacer.turn(lease).await {
+        Ok(free) => free,
+        Err(Stop::Halt(Halt::Stopped)) => return Ok(Ensured::Stopped),
+        Err(error) => return Err(error),
+    };
+    for leftover in &found.leftovers {
+        match watched(work, lease, &index::drop_sql(leftover)).await? {
+            Ended::Done => info!(index = leftover, "an invalid index of a failed build is dropped"),
+            ended => return Ok(ensured(ended)),
+        }
+    }
+    if let Some(name) = found.there {
+        return Ok(Ensured::There(name));
+    }
+    let keep = work.settings.bounding.min_free_disk;
+    if let Some(why) = no_room(found.bytes, free, keep) {
+        warn!("the index on (table, ulid) is not made: {why}");
+        return Ok(Ensured::Refused(why));
+    }
+    index::own(lease).await?;
+    let made = {
+        let making = watched(work, lease, index::MAKE);
+        tokio::select! {
+            made = making => made?,
+            error = tell_progress(work) => return Err(error.into()),
+        }
+    };
+    if made != Ended::Done {
+        // What it left is invalid: dropped by the next try.
+        info!("the index on (table, ulid) is not made yet: another session waited behind it");
+    }
+    Ok(ensured(made))
+}
+
+async fn watched(work: &Work, lease: &mut Lease, sql: &str) -> db::Result<Ended> {
+    maintain::watched(lease, &work.db, sql, &[], &work.stop).await
+}
+
+fn ensured(ended: Ended) -> Ensured {
+    match ended {
+        Ended::Done => Ensured::Made,
+        Ended::Yielded => Ensured::Yielded,
+        Ended::Stopped => Ensured::Stopped,
+    }
+}
+
+/// Why it does not fit, if it does not.
+fn no_room(bytes: u64, free: Option<u64>, keep: u64) -> Option<String> {
+    match free {
+        None => Some(format!(
+            "it takes about {bytes} bytes and free disk is unknown: OPENAUDIO_MEDIORUM_PGDATA_PATH names a \
+             directory of the database's volume"
+        )),
+        Some(free) if free < bytes.saturating_add(keep) => Some(format!(
+            "it takes about {bytes} bytes, {free} are free, and OPENAUDIO_MEDIORUM_MIN_FREE_DISK keeps {keep}"
+        )),
+        Some(_) => None,
+    }
+}
+
+/// Tells how far the build is, for as long as it is asked; ends only when the
+/// database fails.
+async fn tell_progress(work: &Work) -> Error {
+    async fn read(db: &Db) -> db::Result<Option<(String, u64, u64)>> {
+        index::progress(&db.client().await?).await
+    }
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        match read(&work.db).await {
+            Ok(Some((phase, done, total))) => (work.tell)(Progress {
+                phase: format!("index: {phase}"),
+                done,
+                total: Some(total),
+                unit: "pages".into(),
+                ..Progress::default()
+            }),
+            Ok(None) => {}
+            Err(error) => return error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_must_fit() {
+        assert!(no_room(100, None, 10).is_some_and(|w| w.contains("PGDATA_PATH")));
+        assert!(no_room(100, Some(109), 10).is_some_and(|w| w.contains("109")));
+        assert_eq!(no_room(100, Some(110), 10), None);
+    }
+}

@@ -13,4 +13,5 @@ pub mod foreign;
 pub mod guard;
 pub mod index;
 pub mod plan;
+pub mod tick;
 pub mod vacuum;

@@ -33,6 +33,8 @@ pub struct Surroundings {
     pub paused_at: Option<Timestamp>,
     /// A valid index on `ops("table", ulid)` is there.
     pub index_there: bool,
+    /// When the census was last brought up to date.
+    pub census_at: Option<Timestamp>,
 }
 
 /// What would be done now.
@@ -117,6 +119,8 @@ pub struct CensusSum {
     pub estimated: bool,
     /// The oldest day.
     pub oldest: Option<Date>,
+    /// When it was last brought up to date; `null` where there is none.
+    pub at: Option<Timestamp>,
 }
 
 /// Makes the plan.
@@ -137,6 +141,7 @@ pub fn plan(facts: &Facts, around: &Surroundings) -> Plan {
             bytes: facts.census.iter().map(|of| of.bytes).sum(),
             estimated: is_estimated(facts),
             oldest: facts.census.iter().map(|of| of.day).min(),
+            at: around.census_at,
         },
         rows: sums.iter().map(|d| d.rows).sum(),
         bytes,
@@ -354,3 +359,6 @@ pub fn measure(plan: &Plan, metrics: &Metrics) {
         metrics.reader_gap.with_label_values(&[reader.host.as_str()]).set(seconds);
     }
 }
+
+#[cfg(test)]
+mod tests;

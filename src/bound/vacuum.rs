@@ -7,7 +7,7 @@ use crate::db::maintain::{self, Ended};
 use crate::work::{Halt, Pacer, Stop, Work};
 use serde::Serialize;
 use std::time::Duration;
-use tracing::{info, warn};
+use tracing::info;
 
 /// Tries after a run; what yields every time is left to the next run.
 const TRIES: u32 = 3;
@@ -66,13 +66,8 @@ pub async fn after(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<
 pub async fn once(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<Vacuumed, Stop> {
     let vacuumed = vacuum(work, lease, pacer).await?;
     work.metrics.vacuums.with_label_values(&[vacuumed.word()]).inc();
-    match vacuumed {
-        Vacuumed::Denied => warn!(
-            "this role does not own public.ops and may not VACUUM it: use the node's own role in \
-             OPENAUDIO_DB_URL, or GRANT that role TO it; autovacuum has to do it until then"
-        ),
-        vacuumed => info!(outcome = vacuumed.word(), "VACUUM of ops"),
-    }
+    // That it is denied is warned of once, at start.
+    info!(outcome = vacuumed.word(), "VACUUM of ops");
     Ok(vacuumed)
 }
 

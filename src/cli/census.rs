@@ -1,30 +1,14 @@
 //! `opsward census`: brings the census up to date and shows it.
 
-use super::{Command, Context, Output, Run};
-use crate::bound::census::{self, Finished, Scope, Total, totals};
+use super::{Command, Context, Output, Run, lease};
+use crate::bound::census::{Total, totals};
 use crate::db::census::{Entry, Implausible, day_of, implausible, load};
-use crate::db::lease::Lease;
-use crate::db::migrate;
-use crate::metrics::Metrics;
-use crate::show::format::{bytes, count, lines, span};
-use crate::show::{Changed, Done, ExitCode, Failure, Outcome};
-use crate::values::{OpUlid, Progress};
-use crate::work::{Halt, Pacer, Patience, Stop, Work};
+use crate::job::{CensusScope, Job};
+use crate::show::format::{bytes, count, lines};
+use crate::show::{Changed, Done, Outcome};
+use crate::values::OpUlid;
 use clap::{Arg, ArgAction, ArgMatches};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use std::io::{IsTerminal, stderr};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
-use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
-
-/// How long one run goes on: they follow each other until all is counted.
-const RUN: Duration = Duration::from_secs(60);
-/// How often it is looked whether the lease is free, and how often a line says
-/// how far it is where there is no terminal.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// The command.
 pub(super) const COMMAND: Command = Command {
@@ -34,14 +18,8 @@ pub(super) const COMMAND: Command = Command {
             .about("Count the log by table and day: days that may have changed, or all of it")
             .arg(flag("full", "Count all of the log again"))
             .arg(flag("days", "Show every day, not only sums"))
-            .arg(flag("wait", "Wait while another opsward works"))
-            .arg(
-                Arg::new("pace")
-                    .long("pace")
-                    .value_name("PACE")
-                    .value_parser(pace)
-                    .help("gentle, full or a share of time such as 50%, instead of `opsward pace`"),
-            )
+            .arg(lease::wait_flag())
+            .arg(lease::pace_flag())
     },
     output: Output::Envelope,
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
@@ -51,103 +29,15 @@ fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 
-fn pace(text: &str) -> Result<u8, &'static str> {
-    let percent = |text: &str| text.strip_suffix('%')?.parse().ok().filter(|n| (1..=100).contains(n));
-    match text {
-        "gentle" => Ok(crate::db::pace::GENTLE),
-        "full" => Ok(100),
-        text => percent(text).ok_or("a pace is gentle, full, or a share of time from 1% to 100%"),
-    }
-}
-
 async fn run(context: &Context, args: &ArgMatches) -> Outcome {
-    let db = context.open_db("census", 4).await?;
-    migrate::migrate(&mut db.client().await?).await?;
-    let stop = CancellationToken::new();
-    let work = Work {
-        db: db.clone(),
-        settings: Arc::new(context.settings.clone()),
-        own: context.self_host()?.clone(),
-        clock: context.clock.clone(),
-        metrics: Metrics::new().map_err(anyhow::Error::from)?,
-        stop: stop.clone(),
-        tell: teller(),
+    let scope = if args.get_flag("full") { CensusScope::Full } else { CensusScope::Now };
+    let job = Job::Census { scope, percent: lease::pace(args) };
+    let Some(_) = lease::have_done(context, args, job).await? else {
+        return Ok(lease::detached());
     };
-    let counted = count_all(&work, args);
-    tokio::pin!(counted);
-    tokio::select! {
-        counted = &mut counted => counted?,
-        _ = tokio::signal::ctrl_c() => {
-            stop.cancel();
-            counted.await?;
-        }
-    }
+    let db = context.open_db("census", 1).await?;
     let client = db.client().await?;
     Ok(done(&load(&client).await?, &implausible(&client).await?, args))
-}
-
-async fn count_all(work: &Work, args: &ArgMatches) -> Result<(), Failure> {
-    let mut lease = take(work, args).await?;
-    let mut pacer = Pacer::new(work, args.get_one::<u8>("pace").copied(), Patience::Wait);
-    let scope = if args.get_flag("full") { Scope::Full } else { Scope::Now };
-    loop {
-        let report = census::run_once(work, &mut lease, &mut pacer, scope, RUN).await.map_err(failure)?;
-        if report.finished == Finished::All {
-            return Ok(());
-        }
-    }
-}
-
-async fn take(work: &Work, args: &ArgMatches) -> Result<Lease, Failure> {
-    loop {
-        match Lease::take(&work.db).await? {
-            Ok(lease) => return Ok(lease),
-            Err(_) if args.get_flag("wait") && !work.stop.is_cancelled() => sleep(LOOK_EVERY).await,
-            Err(holder) => {
-                let holder = holder.map_or_else(|| "another session".to_owned(), |h| h.to_string());
-                let text = format!("the lease is held by {holder}");
-                return Err(Failure::new(ExitCode::Held, "held", text).fix("wait for it with --wait"));
-            }
-        }
-    }
-}
-
-fn failure(stop: Stop) -> Failure {
-    match stop {
-        Stop::Db(error) => error.into(),
-        Stop::Halt(Halt::Stopped) => Failure::new(
-            ExitCode::Failed,
-            "stopped",
-            "stopped; what was counted stays, and `opsward census` goes on from there",
-        ),
-        Stop::Halt(halt) => Failure::new(ExitCode::Refused, "halted", halt.to_string()),
-    }
-}
-
-/// A bar on a terminal, else a line now and then; both on stderr.
-fn teller() -> Arc<dyn Fn(Progress) + Send + Sync> {
-    if stderr().is_terminal() {
-        let bar = ProgressBar::no_length();
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {eta}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        return Arc::new(move |p: Progress| {
-            if let Some(total) = p.total {
-                bar.set_length(total);
-            }
-            bar.set_message(p.phase);
-            bar.set_position(p.done);
-        });
-    }
-    let last = Mutex::new(Instant::now());
-    Arc::new(move |p: Progress| {
-        let Ok(mut last) = last.lock() else { return };
-        if last.elapsed() >= LINE_EVERY {
-            *last = Instant::now();
-            let of = p.total.map_or_else(String::new, |t| format!(" of about {}", bytes(t)));
-            let eta = p.eta_seconds.map_or_else(String::new, |s| format!(", about {} left", span(s)));
-            tracing::info!("{}: {}{of}{eta}", p.phase, bytes(p.done));
-        }
-    })
 }
 
 fn done(entries: &[Entry], implausible: &[Implausible], args: &ArgMatches) -> Done {

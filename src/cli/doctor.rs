@@ -4,7 +4,8 @@ mod outside;
 
 use super::{Command, Context, Output, Run};
 use crate::clock::Clock;
-use crate::db::{self, Client, Db, catalog, stats};
+use crate::db::guard::{self, Found};
+use crate::db::{self, Client, Db, catalog, lease, privileges, stats};
 use crate::records;
 use crate::settings::Settings;
 use crate::show::doctor::{self, Check};
@@ -59,11 +60,31 @@ async fn in_database(db: &Db, status: &Status, clock: &Clock) -> db::Result<(Vec
     let client = db.client().await?;
     let tables: Vec<&str> = records::models().iter().map(|m| m.table.as_str()).collect();
     let fitness = stats::fitness(&client, &tables).await?;
+    let lacking = privileges::lacking(&client, &fitness.missing).await?;
     let mut checks = doctor::database(status, &fitness, clock.now());
+    checks.extend(doctor::privileges(&fitness.role, &lacking));
     checks.push(doctor::models(&drift(&client).await?));
     let has_schema = status.database.schema_version.unwrap_or(0) > 0;
+    checks.push(doctor::leftovers(leftovers(&client, has_schema).await?));
     let remembered = if has_schema { db::peers::remembered(&client).await? } else { None };
     Ok((checks, remembered))
+}
+
+/// What work that was cut off has left, a sentence and a remedy each.
+async fn leftovers(client: &Client, has_schema: bool) -> db::Result<Vec<(String, String)>> {
+    let mut found = privileges::leftovers(client).await?;
+    if guard::find(client).await? == Found::Other {
+        let text = "the replay guard on public.ops is disabled, or not as this opsward makes it";
+        found.push((text.to_owned(), "`opsward run` puts it right, or takes it away".to_owned()));
+    }
+    // Who holds the lease may be at them.
+    if has_schema && lease::holder(client).await?.is_none() {
+        for job in privileges::orphaned_jobs(client).await? {
+            let fix = "run its command again: it goes on; the next `opsward run` forgets this one";
+            found.push((format!("the job {job} was begun and never ended"), fix.to_owned()));
+        }
+    }
+    Ok(found)
 }
 
 /// What of the node's tables is in no model.

@@ -6,10 +6,10 @@ use crate::db::lease::{Holder, Lease, holder};
 use crate::db::{Db, jobs, migrate};
 use crate::job::{Ended, Job, carry_out};
 use crate::metrics::Metrics;
-use crate::show::{ExitCode, Failure};
+use crate::show::{Done, ExitCode, Failure};
 use crate::work::Work;
 use clap::{Arg, ArgAction, ArgMatches};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -105,6 +105,11 @@ pub(super) async fn have_done(
     }
 }
 
+/// What a command says that was detached from its job.
+pub(super) fn detached() -> Done {
+    Done::new(json!({ "detached": true }), "It goes on in the daemon.")
+}
+
 fn held(holder: Option<&Holder>) -> String {
     match holder {
         Some(holder) => format!("the lease is held by {holder}"),
@@ -112,8 +117,9 @@ fn held(holder: Option<&Holder>) -> String {
     }
 }
 
-fn work(context: &Context, own: crate::values::Host, db: Db) -> Result<Work, Failure> {
-    let shown = Shown::new();
+/// What work in the foreground is handed.
+pub(super) fn work(context: &Context, own: crate::values::Host, db: Db) -> Result<Work, Failure> {
+    let shown = Shown::new(context.output);
     Ok(Work {
         db,
         settings: Arc::new(context.settings.clone()),
@@ -158,14 +164,16 @@ enum Handed {
 
 async fn by_daemon(context: &Context, db: &Db, job: &Job, to: &Holder) -> Result<Handed, Failure> {
     let client = db.client().await?;
+    // Listened to all along: a signal between two looks counts as well.
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
     let args = serde_json::to_value(job).map_err(anyhow::Error::from)?;
     let id = jobs::add(&client, job.kind(), &args, context.clock.now()).await?;
     eprintln!("opsward: handed to the daemon ({to}) as job {id}; Ctrl-C leaves it to it");
-    let shown = Shown::new();
+    let shown = Shown::new(context.output);
     loop {
         tokio::select! {
             () = sleep(LOOK_EVERY) => {}
-            _ = tokio::signal::ctrl_c() => {
+            _ = interrupt.recv() => {
                 eprintln!("opsward: detached; job {id} goes on in the daemon: see `opsward status`");
                 return Ok(Handed::Detached);
             }

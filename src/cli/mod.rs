@@ -7,17 +7,24 @@ mod completions;
 mod config;
 mod confirm;
 mod context;
+mod digest;
 mod doctor;
 mod frame;
 mod healthcheck;
+mod history;
 mod lease;
+mod pace;
 mod plan;
 mod progress;
+mod prune;
+mod reclaim;
 mod rejected;
+mod reset;
 mod run;
 mod status;
 mod sweep;
 mod uninstall;
+mod verify;
 mod version;
 
 pub use context::{Context, Early};
@@ -66,8 +73,17 @@ const COMMANDS: &[&Command] = &[
     &plan::COMMAND,
     &status::COMMAND,
     &doctor::COMMAND,
+    &prune::COMMAND,
+    &reclaim::COMMAND,
     &census::COMMAND,
+    &history::COMMAND,
+    &pace::PAUSE,
+    &pace::RESUME,
+    &pace::PACE,
     &rejected::COMMAND,
+    &digest::COMMAND,
+    &verify::COMMAND,
+    &reset::COMMAND,
     &config::COMMAND,
     &healthcheck::COMMAND,
     &uninstall::COMMAND,

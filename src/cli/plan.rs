@@ -1,11 +1,20 @@
 //! `opsward plan`: what each task would delete now, bound by what, why not
 //! more. Deletes nothing.
 
-use super::{Command, Context, Output, Run};
+use super::{Command, Context, Output, Run, lease};
+use crate::bound::census::{self, Scope};
 use crate::bound::{facts, plan};
-use crate::db::{Client, migrate};
-use crate::show::{Done, Outcome, plan_text};
+use crate::db::lease::Lease;
+use crate::db::{Db, gate, migrate};
+use crate::show::{Done, Failure, Outcome, plan_text};
+use crate::work::{Pacer, Patience, Stop};
 use clap::ArgMatches;
+use std::time::Duration;
+
+/// What a first look at the log may take: its sample is the first of it.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// Pooled connections: the lease's, the pace's, the plan's own.
+const POOL: usize = 4;
 
 /// The command.
 pub(super) const COMMAND: Command = Command {
@@ -17,10 +26,10 @@ pub(super) const COMMAND: Command = Command {
 
 async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     let own = context.self_host()?;
-    let db = context.open_db("plan", 2).await?;
+    let db = context.open_db("plan", POOL).await?;
     let mut client = db.client().await?;
     migrate::migrate(&mut client).await?;
-    bring_up_to_date(context, &client).await?;
+    first_look(context, &db).await?;
     let now = context.clock.now();
     let facts = facts::gather(&client, &context.settings, own, now).await?;
     let around = facts::surroundings(&client, &context.settings, now).await?;
@@ -29,8 +38,20 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     Ok(Done::new(result, plan_text::text(&plan)))
 }
 
-/// A first answer where the log was never looked at; the daemon's census, or
-/// `opsward census`, counts it.
-async fn bring_up_to_date(_: &Context, _: &Client) -> Result<(), crate::show::Failure> {
-    Ok(())
+/// A first answer where the log was never looked at and nobody else is at it;
+/// the daemon's census, or `opsward census`, counts it whole.
+async fn first_look(context: &Context, db: &Db) -> Result<(), Failure> {
+    if gate::census_at(&db.client().await?).await?.is_some() {
+        return Ok(());
+    }
+    let Ok(mut lease) = Lease::take(db).await? else {
+        return Ok(());
+    };
+    let work = lease::work(context, context.self_host()?.clone(), db.clone())?;
+    let mut pacer = Pacer::new(&work, None, Patience::End);
+    match census::run_once(&work, &mut lease, &mut pacer, Scope::Due, FIRST_LOOK).await {
+        // Paused, or outside its window: what is there has to do.
+        Ok(_) | Err(Stop::Halt(_)) => Ok(()),
+        Err(Stop::Db(error)) => Err(error.into()),
+    }
 }

@@ -1,7 +1,7 @@
 //! How far long work is: a bar on a terminal, a plain line now and then
 //! elsewhere.
 
-use crate::show::format;
+use crate::show::{OutputMode, format};
 use crate::values::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
@@ -14,23 +14,35 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Shows progress on stderr.
 pub(super) struct Shown {
     bar: Option<ProgressBar>,
+    quiet: bool,
     last: Mutex<Option<(Instant, String)>>,
 }
 
 impl Shown {
-    /// Nothing is shown before the first word.
-    pub(super) fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+    /// Nothing is shown before the first word, and nothing beside an envelope.
+    pub(super) fn new(output: OutputMode) -> Self {
+        let quiet = output == OutputMode::Json;
+        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(4));
             let style = ProgressStyle::with_template("{spinner} {msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
             bar
         });
-        Self { bar, last: Mutex::new(None) }
+        Self { bar, quiet, last: Mutex::new(None) }
+    }
+
+    /// Takes the moving line away.
+    pub(super) fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
     }
 
     /// Shows how far it is.
     pub(super) fn tell(&self, progress: &Progress) {
+        if self.quiet {
+            return;
+        }
         let line = line(progress);
         if let Some(bar) = &self.bar {
             bar.set_message(line);
@@ -44,6 +56,11 @@ impl Shown {
             *last = Some((Instant::now(), progress.phase.clone()));
         }
     }
+}
+
+/// Rows of something read so far.
+pub(super) fn rows(what: &str, rows: u64, place: &str) -> Progress {
+    Progress { phase: format!("{what}, {place}"), done: rows, unit: "rows".into(), ..Progress::default() }
 }
 
 fn line(progress: &Progress) -> String {
@@ -84,7 +101,7 @@ mod tests {
             eta_seconds: Some(90),
             waiting: None,
         };
-        assert_eq!(line(&progress), "census: 500 rows of 2000 rows (25 %), about 90 s left");
+        assert_eq!(line(&progress), "census: 500 rows of 2000 rows (25 %), about 1m 30s left");
         let open = Progress { total: None, eta_seconds: None, waiting: Some("paused".into()), ..progress };
         assert_eq!(line(&open), "census: 500 rows; paused");
     }

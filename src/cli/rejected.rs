@@ -178,6 +178,7 @@ fn told(result: &Retried) -> String {
     match result {
         Retried::Applied => "applied".into(),
         Retried::Duplicate => "in the log already".into(),
+        Retried::Replay => "below a floor, and newer state is there".into(),
         Retried::Refused(why) => format!("still refused: {why}"),
     }
 }

@@ -89,7 +89,7 @@ fn done(results: &[Result1]) -> Done {
     let applied: i64 = results.iter().filter_map(|(_, r)| r.as_ref().ok()).map(|p| p.sums.applied).sum();
     let failed = results.iter().filter(|(_, r)| r.is_err()).count();
     let mut text = show::format::lines(
-        &["peer", "outcome", "applied", "known", "refused", "cursor"],
+        &["peer", "outcome", "applied", "known", "replays", "refused", "cursor"],
         results.iter().map(|(host, r)| line(host, r)),
     );
     for (host, result) in results {
@@ -113,11 +113,16 @@ fn line(host: &Host, result: &Result<Pulled, PullFailure>) -> Vec<String> {
     match result {
         Ok(p) => {
             let outcome = if p.hold.is_some() { "held" } else { "ok" };
-            let sums = [p.sums.applied, p.sums.duplicates, p.sums.rejected].map(|n| n.to_string());
+            let sums =
+                [p.sums.applied, p.sums.duplicates, p.sums.replays, p.sums.rejected].map(|n| n.to_string());
             let cursor = p.to.map_or_else(|| "-".into(), |u| u.to_string());
             [vec![host.to_string(), outcome.into()], sums.to_vec(), vec![cursor]].concat()
         }
-        Err(_) => vec![host.to_string(), "failed".into(), "-".into(), "-".into(), "-".into(), "-".into()],
+        Err(_) => {
+            let mut cells = vec!["-".to_owned(); 7];
+            (cells[0], cells[1]) = (host.to_string(), "failed".into());
+            cells
+        }
     }
 }
 
@@ -154,7 +159,7 @@ fn as_json(host: &Host, result: &Result<Pulled, PullFailure>) -> Value {
             "peer": host,
             "outcome": if p.hold.is_some() { "held" } else { "ok" },
             "from": p.from, "to": p.to,
-            "applied": p.sums.applied, "duplicates": p.sums.duplicates,
+            "applied": p.sums.applied, "duplicates": p.sums.duplicates, "replays": p.sums.replays,
             "rejected": p.sums.rejected, "rejected_unkept": p.sums.rejected_unkept,
             "gap": p.sums.gap.map(|(from, to): (OpUlid, OpUlid)| json!({ "from": from, "to": to })),
             "table_gaps": p.table_gaps.iter().map(|(t, f)| json!({ "table": t, "floor": f })).collect::<Vec<_>>(),

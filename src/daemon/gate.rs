@@ -1,33 +1,27 @@
 //! Keeps an eye on the gate: what the node's cursors are, since when what
 //! stands in the way, what would be decided now. Writes own state only.
 
-use crate::bound::{facts, plan};
-use crate::clock::Clock;
-use crate::db::{Db, gate};
-use crate::metrics::Metrics;
-use crate::settings::Settings;
+use crate::bound::{facts, foreign, guard, plan};
+use crate::db::{floors, gate, overview};
 use crate::supervisor::{Next, Outcome};
-use crate::values::Host;
-use std::sync::Arc;
+use crate::work::Work;
 
 /// One look.
-pub(super) struct Watch {
-    pub(super) settings: Arc<Settings>,
-    pub(super) own: Host,
-    pub(super) db: Db,
-    pub(super) clock: Clock,
-    pub(super) metrics: Metrics,
-}
-
-impl Watch {
-    pub(super) async fn run_once(&self) -> Outcome {
-        let client = self.db.client().await?;
-        let now = self.clock.now();
-        gate::sample_cursors(&client, now).await?;
-        let facts = facts::gather(&client, &self.settings, &self.own, now).await?;
-        facts::note(&client, &facts, now).await?;
-        let around = facts::surroundings(&client, &self.settings, now).await?;
-        plan::measure(&plan::plan(&facts, &around), &self.metrics);
-        Ok(Next::Scheduled)
+pub(super) async fn watch(work: Work) -> Outcome {
+    foreign::observe(&work).await?;
+    guard::count(&work).await?;
+    let client = work.db.client().await?;
+    let now = work.clock.now();
+    gate::sample_cursors(&client, now).await?;
+    let facts = facts::gather(&client, &work.settings, &work.own, now).await?;
+    facts::note(&client, &facts, now).await?;
+    let around = facts::surroundings(&client, &work.settings, now).await?;
+    let metrics = &work.metrics;
+    plan::measure(&plan::plan(&facts, &around), metrics);
+    metrics.traces.set(overview::overview(&client).await?.traces);
+    for (table, floor) in floors::all(&client).await? {
+        let seconds = i64::try_from(floor.ms() / 1_000).unwrap_or(i64::MAX);
+        metrics.floor.with_label_values(&[&table]).set(seconds);
     }
+    Ok(Next::Scheduled)
 }

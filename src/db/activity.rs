@@ -61,9 +61,9 @@ pub struct PullRow {
     pub detail: String,
     /// Failures since it last went well.
     pub failures_in_a_row: i32,
-    /// Sums since the schema was made: pages, applied, duplicates, rejected,
+    /// Sums since the schema was made: pages, applied, duplicates, replays, rejected,
     /// rejected and not kept, gap advances.
-    pub sums: [i64; 6],
+    pub sums: [i64; 7],
     /// The last gap crossed: from, to, when.
     pub last_gap: Option<(String, String, Timestamp)>,
 }
@@ -93,7 +93,7 @@ pub async fn peers(client: &Client, now: Timestamp) -> Result<Vec<PeerRow>> {
 const PEERS: &str = "
     SELECT p.host, p.active, p.last_seen, c.last_ulid,
            u.last_at, u.last_ok_at, u.outcome, u.detail, u.failures_in_a_row,
-           u.pages, u.applied, u.duplicates, u.rejected, u.rejected_unkept, u.gap_advances,
+           u.pages, u.applied, u.duplicates, u.replays, u.rejected, u.rejected_unkept, u.gap_advances,
            u.last_gap_from, u.last_gap_to, u.last_gap_at,
            h.ulid, h.table_name, h.reason, h.since
     FROM opsward.peers p
@@ -104,7 +104,7 @@ const PEERS: &str = "
     ORDER BY NOT p.active, p.host";
 
 fn peer(r: &tokio_postgres::Row) -> PeerRow {
-    let gap = || Some((r.get::<_, Option<_>>(15)?, r.get::<_, Option<_>>(16)?, r.get::<_, Option<_>>(17)?));
+    let gap = || Some((r.get::<_, Option<_>>(16)?, r.get::<_, Option<_>>(17)?, r.get::<_, Option<_>>(18)?));
     PeerRow {
         host: r.get(0),
         active: r.get(1),
@@ -119,11 +119,11 @@ fn peer(r: &tokio_postgres::Row) -> PeerRow {
             sums: std::array::from_fn(|i| r.get(9 + i)),
             last_gap: gap(),
         }),
-        hold: r.get::<_, Option<_>>(18).map(|ulid| HoldRow {
+        hold: r.get::<_, Option<_>>(19).map(|ulid| HoldRow {
             ulid,
-            table: r.get(19),
-            reason: r.get(20),
-            since: r.get(21),
+            table: r.get(20),
+            reason: r.get(21),
+            since: r.get(22),
         }),
     }
 }

@@ -92,7 +92,7 @@ pub enum Failure {
     BadOp,
     /// It took too long; half of it may not.
     TooLong,
-    /// Somebody else held a lock; the same again may pass.
+    /// Somebody else held a lock, or was first; the same again may pass.
     Contended,
     /// Nothing about these ops.
     Other,
@@ -100,8 +100,10 @@ pub enum Failure {
 
 /// Sorts the error of a batch.
 pub fn sort(error: &Error) -> Failure {
-    if matches!(error, Error::TooLong(_)) {
-        return Failure::TooLong;
+    match error {
+        Error::TooLong(_) => return Failure::TooLong,
+        Error::Overtaken(_) => return Failure::Contended,
+        _ => {}
     }
     let Some(code) = error.code() else {
         return Failure::Other;

@@ -52,7 +52,7 @@ const TRAITS: &str = r#"
     SELECT 'table' AS part,
            concat_ws(' | ', c.relowner::regrole, c.relacl, c.reloptions, t.reloptions, c.reltablespace,
                      a.amname, c.relpersistence, c.relreplident, c.relrowsecurity, c.relforcerowsecurity,
-                     c.relhasrules, c.relhassubclass, c.relispartition, c.reloftype,
+                     c.relispartition, c.reloftype,
                      obj_description(c.oid, 'pg_class'))
     FROM c LEFT JOIN pg_class t ON t.oid = c.reltoastrelid LEFT JOIN pg_am a ON a.oid = c.relam
     UNION ALL
@@ -78,6 +78,15 @@ const TRAITS: &str = r#"
     SELECT 'trigger ' || t.tgname, replace(pg_get_triggerdef(t.oid), ' ON ' || c.shown || ' ', ' ON ops ')
     FROM c JOIN pg_trigger t ON t.tgrelid = c.oid AND NOT t.tgisinternal
     JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace <> 'opsward'::regnamespace
+    UNION ALL
+    SELECT 'dependent ' || pg_describe_object(d.classid, d.objid, 0), ''
+    FROM c JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid
+                            OR d.refclassid = 'pg_type'::regclass AND d.refobjid = c.reltype
+    WHERE d.classid IN ('pg_rewrite'::regclass, 'pg_policy'::regclass, 'pg_proc'::regclass,
+                        'pg_publication_rel'::regclass)
+       OR d.classid = 'pg_constraint'::regclass
+          AND d.objid NOT IN (SELECT k.oid FROM pg_constraint k WHERE k.conrelid = c.oid)
+       OR d.classid = 'pg_class'::regclass AND d.objid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = c.oid)
     UNION ALL
     SELECT 'statistics ' || s.stxname, pg_get_statisticsobjdef(s.oid)
     FROM c JOIN pg_statistic_ext s ON s.stxrelid = c.oid
@@ -112,10 +121,10 @@ const SCRIPT: &str = r#"
             UNION ALL
             SELECT 'toast.' || unnest(t.reloptions) FROM c JOIN pg_class t ON t.oid = c.reltoastrelid) all_of_it),
     acl AS (
-        SELECT '' AS column_list, a.*, n FROM c, aclexplode(c.relacl) WITH ORDINALITY
+        SELECT '' AS column_list, a.grantee, a.privilege, a.grantable, a.n FROM c, aclexplode(c.relacl) WITH ORDINALITY
             AS a(grantor, grantee, privilege, grantable, n)
         UNION ALL
-        SELECT format(' (%I)', attname), a.*, 1000 * attnum + n
+        SELECT format(' (%I)', attname), a.grantee, a.privilege, a.grantable, 1000 * attnum + a.n
         FROM pg_attribute, aclexplode(attacl) WITH ORDINALITY AS a(grantor, grantee, privilege, grantable, n)
         WHERE attrelid = 'public.ops'::regclass AND attnum > 0 AND NOT attisdropped)
     SELECT statement FROM (
@@ -180,8 +189,9 @@ const SCRIPT: &str = r#"
         FROM acl) script
     ORDER BY place, n"#;
 
-/// Readers of a new table would have to set its hint bits.
-pub const VACUUM_NEXT: &str = "VACUUM opsward.ops_next";
+/// Readers of a new table would have to set its hint bits, and the last replay
+/// would look over all that was noted.
+pub const VACUUM_NEXT: &str = "VACUUM opsward.ops_next, opsward.captured";
 
 /// Tells the planner of the new table.
 ///
@@ -213,7 +223,7 @@ impl Columns {
     pub(super) fn bytes(&self, prefix: &str) -> String {
         let one = |c: &str| format!(" + coalesce(pg_column_size({prefix}{}), 0)", quote_ident(c));
         let sum: String = self.names.iter().map(|c| one(c)).collect();
-        format!("{}{sum}", super::prune::OVERHEAD)
+        format!("{}{sum}", super::prune_sql::OVERHEAD)
     }
 
     /// `SET` of all but the key to what was to be inserted.

@@ -7,7 +7,7 @@
 
 use super::clone::{Columns, NEXT};
 use super::error::{Doing, Result};
-use super::prune;
+use super::prune_sql;
 use crate::values::{EARLIEST_ULID, OpUlid};
 use deadpool_postgres::Transaction;
 use futures_util::{StreamExt, TryStreamExt};
@@ -137,7 +137,7 @@ pub struct Gone {
 /// The database's.
 pub async fn trace(tx: &Transaction<'_>, doomed: &Doomed<'_>, range: &Range) -> Result<Vec<Gone>> {
     let (within, gone) = (range.sql("o."), doomed.sql(range));
-    let (bytes, keys) = (doomed.columns.bytes("o."), prune::keys_sql());
+    let (bytes, keys) = (doomed.columns.bytes("o."), prune_sql::keys_sql());
     let sql = format!(
         "WITH gone AS MATERIALIZED (
              SELECT o.ulid COLLATE \"C\" AS ulid, o.\"table\" AS name, {bytes} AS bytes, {keys} AS keys
@@ -229,7 +229,7 @@ pub async fn recheck(tx: &Transaction<'_>, columns: &Columns, keys: &[String]) -
     let sql = format!(
         "SELECT k.ulid FROM unnest($1::text[]) AS k(ulid)
          LEFT JOIN public.ops o ON o.ulid = k.ulid LEFT JOIN {NEXT} n ON n.ulid = k.ulid
-         WHERE ROW({one}) *<> ROW({other})
+         WHERE NOT record_image_eq(ROW({one}), ROW({other}))
            AND k.ulid NOT IN (SELECT c.ulid FROM opsward.captured c) LIMIT 5"
     );
     let statement = tx.prepare_cached(&sql).await.doing("check what was replayed")?;
@@ -251,7 +251,7 @@ pub async fn verify(tx: &Transaction<'_>, doomed: &Doomed<'_>, range: &Range) ->
         "SELECT coalesce(o.ulid, n.ulid)
          FROM (SELECT {all} FROM public.ops o WHERE {within} AND NOT {gone} ORDER BY o.ulid) o
          FULL JOIN (SELECT * FROM {NEXT} n WHERE {within_next} ORDER BY n.ulid) n ON o.ulid = n.ulid
-         WHERE ROW({one}) *<> ROW({other})
+         WHERE NOT record_image_eq(ROW({one}), ROW({other}))
            AND coalesce(o.ulid, n.ulid) NOT IN (SELECT c.ulid FROM opsward.captured c) LIMIT 5"
     );
     let statement = tx.prepare_cached(&sql).await.doing("compare a range of the log")?;

@@ -18,6 +18,9 @@ pub enum Error {
     /// Work in one transaction took longer than a transaction may live.
     #[error("{0}: it took too long")]
     TooLong(&'static str),
+    /// Somebody else committed what it was based on: the same again may pass.
+    #[error("{0}: it was overtaken")]
+    Overtaken(&'static str),
     /// A statement failed.
     #[error("{what}: {}", describe(.source))]
     Query {
@@ -101,5 +104,32 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
+    }
+}
+
+/// What a failed batch means for the run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// Another session held a lock.
+    Contended,
+    /// It took too long: fewer rows may not.
+    TooLong,
+    /// Nothing that trying again lifts.
+    Fatal,
+}
+
+/// Sorts the error of a batch.
+pub fn trouble(error: &Error) -> Trouble {
+    let is = |codes: &[SqlState]| error.code().is_some_and(|code| codes.contains(code));
+    if is(&[
+        SqlState::LOCK_NOT_AVAILABLE,
+        SqlState::T_R_DEADLOCK_DETECTED,
+        SqlState::T_R_SERIALIZATION_FAILURE,
+    ]) {
+        Trouble::Contended
+    } else if is(&[SqlState::QUERY_CANCELED]) || matches!(error, Error::TooLong(_)) {
+        Trouble::TooLong
+    } else {
+        Trouble::Fatal
     }
 }

@@ -6,9 +6,11 @@ use crate::values::OpUlid;
 use deadpool_postgres::GenericClient;
 use tokio_postgres::Statement;
 
-/// Floors above a ULID.
+/// Floors above a ULID. The horizon is none: compaction leaves nothing out that
+/// a reader needs.
 const ABOVE: &str = "
-    SELECT table_name, floor FROM opsward.floors WHERE floor > $1 ORDER BY table_name";
+    SELECT table_name, greatest(floor, foreign_floor) FROM opsward.floors
+    WHERE greatest(floor, foreign_floor) > $1 ORDER BY table_name";
 
 /// Prepares [`above`].
 pub(super) async fn prepare_above(client: &Client) -> Result<Statement> {
@@ -24,3 +26,14 @@ pub(super) async fn above(
     let rows = client.query(statement, &[&after.as_str()]).await.doing("read the floors")?;
     Ok(rows.iter().filter_map(|row| Some((row.get(0), OpUlid::parse(row.get(1))?))).collect())
 }
+
+/// Every table's own floor: below it, we deleted.
+///
+/// # Errors
+/// The database's.
+pub async fn all(client: &Client) -> Result<Vec<(String, OpUlid)>> {
+    let rows = client.query(ALL, &[]).await.doing("read the floors")?;
+    Ok(rows.iter().filter_map(|row| Some((row.get(0), OpUlid::parse(row.get(1))?))).collect())
+}
+
+const ALL: &str = "SELECT table_name, floor FROM opsward.floors WHERE floor IS NOT NULL";

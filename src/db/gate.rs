@@ -149,7 +149,7 @@ pub async fn counted_whole(client: &Client) -> Result<bool> {
     Ok(client.query_opt(WHOLE, &[]).await.doing("read how far the census is")?.is_some())
 }
 
-const WHOLE: &str = "SELECT FROM opsward.census_pass WHERE last_full_at IS NOT NULL";
+const WHOLE: &str = "SELECT FROM opsward.census_pass WHERE kind = 'full' AND last_finished_at IS NOT NULL";
 
 /// Whether a valid index on `ops("table", ulid)` is there.
 ///
@@ -236,3 +236,16 @@ pub async fn census(client: &Client) -> Result<Vec<CensusDay>> {
 const CENSUS: &str = "
     SELECT table_name, day, rows, bytes, owed, oldest, newest, estimated FROM opsward.census
     WHERE rows > 0 AND day > 'epoch' ORDER BY table_name, day";
+
+/// When the census was last brought up to date: by a whole look, or by what
+/// has been counted or sampled so far; `None` where there is none.
+///
+/// # Errors
+/// The database's.
+pub async fn census_at(client: &Client) -> Result<Option<Timestamp>> {
+    Ok(client.query_one(CENSUS_AT, &[]).await.doing("read how old the census is")?.get(0))
+}
+
+const CENSUS_AT: &str = "
+    SELECT coalesce((SELECT max(last_finished_at) FROM opsward.census_pass),
+                    (SELECT max(counted_at) FROM opsward.census))";

@@ -71,7 +71,8 @@ const CLAIM: &str = "
                 ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING id, kind, args::text, started_at, finished_at, progress::text, outcome::text";
 
-/// Ends what an earlier daemon had begun and can't have finished.
+/// Ends what was begun and nobody does any more. Only for who has the lease
+/// and does no job: every other that was begun is lost.
 ///
 /// # Errors
 /// The database's.
@@ -80,7 +81,9 @@ pub async fn interrupted(client: &Client, now: Timestamp) -> Result<u64> {
 }
 
 const INTERRUPTED: &str = r#"
-    UPDATE opsward.jobs SET finished_at = $1, outcome = '{"interrupted": true}'
+    UPDATE opsward.jobs SET finished_at = $1,
+        outcome = '{"trouble": {"exit": 75, "text": "whoever did the job went away in the middle of it",
+                    "fix": "run the command again: it goes on"}}'
     WHERE started_at IS NOT NULL AND finished_at IS NULL"#;
 
 /// Takes a job back that nobody has begun; says whether it was there.

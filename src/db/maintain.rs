@@ -79,11 +79,13 @@ async fn reason(watcher: &Client, pid: i32, stop: &CancellationToken) -> Result<
     Ok(if row.get(0) { Ended::Yielded } else { Ended::Done })
 }
 
-/// Only sessions that wait for a lock are asked for what they wait for.
+/// Only sessions that wait for a lock are asked for what they wait for. What
+/// other roles' sessions wait for is hidden in `pg_stat_activity`, not here.
 const WAITED_FOR: &str = "
-    SELECT EXISTS (SELECT FROM pg_stat_activity
-                   WHERE wait_event_type = 'Lock' AND backend_type = 'client backend'
-                     AND datname = current_database() AND $1 = ANY (pg_blocking_pids(pid)))";
+    SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+                   WHERE NOT l.granted AND a.datname = current_database()
+                     AND coalesce(a.backend_type, 'client backend') = 'client backend'
+                     AND $1 = ANY (pg_blocking_pids(l.pid)))";
 const CANCEL: &str = "SELECT pg_cancel_backend($1)";
 
 /// Space in the table is reused, none is given back: that would lock it.

@@ -10,6 +10,7 @@ use tokio_postgres::error::SqlState;
 pub const MIGRATIONS: &[(&str, &str)] = &[
     ("init", include_str!("migrations/0001_init.sql")),
     ("bounding", include_str!("migrations/0002_bounding.sql")),
+    ("replay", include_str!("migrations/0003_replay.sql")),
     ("reclaim", include_str!("migrations/0004_reclaim.sql")),
 ];
 

@@ -3,6 +3,7 @@
 use super::connect::Client;
 use super::error::{Doing, Result};
 use super::lease;
+use super::reclaim::{self, Unfinished};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -17,16 +18,18 @@ pub struct Overview {
     pub paused_at: Option<Timestamp>,
     /// What the census knows, all tables together.
     pub census: Option<CensusSum>,
-    /// Records that traces are kept of, as the server estimates them.
+    /// Records that traces are kept of, as the history counted them.
     pub traces: i64,
     /// Whether the replay guard is in place.
     pub guarded: bool,
-    /// Below this somebody else pruned.
-    pub foreign_floor: Option<String>,
     /// The job under way or waiting: its number, kind, progress.
     pub job: Option<(i64, String, Option<Value>)>,
+    /// A reclaim that has not ended.
+    pub reclaim: Option<Unfinished>,
     /// The last runs that deleted something, newest first.
     pub runs: Vec<Run>,
+    /// What stands in the way of tasks that are on: code, subject, since when.
+    pub blockers: Vec<(String, String, Timestamp)>,
 }
 
 /// The census, all tables together.
@@ -73,13 +76,14 @@ pub async fn overview(client: &Client) -> Result<Overview> {
     let census = client.query_one(CENSUS, &[]).await.doing(doing)?;
     let job = client.query_opt(JOB, &[]).await.doing(doing)?;
     let runs = client.query(RUNS, &[]).await.doing(doing)?;
+    let blockers = client.query(BLOCKERS, &[]).await.doing(doing)?;
     Ok(Overview {
+        blockers: blockers.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect(),
         lease: lease::holder(client).await?.map(|h| h.to_string()),
         percent: row.get(0),
         paused_at: row.get(1),
         traces: row.get(2),
         guarded: row.get(3),
-        foreign_floor: row.get(4),
         census: census.get::<_, Option<i64>>(0).map(|rows| CensusSum {
             rows,
             bytes: census.get(1),
@@ -91,6 +95,7 @@ pub async fn overview(client: &Client) -> Result<Overview> {
             let progress: Option<&str> = r.get(2);
             (r.get(0), r.get(1), progress.and_then(|p| serde_json::from_str(p).ok()))
         }),
+        reclaim: reclaim::unfinished(client).await?,
         runs: runs
             .iter()
             .map(|r| Run {
@@ -109,18 +114,21 @@ pub async fn overview(client: &Client) -> Result<Overview> {
 /// 25: gentle.
 const STATE: &str = "
     SELECT coalesce(p.percent, 25), p.paused_at,
-           (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'opsward.traces'::regclass),
+           (SELECT coalesce(sum(traces), 0)::bigint FROM opsward.history),
            EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('public.ops')
-                   AND tgname LIKE 'opsward%guard' AND tgenabled <> 'D'),
-           (SELECT max(foreign_floor) FROM opsward.floors)
+                   AND tgname LIKE 'opsward%guard' AND tgenabled <> 'D')
     FROM (SELECT 1) one LEFT JOIN opsward.pace p ON true";
 const CENSUS: &str = "
     SELECT sum(rows)::bigint, coalesce(sum(bytes), 0)::bigint, coalesce(min(day)::text, ''),
            coalesce(max(day)::text, ''), coalesce(bool_or(estimated), false),
-           (SELECT last_full_at FROM opsward.census_pass)
-    FROM opsward.census WHERE day > '1970-01-01'";
+           (SELECT last_finished_at FROM opsward.census_pass WHERE kind = 'full')
+    FROM opsward.census WHERE day > '1970-01-01' AND rows > 0";
 const JOB: &str = "
     SELECT id, kind, progress::text FROM opsward.jobs WHERE finished_at IS NULL ORDER BY id LIMIT 1";
 const RUNS: &str = "
     SELECT ended_at, task, table_name, rows, bytes, bound_by, outcome
     FROM opsward.history ORDER BY ended_at DESC, id DESC LIMIT 5";
+/// That a task is off is nothing in its way.
+const BLOCKERS: &str = "
+    SELECT code, subject, since FROM opsward.blockers
+    WHERE code NOT IN ('off', 'keep_dormant') ORDER BY since, code, subject";

@@ -93,6 +93,8 @@ const DEPENDENTS: &str = "
             WHERE k.contype IN ('p', 'u', 'c')
         UNION ALL SELECT 'pg_attrdef'::regclass, d.oid FROM c JOIN pg_attrdef d ON d.adrelid = c.oid
         UNION ALL SELECT 'pg_class'::regclass, r.reltoastrelid FROM c JOIN pg_class r ON r.oid = c.oid
+        UNION ALL SELECT 'pg_class'::regclass, x.indexrelid FROM c JOIN pg_class r ON r.oid = c.oid
+            JOIN pg_index x ON x.indrelid = r.reltoastrelid
         UNION ALL SELECT 'pg_trigger'::regclass, t.oid FROM c JOIN pg_trigger t ON t.tgrelid = c.oid
             JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace = 'opsward'::regnamespace
         UNION ALL SELECT 'pg_trigger'::regclass, t.oid FROM c JOIN pg_trigger t ON t.tgrelid = c.oid

@@ -12,6 +12,8 @@ pub struct PageSums {
     pub applied: i64,
     /// Ops that were already there.
     pub duplicates: i64,
+    /// Ops below a floor that do not act again.
+    pub replays: i64,
     /// Ops that were refused.
     pub rejected: i64,
     /// Those of them that were not refused before.
@@ -55,6 +57,7 @@ pub async fn succeeded(
                 &to,
                 &sums.empty_after,
                 &sums.clock_offset_ms,
+                &sums.replays,
             ],
         )
         .await
@@ -66,15 +69,15 @@ const SUCCEEDED: &str = "
     INSERT INTO opsward.pulls AS p
         (host, last_at, last_ok_at, outcome, detail, pages, applied, duplicates, rejected,
          rejected_unkept, gap_advances, last_gap_from, last_gap_to, last_gap_at,
-         empty_after, empty_since, clock_offset_ms)
+         empty_after, empty_since, clock_offset_ms, replays)
     VALUES ($1, $2, $2, $3, '', 1, $4, $5, $6, $7, CASE WHEN $8::text IS NULL THEN 0 ELSE 1 END,
             $8, $9, CASE WHEN $8::text IS NULL THEN NULL ELSE $2::timestamptz END,
-            $10, CASE WHEN $10::text IS NULL THEN NULL ELSE $2::timestamptz END, $11)
+            $10, CASE WHEN $10::text IS NULL THEN NULL ELSE $2::timestamptz END, $11, $12)
     ON CONFLICT (host) DO UPDATE SET
         last_at = excluded.last_at, last_ok_at = excluded.last_ok_at, outcome = excluded.outcome,
         detail = '', failures_in_a_row = 0, pages = p.pages + 1,
         applied = p.applied + excluded.applied, duplicates = p.duplicates + excluded.duplicates,
-        rejected = p.rejected + excluded.rejected,
+        replays = p.replays + excluded.replays, rejected = p.rejected + excluded.rejected,
         rejected_unkept = p.rejected_unkept + excluded.rejected_unkept,
         gap_advances = p.gap_advances + excluded.gap_advances,
         last_gap_from = coalesce(excluded.last_gap_from, p.last_gap_from),

@@ -86,3 +86,37 @@ const UNFINISHED: &str = "
     SELECT coalesce(checkpoint ->> 'mode', ''), coalesce(checkpoint ->> 'phase', ''),
            coalesce((checkpoint ->> 'hold')::boolean AND checkpoint ->> 'phase' = 'swap', false), updated_at
     FROM opsward.reclaim";
+
+/// Adds to the history that a reclaim ended well: its mode, and the bytes that
+/// the filesystem got back.
+///
+/// # Errors
+/// The database's.
+pub async fn ended(
+    client: &impl GenericClient,
+    run: &str,
+    began: Timestamp,
+    (mode, bytes): (&str, u64),
+) -> Result<()> {
+    let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+    client.execute(ENDED, &[&run, &began, &bytes, &mode]).await.doing("write the history")?;
+    Ok(())
+}
+
+const ENDED: &str = "
+    INSERT INTO opsward.history
+        (run, task, table_name, began_at, ended_at, below, rows, bytes, bound_by, took_ms, outcome)
+    VALUES ($1, 'reclaim', '(disk)', $2::timestamptz, now(), '', 0, $3, $4,
+            greatest(0, extract(epoch FROM now() - $2) * 1000)::bigint, 'given back')
+    ON CONFLICT (run, task, table_name) DO NOTHING";
+
+/// When a reclaim last ended well.
+///
+/// # Errors
+/// The database's.
+pub async fn last(client: &impl GenericClient) -> Result<Option<Timestamp>> {
+    Ok(client.query_one(LAST, &[]).await.doing("look for the last reclaim")?.get(0))
+}
+
+const LAST: &str =
+    "SELECT max(ended_at) FROM opsward.history WHERE task = 'reclaim' AND table_name = '(disk)'";

@@ -72,7 +72,9 @@ pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapp
     Ok(Swapped::Yes)
 }
 
-const LOCK: &str = "LOCK TABLE public.ops IN ACCESS EXCLUSIVE MODE";
+/// The new table first: an autovacuum of it yields while nobody waits yet.
+const LOCK: &str = "LOCK TABLE opsward.ops_next IN ACCESS EXCLUSIVE MODE; \
+    LOCK TABLE public.ops IN ACCESS EXCLUSIVE MODE";
 const LEFT: &str = "SELECT EXISTS (SELECT FROM opsward.captured)";
 
 /// Names of indexes are one a schema: the old ones make room. Triggers of ours

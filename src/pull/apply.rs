@@ -2,13 +2,16 @@
 //! its ops one by one in order would have. A batch that fails is split until
 //! the bad op stands alone.
 
-use super::waves;
+use super::replay::{self, Acting, Chosen};
+use super::{decide, waves};
 use crate::db::apply::{self, Failure};
 use crate::db::rejected::Refused;
-use crate::db::{self, Client, Doing, census};
+use crate::db::{self, Client, Doing, census, replay as traces};
 use crate::records::{self, Model, Row};
-use crate::values::{Op, RejectReason};
+use crate::values::{Op, OpUlid, RejectReason};
+use deadpool_postgres::Transaction;
 use jiff::Timestamp;
+use std::collections::HashSet;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -54,6 +57,8 @@ pub struct Outcome {
     pub applied: u64,
     /// Ops that were already in the log; their records are left alone.
     pub duplicates: u64,
+    /// Ops below a floor of which no record acts; they are not put into the log.
+    pub replays: u64,
     /// Ops that the database refused.
     pub refused: Vec<Refused>,
 }
@@ -73,9 +78,10 @@ pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::
         }
         let batch = &ops[range.clone()];
         match patiently(client, batch, now).await {
-            Ok(new) => {
-                outcome.applied += new;
-                outcome.duplicates += batch.len() as u64 - new;
+            Ok((applied, replays)) => {
+                outcome.applied += applied;
+                outcome.replays += replays;
+                outcome.duplicates += batch.len() as u64 - applied - replays;
             }
             Err(error) => match apply::sort(&error) {
                 Failure::BadOp if batch.len() == 1 => {
@@ -95,7 +101,7 @@ pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::
 }
 
 /// One batch; a lock of somebody else's is met by trying again a little later.
-async fn patiently(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db::Result<u64> {
+async fn patiently(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db::Result<(u64, u64)> {
     let mut tries = 1;
     loop {
         match once(client, batch, now).await {
@@ -108,26 +114,62 @@ async fn patiently(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db
     }
 }
 
-async fn once(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db::Result<u64> {
+/// The ops that were applied, and those that are replays.
+async fn once(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db::Result<(u64, u64)> {
     let began = Instant::now();
     let tx = apply::begin(client).await?;
-    let ops: Vec<&Op> = batch.iter().map(|f| &f.op).collect();
-    let mut new = apply::insert_ops(&tx, &ops).await?;
-    let count = new.len() as u64;
-    let late = census::late_days(new.iter().copied(), u64::try_from(now.as_millisecond()).unwrap_or(0));
-    if !late.is_empty() {
-        census::touch(&tx, &late).await?;
-    }
-    // Of one ULID twice in a batch the first is the new one.
-    let fresh = batch.iter().filter(|f| new.remove(&f.op.ulid));
-    let records = fresh.flat_map(|f| f.rows.iter().map(|row| (f.model, f.op.action, row)));
-    let now = records::time_text(now);
-    for step in waves::plan(records, &now) {
-        if began.elapsed() > BATCH_TIME {
-            return Err(db::Error::TooLong("apply a batch"));
+    let floors = traces::floors(&tx).await?;
+    let (mut applied, mut replays) = (0, 0);
+    for run in replay::runs(batch, &floors) {
+        let low: Vec<&Op> = run.iter().map(|f| &f.op).filter(|op| floors.is_below(op)).collect();
+        let chosen = replay::choose(run, &floors, traces::judge(&tx, &low).await?);
+        replays += chosen.replays;
+        let ops: Vec<&Op> = chosen.acting.iter().map(|a| &a.fitting.op).collect();
+        let mut new = apply::insert_ops(&tx, &ops).await?;
+        applied += new.len() as u64;
+        not_overtaken(&tx, &chosen, &new, now).await?;
+        let late = census::late_days(new.iter().copied(), u64::try_from(now.as_millisecond()).unwrap_or(0));
+        if !late.is_empty() {
+            census::touch(&tx, &late).await?;
         }
-        apply::act(&tx, step.model, step.action, &step.rows, &now).await?;
+        // Of one ULID twice in a batch the first is the new one.
+        let fresh = chosen.acting.iter().filter(|a| new.remove(&a.fitting.op.ulid));
+        let records = fresh.flat_map(|a| a.rows().map(|row| (a.fitting.model, a.action, row)));
+        let now = records::time_text(now);
+        for step in waves::plan(records, &now) {
+            if began.elapsed() > BATCH_TIME {
+                return Err(db::Error::TooLong("apply a batch"));
+            }
+            apply::act(&tx, step.model, step.action, &step.rows, &now).await?;
+        }
     }
     tx.commit().await.doing("commit a batch")?;
-    Ok(count)
+    Ok((applied, replays))
+}
+
+/// Whoever deleted an op between our judging and our inserting it has
+/// committed by now, as the insert waited for that: then it is judged anew.
+/// Nobody can delete it from here on.
+async fn not_overtaken(
+    tx: &Transaction<'_>,
+    chosen: &Chosen<'_>,
+    new: &HashSet<OpUlid>,
+    now: Timestamp,
+) -> db::Result<()> {
+    let bound = u64::try_from(now.as_millisecond()).unwrap_or(0).saturating_sub(decide::OLD_MS);
+    let is_old = |a: &&Acting<'_>| a.fitting.op.ulid.ms() < bound && new.contains(&a.fitting.op.ulid);
+    let old: Vec<&Acting<'_>> = chosen.acting.iter().filter(is_old).collect();
+    let Some(lowest) = old.iter().map(|a| a.fitting.op.ulid).min() else {
+        return Ok(());
+    };
+    traces::lower_watermark(tx, lowest).await?;
+    let floors = traces::floors(tx).await?;
+    let low: Vec<&Acting<'_>> = old.into_iter().filter(|a| floors.is_below(&a.fitting.op)).collect();
+    let ops: Vec<&Op> = low.iter().map(|a| &a.fitting.op).collect();
+    let again = traces::judge(tx, &ops).await?;
+    match low.iter().zip(again).all(|(a, again)| a.judged.as_ref().is_some_and(|j| j.acting == again.acting))
+    {
+        true => Ok(()),
+        false => Err(db::Error::Overtaken("apply a batch")),
+    }
 }

@@ -182,11 +182,13 @@ impl<'a> Batch<'a> {
         let metrics = &self.puller.metrics;
         metrics.ops_applied.inc_by(outcome.applied);
         metrics.ops_duplicate.inc_by(outcome.duplicates);
+        metrics.ops_replayed.inc_by(outcome.replays);
         for refused in &outcome.refused {
             metrics.ops_rejected.with_label_values(&[refused.code]).inc();
         }
         self.sums.applied += outcome.applied as i64;
         self.sums.duplicates += outcome.duplicates as i64;
+        self.sums.replays += outcome.replays as i64;
         self.sums.rejected += outcome.refused.len() as i64;
         self.sums.rejected_new += keeping.kept + keeping.unkept;
         self.sums.rejected_unkept += keeping.unkept;

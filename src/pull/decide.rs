@@ -13,6 +13,10 @@ pub const CATCH_UP_AGE_MS: u64 = 15 * 60_000;
 /// The least pause between two pages of one peer: nodes serve one at a time.
 pub const LEAST_PAUSE: Duration = Duration::from_secs(2);
 
+/// An op older than this may lie below a floor that is raised meanwhile:
+/// floors stay two hours behind now, an hour of it is left to clocks that differ.
+pub const OLD_MS: u64 = 3_600_000;
+
 /// Where a sweep starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Start {

@@ -16,6 +16,8 @@ pub enum Retried {
     Applied,
     /// It is in the log already and no longer kept.
     Duplicate,
+    /// Below a floor, none of its records acts again; it is no longer kept.
+    Replay,
     /// It is still refused, and stays: why.
     Refused(String),
 }
@@ -54,5 +56,9 @@ pub async fn retry(client: &mut Client, kept: &Kept, clock: &Clock) -> db::Resul
         return Ok(Retried::Refused(format!("{}: {}", refused.code, refused.detail)));
     }
     rejected::drop(client, &[kept.id]).await?;
-    Ok(if outcome.applied > 0 { Retried::Applied } else { Retried::Duplicate })
+    Ok(match (outcome.applied, outcome.replays) {
+        (1.., _) => Retried::Applied,
+        (_, 1..) => Retried::Replay,
+        _ => Retried::Duplicate,
+    })
 }

@@ -7,18 +7,27 @@
 
 pub mod compact;
 pub mod decide;
+pub mod digest;
+pub mod file;
+pub mod gate;
 mod in_place;
 pub mod plan;
+pub mod reset;
 mod swap;
+pub mod verify;
 
 use crate::db::{self, Doing, lease::Lease};
 use crate::settings::Policy;
-use crate::values::{OpUlid, Progress};
+use crate::values::Progress;
 use crate::work::{Pacer, Patience, Stop, Work};
 use decide::{Checkpoint, Mode, Phase, Step};
+pub use gate::Gate;
+use jiff::Timestamp;
 use plan::Plan;
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// What an operator asks of a reclaim; a job carries it.
@@ -41,18 +50,6 @@ pub struct Request {
     pub apply: Option<String>,
     /// What may go now; whoever runs it asks the gate.
     pub gate: Gate,
-}
-
-/// What the gate of retention lets go.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Gate {
-    /// By table, the lowest ULID that stays under the window.
-    pub cuts: BTreeMap<String, OpUlid>,
-    /// Whatever the policy, ops from here on stay; `None` where the gate is
-    /// closed.
-    pub ceiling: Option<OpUlid>,
-    /// What closed it, each as a sentence.
-    pub blockers: Vec<String>,
 }
 
 /// What is asked for.
@@ -151,6 +148,8 @@ pub struct Run<'a> {
     pub at: Checkpoint,
     /// What mode swap keeps between two batches.
     kept: swap::Kept,
+    /// The phase, since when this process is in it, and what was done then.
+    begun: Cell<(Phase, Instant, u64)>,
     /// What mode in-place does.
     place: in_place::Kept,
 }
@@ -169,12 +168,21 @@ impl Run<'_> {
 
     /// Tells how far the phase is.
     pub fn tell(&self, unit: &str, waiting: Option<String>) {
+        let phase = self.at.phase;
+        let (seen, since, from) = self.begun.get();
+        if seen != phase {
+            self.work.metrics.reclaim_phase.reset();
+            self.work.metrics.reclaim_phase.with_label_values(&[phase.word()]).set(1);
+            self.begun.set((phase, Instant::now(), self.at.done));
+        }
+        let rate = self.at.done.saturating_sub(from) as f64 / since.elapsed().as_secs_f64().max(0.001);
+        let left = self.at.total.map(|total| total.saturating_sub(self.at.done) as f64);
         (self.work.tell)(Progress {
-            phase: self.at.phase.word().into(),
+            phase: phase.word().into(),
             done: self.at.done,
             total: self.at.total,
             unit: unit.into(),
-            eta_seconds: None,
+            eta_seconds: left.filter(|_| seen == phase && rate > 0.0).map(|left| (left / rate) as u64),
             waiting,
         });
     }
@@ -190,12 +198,20 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request) -> Result<Re
     if at.mode == Mode::InPlace {
         pacer = pacer.with_floor(plan::IN_PLACE_FLOOR);
     }
-    let mut run =
-        Run { work, lease, pacer, at, kept: swap::Kept::default(), place: in_place::Kept::default() };
+    let begun = Cell::new((Phase::Done, Instant::now(), 0));
+    let (kept, place) = (swap::Kept::default(), in_place::Kept::default());
+    let mut run = Run { work, lease, pacer, at, kept, place, begun };
     run.save().await?;
-    let outcome = walk(&mut run).await?;
+    let ended = walk(&mut run).await;
+    work.metrics.reclaim_phase.reset();
+    let outcome = ended?;
     let figures = db::stats::figures(&*run.lease.client()?).await?;
     let at = run.at;
+    if outcome == Outcome::Done {
+        let given_back = at.bytes_before.saturating_sub(figures.ops_bytes + figures.index_bytes);
+        let began = Timestamp::from_millisecond(at.began_ms).unwrap_or(Timestamp::UNIX_EPOCH);
+        db::reclaim::ended(run.lease.client()?, &at.run, began, (at.mode.word(), given_back)).await?;
+    }
     Ok(Report {
         outcome,
         mode: at.mode,

@@ -59,6 +59,9 @@ pub struct Asked {
     pub percent: u8,
 }
 
+/// Where every op survives, less than this is not worth a reclaim: 16 MiB.
+const LEAST_GAIN: u64 = 16 << 20;
+
 /// What a reclaim would do.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Plan {
@@ -118,6 +121,13 @@ pub struct Space {
     pub swap_needs: u64,
     /// What mode in-place needs free.
     pub in_place_needs: u64,
+}
+
+impl Space {
+    /// Bytes that would be given back, about.
+    pub fn gain(&self) -> u64 {
+        (self.table + self.indexes).saturating_sub(self.afterwards)
+    }
 }
 
 /// What makes a reclaim refuse.
@@ -201,8 +211,8 @@ fn survivors(facts: &Facts<'_>, sooner: Option<OpUlid>) -> Survivors {
                 survivors.compact.insert(table, ceiling.min(settled));
             }
             Keep::Days(_) => {
-                if let Some(cut) = facts.gate.cuts.get(&table) {
-                    let cut = (*cut).min(ceiling);
+                let cut = facts.gate.cuts.get(&table).copied();
+                if let Some(cut) = cut.or(facts.asked.fit.then_some(ceiling)) {
                     survivors.cuts.insert(table, sooner.map_or(cut, |sooner| cut.min(sooner)));
                 }
             }
@@ -297,9 +307,11 @@ fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
         "`opsward plan` shows what lifts each",
     );
     stands(
-        gate.ceiling.is_some() && plan.tables.iter().all(|t| t.kept_rows == t.rows),
+        gate.ceiling.is_some()
+            && plan.tables.iter().all(|t| t.kept_rows == t.rows)
+            && plan.space.gain() < LEAST_GAIN,
         "nothing",
-        "there is nothing to give back: every op survives".into(),
+        "there is nothing to give back: every op survives, and little of the file is free".into(),
         "a shorter OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS, or --policy compact",
     );
     stands(

@@ -38,7 +38,8 @@ const LOCKED_AT_MOST: Duration = Duration::from_millis(200);
 /// What a process keeps between two batches; it is lost with it.
 pub(super) struct Kept {
     size: BatchSize,
-    replayed: Instant,
+    /// When nearly all that was noted had been replayed.
+    replayed: Option<Instant>,
     compactor: Option<Compactor>,
     phase: Option<Phase>,
 }
@@ -46,7 +47,7 @@ pub(super) struct Kept {
 impl Default for Kept {
     fn default() -> Self {
         let size = BatchSize::new(ROWS.0, ROWS.1, TARGET);
-        Self { size, replayed: Instant::now(), compactor: None, phase: None }
+        Self { size, replayed: None, compactor: None, phase: None }
     }
 }
 
@@ -74,10 +75,11 @@ pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
     if run.kept.phase != Some(phase) {
         run.kept = Kept { phase: Some(phase), ..Kept::default() };
     }
-    let behind = run.kept.replayed.elapsed() > REPLAY_EVERY;
+    let behind = run.kept.replayed.is_none_or(|at| at.elapsed() > REPLAY_EVERY);
     if behind && matches!(phase, Phase::Judge | Phase::Copy | Phase::Verify) {
-        run.kept.replayed = Instant::now();
-        replay(run).await?;
+        if replay(run).await? < KEYS as usize {
+            run.kept.replayed = Some(Instant::now());
+        }
         return Ok(());
     }
     match phase {
@@ -218,7 +220,7 @@ async fn copy_range(run: &mut Run<'_>) -> Result<()> {
     let copied = copy::copy(&tx, &doomed, &range).await?;
     if copied < range.rows || range.until.is_none() {
         for gone in copy::trace(&tx, &doomed, &range).await? {
-            let sum = at.gone.entry(gone.table).or_insert_with(Gone::default);
+            let sum = at.gone.entry(gone.table).or_default();
             sum.rows += gone.rows;
             sum.bytes += gone.bytes;
             sum.traces += gone.traces;
@@ -232,6 +234,7 @@ async fn copy_range(run: &mut Run<'_>) -> Result<()> {
     store::save(&tx, &at.json()).await?;
     tx.commit().await.doing("copy a range of the log")?;
     run.kept.size.took(range.rows as u32, begun.elapsed());
+    run.work.metrics.reclaim_rows_copied.inc_by(copied);
     run.at = at;
     Ok(())
 }
@@ -327,6 +330,12 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
     if !commit_in_time(tx, begun, done).await? {
         return contended(run, OPS).await;
     }
+    let metrics = &run.work.metrics;
+    for Loss { table, sums: [rows, bytes, _], .. } in &losses {
+        metrics.rows_deleted.with_label_values(&["reclaim", table]).inc_by(*rows);
+        metrics.bytes_deleted.with_label_values(&["reclaim", table]).inc_by(*bytes);
+    }
+    metrics.reclaim_locked.observe(begun.elapsed().as_secs_f64());
     info!(held_ms = begun.elapsed().as_millis() as u64, "the new table is the log");
     run.at = at;
     Ok(())

@@ -20,8 +20,10 @@ mod table;
 
 pub use bounding::{Bounding, Keep, Policy, When, Window};
 pub use db_target::{DbTarget, Secret, TlsMode};
+pub use duration::parse as duration;
 pub use load::{Loaded, Shown, load};
 pub use parse::log_filter;
+pub use pg_url::{Parsed, parse as db_target};
 pub use problem::{Origin, Problem, Problems, Warning};
 pub use source::{DEFAULT_FILE, Source};
 pub use table::{Entry, Shape, TABLE, entry};

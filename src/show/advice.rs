@@ -49,6 +49,13 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
             "see `opsward doctor`, or set OPENAUDIO_MEDIORUM_PEERS",
         );
     }
+    if let Some(floor) = &status.database.foreign_floor {
+        warn(
+            "foreign_prune",
+            format!("this is a node that prunes by itself: ops below {floor} are gone, and not by opsward"),
+            "nothing has to be done: ops below it that come again put records only where there are none",
+        );
+    }
     disk(status, &mut warn);
     bounding(status, &mut warn);
     for peer in &status.peers.list {
@@ -93,17 +100,24 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
         let text = format!("bulk work is paused since {at}: the log grows");
         warn("paused", text, "`opsward resume` lets it go on");
     }
-    if let Some(floor) = &bounding.foreign_floor {
-        let text = format!("somebody else, such as the node itself, pruned the log below {floor}");
+    if bounding.unguarded {
         warn(
-            "foreign_prune",
-            text,
-            "ops below it insert records only where they are missing; see that only one of you prunes",
+            "no_replay_guard",
+            "retention without the replay guard: a peer that sends its log anew makes this node apply old \
+             ops over newer state"
+                .into(),
+            "set OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true",
         );
     }
-    if let Some(unfinished) = &bounding.unfinished_reclaim {
+    for blocker in &bounding.blockers {
+        let about = if blocker.subject.is_empty() { String::new() } else { format!(" {}", blocker.subject) };
+        let text = format!("nothing is deleted since {:.0}: {}{about}", blocker.since, blocker.code);
+        warn("blocked", text, "`opsward plan` says what lifts it");
+    }
+    let is_at_work = bounding.job.as_ref().is_some_and(|job| job.kind == "reclaim");
+    if let Some(unfinished) = bounding.unfinished_reclaim.as_ref().filter(|_| !is_at_work) {
         let fix = "`opsward reclaim --resume` goes on with it, `--abort` ends it";
-        warn("reclaim_unfinished", unfinished.clone(), fix);
+        warn("reclaim_unfinished", format!("a reclaim is unfinished: {unfinished}"), fix);
     }
 }
 

@@ -3,6 +3,7 @@
 use super::format::wrapped;
 use super::status::{PeerStatus, Status};
 use super::{Warning, advice, format};
+use crate::db::privileges::{Lacking, Need};
 use crate::db::stats::Fitness;
 use crate::db::{self, migrate};
 use crate::settings::Settings;
@@ -93,15 +94,6 @@ pub fn database(status: &Status, fitness: &Fitness, now: Timestamp) -> Vec<Check
             "a node makes its database in UTF8: name the node's own in OPENAUDIO_DB_URL",
         ),
     });
-    checks.push(if fitness.missing.is_empty() {
-        Check::ok("privileges", "all that pulling and serving need")
-    } else {
-        Check::fail(
-            "privileges",
-            format!("{role} lacks some"),
-            format!("as the owner: {}", fitness.missing.join("; ")),
-        )
-    });
     checks.push(schema(status.database.schema_version.unwrap_or(0)));
     if !fitness.ops_1.is_empty() {
         checks.push(Check::fail(
@@ -115,6 +107,32 @@ pub fn database(status: &Status, fitness: &Fitness, now: Timestamp) -> Vec<Check
     }
     checks.push(clock("database_clock", "the database's", fitness.now, now));
     checks
+}
+
+/// What the role lacks, each with the statement that lifts it. Only pulling
+/// cannot be done without.
+pub fn privileges(role: &str, lacking: &[Lacking]) -> Vec<Check> {
+    let check = |of: &Lacking| {
+        let (found, fix) =
+            (format!("{role}: {}", of.need.consequence()), format!("as the owner: {}", of.lift));
+        match of.need {
+            Need::Pull => Check::fail("privileges", found, fix),
+            _ => Check::warn("privileges", found, fix),
+        }
+    };
+    match lacking {
+        [] => vec![Check::ok("privileges", "all that pulling, serving and bounding need")],
+        lacking => lacking.iter().map(check).collect(),
+    }
+}
+
+/// What work that was cut off has left.
+pub fn leftovers(found: Vec<(String, String)>) -> Check {
+    if found.is_empty() {
+        return Check::ok("leftovers", "none");
+    }
+    let (texts, fixes): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+    Check::warn("leftovers", texts.join("; "), fixes.join("; "))
 }
 
 fn schema(version: i32) -> Check {
@@ -234,6 +252,11 @@ fn name(code: &str) -> &'static str {
         "rejected_ops" | "rejected_unkept" => "rejected_ops",
         "little_disk" | "free_disk_unknown" => "free_disk",
         "daemon_not_asked" => "daemon",
+        "no_replay_guard" => "replay_guard",
+        "blocked" => "retention",
+        "foreign_prune" => "foreign_prune",
+        "paused" => "pace",
+        "reclaim_unfinished" => "leftovers",
         _ => "tasks",
     }
 }

@@ -137,7 +137,7 @@ impl From<db::Error> for Failure {
             }
             db::Error::Denied(_) => Self::new(ExitCode::Failed, "database_denied", text),
             db::Error::Unfit(_) => Self::new(ExitCode::Failed, "database_unfit", text),
-            db::Error::TooLong(_) | db::Error::Query { .. } => {
+            db::Error::TooLong(_) | db::Error::Overtaken(_) | db::Error::Query { .. } => {
                 Self::new(ExitCode::Failed, "database_query", text)
             }
         }

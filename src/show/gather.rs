@@ -4,7 +4,7 @@
 use super::format::age_seconds;
 use super::status::*;
 use crate::clock::Clock;
-use crate::db::{self, Client, Db, activity, migrate, overview, readers, stats};
+use crate::db::{self, Client, Db, activity, foreign, migrate, overview, readers, stats};
 use crate::settings::Settings;
 use crate::values::{OpUlid, TaskReport, is_plausible};
 use jiff::Timestamp;
@@ -67,6 +67,7 @@ pub async fn gather(
             dead_rows: None,
             free_disk_bytes: None,
             free_disk_path: None,
+            foreign_floor: None,
         },
         peers: PeersStatus::default(),
         readers: Vec::new(),
@@ -103,7 +104,8 @@ async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<(
     database.free_disk_path = free.map(|(_, path)| path.display().to_string());
     let version = migrate::version(&client).await?;
     database.schema_version = Some(version);
-    if version > 0 {
+    // An older one has not all that is read; the daemon brings it up to date.
+    if version >= migrate::LATEST {
         read_own(status, &client).await?;
     }
     if version == migrate::LATEST {
@@ -115,6 +117,7 @@ async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<(
 
 async fn read_own(status: &mut Status, client: &Client) -> db::Result<()> {
     let now = status.at;
+    status.database.foreign_floor = foreign::floor(client).await?.map(|u| u.to_string());
     let set = activity::known_set(client).await?;
     if let Some(set) = set {
         status.peers.source = Some(set.source);
@@ -144,8 +147,8 @@ async fn read_own(status: &mut Status, client: &Client) -> db::Result<()> {
 
 fn peer(row: activity::PeerRow, now: Timestamp) -> PeerStatus {
     let pull = row.pull.as_ref();
-    let [pages, applied, duplicates, rejected, rejected_unkept, gap_advances] =
-        pull.map_or([0; 6], |p| p.sums.map(natural));
+    let [pages, applied, duplicates, replays, rejected, rejected_unkept, gap_advances] =
+        pull.map_or([0; 7], |p| p.sums.map(natural));
     PeerStatus {
         lag_seconds: lag_seconds(row.cursor.as_deref(), now),
         host: row.host,
@@ -160,6 +163,7 @@ fn peer(row: activity::PeerRow, now: Timestamp) -> PeerStatus {
         pages,
         applied,
         duplicates,
+        replays,
         rejected,
         rejected_unkept,
         gap_advances,

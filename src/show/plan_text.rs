@@ -1,8 +1,9 @@
 //! A `Plan` as a person reads it, at 80 columns.
 
-use super::format::{bytes, count, figure, indented, many, short_host, span, table, wrapped};
+use super::format::{age_seconds, bytes, count, figure, indented, many, short_host, span, table, wrapped};
 use crate::bound::plan::{Delete, Plan, State, TaskPlan};
 use crate::values::BoundBy;
+use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
@@ -32,6 +33,8 @@ fn facts(plan: &Plan) -> Vec<(&'static str, String)> {
     let log = format!("{about}{}, {}", many(census.rows, "op"), bytes(census.bytes));
     let since = census.oldest.map_or(String::new(), |day| format!(", since {day}"));
     let mut facts = vec![("log", log + &since)];
+    let age = |at: Timestamp| format!("{} ago", span(age_seconds(at, plan.at)));
+    facts.push(("counted", census.at.map_or("never: what it holds is unknown".to_owned(), age)));
     facts.push((
         "grows",
         format!("{} and {} a day", many(forecast.rows_per_day, "op"), bytes(forecast.bytes_per_day)),

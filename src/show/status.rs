@@ -80,6 +80,9 @@ pub struct DatabaseStatus {
     pub free_disk_bytes: Option<u64>,
     /// The directory by which its volume was seen.
     pub free_disk_path: Option<String>,
+    /// Somebody else pruned the log below this.
+    #[serde(default)]
+    pub foreign_floor: Option<String>,
 }
 
 /// The peers.
@@ -124,6 +127,9 @@ pub struct PeerStatus {
     pub applied: u64,
     /// Ops that were here already.
     pub duplicates: u64,
+    /// Ops below a floor that do not act again.
+    #[serde(default)]
+    pub replays: u64,
     /// Ops that were refused.
     pub rejected: u64,
     /// Refused ops that were counted and not kept: their bound was reached.

@@ -327,7 +327,13 @@ async fn census(bench: &Bench, rows: &[(&str, u64, i64)]) {
             ))
             .await;
     }
-    bench.run("INSERT INTO opsward.census_pass VALUES (true, now(), '', 0, 0, now(), now())").await;
+    bench
+        .run(
+            "INSERT INTO opsward.census_pass (kind, began_at, finished_at, last_finished_at, position, day,
+                 partial, rows, bytes)
+             VALUES ('full', now(), now(), now(), '', current_date, '{}', 0, 0)",
+        )
+        .await;
 }
 
 fn json(bench: &Bench, env: &[(&str, &str)]) -> Start {

@@ -9,18 +9,26 @@
 #![allow(dead_code, reason = "the harness serves modules that come and go")]
 
 mod batches;
+mod bounding;
 mod census;
 mod cli;
+mod digest;
 mod faults;
 mod gate;
 mod harness;
 mod harness_test;
 mod in_place;
 mod node_test;
+mod prune;
 mod pull;
 mod puller;
+mod reclaim;
 mod records;
+mod replay;
+mod reset;
 mod serve;
+mod sim;
 mod statements;
 mod supervision;
 mod wire_test;
+mod work;

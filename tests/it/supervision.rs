@@ -211,8 +211,9 @@ async fn read_only_pulls_nothing_and_says_so() {
     daemon.signal("TERM");
     daemon.exit().await;
     assert!(peer.requests().is_empty());
+    // Bodies of our functions read the node's tables; its schema has no such line.
     let outside = |dump: &str| -> Vec<String> {
-        let lines = dump.lines().filter(|l| l.contains("public."));
+        let lines = dump.lines().filter(|l| l.contains("public.") && !l.contains(" FROM public."));
         lines.map(str::to_owned).collect()
     };
     assert_eq!(outside(&before), outside(&dump(&database)));
@@ -301,7 +302,7 @@ async fn status_is_the_daemons_then_the_databases_then_nobodys() {
     let json: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!((&json["schema"], &json["command"]), (&1.into(), &"status".into()));
     assert_eq!(json["result"]["daemon"]["pid"], daemon.pid());
-    assert_eq!(json["result"]["database"]["schema_version"], 1);
+    assert_eq!(json["result"]["database"]["schema_version"], opsward::db::migrate::LATEST);
     assert!(json["result"]["database"]["ops_bytes"].is_u64());
     let shown = http::get(daemon.admin(), "/status", &[]).await.json();
     let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();

@@ -1,14 +1,14 @@
 use super::*;
 use proptest::prelude::*;
 
-const NOW: u64 = 1_790_000_000_000;
+pub(in crate::bound) const NOW: u64 = 1_790_000_000_000;
 const DAY: u64 = DAY_MS;
 
-fn host(name: &str) -> Host {
+pub(in crate::bound) fn host(name: &str) -> Host {
     Host::normalise(&format!("https://{name}.example"))
 }
 
-fn at(ms_ago: u64) -> OpUlid {
+pub(in crate::bound) fn at(ms_ago: u64) -> OpUlid {
     OpUlid::first_of_ms(NOW - ms_ago)
 }
 
@@ -16,7 +16,7 @@ fn text(ms_ago: u64) -> String {
     at(ms_ago).to_string()
 }
 
-fn peer(name: &str, own_ago: u64) -> PeerFact {
+pub(in crate::bound) fn peer(name: &str, own_ago: u64) -> PeerFact {
     PeerFact {
         host: host(name),
         first_seen_ms: NOW - 100 * DAY,
@@ -31,11 +31,11 @@ fn no_cursor(name: &str) -> PeerFact {
     PeerFact { own: None, node: Vec::new(), ..peer(name, 0) }
 }
 
-fn reader(name: &str, ago: u64) -> ReaderFact {
+pub(in crate::bound) fn reader(name: &str, ago: u64) -> ReaderFact {
     ReaderFact { host: host(name), lowest: Some(at(ago)) }
 }
 
-fn day(table: &str, days_ago: u64, bytes: u64) -> TableDay {
+pub(in crate::bound) fn day(table: &str, days_ago: u64, bytes: u64) -> TableDay {
     let seconds = i64::try_from((NOW - days_ago * DAY) / 1_000).unwrap();
     TableDay {
         table: table.into(),
@@ -73,7 +73,7 @@ fn facts() -> Facts {
     }
 }
 
-fn with(change: impl FnOnce(&mut Facts)) -> Facts {
+pub(in crate::bound) fn with(change: impl FnOnce(&mut Facts)) -> Facts {
     let mut facts = facts();
     change(&mut facts);
     facts

@@ -119,11 +119,12 @@ CREATE TABLE opsward.pace (
     set_at    timestamptz NOT NULL
 );
 
--- A field of a record by its JSON key: exactly, or else in whatever case.
+-- A field of a record by its JSON key: exactly, or else in whatever case (of
+-- ASCII: no other letter stands for one of these keys' in a node).
 CREATE FUNCTION opsward.field(record jsonb, name text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(record ->> name,
-        (SELECT e.value FROM jsonb_each_text(record) e WHERE lower(e.key) = lower(name) LIMIT 1))
+        (SELECT e.value FROM jsonb_each_text(record) e WHERE lower(e.key COLLATE "C") = lower(name COLLATE "C") LIMIT 1))
 $$;
 
 -- The key of a trace: 128 bits over table and primary key. NULL for tables

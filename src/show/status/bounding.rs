@@ -26,12 +26,16 @@ pub struct BoundingStatus {
     pub traces: u64,
     /// Whether the replay guard is in place.
     pub replay_guard: bool,
-    /// Below this somebody else, such as the node, pruned the log.
-    pub foreign_floor: Option<String>,
     /// A job under way, or waiting for its turn.
     pub job: Option<JobStatus>,
     /// The last runs that deleted something, newest first.
     pub runs: Vec<RunStatus>,
+    /// Retention is set without the replay guard.
+    #[serde(default)]
+    pub unguarded: bool,
+    /// What stood in the way of retention or dormant cleanup at the last look.
+    #[serde(default)]
+    pub blockers: Vec<BlockerStatus>,
     /// A reclaim that was begun and has not ended, in a sentence.
     pub unfinished_reclaim: Option<String>,
 }
@@ -51,6 +55,17 @@ pub struct CensusStatus {
     pub estimated: bool,
     /// When the last whole pass ended.
     pub finished_at: Option<Timestamp>,
+}
+
+/// Something that stands in the way.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct BlockerStatus {
+    /// As `plan` has it.
+    pub code: String,
+    /// Whom or what it is about; may be empty.
+    pub subject: String,
+    /// Since when.
+    pub since: Timestamp,
 }
 
 /// A job.
@@ -104,7 +119,6 @@ impl BoundingStatus {
             }),
             traces: natural(found.traces),
             replay_guard: found.guarded,
-            foreign_floor: found.foreign_floor,
             job: found.job.map(|(id, kind, progress)| JobStatus {
                 id: natural(id),
                 kind,
@@ -123,7 +137,17 @@ impl BoundingStatus {
                     outcome: r.outcome,
                 })
                 .collect(),
-            unfinished_reclaim: None,
+            unguarded: (settings.bounding.retention_days > 0 || settings.bounding.retention_bytes > 0)
+                && !settings.bounding.replay_guard,
+            blockers: found
+                .blockers
+                .into_iter()
+                .map(|(code, subject, since)| BlockerStatus { code, subject, since })
+                .collect(),
+            unfinished_reclaim: found.reclaim.map(|r| {
+                let done = if r.held { "waits for `opsward reclaim --swap`" } else { "has not ended" };
+                format!("mode {}, phase {}, {done}; it last did something at {}", r.mode, r.phase, r.since)
+            }),
         }
     }
 

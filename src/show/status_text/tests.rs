@@ -23,6 +23,7 @@ fn peer(host: &str) -> PeerStatus {
         pages: 12,
         applied: 104_321,
         duplicates: 7,
+        replays: 0,
         rejected: 0,
         rejected_unkept: 0,
         gap_advances: 1,
@@ -80,6 +81,7 @@ fn status() -> Status {
             dead_rows: Some(1_234),
             free_disk_bytes: None,
             free_disk_path: None,
+            foreign_floor: None,
         },
         peers: PeersStatus {
             source: Some("discovered".into()),

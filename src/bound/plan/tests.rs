@@ -1,0 +1,130 @@
+use super::super::decide::tests::{NOW, at, day, peer, reader, with};
+use super::*;
+use crate::settings::Keep;
+use crate::values::OpUlid;
+use std::time::Duration;
+
+const DAY: u64 = decide::DAY_MS;
+
+fn around() -> Surroundings {
+    Surroundings {
+        now: Timestamp::from_millisecond(i64::try_from(NOW).unwrap()).unwrap(),
+        read_only: false,
+        figures: Figures {
+            server_version: String::new(),
+            ops_bytes: 0,
+            index_bytes: 0,
+            dead_rows: 0,
+            data_directory: None,
+        },
+        free_bytes: None,
+        paused_at: None,
+        index_there: false,
+        census_at: None,
+    }
+}
+
+/// Ops from `from` to `to` milliseconds ago.
+fn spread(table: &str, (from, to): (u64, u64), rows: u64) -> TableDay {
+    TableDay {
+        rows,
+        bytes: rows * 10,
+        oldest: Some(at(from)),
+        newest: Some(at(to)),
+        ..day(table, from / DAY, 0)
+    }
+}
+
+fn retention(plan: &Plan) -> &TaskPlan {
+    plan.task("retention").unwrap()
+}
+
+#[test]
+fn a_cut_in_the_middle_of_a_day_takes_its_share() {
+    let whole = spread("uploads", (40 * DAY, 39 * DAY), 1_000);
+    let split = spread("uploads", (30 * DAY + DAY / 4, 29 * DAY + DAY / 4), 1_000);
+    let facts = with(|f| f.census = vec![whole.clone(), split]);
+    let made = plan(&facts, &around());
+    let uploads = &retention(&made).deletes[0];
+    assert_eq!((uploads.rows, uploads.bytes, uploads.about), (1_250, 12_500, true));
+    assert_eq!((made.rows, made.trace_bytes_at_most), (1_250, 125_000));
+    // What is owed to the chain stays; what was cut already is not cut again.
+    let owed = with(|f| f.census = vec![TableDay { owed: 400, ..whole.clone() }]);
+    let made = plan(&owed, &around());
+    assert_eq!((made.rows, made.bytes, retention(&made).deletes[0].about), (600, 6_000, false));
+    let done = with(|f| f.census = vec![spread("uploads", (30 * DAY, 29 * DAY), 5)]);
+    assert_eq!(retention(&plan(&done, &around())).state, State::NothingToDo);
+}
+
+#[test]
+fn what_two_tasks_delete_counts_once() {
+    let facts = with(|f| f.census = vec![spread("uploads", (200 * DAY, 199 * DAY), 100)]);
+    let made = plan(&facts, &around());
+    let dormant = made.task("dormant_cleanup").unwrap();
+    assert_eq!((dormant.state, dormant.deletes[0].rows), (State::WouldRun, 100));
+    assert_eq!((retention(&made).deletes[0].rows, made.rows), (100, 100));
+}
+
+#[test]
+fn states_of_tasks() {
+    let state =
+        |plan: &Plan| (retention(plan).state, retention(plan).blockers.iter().map(|b| b.code).collect());
+    let old = |f: &mut Facts| f.census = vec![day("uploads", 50, 1)];
+    let on = with(old);
+    assert_eq!(state(&plan(&on, &around())), (State::WouldRun, vec![]));
+    let read_only = Surroundings { read_only: true, ..around() };
+    assert_eq!(state(&plan(&on, &read_only)), (State::Blocked, vec!["read_only"]));
+    assert_eq!(state(&plan(&with(|f| f.settings.retention_days = 0), &around())), (State::Off, vec!["off"]));
+    assert_eq!(state(&plan(&with(|f| f.peers = None), &around())), (State::Blocked, vec!["peers_unknown"]));
+    // By age it acts without a census, whatever there is.
+    let uncounted = with(|f| (f.census, f.census_whole) = (Vec::new(), false));
+    assert_eq!(state(&plan(&uncounted, &around())), (State::WouldRun, vec![]));
+}
+
+#[test]
+fn what_comes() {
+    let facts = with(|f| {
+        f.census = (0..50).map(|ago| TableDay { rows: 70, ..day("uploads", ago, 700) }).collect();
+        f.census.extend((0..50).map(|ago| TableDay { rows: 7, ..day("audio_previews", ago, 70) }));
+        f.settings.tables = [("audio_previews".into(), Keep::All)].into();
+        f.readers = vec![reader("a", 40 * DAY), reader("b", 70 * DAY)];
+    });
+    let live = 50 * 770;
+    let figures = Figures { ops_bytes: live, index_bytes: live / 2, ..around().figures };
+    let made = forecast(&facts, &Surroundings { figures, free_bytes: Some(115_500), ..around() });
+    assert_eq!((made.rows_per_day, made.bytes_per_day, made.unbounded_bytes_per_day), (77, 1_155, 105));
+    assert_eq!(made.seconds_until_full, Some(100 * 86_400));
+    // Thirty days of the one, all there is of the other, and their indexes.
+    assert_eq!(made.settles_at_bytes, (30 * 700 + 50 * 70) * 3 / 2);
+    let left: Vec<u64> = made.readers.iter().map(|r| r.seconds / 86_400).collect();
+    assert_eq!(left, [20, 0]);
+    let none = forecast(&with(|f| f.census.clear()), &around());
+    assert_eq!((none.seconds_until_full, none.bytes_per_day), (None, 0));
+}
+
+#[test]
+fn metrics_are_bounded_and_say_what_bounds() {
+    let metrics = Metrics::new().unwrap();
+    let series = |metrics: &Metrics, name: &str| -> Vec<String> {
+        let text = metrics.encode().unwrap();
+        text.lines().filter(|l| l.starts_with(name)).map(str::to_owned).collect()
+    };
+    let slow = with(|f| f.peers = Some(vec![peer("slow", 40 * DAY)]));
+    measure(&plan(&slow, &around()), &metrics);
+    let decision = "opsward_retention_decision";
+    assert_eq!(series(&metrics, decision), [format!("{decision}{{bound_by=\"peer\",reason=\"\"}} 1")]);
+    let below = OpUlid::first_of_ms(NOW - 40 * DAY - 3_600_000).ms() / 1_000;
+    let cut = "opsward_retention_cut_timestamp_seconds";
+    assert_eq!(series(&metrics, cut), [format!("{cut} {below}")]);
+    let blocked = with(|f| {
+        let stuck = |n: usize| decide::PeerFact { own: None, node: Vec::new(), ..peer(&format!("p{n}"), 0) };
+        f.peers = Some((0..40).map(stuck).collect());
+        f.readers = (0..40).map(|n| reader(&format!("p{n}"), DAY)).collect();
+        f.settings.reader_hold = Duration::ZERO;
+    });
+    measure(&plan(&blocked, &around()), &metrics);
+    let reason = "bound_by=\"\",reason=\"peer_without_cursor\"";
+    assert_eq!(series(&metrics, decision), [format!("{decision}{{{reason}}} 1")]);
+    assert_eq!(series(&metrics, cut), [format!("{cut} 0")]);
+    assert_eq!(series(&metrics, "opsward_reader_gap_seconds").len(), 40);
+}

@@ -1,0 +1,54 @@
+//! `opsward history`: what was deleted, by run and table.
+
+use super::{Command, Context, Output, Run};
+use crate::db::{history, migrate};
+use crate::show::{Done, Outcome, format};
+use clap::{Arg, ArgMatches, value_parser};
+use serde_json::json;
+
+/// The command.
+pub(super) const COMMAND: Command = Command {
+    name: "history",
+    args: |command| {
+        command.about("Show what was deleted, when, and what bounded it").arg(
+            Arg::new("limit")
+                .long("limit")
+                .value_name("N")
+                .value_parser(value_parser!(i64).range(1..=100_000))
+                .default_value("50")
+                .help("How many runs and tables at most, the newest first"),
+        )
+    },
+    output: Output::Envelope,
+    run: Run::Settled(|context, args| Box::pin(run(context, args))),
+};
+
+async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+    let db = context.open_db("history", 1).await?;
+    let mut client = db.client().await?;
+    migrate::migrate(&mut client).await?;
+    let limit = args.get_one::<i64>("limit").copied().unwrap_or(50);
+    let entries = history::latest(&client, limit).await?;
+    let text = match entries.is_empty() {
+        true => "nothing was deleted yet".to_owned(),
+        false => format::lines(
+            &["when", "task", "table", "rows", "bytes", "below", "bound by", "outcome"],
+            entries.iter().map(line),
+        ),
+    };
+    Ok(Done::new(json!({ "entries": entries }), text))
+}
+
+fn line(entry: &history::Entry) -> Vec<String> {
+    let natural = |n: i64| u64::try_from(n).unwrap_or(0);
+    vec![
+        format!("{:.0}", entry.began_at),
+        entry.task.clone(),
+        entry.table.clone(),
+        format::count(natural(entry.rows)),
+        format::bytes(natural(entry.bytes)),
+        entry.below.clone(),
+        entry.bound_by.clone(),
+        entry.outcome.clone(),
+    ]
+}

@@ -1,0 +1,111 @@
+//! `opsward prune`: one tick of the tasks that are on.
+
+use super::{Command, Context, Output, Run, lease};
+use crate::bound::tick::Which;
+use crate::job::Job;
+use crate::show::{Changed, Done, ExitCode, Outcome, Warning, format};
+use clap::{Arg, ArgAction, ArgMatches};
+use serde_json::Value;
+
+/// The command.
+pub(super) const COMMAND: Command = Command {
+    name: "prune",
+    args: |command| {
+        command
+            .about("Run one tick of the tasks that are on: delete what may go, now")
+            .arg(
+                Arg::new("task")
+                    .long("task")
+                    .value_name("TASK")
+                    .action(ArgAction::Append)
+                    .value_parser(|text: &str| {
+                        let known = Which::ALL.into_iter().find(|task| task.word() == text);
+                        known.ok_or("a task is retention, dormant or index")
+                    })
+                    .help("retention, dormant or index; may be given again [default: all]"),
+            )
+            .arg(
+                Arg::new("strict")
+                    .long("strict")
+                    .action(ArgAction::SetTrue)
+                    .help("End with 3 where something stood in the way"),
+            )
+            .arg(lease::pace_flag())
+            .arg(lease::wait_flag())
+    },
+    output: Output::Envelope,
+    run: Run::Settled(|context, args| Box::pin(run(context, args))),
+};
+
+async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+    let tasks = match args.get_many::<Which>("task") {
+        Some(named) => named.copied().collect(),
+        None => Which::ALL.to_vec(),
+    };
+    let job = Job::Prune { tasks, percent: lease::pace(args) };
+    let Some(report) = lease::have_done(context, args, job).await? else {
+        return Ok(lease::detached());
+    };
+    let tasks = report["tasks"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let halted = report["halted"].as_str().map(|why| format!("nothing was done: {why}"));
+    let text: Vec<String> = tasks.iter().map(told).chain(halted).collect();
+    let is_blocked = |task: &Value| {
+        let off = |b: &Value| b["code"] == "off" || b["code"] == "keep_dormant";
+        let blockers = task["decision"]["blockers"].as_array();
+        task["read_only"] == true
+            || task["index"]["outcome"] == "refused"
+            || blockers.is_some_and(|all| !all.iter().any(off))
+    };
+    let refused = args.get_flag("strict") && (tasks.iter().any(is_blocked) || report["halted"].is_string());
+    let changed = tasks.iter().any(|t| rows(t) > 0 || t["index"]["outcome"] == "made");
+    let denied = tasks.iter().any(|t| t["deleted"]["vacuum"] == "denied");
+    let warning = denied.then(|| {
+        Warning::new(
+            "vacuum_denied",
+            "this role does not own public.ops and may not VACUUM it",
+            "use the node's own role in OPENAUDIO_DB_URL",
+        )
+    });
+    Ok(Done::new(report.clone(), text.join("\n"))
+        .changed(if changed { Changed::Yes } else { Changed::No })
+        .exit(if refused { ExitCode::Refused } else { ExitCode::Done })
+        .warn(warning))
+}
+
+fn rows(task: &Value) -> u64 {
+    let tables = task["deleted"]["tables"].as_object();
+    tables.map_or(0, |all| all.values().filter_map(|sum| sum["rows"].as_u64()).sum())
+}
+
+fn told(task: &Value) -> String {
+    let name = task["task"].as_str().unwrap_or_default();
+    let mut lines = Vec::new();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    for blocker in task["decision"]["blockers"].as_array().into_iter().flatten() {
+        lines.push(format!("skipped: {}; {}", text(&blocker["text"]), text(&blocker["fix"])));
+    }
+    for cut in task["decision"]["cuts"].as_array().into_iter().flatten() {
+        let (table, by) = (text(&cut["table"]), text(&cut["bound_by"]["by"]));
+        let sum = &task["deleted"]["tables"][&table];
+        let number = |key: &str| sum[key].as_u64().unwrap_or(0);
+        lines.push(format!(
+            "{table}: {} deleted, {}, below {} (bound by {by})",
+            format::many(number("rows"), "op"),
+            format::bytes(number("bytes")),
+            text(&cut["below"]),
+        ));
+    }
+    if let Some(ended) = task["deleted"]["ended"].as_str().filter(|ended| *ended != "done") {
+        lines.push(format!("ended: {ended} {}", text(&task["deleted"]["why"])));
+    }
+    if let Some(outcome) = task["index"]["outcome"].as_str() {
+        lines.push(format!("{outcome} {}", text(&task["index"]["detail"])));
+    }
+    if task["read_only"] == true {
+        lines.push("READ_ONLY is set: nothing was done".into());
+    }
+    if lines.is_empty() {
+        lines.push("off, or nothing to do".into());
+    }
+    lines.iter().map(|line| format!("{name}: {line}")).collect::<Vec<_>>().join("\n")
+}

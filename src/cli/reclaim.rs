@@ -1,0 +1,176 @@
+//! `opsward reclaim`: gives the disk back.
+
+use super::confirm::{self, confirm};
+use super::{Command, Context, Output, Run, lease};
+use crate::db::migrate;
+use crate::job::{Job, gate_of_reclaim};
+use crate::metrics::Metrics;
+use crate::reclaim::decide::Mode;
+use crate::reclaim::plan::Plan;
+use crate::reclaim::{self, Action, Request};
+use crate::settings::Policy;
+use crate::show::{Changed, Done, ExitCode, Failure, Outcome, format};
+use crate::work::Work;
+use clap::{Arg, ArgAction, ArgMatches};
+use serde_json::Value;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// The command.
+pub(super) const COMMAND: Command = Command {
+    name: "reclaim",
+    args: |command| {
+        let flag = |name: &'static str, help: &'static str| {
+            Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+        };
+        command
+            .about("Give disk back: leave in the log only what survives, while the node runs")
+            .arg(flag("plan", "Show what it would do and what stands in the way; do nothing"))
+            .arg(
+                Arg::new("apply")
+                    .long("apply")
+                    .value_name("HASH")
+                    .help("Do it only if the plan is still the one of this hash"),
+            )
+            .arg(
+                Arg::new("mode")
+                    .long("mode")
+                    .value_name("MODE")
+                    .value_parser(|text: &str| match text {
+                        "swap" => Ok(Mode::Swap),
+                        "in-place" => Ok(Mode::InPlace),
+                        _ => Err("a mode is swap or in-place"),
+                    })
+                    .help("swap or in-place [default: swap where it fits]"),
+            )
+            .arg(
+                Arg::new("policy")
+                    .long("policy")
+                    .value_name("POLICY")
+                    .value_parser(Policy::parse)
+                    .help("window or compact [default: as settings say]"),
+            )
+            .arg(flag("fit", "Keep the longest window that fits on the disk"))
+            .arg(flag("hold", "Stop before the swap, until --swap"))
+            .arg(flag("swap", "Do the swap that --hold stopped before").conflicts_with_all(["plan", "hold"]))
+            .arg(flag("resume", "Go on with an interrupted one").conflicts_with_all(["plan", "swap"]))
+            .arg(flag("abort", "Undo an interrupted one").conflicts_with_all(["plan", "swap", "resume"]))
+            .arg(lease::pace_flag())
+            .arg(lease::wait_flag())
+            .arg(confirm::flag())
+    },
+    output: Output::Envelope,
+    run: Run::Settled(|context, args| Box::pin(run(context, args))),
+};
+
+async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+    let is = |flag: &str| args.get_flag(flag);
+    let action = match () {
+        () if is("resume") => Action::Resume,
+        () if is("abort") => Action::Abort,
+        () if is("swap") => Action::Swap,
+        () => Action::Start,
+    };
+    let mut request = Request {
+        action,
+        mode: args.get_one("mode").copied(),
+        policy: args.get_one("policy").copied(),
+        fit: is("fit"),
+        hold: is("hold"),
+        pace: lease::pace(args),
+        apply: args.get_one("apply").cloned(),
+        ..Request::default()
+    };
+    if action == Action::Start {
+        let plan = planned(context, &mut request).await?;
+        let text = shown(&plan);
+        if is("plan") {
+            return Ok(Done::new(serde_json::to_value(&plan).map_err(anyhow::Error::from)?, text));
+        }
+        if let Some(obstacle) = plan.obstacles.first() {
+            return Err(Failure::new(ExitCode::Refused, obstacle.code, &obstacle.text).fix(&obstacle.fix));
+        }
+        // Read before by its hash, it need not be read again.
+        if request.apply.is_none() {
+            confirm(context, args, &text)?;
+            request.apply = Some(plan.hash);
+        }
+    }
+    let Some(report) = lease::have_done(context, args, Job::Reclaim(request)).await? else {
+        return Ok(Done::new(Value::Null, "detached; the daemon goes on"));
+    };
+    let number = |key: &str| report[key].as_u64().unwrap_or(0);
+    let [before, after] = ["bytes_before", "bytes_after"].map(|key| format::bytes(number(key)));
+    let text = match &report["outcome"] {
+        Value::String(word) if word == "held" => {
+            "held before the swap: `opsward reclaim --swap` does it within 24 h, `--abort` undoes all"
+                .to_owned()
+        }
+        Value::Object(aborted) => format!("undone, nothing is left of it: {}", aborted["aborted"]),
+        _ => format!("the log took {before} and takes {after}"),
+    };
+    let told_to = action == Action::Abort;
+    let undone = report["outcome"].is_object() && !told_to;
+    let exit = if undone { ExitCode::Failed } else { ExitCode::Done };
+    Ok(Done::new(report, text).changed(Changed::Yes).exit(exit))
+}
+
+async fn planned(context: &Context, request: &mut Request) -> Result<Plan, Failure> {
+    let db = context.open_db("reclaim", 2).await?;
+    migrate::migrate(&mut db.client().await?).await?;
+    let work = Work {
+        db: db.clone(),
+        settings: Arc::new(context.settings.clone()),
+        own: context.self_host()?.clone(),
+        clock: context.clock.clone(),
+        metrics: Metrics::new().map_err(anyhow::Error::from)?,
+        stop: CancellationToken::new(),
+        tell: Arc::new(|_| {}),
+    };
+    request.gate = gate_of_reclaim(&work).await?;
+    reclaim::plan(&work, &db.client().await?, request).await.map_err(|error| match error {
+        reclaim::Error::Refused { why, fix } => Failure::new(ExitCode::Refused, "refused", why).fix(fix),
+        reclaim::Error::Db(error) => Failure::from(error),
+        error @ reclaim::Error::Halted(_) => Failure::new(ExitCode::Failed, "halted", error.to_string()),
+    })
+}
+
+fn shown(plan: &Plan) -> String {
+    let space = &plan.space;
+    let mut lines = vec![format!(
+        "Mode {}, policy {}: the log takes {} now and about {} afterwards; plan {}.",
+        plan.mode.word(),
+        plan.policy.word(),
+        format::bytes(space.table + space.indexes),
+        format::bytes(space.afterwards),
+        plan.hash
+    )];
+    let rows = plan.tables.iter().map(|t| {
+        let cut = plan.survivors.cuts.get(&t.table).map(|c| format!("below {c}"));
+        let compact = plan.survivors.compact.get(&t.table).map(|c| format!("compacted below {c}"));
+        vec![
+            t.table.clone(),
+            t.rows.to_string(),
+            format::bytes(t.bytes),
+            t.kept_rows.to_string(),
+            format::bytes(t.kept_bytes),
+            cut.or(compact).unwrap_or_else(|| "all stay".into()),
+        ]
+    });
+    lines.push(format::lines(&["table", "ops", "bytes", "stay", "bytes", "what goes"], rows));
+    let free = space.free.map_or("not known".to_owned(), format::bytes);
+    lines.push(format!(
+        "Free disk: {free}; swap needs {}, in-place {}, traces {} of it. About {} s at {}% pace.",
+        format::bytes(space.swap_needs),
+        format::bytes(space.in_place_needs),
+        format::bytes(space.traces),
+        plan.seconds,
+        plan.percent
+    ));
+    if plan.estimated {
+        lines.push("The census has only sampled the log: `opsward census --full` counts it.".into());
+    }
+    lines.extend(plan.notes.iter().cloned());
+    lines.extend(plan.obstacles.iter().map(|o| format!("In the way: {}; {}.", o.text, o.fix)));
+    lines.join("\n")
+}

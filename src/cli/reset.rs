@@ -1,0 +1,143 @@
+//! `opsward reset`: begins the log anew, once another validator is proven to
+//! hold the same records.
+
+use super::confirm::{self, confirm};
+use super::digest::{chosen, scope_flags};
+use super::progress::{Shown, rows as read};
+use super::verify::{duration_flag, reference, reference_flag, result, settle_flag, text};
+use super::{Command, Context, Output, Run};
+use crate::db::lease::Lease;
+use crate::db::migrate;
+use crate::db::reset::Reset;
+use crate::reclaim::reset::{Plan, complete, plan};
+use crate::reclaim::verify::Verify;
+use crate::records::models;
+use crate::show::{Changed, Done, ExitCode, Failure, Outcome, Warning, format};
+use clap::ArgMatches;
+use serde_json::json;
+use std::time::Duration;
+
+/// The command.
+pub(super) const COMMAND: Command = Command {
+    name: "reset",
+    args: |command| {
+        scope_flags(command)
+            .about("Empty the log, once another validator is proven to hold the same records")
+            .arg(reference_flag("reference"))
+            .arg(settle_flag())
+            .arg(duration_flag("max-age", "1h", "How old the reference may be"))
+            .arg(duration_flag(
+                "max-lock",
+                "200ms",
+                "How long the node may wait for ops, up to 4s: 10,000 young rows take some 300 ms",
+            ))
+            .arg(confirm::flag())
+    },
+    output: Output::Envelope,
+    run: Run::Settled(|context, args| Box::pin(run(context, args))),
+};
+
+async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+    let own = context.self_host()?.clone();
+    if context.settings.read_only {
+        return Err(refused("read_only", "READ_ONLY is set: nothing was done".into())
+            .fix("set OPENAUDIO_MEDIORUM_READ_ONLY=false to begin the log anew"));
+    }
+    let scope = chosen(args)?;
+    let left_out = models().iter().filter(|m| !scope.iter().any(|s| s.table == m.table));
+    complete(&left_out.map(|m| m.table.clone()).collect::<Vec<_>>())?;
+    let reference = reference(args, "reference", "reset").await?;
+    let db = context.open_db("reset", 3).await?;
+    migrate::migrate(&mut db.client().await?).await?;
+    let mut lease = Lease::take(&db).await?.map_err(|holder| {
+        let who = holder.map_or_else(|| "another session".to_owned(), |holder| holder.to_string());
+        held(format!("the lease is held by {who}: nothing was done"))
+    })?;
+
+    let duration = |flag: &str| args.get_one::<Duration>(flag).copied().unwrap_or_default();
+    let verify = || Verify {
+        db: &db,
+        own: Some(&own),
+        scope: scope.clone(),
+        settle: duration("settle"),
+        max_age: Some(duration("max-age")),
+        clock: context.clock.clone(),
+    };
+    let shown = Shown::new(context.output);
+    let report = verify().run(&reference, &|what, rows, place| shown.tell(&read(what, rows, place))).await;
+    shown.end();
+    let report = report?;
+    if !report.matches {
+        return Err(refused("differs", format!("nothing was done: {}", text(&report))));
+    }
+    let plan = plan(&report, &own, duration("max-lock"), context.clock.now())?;
+    confirm(context, args, &said(&plan, db.shown()))?;
+    // The answer may have taken its time.
+    verify().is_fresh(&report.reference)?;
+    let done =
+        plan.carry_out(&mut lease, |rows| shown.tell(&read("ops looked at for what stays", rows, "here")));
+    let done = tokio::select! {
+        done = done => done,
+        _ = tokio::signal::ctrl_c() => {
+            return Err(Failure::new(ExitCode::Failed, "stopped", "stopped: nothing was done"));
+        }
+    };
+    shown.end();
+    match done? {
+        Reset::Done { kept, bytes, locked_ms } => {
+            let text = format!(
+                "The log begins anew: {} put back, {} given back, ops locked for {locked_ms} ms.",
+                format::many(kept, "row"),
+                format::bytes(bytes)
+            );
+            let proof = result(&report);
+            let result = json!({ "kept": kept, "bytes_before": bytes, "locked_ms": locked_ms,
+                "floor": plan.young, "cursors": plan.cursors.len(), "proof": proof });
+            Ok(Done::new(result, text).changed(Changed::Yes).warn(behind(&plan)))
+        }
+        Reset::DaemonConnected => Err(held("a daemon is connected: nothing was done".to_owned())),
+        Reset::Busy | Reset::TooLong => {
+            Err(refused("busy", "ops stayed in use: nothing was done".to_owned()))
+        }
+    }
+}
+
+/// What will be done, and what others will see of it.
+fn said(plan: &Plan, shown: &str) -> String {
+    let mut said = format!(
+        "The records in {shown} are those of {}.\nThis empties public.ops there, but for rows from {} on (2 \
+         h), rows owed to the chain and rows of tables without a model; raises the floor of every record \
+         table to there, and the cursors of {} to what the reference had read.\nPeers that have read less \
+         of this log than that will see a retention gap up to {}, and skip to it.",
+        plan.reference,
+        plan.young,
+        format::many(plan.cursors.len() as u64, "peer"),
+        plan.young
+    );
+    if let Some(warning) = behind(plan) {
+        said.push_str(&format!("\nwarning: {warning}"));
+    }
+    said
+}
+
+fn behind(plan: &Plan) -> Option<Warning> {
+    let hosts: Vec<&str> = plan.behind().into_iter().map(|host| host.as_str()).collect();
+    (!hosts.is_empty()).then(|| {
+        Warning::new(
+            "peers_behind",
+            format!(
+                "read less far than 2 h ago: {}; what they send from before only adds records",
+                hosts.join(", ")
+            ),
+            "where they are active, wait until both validators have read them",
+        )
+    })
+}
+
+fn refused(code: &'static str, text: String) -> Failure {
+    Failure::new(ExitCode::Refused, code, text)
+}
+
+fn held(text: String) -> Failure {
+    Failure::new(ExitCode::Held, "lease_held", text).fix("stop it first")
+}

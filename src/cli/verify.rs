@@ -1,0 +1,168 @@
+//! `opsward verify`: whether another validator holds the same records.
+
+use super::digest::{chosen, scope_flags};
+use super::progress::{Shown, rows as read};
+use super::{Command, Context, Output, Run};
+use crate::db::Db;
+use crate::reclaim::digest::Error;
+use crate::reclaim::file::{Bad, DigestFile};
+use crate::reclaim::verify::{Found, Reference, Report, Verify};
+use crate::settings;
+use crate::show::{self, Done, ExitCode, Failure, Outcome, format};
+use clap::{Arg, ArgMatches};
+use serde_json::json;
+use std::fs::File;
+use std::io;
+use std::time::Duration;
+
+/// The command.
+pub(super) const COMMAND: Command = Command {
+    name: "verify",
+    args: |command| {
+        scope_flags(command)
+            .about("Prove that another validator holds the same records, or list those that differ")
+            .arg(reference_flag("against"))
+            .arg(settle_flag())
+    },
+    output: Output::Envelope,
+    run: Run::Settled(|context, args| Box::pin(run(context, args))),
+};
+
+/// The flag that names the other validator.
+pub(super) fn reference_flag(name: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name("FILE|URL").required(true).help(
+        "What `opsward digest` wrote on the other validator (- for stdin), or its database, postgres://…",
+    )
+}
+
+/// How long what differs is read again.
+pub(super) fn settle_flag() -> Arg {
+    duration_flag("settle", "60s", "How long records that differ are read again, as both sides live on")
+}
+
+/// A flag with a duration.
+pub(super) fn duration_flag(name: &'static str, default: &'static str, help: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .value_name("DURATION")
+        .default_value(default)
+        .value_parser(settings::duration)
+        .help(help)
+}
+
+async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+    let scope = chosen(args)?;
+    let db = context.open_db("verify", 2).await?;
+    let reference = reference(args, "against", "verify").await?;
+    let verify = Verify {
+        db: &db,
+        own: context.settings.node_endpoint.as_ref(),
+        scope,
+        settle: args.get_one::<Duration>("settle").copied().unwrap_or_default(),
+        max_age: None,
+        clock: context.clock.clone(),
+    };
+    let shown = Shown::new(context.output);
+    let report = verify.run(&reference, &|what, rows, place| shown.tell(&read(what, rows, place))).await;
+    shown.end();
+    let report = report?;
+    let exit = if report.matches { ExitCode::Done } else { ExitCode::Failed };
+    Ok(Done::new(result(&report), text(&report)).exit(exit))
+}
+
+/// The reference that the flag names.
+///
+/// # Errors
+/// It can't be read or reached, or is no digest that can be used.
+pub(super) async fn reference(args: &ArgMatches, flag: &str, command: &str) -> Result<Reference, Failure> {
+    let named = args.get_one::<String>(flag).map_or("", String::as_str);
+    if named.starts_with("postgres://") || named.starts_with("postgresql://") {
+        // The text itself may hold a password.
+        let parsed = settings::db_target(named).map_err(|why| {
+            Failure::new(ExitCode::Usage, "usage", format!("the URL of --{flag} cannot be used: {why}"))
+        })?;
+        let db = Db::open(&parsed.target, &format!("opsward {command}"), 2).await;
+        return Ok(Reference::Url(db.map_err(Error::Reference)?));
+    }
+    let file = match named {
+        "-" => spooled(),
+        path => File::open(path),
+    };
+    let file = file.map_err(|e| {
+        Failure::new(ExitCode::Refused, "refused", format!("the reference file {named} cannot be read: {e}"))
+    })?;
+    let digest = DigestFile::open(file).map_err(|bad: Bad| Error::from(bad))?;
+    Ok(Reference::File(Box::new(digest)))
+}
+
+/// Standard input as a file that can be read again.
+fn spooled() -> io::Result<File> {
+    let mut file = tempfile::tempfile()?;
+    io::copy(&mut io::stdin().lock(), &mut file)?;
+    Ok(file)
+}
+
+/// The comparison for programs.
+pub(super) fn result(report: &Report) -> serde_json::Value {
+    let theirs = &report.reference;
+    let mut result = json!(report);
+    result["reference"] =
+        json!({ "self": theirs.own, "taken_at": theirs.taken_at, "opsward": theirs.opsward });
+    result
+}
+
+/// The comparison for people.
+pub(super) fn text(report: &Report) -> String {
+    let theirs = &report.reference;
+    let whose = theirs.own.as_deref().unwrap_or("the reference");
+    let mut text = match report.matches {
+        true => format!("match: the records here are those of {whose}, as of {}\n\n", theirs.taken_at),
+        false => format!("differs: the records here are not those of {whose}, as of {}\n\n", theirs.taken_at),
+    };
+    let row = |found: &Found| {
+        let figures = [
+            found.rows_here,
+            found.rows_there,
+            found.missing_here.records,
+            found.missing_there.records,
+            found.differing.records,
+            found.settled,
+            found.changed_here_since,
+        ];
+        std::iter::once(found.table.clone()).chain(figures.map(format::count)).collect()
+    };
+    let header = ["table", "here", "there", "only there", "only here", "differ", "settled", "changed since"];
+    text.push_str(&show::format::lines(&header, report.tables.iter().map(row)));
+    for found in &report.tables {
+        for (what, listed) in [
+            ("only there", &found.missing_here),
+            ("only here", &found.missing_there),
+            ("differ", &found.differing),
+        ] {
+            for key in &listed.first {
+                text.push_str(&format!("\n{} {what}: {}", found.table, key.join(", ")));
+            }
+            let more = listed.records - listed.first.len() as u64;
+            if more > 0 {
+                text.push_str(&format!("\n{} {what}: {} more", found.table, format::count(more)));
+            }
+        }
+        if found.ranges_not_looked_into > 0 {
+            text.push_str(&format!(
+                "\n{}: {} ranges of keys that differ were too many to be looked into",
+                found.table,
+                format::count(found.ranges_not_looked_into)
+            ));
+        }
+    }
+    if !report.left_out.is_empty() {
+        text.push_str(&format!("\nleft out: {}", report.left_out.join(", ")));
+    }
+    if report.tables.iter().any(|found| found.missing_here.records > 0) {
+        text.push_str(
+            "\nRecords that are only there may not have been read here yet: peers are read every 10 \
+             minutes; `opsward sweep` reads them now, --settle 15m waits for it",
+        );
+    }
+    text
+}

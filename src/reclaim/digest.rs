@@ -1,0 +1,153 @@
+//! `digest`: every record's key and hash, with what says how far its validator
+//! had read. One line: header (cursors first) → each table's pages → trailer.
+
+use super::file::{Bad, FORMAT, Header, Table, VERSION, Writer};
+use crate::db::digest::{Record, Walk, cursors, identity, newest};
+use crate::db::{self, Db, catalog};
+use crate::records::{Model, models};
+use crate::values::Host;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+/// Why nothing came of it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A guard refused: nothing was compared or done.
+    #[error("{0}")]
+    Refused(String),
+    /// This validator's database.
+    #[error(transparent)]
+    Own(#[from] db::Error),
+    /// The reference's database.
+    #[error("the reference: {0}")]
+    Reference(db::Error),
+    /// The output can't be written.
+    #[error("the digest cannot be written: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl From<Bad> for Error {
+    fn from(bad: Bad) -> Self {
+        Self::Refused(format!("the reference file is not used: {bad}"))
+    }
+}
+
+/// What has been read so far: the table, rows, and of which side.
+pub type Tell<'a> = &'a dyn Fn(&str, u64, &'static str);
+
+/// The record tables but those that are left out.
+///
+/// # Errors
+/// A name of no such table, or nothing is left.
+pub fn scope(only: &[String], leave_out: &[String]) -> Result<Vec<&'static Model>, String> {
+    let known: Vec<&str> = models().iter().map(|m| m.table.as_str()).collect();
+    if let Some(unknown) = only.iter().chain(leave_out).find(|name| !known.contains(&name.as_str())) {
+        return Err(format!("{unknown} is no record table; there are {}", known.join(", ")));
+    }
+    let wanted = |m: &&Model| (only.is_empty() || only.contains(&m.table)) && !leave_out.contains(&m.table);
+    let scope: Vec<&Model> = models().iter().filter(wanted).collect();
+    if scope.is_empty() { Err("no table is left to be read".into()) } else { Ok(scope) }
+}
+
+/// What of a model is compared, for the header.
+pub fn described(model: &Model) -> Table {
+    let name = |place: usize| model.columns[place].name.clone();
+    Table {
+        table: model.table.clone(),
+        key: model.key.iter().map(|place| name(*place)).collect(),
+        columns: (0..model.columns.len()).filter(|p| Some(*p) != model.touched).map(name).collect(),
+    }
+}
+
+/// The header of a digest that begins now. What was read of the peers' logs is
+/// looked up here, and so before the first record is.
+///
+/// # Errors
+/// A table that is not what its model says, or the database's.
+pub async fn header(db: &Db, own: Option<&Host>, scope: &[&Model], now: Timestamp) -> Result<Header, Error> {
+    let client = db.client().await?;
+    let relations = catalog::relations(&client).await?;
+    for model in scope {
+        drift(model, relations.columns(&model.table)).map_or(Ok(()), |why| {
+            Err(Error::Refused(format!("{}: {why}; an opsward that knows this node is needed", db.shown())))
+        })?;
+    }
+    let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
+    let cursors = cursors(&client, now_ms).await?;
+    Ok(Header {
+        format: FORMAT.into(),
+        version: VERSION,
+        own: own.map(Host::to_string),
+        opsward: env!("CARGO_PKG_VERSION").into(),
+        taken_at: now,
+        database: identity(&client).await?,
+        tables: scope.iter().map(|model| described(model)).collect(),
+        left_out: models()
+            .iter()
+            .filter(|m| !scope.iter().any(|s| s.table == m.table))
+            .map(|m| m.table.clone())
+            .collect(),
+        cursors: cursors.into_iter().map(|(host, ulid)| (host, ulid.to_string())).collect(),
+        newest: newest(&client, now_ms).await?.map(|ulid| ulid.to_string()),
+    })
+}
+
+/// In what a relation differs from its model.
+fn drift(model: &Model, columns: Option<&[String]>) -> Option<String> {
+    let Some(columns) = columns else {
+        return Some(format!("there is no table {}", model.table));
+    };
+    let known = |name: &&String| model.columns.iter().any(|c| c.name == **name);
+    let more: Vec<&str> = columns.iter().filter(|c| !known(c)).map(String::as_str).collect();
+    if !more.is_empty() {
+        return Some(format!("{} has columns of no model: {}", model.table, more.join(", ")));
+    }
+    let lacks = |name: &&str| !columns.iter().any(|c| c == name);
+    let less: Vec<&str> = model.columns.iter().map(|c| c.name.as_str()).filter(lacks).collect();
+    (!less.is_empty()).then(|| format!("{} lacks {}", model.table, less.join(", ")))
+}
+
+/// Shows every record of a table to `each`, in short reads; says how many
+/// there are.
+///
+/// # Errors
+/// The database's, or what `each` says.
+pub async fn records<E: From<db::Error>>(
+    db: &Db,
+    model: &Model,
+    mut each: impl FnMut(Record) -> Result<(), E>,
+    mut tell: impl FnMut(u64),
+) -> Result<u64, E> {
+    let client = db.client().await?;
+    let mut walk = Walk::new(model);
+    let mut rows = 0;
+    loop {
+        let page = walk.page(&client).await?;
+        if page.is_empty() {
+            return Ok(rows);
+        }
+        rows += page.len() as u64;
+        page.into_iter().try_for_each(&mut each)?;
+        tell(rows);
+    }
+}
+
+/// Writes a digest of these tables; says how many rows each has.
+///
+/// # Errors
+/// The database's, or the output's.
+pub async fn write<W: Write>(
+    db: &Db,
+    header: &Header,
+    out: W,
+    tell: Tell<'_>,
+) -> Result<(W, BTreeMap<String, u64>), Error> {
+    let mut writer = Writer::new(out, header)?;
+    for model in models().iter().filter(|m| header.tables.iter().any(|t| t.table == m.table)) {
+        writer.table(&model.table)?;
+        let each = |record| writer.record(&record).map_err(Error::from);
+        records(db, model, each, |rows| tell(&model.table, rows, "here")).await?;
+    }
+    Ok(writer.end()?)
+}

@@ -1,0 +1,117 @@
+//! A role that may not everything: what needs it is off, says so once, and
+//! `doctor` names what lifts it.
+
+use super::*;
+use crate::harness::cluster;
+
+/// A role with what pulling and serving need, and no more.
+async fn limited(bench: &Bench) -> (String, String) {
+    let role = cluster::unique("limited");
+    let name = bench.database.name();
+    bench
+        .run(&format!(
+            "DROP SCHEMA opsward CASCADE;
+             CREATE ROLE {role} LOGIN PASSWORD 'limited';
+             GRANT CREATE ON DATABASE {name} TO {role};
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}"
+        ))
+        .await;
+    let url = bench.database.url().replace("postgres:postgres@", &format!("{role}:limited@"));
+    (role, url)
+}
+
+async fn drop_role(bench: &Bench, role: &str) {
+    bench.run(&format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role}")).await;
+}
+
+/// Everything that is about privileges, in one line.
+fn flat(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[tokio::test]
+async fn what_is_missing_is_named_and_turns_off_only_what_needs_it() {
+    let bench = Bench::new()
+        .await
+        .with("OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD", "true")
+        .with("OPENAUDIO_MEDIORUM_ENSURE_OPS_TABLE_INDEX", "true");
+    bench.log(300, 30).await;
+    let (role, url) = limited(&bench).await;
+    let doctor = flat(&bench.start_at(&["doctor"], url.clone()).output().await.stdout);
+    for lift in [
+        "VACUUM public.ops".to_owned(),
+        format!("GRANT postgres TO {role}"),
+        format!("GRANT pg_checkpoint TO {role}"),
+        format!("GRANT SET ON PARAMETER deadlock_timeout TO {role}"),
+    ] {
+        assert!(doctor.contains(&lift), "{lift}: {doctor}");
+    }
+    assert!(!doctor.contains("GRANT UPDATE, DELETE"), "{doctor}");
+    let daemon = bench.start_at(&["run"], url.clone()).spawn();
+    daemon.ready().await;
+    let tasks = daemon.line(|l| l.contains("tasks") && l.contains("off=")).await;
+    let (on, off) = tasks.split_once("off=").unwrap();
+    for task in ["guard", "index"] {
+        assert!(off.contains(task), "{tasks}");
+    }
+    for task in ["retention", "census", "discovery", "jobs"] {
+        assert!(on.contains(task), "{tasks}");
+    }
+    let ran = bench.start_at(&["prune", "--output", "json"], url.clone()).output().await;
+    let pruned: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((ran.code, bench.left().await), (Some(0), 30), "{ran:?}");
+    assert_eq!(pruned["warnings"][0]["code"], "vacuum_denied", "{pruned}");
+    for words in ["may not VACUUM", "replay guard is off", "no index", "may not CHECKPOINT"] {
+        let times = daemon.log().lines().filter(|l| l.contains("WARN") && l.contains(words)).count();
+        assert_eq!(times, 1, "{words}: {}", daemon.log());
+    }
+    drop(daemon);
+
+    // Without DELETE nothing is deleted, and the rest goes on.
+    bench.run(&format!("REVOKE DELETE ON ops FROM {role}")).await;
+    let doctor = flat(&bench.start_at(&["doctor"], url.clone()).output().await.stdout);
+    assert!(doctor.contains(&format!("GRANT UPDATE, DELETE ON public.ops TO {role}")), "{doctor}");
+    let daemon = bench.start_at(&["run"], url.clone()).spawn();
+    let tasks = daemon.line(|l| l.contains("tasks") && l.contains("off=")).await;
+    let (on, off) = tasks.split_once("off=").unwrap();
+    assert!(off.contains("retention") && on.contains("census"), "{tasks}");
+    drop(daemon);
+
+    // What doctor says lifts it.
+    bench
+        .run(&format!(
+            "GRANT UPDATE, DELETE ON ops TO {role}; GRANT postgres TO {role};
+             GRANT pg_checkpoint TO {role}; GRANT SET ON PARAMETER deadlock_timeout TO {role}"
+        ))
+        .await;
+    let doctor = flat(&bench.start_at(&["doctor"], url.clone()).output().await.stdout);
+    assert!(doctor.contains("all that pulling, serving and bounding need"), "{doctor}");
+    bench.until(&format!("SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = '{role}'")).await;
+    bench.run(&format!("REVOKE SET ON PARAMETER deadlock_timeout FROM {role}")).await;
+    drop_role(&bench, &role).await;
+}
+
+#[tokio::test]
+async fn a_vacuum_yields_to_sessions_of_roles_that_are_hidden() {
+    let bench = Bench::new().await;
+    bench.log(40, 20).await;
+    bench
+        .run(
+            "INSERT INTO ops SELECT 'dead' || g, 'h', 'create', 'x', to_jsonb(repeat(md5(g::text), 20))
+              FROM generate_series(1, 20000) g; DELETE FROM ops WHERE ulid LIKE 'dead%'",
+        )
+        .await;
+    let (role, url) = limited(&bench).await;
+    // The log is the role's own; who waits is not to be seen by it.
+    bench.run(&format!("ALTER TABLE ops OWNER TO {role}; GRANT CREATE ON SCHEMA public TO {role}")).await;
+    let command = bench.start_at(&["prune", "--pace", "3%", "--output", "json"], url).spawn();
+    bench.until("SELECT count(*) > 0 FROM pg_stat_progress_vacuum WHERE datname = current_database()").await;
+    let node = bench.database.client().await;
+    node.batch_execute("CREATE INDEX CONCURRENTLY waits ON ops (host)").await.unwrap();
+    command.line(|l| l.contains("VACUUM of ops") && l.contains("yielded")).await;
+    command.signal("KILL");
+    command.exit().await;
+    bench.until(&format!("SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = '{role}'")).await;
+    bench.run("ALTER TABLE ops OWNER TO postgres").await;
+    drop_role(&bench, &role).await;
+}

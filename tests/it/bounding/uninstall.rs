@@ -1,0 +1,73 @@
+//! After everything, `uninstall` leaves the schema as it found it.
+
+use super::*;
+use crate::harness::cluster::binary;
+use std::process::Command;
+
+fn dump(database: &Database) -> String {
+    let output =
+        Command::new(binary("pg_dump")).args(["--schema-only", "-d", &database.url()]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    // Newer minor versions put a key of their own around the dump.
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter(|l| !l.contains("restrict ")).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn uninstall_after_everything_leaves_nothing() {
+    let database = Database::new().await;
+    let before = dump(&database);
+    let client = database.client().await;
+    let mut env = vec![
+        (DAYS.to_owned(), "30".to_owned()),
+        (PEERS.to_owned(), "none".to_owned()),
+        ("OPENAUDIO_MEDIORUM_MIN_FREE_DISK".to_owned(), "1MiB".to_owned()),
+        ("OPENAUDIO_MEDIORUM_ENSURE_OPS_TABLE_INDEX".to_owned(), "true".to_owned()),
+        ("OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP".to_owned(), "true".to_owned()),
+        ("OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD".to_owned(), "true".to_owned()),
+    ];
+    let guards = "SELECT count(*) = $1 FROM pg_trigger WHERE tgname = 'opsward_replay_guard'";
+    let count = async |n: i64| {
+        while !client.query_one(guards, &[&n]).await.unwrap().get::<_, bool>(0) {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    for guarded in [true, false] {
+        let bench =
+            Bench { database: Database::new().await, client: database.client().await, env: env.clone() };
+        let at = |args: &[&str]| bench.start_at(args, database.url());
+        bench.log(600, 60).await;
+        let daemon = at(&["run"]).spawn();
+        daemon.ready().await;
+        for args in
+            [&["pace", "full"][..], &["plan"], &["census"], &["prune"], &["history"], &["pause"], &["resume"]]
+        {
+            let ran = at(args).output().await;
+            assert_eq!(ran.code, Some(0), "{args:?}: {ran:?}");
+        }
+        count(1).await;
+        if !guarded {
+            // Switched off, it is taken away; what is left is uninstalled.
+            daemon.signal("TERM");
+            daemon.exit().await;
+            env.push(("OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD".to_owned(), "false".to_owned()));
+            let daemon = started(&env, &["run"], database.url()).spawn();
+            count(0).await;
+            daemon.line(|l| l.contains("taken off")).await;
+            daemon.signal("TERM");
+            daemon.exit().await;
+        } else {
+            let refused = at(&["uninstall", "--yes"]).output().await;
+            assert_eq!(refused.code, Some(4), "{refused:?}");
+            daemon.signal("TERM");
+            daemon.exit().await;
+        }
+        let index = "SELECT count(*) FROM pg_class WHERE relname = 'opsward_ops_table_ulid'";
+        assert_eq!(bench.number(index).await, 1);
+        let ran = at(&["uninstall", "--yes"]).output().await;
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        assert_eq!(dump(&database), before, "guarded: {guarded}");
+        assert_eq!(bench.number("SELECT count(*) FROM ops").await, 60);
+        bench.run("TRUNCATE ops").await;
+    }
+}

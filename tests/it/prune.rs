@@ -1,0 +1,455 @@
+//! Contract 5, deleting: what goes, what stays, and what is left of it, in one
+//! transaction, whatever happens in the middle.
+
+use crate::harness::{Database, MadeOp, Ops, ops};
+use opsward::bound::delete::{self, Ended, Order, Report};
+use opsward::bound::index::{self, Ensured};
+use opsward::bound::vacuum::Vacuumed;
+use opsward::clock::Clock;
+use opsward::db::Db;
+use opsward::db::lease::Lease;
+use opsward::db::prune::TableCut;
+use opsward::metrics::Metrics;
+use opsward::settings::{self, Settings, Source};
+use opsward::values::{Host, OpUlid, Progress};
+use opsward::work::{Pacer, Patience, Stop, Work};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+const LONG: Duration = Duration::from_secs(600);
+const START: u64 = 1_767_225_600_000;
+const MODELS: [&str; 4] = ["uploads", "qm_audio_analyses", "audio_previews", "storage_and_db_sizes"];
+
+struct Bench {
+    database: Database,
+    db: Db,
+    client: Client,
+    work: Work,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        Self::with(|settings| settings.bounding.batch_limit = 300).await
+    }
+
+    async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        let database = Database::new().await;
+        let (db, client) = (database.migrated().await, database.client().await);
+        let source = Source { env: std::collections::BTreeMap::new(), ..Source::process() };
+        let mut settings = settings::load(&source).unwrap().settings;
+        settings.db = database.target();
+        settings.bounding.min_free_disk = 0;
+        change(&mut settings);
+        let work = Work {
+            db: db.clone(),
+            settings: Arc::new(settings),
+            own: Host::normalise("http://n1.example"),
+            clock: Clock::System,
+            metrics: Metrics::new().unwrap(),
+            stop: CancellationToken::new(),
+            tell: Arc::new(|_| {}),
+        };
+        Self { database, db, client, work }
+    }
+
+    /// A log, twice: what was there is compared with what is left.
+    async fn log(&self, made: &[MadeOp]) {
+        ops::insert(&self.client, made).await;
+        self.run("CREATE TABLE IF NOT EXISTS before (LIKE ops)").await;
+        self.run("INSERT INTO before SELECT * FROM ops WHERE ulid NOT IN (SELECT ulid FROM before)").await;
+    }
+
+    async fn run(&self, sql: &str) {
+        self.client.batch_execute(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+    }
+
+    async fn number(&self, sql: &str) -> i64 {
+        self.client.query_one(sql, &[]).await.unwrap_or_else(|e| panic!("{sql}: {e:?}")).get(0)
+    }
+
+    async fn text(&self, sql: &str) -> Option<String> {
+        self.client.query_one(sql, &[]).await.unwrap_or_else(|e| panic!("{sql}: {e:?}")).get(0)
+    }
+
+    async fn lease(&self) -> Lease {
+        loop {
+            // A killed session's lock takes a moment to go.
+            if let Ok(lease) = Lease::take(&self.db).await.unwrap() {
+                return lease;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn delete(&self, order: &Order) -> Result<Report, Stop> {
+        let mut lease = self.lease().await;
+        self.delete_with(&mut lease, order).await
+    }
+
+    async fn delete_with(&self, lease: &mut Lease, order: &Order) -> Result<Report, Stop> {
+        let mut pacer = Pacer::new(&self.work, Some(100), Patience::End);
+        delete::run(&self.work, lease, &mut pacer, order, LONG).await
+    }
+
+    /// What went left its traces, floors and history, no more and no less.
+    async fn holds_together(&self, below: OpUlid) {
+        let gone = self
+            .number(
+                "SELECT count(*) FROM before b WHERE NOT EXISTS (SELECT FROM ops o WHERE o.ulid = b.ulid)",
+            )
+            .await;
+        assert_eq!(gone, self.number("SELECT coalesce(sum(rows), 0)::bigint FROM opsward.history").await);
+        let traces = "SELECT opsward.trace_key(b.\"table\", r) AS key, max(b.ulid COLLATE \"C\") AS ulid
+             FROM before b, opsward.records(b.data) r
+             WHERE NOT EXISTS (SELECT FROM ops o WHERE o.ulid = b.ulid)
+               AND b.\"table\" IN ('uploads', 'qm_audio_analyses', 'audio_previews')
+             GROUP BY 1";
+        for sql in [
+            format!("SELECT count(*) FROM (({traces}) EXCEPT SELECT key, ulid FROM opsward.traces) x"),
+            format!("SELECT count(*) FROM (SELECT key, ulid FROM opsward.traces EXCEPT ({traces})) x"),
+        ] {
+            assert_eq!(self.number(&sql).await, 0, "{sql}");
+        }
+        let kept = "SELECT count(*) - (SELECT coalesce(sum(traces), 0)::bigint FROM opsward.history) FROM opsward.traces";
+        assert_eq!(self.number(kept).await, 0);
+        let wrong = format!(
+            "SELECT count(*) FROM (SELECT \"table\" AS name, max(ulid COLLATE \"C\") AS highest FROM before b
+                 WHERE NOT EXISTS (SELECT FROM ops o WHERE o.ulid = b.ulid) GROUP BY 1) gone
+             FULL JOIN (SELECT * FROM opsward.floors WHERE floor IS NOT NULL) f ON f.table_name = gone.name
+             WHERE f.floor IS NULL OR gone.name IS NULL OR f.floor <= gone.highest OR f.floor > '{below}'"
+        );
+        assert_eq!(self.number(&wrong).await, 0, "floors");
+        let above = "SELECT count(*) FROM ops, opsward.watermark w
+                     WHERE ops.ulid < w.ulid AND ops.ulid ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$' AND ops.ulid >= '01GNN'";
+        assert_eq!(self.number(above).await, 0, "the watermark passed a row");
+    }
+}
+
+fn order(below: OpUlid) -> Order {
+    order_of(below, &MODELS)
+}
+
+fn order_of(below: OpUlid, tables: &[&str]) -> Order {
+    let cut = |table: &&str| TableCut { table: (*table).to_owned(), below, bound_by: "age".to_owned() };
+    Order {
+        run: format!("r{}", fastrand::u64(..)),
+        task: "retention",
+        cuts: tables.iter().map(cut).collect(),
+        active_since: None,
+    }
+}
+
+fn middle(made: &[MadeOp]) -> OpUlid {
+    made[made.len() / 2].ulid
+}
+
+/// A row as nothing but an integrator of the node could have put it there.
+async fn raw(bench: &Bench, ulid: &str, table: &str, data: &str) {
+    let sql = "INSERT INTO ops (ulid, host, action, \"table\", data) VALUES ($1, 'h', 'update', $2, $3::text::jsonb)";
+    bench.client.execute(sql, &[&ulid, &table, &data]).await.unwrap();
+}
+
+#[tokio::test]
+async fn all_below_the_cut_goes_and_leaves_its_traces() {
+    let bench = Bench::new().await;
+    let made = Ops::new(1).every(40_000).take(3_000);
+    bench.log(&made).await;
+    bench
+        .run(
+            "INSERT INTO opsward.census SELECT \"table\", date_trunc('day', timestamptz '2026-01-01'), count(*), 0,
+                    min(ulid), max(ulid), 0, false, now() FROM ops GROUP BY 1",
+        )
+        .await;
+    let below = middle(&made);
+    let report = bench.delete(&order(below)).await.unwrap();
+    assert_eq!(report.ended, Ended::Done { locked: 0 });
+    assert_eq!(report.rows(), 1_500);
+    assert!(report.batches >= 5, "{report:?}");
+    assert_eq!(report.vacuum, Some(Vacuumed::Done));
+    assert_eq!(bench.number(&format!("SELECT count(*) FROM ops WHERE ulid < '{below}'")).await, 0);
+    assert_eq!(bench.number("SELECT count(*) FROM ops").await, 1_500);
+    bench.holds_together(below).await;
+    assert_eq!(bench.text("SELECT ulid FROM opsward.watermark").await, Some(below.to_string()));
+    assert_eq!(
+        bench.text("SELECT string_agg(DISTINCT outcome, ',') FROM opsward.history").await,
+        Some("done".into())
+    );
+    assert_eq!(bench.number("SELECT sum(rows)::bigint FROM opsward.census").await, 1_500);
+
+    // Again: nothing is left to do, and nothing changes.
+    let report = bench.delete(&order(below)).await.unwrap();
+    assert_eq!((report.rows(), report.scanned, report.ended), (0, 0, Ended::Done { locked: 0 }));
+    bench.holds_together(below).await;
+}
+
+#[tokio::test]
+async fn what_must_never_go_stays() {
+    let bench = Bench::new().await;
+    bench.run("ALTER TABLE ops ADD COLUMN core_tx_hash text, ADD COLUMN core_tx_status text").await;
+    let made = Ops::new(2).take(400);
+    bench.run("CREATE TABLE before (LIKE ops)").await;
+    ops::insert(&bench.client, &made).await;
+    let at = |n: u64| OpUlid::from_parts(START + n * 977, u128::from(n));
+    let mut stays: Vec<String> = Vec::new();
+    for (n, status) in [(1, "pending"), (2, "error")] {
+        raw(&bench, at(n).as_str(), "uploads", "[{\"id\":\"owed\"}]").await;
+        bench.run(&format!("UPDATE ops SET core_tx_status = '{status}' WHERE ulid = '{}'", at(n))).await;
+        stays.push(at(n).to_string());
+    }
+    raw(&bench, at(3).as_str(), "uploads", "[{\"id\":\"confirmed\"}]").await;
+    bench.run(&format!("UPDATE ops SET core_tx_status = 'confirmed' WHERE ulid = '{}'", at(3))).await;
+    for (ulid, table) in [
+        (at(4).to_string(), "a_table_of_tomorrow"),
+        (at(5).to_string(), "blobs"),
+        (at(6).to_string().to_lowercase(), "uploads"),
+        (format!("{}U", &at(7).as_str()[..25]), "uploads"),
+        (at(8).as_str()[..25].to_owned(), "uploads"),
+        (OpUlid::from_parts(1_500_000_000_000, 1).to_string(), "uploads"),
+        (String::new(), "uploads"),
+    ] {
+        raw(&bench, &ulid, table, "[{\"id\":\"x\"}]").await;
+        stays.push(ulid);
+    }
+    bench.run("INSERT INTO before SELECT * FROM ops").await;
+    let below = OpUlid::first_of_ms(START + 10_000_000);
+    let report = bench.delete(&order(below)).await.unwrap();
+    assert_eq!(report.rows(), 401);
+    let left: Vec<String> =
+        bench.client.query("SELECT ulid FROM ops", &[]).await.unwrap().iter().map(|r| r.get(0)).collect();
+    let (mut left, mut stays) = (left, stays);
+    left.sort();
+    stays.sort();
+    assert_eq!(left, stays);
+    bench.holds_together(below).await;
+
+    // `blobs` goes when a cut names it; a table without a model never does.
+    let report = bench.delete(&order_of(below, &["blobs"])).await.unwrap();
+    assert_eq!(report.rows(), 1);
+    bench.holds_together(below).await;
+    for (table, below) in [
+        ("a_table_of_tomorrow", below),
+        ("uploads", OpUlid::first_of_ms(bench.work.clock.now_ms() - 2 * 3_600_000 + 60_000)),
+    ] {
+        let error = bench.delete(&order_of(below, &[table])).await.unwrap_err().to_string();
+        assert!(error.contains(table), "{error}");
+    }
+    assert_eq!(bench.number("SELECT count(*) FROM ops").await, stays.len() as i64 - 1);
+}
+
+#[tokio::test]
+async fn traces_are_those_of_every_record_however_it_is_spelled() {
+    let bench = Bench::new().await;
+    for (n, table, data) in [
+        (1, "uploads", "[{\"ID\":\"a\"},{\"id\":\"b\",\"Id\":\"c\"}]"),
+        (2, "uploads", "[{\"id\":7}]"),
+        (3, "qm_audio_analyses", "[{\"CID\":\"a\"}]"),
+        (4, "audio_previews", "[{\"cid\":\"a\"}, 5, {\"CID\":\"b\"}]"),
+        (5, "uploads", "{}"),
+        (6, "uploads", "[]"),
+        (7, "uploads", "null"),
+        (8, "uploads", "[[{\"id\":\"nested\"}]]"),
+        (9, "uploads", "[{\"id\":\"b\"}, {\"id\":\"b\"}]"),
+        (10, "storage_and_db_sizes", "[{\"Host\":\"h\",\"LoggedAt\":\"2026-01-01T00:00:00Z\"}]"),
+        (11, "uploads", "[{\"id\":null,\"ID\":\"d\"}]"),
+        (12, "uploads", "[{\"none\":1}]"),
+    ] {
+        raw(&bench, OpUlid::from_parts(START + n, 0).as_str(), table, data).await;
+    }
+    // Records without a key leave none: `holds_together` compares the others.
+    bench.log(&[]).await;
+    let below = OpUlid::first_of_ms(START + 100);
+    bench.delete(&order(below)).await.unwrap();
+    assert_eq!(bench.number("SELECT count(*) FROM ops").await, 0);
+    bench.run("DELETE FROM before WHERE data = '[{\"none\":1}]'").await;
+    bench.run("UPDATE opsward.history SET rows = rows - 1 WHERE table_name = 'uploads'").await;
+    bench.holds_together(below).await;
+    assert_eq!(bench.number("SELECT count(*) FROM opsward.traces").await, 7);
+}
+
+#[tokio::test]
+async fn a_lost_session_ends_the_run_and_leaves_nothing_half() {
+    let bench = Bench::with(|settings| settings.bounding.batch_limit = 40).await;
+    let made = Ops::new(3).take(2_000);
+    bench.log(&made).await;
+    let below = middle(&made);
+    let mut lost = 0;
+    loop {
+        let mut lease = bench.lease().await;
+        let pid = lease.pid();
+        let killer = bench.database.client().await;
+        // Ended somewhere in the batches that follow.
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel::<Progress>();
+        let mut work = bench.work.clone();
+        work.tell = Arc::new(move |progress| drop(tell.send(progress)));
+        let batches = 1 + lost % 4;
+        let kill = async {
+            for _ in 0..batches {
+                if told.recv().await.is_none() {
+                    return;
+                }
+            }
+            killer.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.unwrap();
+        };
+        let order = order(below);
+        let (result, ()) = tokio::join!(
+            async {
+                // Whoever tells goes with it: the killer waits no longer.
+                let work = work;
+                let mut pacer = Pacer::new(&work, Some(100), Patience::End);
+                delete::run(&work, &mut lease, &mut pacer, &order, LONG).await
+            },
+            kill
+        );
+        bench.holds_together(below).await;
+        match result {
+            Ok(report) => {
+                assert_eq!(report.ended, Ended::Done { locked: 0 });
+                break;
+            }
+            Err(Stop::Db(error)) => assert!(error.is_away(), "{error}"),
+            Err(other) => panic!("{other}"),
+        }
+        lost += 1;
+    }
+    assert!(lost >= 5, "only {lost} sessions were lost");
+    assert_eq!(bench.number(&format!("SELECT count(*) FROM ops WHERE ulid < '{below}'")).await, 0);
+    assert_eq!(bench.number("SELECT count(*) FROM ops").await, 1_000);
+}
+
+#[tokio::test]
+async fn a_second_run_finds_the_lease_held() {
+    let bench = Bench::new().await;
+    let lease = bench.lease().await;
+    let holder = Lease::take(&bench.db).await.unwrap().err().unwrap().unwrap();
+    assert_eq!(holder.pid, lease.pid());
+}
+
+#[tokio::test]
+async fn a_locked_row_is_passed_over_and_goes_later() {
+    let bench = Bench::new().await;
+    let made = Ops::new(4).take(1_200);
+    bench.log(&made).await;
+    let (below, held) = (middle(&made), made[100].ulid);
+    let mut node = bench.database.client().await;
+    let tx = node.transaction().await.unwrap();
+    tx.execute("SELECT FROM ops WHERE ulid = $1 FOR UPDATE", &[&held.as_str()]).await.unwrap();
+    let report = bench.delete(&order(below)).await.unwrap();
+    assert_eq!((report.rows(), report.ended), (599, Ended::Done { locked: 1 }));
+    assert_eq!(bench.text("SELECT ulid FROM opsward.watermark").await, Some(held.to_string()));
+    bench.holds_together(below).await;
+    tx.rollback().await.unwrap();
+    let report = bench.delete(&order(below)).await.unwrap();
+    assert_eq!((report.rows(), report.ended), (1, Ended::Done { locked: 0 }));
+    assert_eq!(bench.text("SELECT ulid FROM opsward.watermark").await, Some(below.to_string()));
+    bench.holds_together(below).await;
+}
+
+#[tokio::test]
+async fn an_old_snapshot_holds_nothing_up() {
+    let bench = Bench::new().await;
+    let made = Ops::new(5).take(1_000);
+    bench.log(&made).await;
+    let mut reader = bench.database.client().await;
+    let tx = reader
+        .build_transaction()
+        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
+        .start()
+        .await
+        .unwrap();
+    let count = |r: tokio_postgres::Row| r.get::<_, i64>(0);
+    assert_eq!(tx.query_one("SELECT count(*) FROM ops", &[]).await.map(count).unwrap(), 1_000);
+    let below = middle(&made);
+    assert_eq!(bench.delete(&order(below)).await.unwrap().rows(), 500);
+    assert_eq!(tx.query_one("SELECT count(*) FROM ops", &[]).await.map(count).unwrap(), 1_000);
+    bench.holds_together(below).await;
+}
+
+#[tokio::test]
+async fn it_stops_at_the_next_batch_and_goes_on_from_there() {
+    let mut bench = Bench::with(|settings| settings.bounding.batch_limit = 50).await;
+    let made = Ops::new(6).take(1_000);
+    bench.log(&made).await;
+    let below = middle(&made);
+    let stop = bench.work.stop.clone();
+    bench.work.tell = Arc::new(move |_| stop.cancel());
+    let report = bench.delete(&order(below)).await.unwrap();
+    assert_eq!((report.batches, report.rows()), (1, 50));
+    assert!(matches!(report.ended, Ended::Halted(_)), "{report:?}");
+    bench.holds_together(below).await;
+    bench.work.stop = CancellationToken::new();
+    let report = bench.delete(&order(below)).await.unwrap();
+    assert_eq!((report.scanned, report.rows()), (450, 450));
+    bench.holds_together(below).await;
+}
+
+#[tokio::test]
+async fn a_pause_ends_it_and_is_said() {
+    let bench = Bench::new().await;
+    let made = Ops::new(7).take(100);
+    bench.log(&made).await;
+    bench.run("INSERT INTO opsward.pace (percent, paused_at, set_at) VALUES (25, now(), now())").await;
+    let report = bench.delete(&order(middle(&made))).await.unwrap();
+    assert_eq!(report.rows(), 0);
+    assert!(report.ended.words().contains("opsward resume"), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_table_that_wakes_up_keeps_the_rest() {
+    let bench = Bench::new().await;
+    let made = Ops::new(8).take(300);
+    bench.log(&made).await;
+    let now = bench.work.clock.now_ms();
+    let recent = OpUlid::from_parts(now - 60_000, 1);
+    raw(&bench, recent.as_str(), "audio_previews", "[{\"cid\":\"new\"}]").await;
+    bench.log(&[]).await;
+    let below = middle(&made);
+    let order = Order {
+        task: "dormant",
+        active_since: Some(OpUlid::first_of_ms(now - 90 * 86_400_000)),
+        ..order_of(below, &["audio_previews", "qm_audio_analyses"])
+    };
+    let report = bench.delete(&order).await.unwrap();
+    assert_eq!(report.active, ["audio_previews"]);
+    assert_eq!(report.tables.keys().collect::<Vec<_>>(), ["qm_audio_analyses"]);
+    bench.holds_together(below).await;
+}
+
+#[tokio::test]
+async fn the_index_is_made_once_and_uninstall_takes_it_away() {
+    let bench = Bench::new().await;
+    ops::insert(&bench.client, &Ops::new(9).take(200)).await;
+    let mut lease = bench.lease().await;
+    let mut pacer = Pacer::new(&bench.work, Some(100), Patience::End);
+    // What a failed build left: a unique index that its rows forbid.
+    let failed = "CREATE UNIQUE INDEX CONCURRENTLY opsward_ops_table_ulid ON ops (\"table\")";
+    assert!(bench.client.batch_execute(failed).await.is_err());
+    assert_eq!(index::ensure(&bench.work, &mut lease, &mut pacer).await.unwrap(), Ensured::Made);
+    let valid = "SELECT count(*) FROM pg_index WHERE indrelid = 'ops'::regclass AND indisvalid";
+    assert_eq!(bench.number(valid).await, 2);
+    assert_eq!(
+        index::ensure(&bench.work, &mut lease, &mut pacer).await.unwrap(),
+        Ensured::There("opsward_ops_table_ulid".into())
+    );
+    drop(lease);
+    let mut client = bench.db.client().await.unwrap();
+    let opsward::db::uninstall::Found::Ours(owned) = opsward::db::uninstall::find(&client).await.unwrap()
+    else {
+        panic!("nothing of ours");
+    };
+    opsward::db::uninstall::remove(&mut client, &owned).await.unwrap();
+    assert_eq!(bench.number(valid).await, 1);
+}
+
+#[tokio::test]
+async fn an_index_that_does_not_fit_is_refused_with_the_figures() {
+    let bench = Bench::with(|settings| settings.bounding.min_free_disk = 1 << 60).await;
+    let mut lease = bench.lease().await;
+    let mut pacer = Pacer::new(&bench.work, Some(100), Patience::End).with_floor(0);
+    let Ensured::Refused(why) = index::ensure(&bench.work, &mut lease, &mut pacer).await.unwrap() else {
+        panic!("it was made");
+    };
+    assert!(why.contains("MIN_FREE_DISK"), "{why}");
+    assert_eq!(bench.number("SELECT count(*) FROM opsward.owned").await, 0);
+}

@@ -1,0 +1,220 @@
+//! Contract 6: the log begun anew.
+
+use crate::harness::{Database, Start, daemon::Ran, ops};
+use opsward::clock::Clock;
+use opsward::db::lease::Lease;
+use opsward::values::OpUlid;
+use serde_json::Value;
+use std::time::Duration;
+
+const HOUR: u64 = 3_600_000;
+/// Ample, as machines that run tests may be busy.
+const LOCK: Duration = Duration::from_secs(4);
+
+async fn opsward(database: &Database, own: &str, line: &[&str]) -> Ran {
+    let start = Start::new(line).env("OPENAUDIO_DB_URL", database.url());
+    start.env("OPENAUDIO_NODE_ENDPOINT", format!("https://{own}.example")).output().await
+}
+
+/// A validator with a log: old ops, one that is owed, one of a table without
+/// a model, one of `blobs`, and one of the last minutes.
+async fn validator() -> Database {
+    let database = Database::new().await;
+    database.migrated().await;
+    let now = Clock::System.now_ms();
+    let ulid = |hours: u64, n: u128| OpUlid::from_parts(now - hours * HOUR, n);
+    let client = database.client().await;
+    client.batch_execute("ALTER TABLE ops ADD COLUMN core_tx_status text").await.unwrap();
+    let old = ops::Ops::new(7).starting_at(now - 90 * 24 * HOUR).take(3_000);
+    ops::insert(&client, &old).await;
+    let sql = format!(
+        "INSERT INTO uploads (id) SELECT 'u' || n FROM generate_series(1, 100) n;
+         INSERT INTO ops VALUES ('{}', 'https://c.example', 'create', 'uploads', '[{{\"id\":\"o\"}}]', 'pending'),
+            ('{}', 'https://c.example', 'create', 'uploads', '[{{\"id\":\"p\"}}]', 'confirmed'),
+            ('{}', 'https://c.example', 'create', 'unheard_of', '[]', NULL),
+            ('{}', 'https://c.example', 'create', 'blobs', '[]', NULL),
+            ('{}', 'https://c.example', 'update', 'uploads', '[{{\"id\":\"u1\"}}]', 'confirmed')",
+        ulid(50, 1),
+        ulid(50, 2),
+        ulid(50, 3),
+        ulid(50, 4),
+        ulid(1, 5),
+    );
+    client.batch_execute(&sql).await.unwrap();
+    database
+}
+
+async fn randoms(database: &Database) -> Vec<u128> {
+    let rows = database.client().await.query("SELECT ulid FROM ops ORDER BY ulid", &[]).await.unwrap();
+    rows.iter().map(|r| ulid::Ulid::from_string(r.get(0)).unwrap().random()).collect()
+}
+
+async fn digest(database: &Database, dir: &tempfile::TempDir) -> String {
+    let ran = opsward(database, "a", &["digest"]).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let path = dir.path().join("digest");
+    std::fs::write(&path, &ran.stdout).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+async fn cursor(database: &Database, table: &str, host: &str) -> Option<String> {
+    let sql = format!("SELECT last_ulid FROM {table} WHERE rtrim(lower(host), '/') = $1");
+    let row = database.client().await.query_opt(&sql, &[&host]).await.unwrap();
+    row.map(|r| r.get(0))
+}
+
+#[tokio::test]
+async fn the_log_begins_anew() {
+    let (a, b) = (validator().await, validator().await);
+    let dir = tempfile::tempdir().unwrap();
+    let now = Clock::System.now_ms();
+    let ulid = |hours: u64| OpUlid::from_parts(now - hours * HOUR, 9).to_string();
+    let (low, mid, high, wild) = (ulid(5), ulid(4), ulid(3), "7ZZZZZZZZZ0000000000000000".to_owned());
+    let rows = |c: &str, d: &str, e: &str| {
+        format!(
+            "INSERT INTO cursors VALUES ('https://C.example/', '{c}'), ('https://d.example', '{d}'),
+                ('https://e.example', '{e}'), ('qm_fix_truncated', 'Qm1')"
+        )
+    };
+    a.client().await.batch_execute(&rows(&mid, &mid, &mid)).await.unwrap();
+    // Behind, ahead, implausible.
+    b.client().await.batch_execute(&rows(&low, &high, &wild)).await.unwrap();
+    let reference = digest(&a, &dir).await;
+
+    let line = ["reset", "--max-lock=4s", "--reference", &reference];
+    let ran = opsward(&b, "b", &line).await;
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert!(ran.stderr.contains("retention gap") && ran.stderr.contains("--yes"), "{}", ran.stderr);
+    assert_eq!(randoms(&b).await.len(), 3_005);
+
+    let ran = opsward(&b, "b", &[&line[..], &["--yes", "--output=json"]].concat()).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let json: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json["changed"], true);
+    assert_eq!(json["result"]["kept"], 3);
+    assert_eq!(json["warnings"][0]["code"], "peers_behind");
+    // Owed, of no model, young.
+    assert_eq!(randoms(&b).await, [1, 3, 5]);
+    let client = b.client().await;
+    let owed = "SELECT count(*) FROM ops WHERE core_tx_status = 'pending' AND data = '[{\"id\":\"o\"}]'";
+    assert_eq!(client.query_one(owed, &[]).await.unwrap().get::<_, i64>(0), 1);
+
+    for table in ["cursors", "opsward.cursors"] {
+        assert_eq!(cursor(&b, table, "https://c.example").await, Some(mid.clone()), "{table}");
+        assert_eq!(cursor(&b, table, "https://e.example").await, Some(mid.clone()), "{table}");
+        assert!(cursor(&b, table, "https://a.example").await.is_some(), "the reference's own log");
+        assert!(cursor(&b, table, "https://b.example").await.is_none(), "self is no peer");
+    }
+    assert_eq!(cursor(&b, "cursors", "https://d.example").await, Some(high), "never lower");
+    assert_eq!(cursor(&b, "cursors", "qm_fix_truncated").await.as_deref(), Some("Qm1"));
+
+    let floors = client.query("SELECT floor, foreign_floor FROM opsward.floors", &[]).await.unwrap();
+    assert_eq!(floors.len(), 4);
+    for row in floors {
+        assert_eq!(row.get::<_, Option<String>>(0), None, "no traces were left");
+        let floor = OpUlid::parse(row.get(1)).unwrap();
+        assert!(floor.ms() <= Clock::System.now_ms() - 2 * HOUR);
+    }
+    let history = client.query_one("SELECT task, outcome, bound_by FROM opsward.history", &[]).await.unwrap();
+    let history: Vec<&str> = (0..3).map(|i| history.get(i)).collect();
+    assert_eq!(history, ["reset", "done", "https://a.example"]);
+    let left = "SELECT to_regclass('opsward.reset_kept') IS NULL";
+    assert!(client.query_one(left, &[]).await.unwrap().get::<_, bool>(0));
+}
+
+#[tokio::test]
+async fn anything_odd_and_nothing_is_done() {
+    let (a, b) = (validator().await, validator().await);
+    let dir = tempfile::tempdir().unwrap();
+    let reference = digest(&a, &dir).await;
+    let line = ["reset", "--yes", "--settle=0", "--reference", &reference];
+    let with = |more: &[&'static str]| [&line[..], more].concat();
+    let refused = async |line: &[&str], code: i32, words: &str| {
+        let ran = opsward(&b, "b", line).await;
+        assert_eq!(ran.code, Some(code), "{ran:?}");
+        assert!(ran.stderr.contains(words), "{}", ran.stderr);
+        assert_eq!(randoms(&b).await.len(), 3_005);
+    };
+    refused(&with(&["--read-only"]), 3, "READ_ONLY").await;
+    refused(&with(&["--leave-out=uploads"]), 3, "leaves out uploads").await;
+    refused(&with(&["--max-age=0"]), 3, "").await;
+
+    let lease = Lease::take(&b.db().await).await.unwrap().ok().unwrap();
+    refused(&line, 4, "the lease is held").await;
+    drop(lease);
+    let presence = opsward::db::presence::Presence::take(&b.db().await).await.unwrap();
+    refused(&line, 4, "a daemon is connected").await;
+    drop(presence);
+
+    let client = b.client().await;
+    client.batch_execute("UPDATE uploads SET status = 'odd' WHERE id = 'u7'").await.unwrap();
+    refused(&line, 3, "uploads differ: u7").await;
+    client.batch_execute("UPDATE uploads SET status = NULL WHERE id = 'u7'").await.unwrap();
+
+    // A reader that stays: the log is never locked while it is in use.
+    let mut holder = b.client().await;
+    let tx = holder.transaction().await.unwrap();
+    tx.execute("SELECT FROM ops LIMIT 1", &[]).await.unwrap();
+    let db = b.db().await;
+    let mut lease = Lease::take(&db).await.unwrap().ok().unwrap();
+    let tables: Vec<String> = vec!["uploads".into()];
+    let young = OpUlid::first_of_ms(Clock::System.now_ms() - 2 * HOUR);
+    let keep = opsward::db::reset::Keep::begin(&mut lease, tables.clone(), young).await.unwrap();
+    let begin = opsward::db::reset::Beginning {
+        cursors: &Default::default(),
+        tables: &tables,
+        young,
+        reference: "x",
+        longest_lock: LOCK,
+        now: Clock::System.now(),
+    };
+    let outcome = opsward::db::reset::reset(&mut lease, &keep, &begin).await.unwrap();
+    assert_eq!(outcome, opsward::db::reset::Reset::Busy);
+    let users = opsward::db::reset::users(&mut lease).await.unwrap();
+    let pid: i32 = tx.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let named = users.iter().filter(|user| user.contains(&format!("process {pid} ")));
+    assert_eq!(named.count(), 1, "{users:?}");
+    drop(tx);
+    assert_eq!(randoms(&b).await.len(), 3_005);
+    let begin = opsward::db::reset::Beginning { longest_lock: Duration::ZERO, ..begin };
+    let outcome = opsward::db::reset::reset(&mut lease, &keep, &begin).await.unwrap();
+    assert_eq!(outcome, opsward::db::reset::Reset::TooLong);
+    assert_eq!(randoms(&b).await.len(), 3_005);
+}
+
+/// What comes or changes between the copy and the lock is put back as it is.
+#[tokio::test]
+async fn what_comes_meanwhile_stays() {
+    let b = validator().await;
+    let db = b.db().await;
+    let mut lease = Lease::take(&db).await.unwrap().ok().unwrap();
+    let now = Clock::System.now_ms();
+    let young = OpUlid::first_of_ms(now - 2 * HOUR);
+    let tables: Vec<String> = opsward::records::models().iter().map(|m| m.table.clone()).collect();
+    let gone = [&tables[..], &["blobs".to_owned()]].concat();
+    let keep = opsward::db::reset::Keep::begin(&mut lease, gone, young).await.unwrap();
+    let mut after = String::new();
+    while let Some((last, _)) = keep.copy(&mut lease, &after).await.unwrap() {
+        after = last;
+    }
+    let sql = format!(
+        "UPDATE ops SET core_tx_status = 'error' WHERE core_tx_status = 'pending';
+         INSERT INTO ops VALUES ('{}', 'h', 'create', 'uploads', '[]', 'confirmed');
+         DELETE FROM ops WHERE \"table\" = 'unheard_of'",
+        OpUlid::from_parts(now - HOUR / 2, 77)
+    );
+    b.client().await.batch_execute(&sql).await.unwrap();
+    let begin = opsward::db::reset::Beginning {
+        cursors: &Default::default(),
+        tables: &tables,
+        young,
+        reference: "x",
+        longest_lock: LOCK,
+        now: Clock::System.now(),
+    };
+    let outcome = opsward::db::reset::reset(&mut lease, &keep, &begin).await.unwrap();
+    assert!(matches!(outcome, opsward::db::reset::Reset::Done { kept: 3, .. }), "{outcome:?}");
+    assert_eq!(randoms(&b).await, [1, 5, 77]);
+    let owed = "SELECT count(*) FROM ops WHERE core_tx_status = 'error'";
+    assert_eq!(b.client().await.query_one(owed, &[]).await.unwrap().get::<_, i64>(0), 1);
+}

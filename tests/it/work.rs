@@ -1,0 +1,33 @@
+//! What a task of a test's own is handed.
+
+use crate::puller::OWN;
+use opsward::clock::Clock;
+use opsward::db::Db;
+use opsward::metrics::Metrics;
+use opsward::settings::{Settings, Source, load};
+use opsward::values::Host;
+use opsward::work::Work;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// Work on a database, with the default settings but for what `change` sets.
+pub fn on(db: &Db, change: impl FnOnce(&mut Settings)) -> Work {
+    let source = Source {
+        flags: BTreeMap::new(),
+        config: None,
+        env: BTreeMap::new(),
+        read: Box::new(|_| Err(std::io::ErrorKind::NotFound.into())),
+    };
+    let mut settings = load(&source).unwrap().settings;
+    change(&mut settings);
+    Work {
+        db: db.clone(),
+        settings: Arc::new(settings),
+        own: Host::parse(OWN).unwrap(),
+        clock: Clock::System,
+        metrics: Metrics::new().unwrap(),
+        stop: CancellationToken::new(),
+        tell: Arc::new(|_| {}),
+    }
+}
