@@ -162,12 +162,11 @@ async fn by_hand(place: &Place<'_>) -> String {
     client.batch_execute(maintain::VACUUM).await.unwrap();
     lap("VACUUM");
     let mut pooled = place.db.client().await.unwrap();
-    let grown = in_place::size(&pooled).await.unwrap().pages;
-    let mut to = grown;
+    let mut to = in_place::size(&pooled).await.unwrap().pages;
     while to > 0 {
         let from = to.saturating_sub(100);
         let tx = pooled.transaction().await.unwrap();
-        let moved = in_place::empty_pages(&tx, from, to, grown).await.unwrap();
+        let moved = in_place::empty_pages(&tx, from, to).await.unwrap();
         tx.commit().await.unwrap();
         if moved.stuck > 0 {
             break;

@@ -92,45 +92,58 @@ pub struct Moved {
 
 /// Pages that are emptied at once: so few rows at most are moved in vain.
 const STRIDE: u64 = 32;
-/// Rounds of a stride, at most: a page takes its own rows back until it is
-/// full, a row a round in the worst case.
-const ROUNDS: usize = 100;
+/// Tries of rows that landed behind their stride: the free space map goes
+/// round once, and half of them find room in front each time, or there is none.
+const TRIES: usize = 8;
 
 /// Moves the rows of the pages `from..to` in front of them, from the end on, by
 /// updates that change nothing. Until the transaction ends, what was moved away
-/// leaves no free space, so a round moves what the round before put back. It
-/// ends early where a row lands on a page from `grown` on: the table had to
-/// grow for it.
+/// leaves no free space, so a page that takes its own rows back is full at some
+/// time. It ends early where rows find no room; they stay where they are.
 ///
 /// # Errors
 /// The database's.
-pub async fn empty_pages(tx: &Transaction<'_>, from: u64, to: u64, grown: u64) -> Result<Moved> {
+pub async fn empty_pages(tx: &Transaction<'_>, from: u64, to: u64) -> Result<Moved> {
     tx.batch_execute(PLAN).await.doing("begin to move rows")?;
-    let first = tx.prepare_cached(MOVE).await.doing("move rows to the front")?;
-    let again = tx.prepare_cached(MOVE_AGAIN).await.doing("move rows to the front")?;
     let mut moved = Moved { from: to, ..Moved::default() };
-    let grown = tid(grown);
-    while moved.from > from {
+    while moved.from > from && moved.stuck == 0 {
         let start = moved.from.saturating_sub(STRIDE).max(from);
-        let (low, high) = (tid(start), tid(moved.from));
-        let row = tx.query_one(&first, &[&low, &high, &grown]).await.doing("move rows to the front")?;
-        let (mut back, mut beyond) = (row.get::<_, Vec<String>>(0), n(&row, 1));
-        for _ in 0..ROUNDS {
-            if back.is_empty() || beyond > 0 {
-                break;
-            }
-            let row = tx.query_one(&again, &[&back, &low, &grown]).await.doing("move rows to the front")?;
-            (back, beyond) = (row.get(0), n(&row, 1));
+        tx.batch_execute("SAVEPOINT stride").await.doing("begin to move rows")?;
+        moved.stuck = stride(tx, &tid(start), &tid(moved.from)).await?;
+        match moved.stuck {
+            0 => moved.from = start,
+            // Left at the end, they would keep it from being cut off.
+            _ => tx.batch_execute("ROLLBACK TO SAVEPOINT stride").await.doing("leave rows where they are")?,
         }
-        moved.stuck = back.len() as u64;
-        if moved.stuck > 0 {
-            break;
-        }
-        moved.from = start;
     }
     let (low, high) = (tid(moved.from), tid(to));
     moved.locked = n(&tx.query_one(LEFT, &[&low, &high]).await.doing("look at emptied pages")?, 0);
     Ok(moved)
+}
+
+/// Empties a stride; returns how many rows found no room in front.
+async fn stride(tx: &Transaction<'_>, low: &str, high: &str) -> Result<u64> {
+    let first = tx.prepare_cached(MOVE).await.doing("move rows to the front")?;
+    let again = tx.prepare_cached(MOVE_AGAIN).await.doing("move rows to the front")?;
+    let row = tx.query_one(&first, &[&low, &high]).await.doing("move rows to the front")?;
+    let (mut own, mut behind): (Vec<String>, Vec<String>) = (row.get(0), row.get(1));
+    for _ in 0..TRIES {
+        while !own.is_empty() {
+            let row = tx.query_one(&again, &[&own, &low, &high]).await.doing("move rows to the front")?;
+            own = row.get(0);
+            behind.extend(row.get::<_, Vec<String>>(1));
+        }
+        if behind.is_empty() {
+            break;
+        }
+        let row = tx.query_one(&again, &[&behind, &low, &high]).await.doing("move rows to the front")?;
+        let before = behind.len();
+        (own, behind) = (row.get(0), row.get(1));
+        if behind.len() * 2 > before {
+            break;
+        }
+    }
+    Ok((own.len() + behind.len()) as u64)
 }
 
 /// Pages are read in their order, rows by their place.
@@ -141,25 +154,44 @@ fn tid(page: u64) -> String {
     format!("({page},0)")
 }
 
-/// $1 and $2 bound the pages. Told are the places of rows that landed in them
-/// or behind them, and how many of them from $3 on. A tid is read by its text:
-/// there is no other way to its page.
+/// $1 and $2 bound the pages. Told are the places of rows that landed in them,
+/// and of those that landed behind them. A tid is read by its text: there is no
+/// other way to its page.
 const MOVE: &str = "
     WITH there AS MATERIALIZED (
         SELECT ctid FROM public.ops WHERE ctid >= $1::text::tid AND ctid < $2::text::tid FOR UPDATE SKIP LOCKED),
     moved AS (
         UPDATE public.ops SET ulid = ulid WHERE ctid = ANY (ARRAY(SELECT ctid FROM there)) RETURNING ctid)
-    SELECT coalesce(array_agg(ctid::text) FILTER (WHERE ctid >= $1::text::tid), '{}'),
-           count(*) FILTER (WHERE ctid >= $3::text::tid)
+    SELECT coalesce(array_agg(ctid::text) FILTER (WHERE ctid >= $1::text::tid AND ctid < $2::text::tid), '{}'),
+           coalesce(array_agg(ctid::text) FILTER (WHERE ctid >= $2::text::tid), '{}')
     FROM moved";
 const MOVE_AGAIN: &str = "
     WITH moved AS (
         UPDATE public.ops SET ulid = ulid WHERE ctid = ANY ($1::text[]::tid[]) RETURNING ctid)
-    SELECT coalesce(array_agg(ctid::text) FILTER (WHERE ctid >= $2::text::tid), '{}'),
-           count(*) FILTER (WHERE ctid >= $3::text::tid)
+    SELECT coalesce(array_agg(ctid::text) FILTER (WHERE ctid >= $2::text::tid AND ctid < $3::text::tid), '{}'),
+           coalesce(array_agg(ctid::text) FILTER (WHERE ctid >= $3::text::tid), '{}')
     FROM moved";
 const LEFT: &str = "
     SELECT count(*) FROM public.ops WHERE ctid >= $1::text::tid AND ctid < $2::text::tid";
+
+/// Whether nobody sees a row in the pages `from..to`; looks from the end on.
+///
+/// # Errors
+/// The database's.
+pub async fn is_empty(client: &impl GenericClient, from: u64, to: u64) -> Result<bool> {
+    let statement = client.prepare_cached(LEFT).await.doing("look at the last pages")?;
+    let mut end = to;
+    while end > from {
+        let start = end.saturating_sub(1_024).max(from);
+        let row =
+            client.query_one(&statement, &[&tid(start), &tid(end)]).await.doing("look at the last pages")?;
+        if n(&row, 0) > 0 {
+            return Ok(false);
+        }
+        end = start;
+    }
+    Ok(true)
+}
 
 /// The table that holds what does not fit into rows of the log.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -19,9 +19,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-/// A transaction is steered to this: a node's statement on the same row waits
-/// as long, and 200 ms is the worst that may be.
-const TARGET: Duration = Duration::from_millis(60);
+/// A transaction is steered to this: a node that starts waits for three of them
+/// one after the other, and 200 ms is the worst that may be.
+const TARGET: Duration = Duration::from_millis(50);
 /// Rows of the first batch that deletes.
 const FIRST_ROWS: u32 = 2_000;
 /// Between two tries of what somebody else is in the way of.
