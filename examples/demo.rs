@@ -1,6 +1,7 @@
 //! Three validators on a private PostgreSQL, an opsward beside each: a history
 //! is pulled, new records converge, and the old end of a log is cut so that a
-//! peer meets a gap. Run it by `deploy/demo.sh`; `--keep` leaves it running.
+//! peer meets a gap. Then a fourth on a volume that is nearly full: what opsward
+//! would do there, and the disk given back in both modes. Run it by `deploy/demo.sh`; `--keep` leaves it running.
 #![allow(missing_docs, reason = "a program to watch, not to call")]
 #![allow(clippy::disallowed_methods, reason = "no part of the daemon: nothing to supervise")]
 
@@ -19,6 +20,8 @@ mod fleet;
 mod history;
 #[path = "../tests/it/harness/target.rs"]
 mod target;
+#[path = "demo/volume.rs"]
+mod volume;
 
 use anyhow::{Result, bail};
 use cluster::Cluster;
@@ -130,6 +133,7 @@ async fn show(keep: bool, logs: &Path) -> Result<()> {
     converge(&[&v1, &v2, &v3]).await?;
     report(&[&v1, &v2, &v3]).await?;
     verdict(&v3).await?;
+    volume::show().await?;
 
     if keep {
         println!("\nLeft running until Ctrl-C:");

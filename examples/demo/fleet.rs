@@ -65,7 +65,9 @@ impl Validator {
     }
 
     async fn db(&self) -> Result<Db> {
-        Ok(Db::open(&self.target, "demo", 2).await?)
+        let db = Db::open(&self.target, "demo", 2).await?;
+        opsward::db::migrate::migrate(&mut db.client().await?).await?;
+        Ok(db)
     }
 
     /// Writes ops and their records, as its node would.
