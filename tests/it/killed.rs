@@ -3,12 +3,13 @@
 //!
 //! An ordinary run kills at a sample of the statements. All of them, each
 //! kind's first, middle and last, before and after:
-//! `cargo test --test it killed::everywhere -- --ignored --nocapture`.
+//! `cargo test --test it killed::everywhere -- --ignored --nocapture`,
+//! every seventh with `KILLED_EVERY=7` before it.
 
-use crate::harness::cluster::binary;
+use crate::harness::cluster::{binary, unique};
 use crate::harness::node::{Generation, Load, Writer, node_starts};
-use crate::harness::wire::{PerKind, Plan, Point, When, kill_points, trial};
-use crate::harness::{Cluster, Database, Ops, Start, ops};
+use crate::harness::wire::{Matcher, PerKind, Plan, Point, Sessions, When, kill, kill_points, trial};
+use crate::harness::{Cluster, Database, Ops, Start, Stop, Wire, ops};
 use futures_util::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -97,13 +98,13 @@ static BASE: OnceCell<Base> = OnceCell::const_new();
 
 impl Base {
     async fn get() -> &'static Self {
-        BASE.get_or_init(Self::make).await
+        BASE.get_or_init(|| Self::make(Cluster::shared())).await
     }
 
     /// Half of the log is far below the window, half far above: no run of
     /// these tests falls between. What is compacted lies in both.
-    async fn make() -> Self {
-        let database = Database::new().await;
+    async fn make(cluster: &'static Cluster) -> Self {
+        let database = Database::on(cluster, unique("killed")).await;
         drop(database.migrated().await);
         let mut node = database.client().await;
         node_starts(&mut node, Generation::Newer).await.unwrap();
@@ -116,6 +117,10 @@ impl Base {
         node.batch_execute(ODD).await.unwrap();
         let (rows, schema) = (rows(&node).await, schema(&database));
         Self { database, rows, schema }
+    }
+
+    async fn copy(&self) -> Database {
+        Database::copy_of(self.database.cluster(), self.database.name()).await
     }
 }
 
@@ -164,7 +169,7 @@ fn begin(combo: Combo) -> impl Fn(String) -> Start {
 /// A run that nobody disturbs: what it leaves of the log, and where another
 /// can be killed.
 async fn calm(base: &Base, combo: Combo) -> (Rows, Vec<Point>) {
-    let database = Database::copy_of(Cluster::shared(), base.database.name()).await;
+    let database = base.copy().await;
     let calm = trial(database.cluster(), database.name(), Plan::Observe, begin(combo)).await;
     assert_eq!(calm.ran.code, Some(0), "{combo:?}: {}", calm.ran.stderr);
     let client = database.client().await;
@@ -176,6 +181,16 @@ async fn calm(base: &Base, combo: Combo) -> (Rows, Vec<Point>) {
     (survivors, kill_points(&calm.events, PerKind::FirstMiddleLast))
 }
 
+/// What happened to a run, and what is to come of it.
+struct Case<'a> {
+    base: &'a Base,
+    combo: Combo,
+    survivors: &'a Rows,
+    /// It was disturbed, and did not come to its end.
+    reached: bool,
+    then: Then,
+}
+
 /// One kill and what follows. `Err` says what was not as it has to be; `Ok`
 /// whether the point was reached.
 async fn killed(
@@ -184,7 +199,7 @@ async fn killed(
     (point, when): (&Point, When),
     then: Then,
 ) -> Result<bool, String> {
-    let database = Database::copy_of(Cluster::shared(), base.database.name()).await;
+    let database = base.copy().await;
     let load = Load {
         rate: 40,
         sessions: 2,
@@ -200,6 +215,23 @@ async fn killed(
     if !reached && ended.ran.code != Some(0) {
         return Err(format!("not killed, and ended with {:?}: {}", ended.ran.code, ended.ran.stderr));
     }
+    ends_well(&database, Case { base, combo, survivors, reached, then }).await?;
+    writer.more(4).await;
+    let written = writer.stop().await;
+    if !written.errors.is_empty() {
+        return Err(format!("a writer met an error: {}", written.summary()));
+    }
+    let complaints = written.verify(&database.client().await, |_| false).await;
+    match complaints.is_empty() {
+        true => Ok(reached),
+        false => Err(format!("acknowledged writes: {complaints:?}")),
+    }
+}
+
+/// A node writes, the reclaim is ended in one way or another, and all is as it
+/// has to be.
+async fn ends_well(database: &Database, case: Case<'_>) -> Result<(), String> {
+    let Case { base, combo, survivors, reached, then } = case;
     let client = database.client().await;
     let phase = texts(&client, PHASE).await.pop();
     // A node's own writes to what was there: an update, a delete, a late op.
@@ -243,16 +275,6 @@ async fn killed(
             again.code, again.stdout, again.stderr
         ));
     }
-    writer.more(4).await;
-    let written = writer.stop().await;
-    if !written.errors.is_empty() {
-        return Err(format!("a writer met an error: {}", written.summary()));
-    }
-    let complaints = written.verify(&client, |_| false).await;
-    if !complaints.is_empty() {
-        return Err(format!("acknowledged writes: {complaints:?}"));
-    }
-
     let now = rows(&client).await;
     let wrong = |what: &str, keys: Vec<&String>| match keys.first() {
         None => Ok(()),
@@ -291,12 +313,12 @@ async fn killed(
     if !left.is_empty() {
         return Err(format!("in {phase:?} after {flag} there is left: {left:?}"));
     }
-    if schema(&database) != base.schema {
+    if schema(database) != base.schema {
         return Err("the schema is another".into());
     }
     let mut node = database.client().await;
     node_starts(&mut node, Generation::Newer).await?;
-    Ok(reached)
+    Ok(())
 }
 
 /// A sample of a combination: spread evenly over the run.
@@ -331,15 +353,93 @@ async fn in_place_what_is_compacted() {
     sampled(COMBOS[3], 3, 1).await;
 }
 
+/// In the middle of the log: behind its first batch in either mode.
+fn in_the_middle(when: When) -> Plan {
+    let at = Matcher::Text("INSERT INTO opsward.reclaim (".into(), 4);
+    Plan::Stop { at, when, sessions: Sessions::Hang }
+}
+
+#[tokio::test]
+async fn a_second_one_is_refused_as_long_as_sessions_of_the_first_hang() {
+    let base = Base::get().await;
+    for combo in [COMBOS[0], COMBOS[2]] {
+        let (survivors, _) = calm(base, combo).await;
+        let database = base.copy().await;
+        let wire = Wire::to(database.cluster()).await;
+        let first = begin(combo)(wire.url(database.name())).spawn();
+        let line = wire.run(in_the_middle(When::Before), |_| {});
+        line.stopped().await;
+        for args in
+            [&["reclaim", "--yes", "--mode", combo.mode, "--policy", "window"][..], &["reclaim", "--resume"]]
+        {
+            let second = start(combo, args, database.url()).output().await;
+            assert_eq!(second.code, Some(4), "{args:?}: {}{}", second.stdout, second.stderr);
+            assert!(second.stderr.contains("the lease is held by"), "{}", second.stderr);
+        }
+        kill(first.pid());
+        first.exit().await;
+        line.release();
+        line.sessions_ended(&database.client().await).await;
+        let second = begin(combo)(database.url()).output().await;
+        assert_eq!(second.code, Some(3), "{}", second.stderr);
+        assert!(second.stderr.contains("--resume"), "{}", second.stderr);
+        let case = Case { base, combo, survivors: &survivors, reached: true, then: Then::Resume };
+        ends_well(&database, case).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_cut_connection_ends_it_and_it_is_resumed() {
+    let base = Base::get().await;
+    for combo in [COMBOS[0], COMBOS[2]] {
+        let (survivors, _) = calm(base, combo).await;
+        let database = base.copy().await;
+        let wire = Wire::to(database.cluster()).await;
+        let first = begin(combo)(wire.url(database.name())).spawn();
+        let line = wire.run(in_the_middle(When::After), |_| {});
+        line.stopped().await;
+        line.release();
+        let ran = first.ran().await;
+        assert!(matches!(ran.code, Some(1 | 75)), "{:?}: {}", ran.code, ran.stderr);
+        line.sessions_ended(&database.client().await).await;
+        let case = Case { base, combo, survivors: &survivors, reached: true, then: Then::Resume };
+        ends_well(&database, case).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_stops_at_once_costs_nothing() {
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::private()));
+    let base = Base::make(cluster).await;
+    for combo in [COMBOS[0], COMBOS[2]] {
+        let (survivors, _) = calm(&base, combo).await;
+        let database = base.copy().await;
+        let wire = Wire::to(cluster).await;
+        let first = begin(combo)(wire.url(database.name())).spawn();
+        let line = wire.run(in_the_middle(When::Before), |_| {});
+        line.stopped().await;
+        cluster.stop(Stop::Immediate);
+        line.release();
+        let ran = first.ran().await;
+        assert!(matches!(ran.code, Some(1 | 75)), "{:?}: {}", ran.code, ran.stderr);
+        cluster.start();
+        let case = Case { base: &base, combo, survivors: &survivors, reached: true, then: Then::Resume };
+        ends_well(&database, case).await.unwrap();
+    }
+    cluster.stop(Stop::Fast);
+}
+
 #[tokio::test]
 #[ignore = "the full matrix takes long; the module says how to run it"]
 async fn everywhere() {
+    let every = std::env::var("KILLED_EVERY").map_or(1, |n| n.parse().unwrap());
     let base = Base::get().await;
     let (mut tried, mut reached, mut failed) = (0, 0, BTreeSet::new());
     for combo in COMBOS {
         let (survivors, points) = calm(base, combo).await;
         println!("{combo:?}: {} points", points.len());
-        let cases = points.iter().flat_map(|p| [(p, When::Before), (p, When::After)]).enumerate();
+        let cases = points.iter().flat_map(|p| [(p, When::Before), (p, When::After)]);
+        let cases = cases.step_by(every).enumerate();
         let mut trials = futures_util::stream::iter(cases.map(|(n, (point, when))| {
             let (survivors, then) = (&survivors, THENS[n % 3]);
             async move {
