@@ -342,7 +342,7 @@ async fn sampled(combo: Combo, count: usize, shift: usize) {
 
 #[tokio::test]
 async fn a_swap_of_a_window() {
-    sampled(COMBOS[0], 3, 0).await;
+    sampled(COMBOS[0], 4, 0).await;
 }
 
 #[tokio::test]
@@ -352,12 +352,12 @@ async fn a_swap_of_what_is_compacted() {
 
 #[tokio::test]
 async fn in_place_a_window() {
-    sampled(COMBOS[2], 3, 0).await;
+    sampled(COMBOS[2], 2, 0).await;
 }
 
 #[tokio::test]
 async fn in_place_what_is_compacted() {
-    sampled(COMBOS[3], 3, 1).await;
+    sampled(COMBOS[3], 2, 1).await;
 }
 
 /// In the middle of the log: behind its first batch in either mode.
@@ -368,7 +368,7 @@ fn in_the_middle(when: When) -> Plan {
 
 #[tokio::test]
 async fn a_second_one_is_refused_as_long_as_sessions_of_the_first_hang() {
-    for combo in [COMBOS[0], COMBOS[2]] {
+    for combo in [COMBOS[0]] {
         let (base, (survivors, _)) = once_calm(combo).await;
         let database = base.copy().await;
         let wire = Wire::to(database.cluster()).await;
