@@ -18,6 +18,7 @@ mod gate;
 mod harness;
 mod harness_test;
 mod in_place;
+mod killed;
 mod node_test;
 mod prune;
 mod pull;

@@ -28,6 +28,13 @@ impl Database {
         Self { cluster, name }
     }
 
+    /// A copy of another database as it is; nobody may be in that one.
+    pub async fn copy_of(cluster: &'static Cluster, template: &str) -> Self {
+        let name = cluster::unique("copy");
+        cluster.create_database(&name, template).await;
+        Self { cluster, name }
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
