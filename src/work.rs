@@ -19,6 +19,8 @@ use tracing::warn;
 const WAL_PART: u64 = 4;
 /// WAL below this is not worth a checkpoint: one segment of it.
 const LEAST_WAL: u64 = 16 << 20;
+/// Before giving up for lack of disk, so little WAL is worth a checkpoint, too.
+const LAST_WAL: u64 = 1 << 20;
 /// How often the signs are read: batches may be shorter.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// The delay of a VACUUM at the gentle pace, in ms: what autovacuum uses by
@@ -141,7 +143,7 @@ impl Pacer {
             let (signs, free) = self.look().await?;
             match self.halt(&signs, free) {
                 Some(Halt::LittleDisk { .. })
-                    if signs.wal_bytes > LEAST_WAL && self.checkpoint(lease.client()?).await? =>
+                    if signs.wal_bytes > LAST_WAL && self.checkpoint(lease.client()?).await? =>
                 {
                     // WAL may have been what filled it; look once more.
                     let (signs, free) = self.look().await?;
