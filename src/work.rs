@@ -19,6 +19,9 @@ use tracing::warn;
 const WAL_PART: u64 = 4;
 /// WAL below this is not worth a checkpoint: one segment of it.
 const LEAST_WAL: u64 = 16 << 20;
+/// Whatever is set, so much stays free: the server makes WAL by segments of
+/// 16 MiB, and goes down where it cannot (seen on a full volume).
+const WAL_SEGMENT: u64 = 16 << 20;
 /// Before giving up for lack of disk, so little WAL is worth a checkpoint, too.
 const LAST_WAL: u64 = 1 << 20;
 /// How often the signs are read: batches may be shorter.
@@ -109,7 +112,7 @@ pub enum Stop {
 impl Pacer {
     /// A pace for one run; `percent` is the command's own word, 1 to 100.
     pub fn new(work: &Work, percent: Option<u8>, patience: Patience) -> Self {
-        let floor = work.settings.bounding.min_free_disk;
+        let floor = work.settings.bounding.min_free_disk.max(WAL_SEGMENT);
         Self {
             work: work.clone(),
             percent,
@@ -123,7 +126,7 @@ impl Pacer {
 
     /// Lowers the free-disk floor: for work whose purpose is to give disk back.
     pub fn with_floor(mut self, bytes: u64) -> Self {
-        self.floor = self.floor.min(bytes);
+        self.floor = self.floor.min(bytes).max(WAL_SEGMENT);
         self
     }
 

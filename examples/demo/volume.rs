@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 const MEGABYTES: u32 = 560;
-/// What is left free before opsward begins: 7 %, for traces and WAL.
-const LEFT: u64 = 40 << 20;
+/// What is left free before opsward begins, for traces and WAL.
+const LEFT: u64 = 64 << 20;
 const DAY: u64 = 24 * 3_600_000;
 
 /// A tmpfs, gone when this is; a plain directory where mounting is forbidden.
@@ -50,7 +50,7 @@ impl Drop for Volume {
 
 /// Shows it.
 pub async fn show() -> Result<()> {
-    step("A fourth validator, on a small volume that its log has filled to 93 %");
+    step("A fourth validator, on a small volume that its log has nearly filled");
     let volume = Volume::new()?;
     if !volume.is_mounted {
         println!("   left out: mounting a small volume takes root");
@@ -158,9 +158,9 @@ impl Opsward {
             .env("OPENAUDIO_DB_URL", &self.url)
             .env("OPENAUDIO_NODE_ENDPOINT", "http://full.example")
             .env("OPENAUDIO_MEDIORUM_PEERS", "none")
-            .env("OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS", "120")
+            .env("OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS", "180")
             .env("OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD", "true")
-            .env("OPENAUDIO_MEDIORUM_MIN_FREE_DISK", "4MiB")
+            .env("OPENAUDIO_MEDIORUM_MIN_FREE_DISK", "16MiB")
             .env("OPENAUDIO_MEDIORUM_PGDATA_PATH", &self.volume)
             .env("OPENAUDIO_LOG_LEVEL", "warn")
             .output()
