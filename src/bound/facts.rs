@@ -2,7 +2,7 @@
 
 use super::decide::{self, Decision, Facts, PeerFact, ReaderFact};
 use super::plan::Surroundings;
-use crate::db::{self, Client, gate, pace, readers, stats};
+use crate::db::{self, Client, gate, index, pace, readers, stats};
 use crate::settings::Settings;
 use crate::values::{Host, OpUlid, TableDay};
 use jiff::Timestamp;
@@ -47,7 +47,7 @@ pub async fn surroundings(client: &Client, settings: &Settings, now: Timestamp) 
             .map(|(b, _)| b),
         figures,
         paused_at: pace::signs(client).await?.paused_at,
-        index_there: gate::index_there(client).await?,
+        index_there: index::find(client).await?.there.is_some(),
         census_at: gate::census_at(client).await?,
     })
 }

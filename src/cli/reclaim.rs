@@ -4,17 +4,13 @@ use super::confirm::{self, confirm};
 use super::{Command, Context, Output, Run, lease};
 use crate::db::migrate;
 use crate::job::{Job, gate_of_reclaim};
-use crate::metrics::Metrics;
 use crate::reclaim::decide::Mode;
 use crate::reclaim::plan::Plan;
 use crate::reclaim::{self, Action, Request};
 use crate::settings::Policy;
 use crate::show::{Changed, Done, ExitCode, Failure, Outcome, format};
-use crate::work::Work;
 use clap::{Arg, ArgAction, ArgMatches};
 use serde_json::Value;
-use std::sync::Arc;
-use tokio_util::sync::CancellationToken;
 
 /// The command.
 pub(super) const COMMAND: Command = Command {
@@ -97,7 +93,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         }
     }
     let Some(report) = lease::have_done(context, args, Job::Reclaim(request)).await? else {
-        return Ok(Done::new(Value::Null, "detached; the daemon goes on"));
+        return Ok(lease::detached());
     };
     let number = |key: &str| report[key].as_u64().unwrap_or(0);
     let [before, after] = ["bytes_before", "bytes_after"].map(|key| format::bytes(number(key)));
@@ -118,15 +114,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
 async fn planned(context: &Context, request: &mut Request) -> Result<Plan, Failure> {
     let db = context.open_db("reclaim", 2).await?;
     migrate::migrate(&mut db.client().await?).await?;
-    let work = Work {
-        db: db.clone(),
-        settings: Arc::new(context.settings.clone()),
-        own: context.self_host()?.clone(),
-        clock: context.clock.clone(),
-        metrics: Metrics::new().map_err(anyhow::Error::from)?,
-        stop: CancellationToken::new(),
-        tell: Arc::new(|_| {}),
-    };
+    let work = lease::work(context, context.self_host()?.clone(), db.clone())?;
     request.gate = gate_of_reclaim(&work).await?;
     reclaim::plan(&work, &db.client().await?, request).await.map_err(|error| match error {
         reclaim::Error::Refused { why, fix } => Failure::new(ExitCode::Refused, "refused", why).fix(fix),

@@ -151,20 +151,6 @@ pub async fn counted_whole(client: &Client) -> Result<bool> {
 
 const WHOLE: &str = "SELECT FROM opsward.census_pass WHERE kind = 'full' AND last_finished_at IS NOT NULL";
 
-/// Whether a valid index on `ops("table", ulid)` is there.
-///
-/// # Errors
-/// The database's.
-pub async fn index_there(client: &Client) -> Result<bool> {
-    Ok(client.query_one(INDEX_THERE, &[]).await.doing("look for the index of ops")?.get(0))
-}
-
-const INDEX_THERE: &str = "
-    SELECT EXISTS (SELECT FROM pg_index i
-        WHERE i.indrelid = to_regclass('public.ops') AND i.indisvalid AND i.indpred IS NULL
-          AND pg_get_indexdef(i.indexrelid, 1, true) IN ('\"table\"', 'table')
-          AND pg_get_indexdef(i.indexrelid, 2, true) = 'ulid')";
-
 /// Since when what stands in the way, by code and subject.
 pub type Since = BTreeMap<(String, String), Timestamp>;
 
