@@ -105,7 +105,7 @@ async fn a_vacuum_yields_to_sessions_of_roles_that_are_hidden() {
     // The log is the role's own; who waits is not to be seen by it.
     bench.run(&format!("ALTER TABLE ops OWNER TO {role}; GRANT CREATE ON SCHEMA public TO {role}")).await;
     let command = bench.start_at(&["prune", "--pace", "3%", "--output", "json"], url).spawn();
-    bench.until("SELECT count(*) > 0 FROM pg_stat_progress_vacuum WHERE datname = current_database()").await;
+    bench.until("SELECT count(*) > 0 FROM pg_stat_progress_vacuum WHERE relid = 'public.ops'::regclass AND datname = current_database()").await;
     let node = bench.database.client().await;
     node.batch_execute("CREATE INDEX CONCURRENTLY waits ON ops (host)").await.unwrap();
     command.line(|l| l.contains("VACUUM of ops") && l.contains("yielded")).await;
