@@ -1,50 +1,35 @@
 //! Giving the disk back: ways to leave a quarter of a log, each over a fresh
 //! clone of one database, while a writer inserts 50 ops a second. Time, peak
-//! of extra disk (sampled), WAL, the longest transaction (sampled) and the
-//! writer's stalls, in one run. `cargo bench --bench reclaim`, with a number of
-//! rows as its argument (500,000 unless told).
+//! of extra disk (sampled), WAL, the longest transaction (sampled), the longest
+//! that a lock kept writers out (sampled) and the writer's stalls, in one run.
+//!
+//! `cargo bench --bench reclaim`, with a number of rows (2,000,000 unless told)
+//! and names of contenders as arguments. A single contender works on the log
+//! itself, without a clone: `cargo bench --bench reclaim -- 20000000 swap`.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a bench, not the daemon")]
 #![allow(missing_docs, reason = "a bench, not the daemon")]
 
-#[path = "../tests/it/harness/cluster.rs"]
-#[allow(dead_code, unreachable_pub, clippy::panic, clippy::unwrap_used, reason = "shared with the tests")]
-mod cluster;
-#[path = "../tests/it/harness/target.rs"]
-mod target;
+mod bed;
 
-use cluster::{Cluster, Stop};
+use bed::cluster::{self, Cluster, binary};
+use bed::{SPAN, START, TABLES, target};
 use opsward::clock::Clock;
 use opsward::db::lease::Lease;
 use opsward::db::{self, Db, in_place, maintain, migrate};
-use opsward::metrics::Metrics;
 use opsward::reclaim::decide::{Checkpoint, Mode, Phase, Survivors};
-use opsward::reclaim::{self, Action, Request};
-use opsward::settings::{Policy, Source, load};
-use opsward::values::{Host, OpUlid};
-use opsward::work::Work;
+use opsward::reclaim::{self, Action, Outcome, Request};
+use opsward::settings::Policy;
+use opsward::values::OpUlid;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-const TABLES: [&str; 4] = ["uploads", "storage_and_db_sizes", "qm_audio_analyses", "audio_previews"];
-const START: u64 = 1_672_531_200_000;
-const SPAN: u64 = 110_376_000_000;
-/// Three and a half years of ops of about 1 kB, evenly, of four tables.
-const FILL: &str = r#"
-    CREATE FUNCTION pg_temp.crock(n bigint) RETURNS text LANGUAGE sql IMMUTABLE AS $$
-        SELECT string_agg(substr('0123456789ABCDEFGHJKMNPQRSTVWXYZ', ((n >> (5 * i)) & 31)::int + 1, 1), '' ORDER BY i DESC)
-        FROM generate_series(0, 9) i $$;
-    INSERT INTO ops
-    SELECT pg_temp.crock(1672531200000 + (i * 110376000000 / ROWS)) || lpad(i::text, 16, '0'),
-           'https://node' || i % 20 || '.example', 'update',
-           CASE WHEN i % 100 < 62 THEN 'uploads' WHEN i % 100 < 90 THEN 'storage_and_db_sizes'
-                WHEN i % 100 < 98 THEN 'qm_audio_analyses' ELSE 'audio_previews' END,
-           jsonb_build_array(jsonb_build_object('id', md5(i::text), 'x', (
-               SELECT string_agg(md5((i * 31 + j)::text), '') FROM generate_series(1, 26) j)))
-    FROM generate_series(1, ROWS) i"#;
+const CONTENDERS: [&str; 7] =
+    ["idle", "create-table-as", "vacuum-full", "pg_repack", "swap", "by-hand", "in-place"];
 
 /// Where a contender works.
 struct Place<'a> {
@@ -58,40 +43,68 @@ struct Place<'a> {
 struct Seen {
     extra_disk: AtomicU64,
     longest_us: AtomicU64,
+    locked_us: AtomicU64,
 }
 
 #[tokio::main(worker_threads = 2)]
 async fn main() {
-    // `cargo test --benches` passes flags; there is nothing to test here.
-    if std::env::args().any(|a| a == "--test") {
+    if bed::is_test() {
         return;
     }
-    let rows: u64 = std::env::args().find_map(|a| a.parse().ok()).unwrap_or(500_000);
-    let cluster = tokio::task::spawn_blocking(|| {
-        let cluster = Cluster::private();
-        // As a server that keeps what it acknowledged: the harness' does not.
-        cluster.configure(
-            "fsync = on\nsynchronous_commit = on\nfull_page_writes = on\nshared_buffers = '256MB'\nautovacuum = off",
-        );
-        cluster.stop(Stop::Fast);
-        cluster.start();
-        cluster
-    })
-    .await
-    .unwrap();
+    let rows = bed::rows(2_000_000);
+    let asked: Vec<&str> = CONTENDERS.into_iter().filter(|c| std::env::args().any(|a| a == *c)).collect();
+    let contenders = if asked.is_empty() { CONTENDERS.to_vec() } else { asked };
+    let cluster = bed::server("").await;
     cluster.create_database("log", cluster::TEMPLATE).await;
     let db = Db::open(&target::local(cluster.port(), "log"), "bench", 2).await.unwrap();
     migrate::migrate(&mut db.client().await.unwrap()).await.unwrap();
-    cluster.psql("log", &format!("{}; VACUUM ANALYZE ops", FILL.replace("ROWS", &rows.to_string())));
     drop(db);
+    bed::fill(&cluster, "log", rows);
     println!("{rows} rows, three quarters go; a writer at 50 inserts a second");
     println!(
-        "{:<22} {:>8} {:>9} {:>9} {:>10} {:>8} {:>9} {:>9}",
-        "", "seconds", "MB before", "MB after", "extra MB", "WAL MB", "longest", "p99.9"
+        "{:<16} {:>8} {:>9} {:>9} {:>9} {:>8} {:>10} {:>10} {:>10}",
+        "", "seconds", "MB before", "MB after", "extra MB", "WAL MB", "longest ms", "locked ms", "p99.9 ms"
     );
-    // Each contender is a function over a fresh clone; others are added here.
-    contend(&cluster, "by hand", by_hand).await;
-    contend(&cluster, "reclaim in-place", reclaim_in_place).await;
+    let mut took = BTreeMap::new();
+    for title in &contenders {
+        let name = match contenders.len() {
+            1 => "log".to_owned(),
+            _ => cloned(&cluster).await,
+        };
+        let seconds = match *title {
+            "idle" => contend(&cluster, &name, title, idle).await,
+            "create-table-as" => contend(&cluster, &name, title, create_table_as).await,
+            "vacuum-full" => contend(&cluster, &name, title, vacuum_full).await,
+            "pg_repack" => contend(&cluster, &name, title, pg_repack).await,
+            "swap" => contend(&cluster, &name, title, async |place| run(place, Mode::Swap).await).await,
+            "by-hand" => contend(&cluster, &name, title, by_hand).await,
+            _ => contend(&cluster, &name, title, async |place| run(place, Mode::InPlace).await).await,
+        };
+        took.insert(*title, seconds);
+        if name != "log" {
+            let sql = format!("DROP DATABASE {name} WITH (FORCE)");
+            cluster.connect("postgres").await.batch_execute(&sql).await.unwrap();
+        }
+    }
+    let ratio = |ours: &str, theirs: &str, goal: &str| {
+        if let (Some(ours_s), Some(theirs_s)) = (took.get(ours), took.get(theirs)) {
+            println!("{ours} / {theirs}: {:.2} (goal: {goal})", ours_s / theirs_s);
+        }
+    };
+    ratio("swap", "create-table-as", "at most 1.5");
+    ratio("swap", "pg_repack", "at most 0.33");
+    ratio("in-place", "by-hand", "at most 1.3");
+}
+
+/// A copy of the log, once the sessions in it are gone.
+async fn cloned(cluster: &Cluster) -> String {
+    let name = cluster::unique("clone");
+    loop {
+        let sql = format!("CREATE DATABASE {name} TEMPLATE log STRATEGY FILE_COPY");
+        if cluster.connect("postgres").await.batch_execute(&sql).await.is_ok() {
+            return name;
+        }
+    }
 }
 
 /// The lowest ULID that stays.
@@ -99,25 +112,20 @@ fn cut() -> OpUlid {
     OpUlid::first_of_ms(START + SPAN * 3 / 4)
 }
 
-async fn contend(cluster: &Cluster, title: &str, contender: impl AsyncFn(&Place<'_>) -> String) {
-    let name = cluster::unique("clone");
-    let template = async {
-        // The pool's sessions take a moment to go.
-        loop {
-            let sql = format!("CREATE DATABASE {name} TEMPLATE log");
-            if cluster.connect("postgres").await.batch_execute(&sql).await.is_ok() {
-                break;
-            }
-        }
-    };
-    template.await;
-    let admin = cluster.connect(&name).await;
-    admin.batch_execute("CHECKPOINT").await.unwrap();
-    let db = Db::open(&target::local(cluster.port(), &name), "bench", 6).await.unwrap();
-    let place = Place { cluster, name: &name, db };
+async fn contend(
+    cluster: &Cluster,
+    name: &str,
+    title: &str,
+    contender: impl AsyncFn(&Place<'_>) -> String,
+) -> f64 {
+    let admin = cluster.connect(name).await;
+    // Read once, so that nobody waits for the disk to read.
+    admin.batch_execute("SELECT count(data) FROM ops; CHECKPOINT").await.unwrap();
+    let db = Db::open(&target::local(cluster.port(), name), "bench", 6).await.unwrap();
+    let place = Place { cluster, name, db };
     let (seen, stop) = (Arc::new(Seen::default()), CancellationToken::new());
-    let sampler = tokio::spawn(sample(cluster.config(&name), cluster.data_dir(), seen.clone(), stop.clone()));
-    let writer = tokio::spawn(write(cluster.config(&name), stop.clone()));
+    let sampler = tokio::spawn(sample(cluster.config(name), cluster.data_dir(), seen.clone(), stop.clone()));
+    let writer = tokio::spawn(write(cluster.config(name), stop.clone()));
     let number = async |sql: &str| admin.query_one(sql, &[]).await.unwrap().get::<_, i64>(0);
     let total = "SELECT pg_total_relation_size('ops')";
     let (before, lsn) = (number(total).await, number("SELECT (pg_current_wal_lsn() - '0/0')::bigint").await);
@@ -134,18 +142,64 @@ async fn contend(cluster: &Cluster, title: &str, contender: impl AsyncFn(&Place<
     let there = number("SELECT count(*) FROM ops WHERE host = 'https://writer.example'").await;
     let mb = |bytes: i64| bytes as f64 / 1e6;
     println!(
-        "{title:<22} {:>8.1} {:>9.0} {:>9.0} {:>10.0} {:>8.0} {:>6.0} ms {:>6.1} ms",
+        "{title:<16} {:>8.1} {:>9.0} {:>9.0} {:>9.0} {:>8.0} {:>10.0} {:>10.0} {:>10.1}",
         took.as_secs_f64(),
         mb(before),
         mb(after),
         seen.extra_disk.load(Ordering::Relaxed) as f64 / 1e6,
         mb(wal),
         seen.longest_us.load(Ordering::Relaxed) as f64 / 1e3,
+        seen.locked_us.load(Ordering::Relaxed) as f64 / 1e3,
         p999.unwrap_or_default().as_secs_f64() * 1e3,
     );
     println!("    {notes}; {written} written meanwhile, {there} there");
-    drop(place);
-    drop(admin);
+    took.as_secs_f64()
+}
+
+/// The writer and nobody else.
+async fn idle(_: &Place<'_>) -> String {
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    "the writer alone".into()
+}
+
+/// The least that a copy costs: no trace, no check, nothing of what is written
+/// meanwhile, and no swap.
+async fn create_table_as(place: &Place<'_>) -> String {
+    let client = place.cluster.connect(place.name).await;
+    let sql = format!("CREATE TABLE ops_copy AS SELECT * FROM ops WHERE ulid >= '{}'", cut());
+    client.batch_execute(&sql).await.unwrap();
+    client.batch_execute("ALTER TABLE ops_copy ADD PRIMARY KEY (ulid)").await.unwrap();
+    "a copy beside the log, which stays as it is".into()
+}
+
+async fn delete(place: &Place<'_>) -> tokio_postgres::Client {
+    let client = place.cluster.connect(place.name).await;
+    client.execute("DELETE FROM ops WHERE ulid < $1", &[&cut().as_str()]).await.unwrap();
+    client
+}
+
+async fn vacuum_full(place: &Place<'_>) -> String {
+    let client = delete(place).await;
+    client.batch_execute("VACUUM FULL ops").await.unwrap();
+    "DELETE, VACUUM FULL".into()
+}
+
+/// Debian's package postgresql-15-repack.
+async fn pg_repack(place: &Place<'_>) -> String {
+    let client = delete(place).await;
+    if let Err(error) = client.batch_execute("CREATE EXTENSION pg_repack").await {
+        return format!("DELETE alone: {error}");
+    }
+    let (port, name) = (place.cluster.port().to_string(), place.name.to_owned());
+    let repack = move || {
+        let options = ["-h", "127.0.0.1", "-U", "postgres", "--table", "public.ops", "--no-order"];
+        Command::new(binary("pg_repack")).args(options).args(["-p", &port, "-d", &name]).output().unwrap()
+    };
+    let output = tokio::task::spawn_blocking(repack).await.unwrap();
+    match output.status.success() {
+        true => "DELETE, pg_repack --no-order".into(),
+        false => format!("DELETE, pg_repack failed: {}", String::from_utf8_lossy(&output.stderr)),
+    }
 }
 
 /// As by hand: one DELETE, VACUUM, ranges of 100 pages, VACUUM, REINDEX.
@@ -181,30 +235,16 @@ async fn by_hand(place: &Place<'_>) -> String {
     phases.join(", ")
 }
 
-async fn reclaim_in_place(place: &Place<'_>) -> String {
-    run(place, Mode::InPlace).await
-}
-
 /// A reclaim at full pace; where its time went, by phase.
 async fn run(place: &Place<'_>, mode: Mode) -> String {
-    let mut settings = load(&Source::process()).unwrap().settings;
-    settings.bounding.min_free_disk = 0;
     let laps: Arc<Mutex<Vec<(String, Instant)>>> = Arc::default();
     let noted = laps.clone();
-    let work = Work {
-        db: place.db.clone(),
-        settings: Arc::new(settings),
-        own: Host::parse("http://127.0.0.1:9").unwrap(),
-        clock: Clock::System,
-        metrics: Metrics::new().unwrap(),
-        stop: CancellationToken::new(),
-        tell: Arc::new(move |told| {
-            let mut laps = noted.lock().unwrap();
-            if laps.last().is_none_or(|(phase, _)| *phase != told.phase) {
-                laps.push((told.phase, Instant::now()));
-            }
-        }),
-    };
+    let work = bed::work(&place.db, move |told| {
+        let mut laps = noted.lock().unwrap();
+        if laps.last().is_none_or(|(phase, _)| *phase != told.phase) {
+            laps.push((told.phase, Instant::now()));
+        }
+    });
     let client = place.db.client().await.unwrap();
     let figures = db::stats::figures(&client).await.unwrap();
     let at = Checkpoint {
@@ -233,7 +273,8 @@ async fn run(place: &Place<'_>, mode: Mode) -> String {
     db::reclaim::save(&client, &at.json()).await.unwrap();
     let mut lease = Lease::take(&place.db).await.unwrap().ok().unwrap();
     let request = Request { action: Action::Resume, pace: Some(100), ..Request::default() };
-    reclaim::run(&work, &mut lease, &request).await.unwrap();
+    let report = reclaim::run(&work, &mut lease, &request).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Done);
     let traces: i64 =
         client.query_one("SELECT pg_total_relation_size('opsward.traces')", &[]).await.unwrap().get(0);
     let mut laps = laps.lock().unwrap().clone();
@@ -256,12 +297,17 @@ async fn sample(
         FROM pg_stat_activity
         WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'
           AND query !~* '^(VACUUM|REINDEX|DROP INDEX|CREATE DATABASE|BEGIN|CHECKPOINT)'";
+    const LOCKED: &str = "
+        SELECT coalesce(max(extract(epoch FROM clock_timestamp() - waitstart)), 0)::float8 * 1e6
+        FROM pg_locks WHERE NOT granted AND waitstart IS NOT NULL AND mode = 'RowExclusiveLock'";
     let client = cluster::connect(&config).await;
-    let longest = client.prepare(LONGEST).await.unwrap();
+    let (longest, locked) = (client.prepare(LONGEST).await.unwrap(), client.prepare(LOCKED).await.unwrap());
     let (before, mut looked) = (taken(&directory), Instant::now());
     while !stop.is_cancelled() {
         let us: f64 = client.query_one(&longest, &[]).await.unwrap().get(0);
         seen.longest_us.fetch_max(us as u64, Ordering::Relaxed);
+        let us: f64 = client.query_one(&locked, &[]).await.unwrap().get(0);
+        seen.locked_us.fetch_max(us as u64, Ordering::Relaxed);
         if looked.elapsed() > Duration::from_millis(100) {
             looked = Instant::now();
             let extra = taken(&directory).saturating_sub(before);

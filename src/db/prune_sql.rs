@@ -34,7 +34,7 @@ pub(super) fn sql(doomed: Doomed<'_>, columns: &[&str], locked: Locked) -> Strin
     let (cuts, which) = (cuts_sql(doomed), doomed_sql(doomed, columns));
     let sizes: Vec<String> =
         columns.iter().map(|c| format!("coalesce(pg_column_size(o.{}), 0)", quote_ident(c))).collect();
-    let bytes = sizes.join(" + ");
+    let bytes = format!("{OVERHEAD} + {}", sizes.join(" + "));
     let from = match locked {
         Locked::Wait => format!("o USING {cuts} WHERE {which}"),
         Locked::Skip => format!(
@@ -42,17 +42,29 @@ pub(super) fn sql(doomed: Doomed<'_>, columns: &[&str], locked: Locked) -> Strin
                  SELECT o.ctid FROM public.ops o, {cuts} WHERE {which} FOR UPDATE OF o SKIP LOCKED))"
         ),
     };
-    let (traced, key, key_of_record) = (traced_sql(), key_sql(), key_of_record_sql());
+    let gone = format!("DELETE FROM public.ops {from} RETURNING {}", gone_sql(&bytes));
+    traced_of(&gone, "width_bucket(ulid, $6::text[])")
+}
+
+/// What [`traced_of`] has to know of a row `o` that goes.
+pub(super) fn gone_sql(bytes: &str) -> String {
+    let (traced, key) = (traced_sql(), key_sql());
+    format!(
+        "o.ulid COLLATE \"C\" AS ulid, o.\"table\" AS name, {bytes} AS bytes, {key} COLLATE \"C\" AS key,
+         CASE WHEN o.\"table\" IN ({traced}) AND o.data -> 1 IS NOT NULL THEN o.data END AS many"
+    )
+}
+
+/// Leaves traces of the rows that a statement gives, and tells of each table
+/// and day of theirs: table, day, rows, bytes, highest ULID, and the traces of
+/// the whole table that were not there before.
+pub(super) fn traced_of(gone: &str, day: &str) -> String {
+    let key_of_record = key_of_record_sql();
     // Grouped at once, nearly always by record: what follows is a fraction.
     format!(
-        "WITH gone AS (
-             DELETE FROM public.ops {from}
-             RETURNING o.ulid COLLATE \"C\" AS ulid, o.\"table\" AS name, {OVERHEAD} + {bytes} AS bytes,
-                       {key} COLLATE \"C\" AS key,
-                       CASE WHEN o.\"table\" IN ({traced}) AND o.data -> 1 IS NOT NULL THEN o.data END AS many),
+        "WITH gone AS ({gone}),
          grouped AS MATERIALIZED (
-             SELECT name, width_bucket(ulid, $6::text[]) AS day, key, many,
-                    count(*) AS rows, sum(bytes) AS bytes, max(ulid) AS ulid
+             SELECT name, {day} AS day, key, many, count(*) AS rows, sum(bytes) AS bytes, max(ulid) AS ulid
              FROM gone GROUP BY name, day, key, many),
          keyed AS (
              SELECT name, md5(name || E'\\n' || key)::uuid AS key, max(ulid) AS ulid
@@ -69,20 +81,6 @@ pub(super) fn sql(doomed: Doomed<'_>, columns: &[&str], locked: Locked) -> Strin
              SELECT name, count(*) AS traces FROM keyed JOIN traced USING (key) WHERE is_new GROUP BY name)
          SELECT name, day, sum(rows)::bigint, sum(bytes)::bigint, max(ulid), coalesce(max(traces), 0)
          FROM grouped LEFT JOIN left_behind USING (name) GROUP BY name, day ORDER BY name, day"
-    )
-}
-
-/// The keys of an op's traces, as `opsward.trace_key` makes them, as an array.
-pub(super) fn keys_sql() -> String {
-    let (traced, key) = (traced_sql(), key_sql());
-    let each = key_of_record_sql().replace("CASE name", "CASE o.\"table\"");
-    let hash = |key: &str| format!("md5(o.\"table\" || E'\\n' || {key})::uuid");
-    format!(
-        "CASE WHEN o.\"table\" NOT IN ({traced}) THEN NULL
-              WHEN o.data -> 1 IS NULL THEN ARRAY[{}]
-              ELSE ARRAY(SELECT {} FROM opsward.records(o.data) r) END",
-        hash(&key),
-        hash(&each)
     )
 }
 

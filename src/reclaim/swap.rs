@@ -218,7 +218,8 @@ async fn copy_range(run: &mut Run<'_>) -> Result<()> {
     let range = copy::range(&tx, &at.position, run.kept.size.rows()).await?;
     let doomed = doomed(&run.at, &columns);
     let copied = copy::copy(&tx, &doomed, &range).await?;
-    if copied < range.rows || range.until.is_none() {
+    // What was written to the range since it was found may hide what goes in it.
+    if !range.is_above(&ceiling(&run.at)) {
         for gone in copy::trace(&tx, &doomed, &range).await? {
             let sum = at.gone.entry(gone.table).or_default();
             sum.rows += gone.rows;
@@ -271,7 +272,7 @@ async fn verify(run: &mut Run<'_>) -> Result<()> {
     let begun = Instant::now();
     let columns = columns(&*run.lease.client()?).await?;
     let tx = run.lease.begin().await?;
-    let range = copy::range(&tx, &at.position, run.kept.size.rows()).await?;
+    let range = copy::known_range(&tx, &at.position, run.kept.size.rows()).await?;
     let differs = copy::verify(&tx, &doomed(&run.at, &columns), &range).await?;
     if !differs.is_empty() {
         drop(tx);

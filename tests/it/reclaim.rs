@@ -169,13 +169,13 @@ async fn a_swap_leaves_what_survives_and_nothing_else() {
         .batch_execute(&format!(
             "UPDATE ops SET core_tx_status = 'pending' WHERE ulid = '{owed}';
              UPDATE ops SET \"table\" = 'of_no_model' WHERE ulid = '{foreign}';
-             INSERT INTO ops (ulid, \"table\", action) VALUES ('no ulid', 'uploads', 'create')"
+             INSERT INTO ops (ulid, \"table\", action) VALUES ('no ulid', 'uploads', 'create'), ('', 'uploads', 'create')"
         ))
         .await
         .unwrap();
     let (before, all) = (bed.schema(), bed.ulids().await.len());
     let sql = format!(
-        "CREATE TEMP TABLE before AS SELECT * FROM ops WHERE ulid >= '{}' OR ulid IN ('{owed}', '{foreign}', 'no ulid')",
+        "CREATE TEMP TABLE before AS SELECT * FROM ops WHERE ulid >= '{}' OR ulid IN ('{owed}', '{foreign}', 'no ulid', '')",
         bed.cut
     );
     client.batch_execute(&sql).await.unwrap();
