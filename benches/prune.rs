@@ -6,31 +6,25 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a bench, not the daemon")]
 #![allow(missing_docs, reason = "a bench, not the daemon")]
 
-#[path = "../tests/it/harness/cluster.rs"]
-#[allow(dead_code, unreachable_pub, clippy::panic, clippy::unwrap_used, reason = "shared with the tests")]
-mod cluster;
+mod bed;
 #[path = "../examples/demo/history.rs"]
 #[allow(dead_code, reason = "shared with the demo")]
 mod history;
-#[path = "../tests/it/harness/target.rs"]
-mod target;
 
-use cluster::{Cluster, Stop};
+use bed::cluster::{self, Cluster};
+use bed::{TABLES, median, ms, target};
 use opsward::bound::delete::{self, Ended, Order, Report};
 use opsward::clock::Clock;
 use opsward::db::lease::Lease;
 use opsward::db::ops::Lent;
 use opsward::db::prune::TableCut;
 use opsward::db::{Db, migrate};
-use opsward::metrics::Metrics;
-use opsward::settings::{Source, load};
-use opsward::values::{Host, OpUlid};
-use opsward::work::{Pacer, Patience, Work};
+use opsward::values::OpUlid;
+use opsward::work::{Pacer, Patience};
 use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
-use tokio_util::sync::CancellationToken;
 
 const ROUNDS: usize = 3;
 /// Rows of a batch of the naive contender.
@@ -39,7 +33,6 @@ const DAY_MS: u64 = 86_400_000;
 /// Three and a half years, as the measured log has.
 const SPAN_DAYS: u64 = 1_277;
 const APPEND_ONLY: &str = "storage_and_db_sizes";
-const MODELS: [&str; 4] = ["uploads", "qm_audio_analyses", "audio_previews", APPEND_ONLY];
 
 /// A log to clone, and where its half ends.
 struct Log {
@@ -56,24 +49,11 @@ enum Held {
 
 #[tokio::main(worker_threads = 2)]
 async fn main() {
-    // `cargo test --benches` passes flags; there is nothing to test here.
-    if std::env::args().any(|a| a == "--test") {
+    if bed::is_test() {
         return;
     }
-    let rows: u64 = std::env::args().find_map(|a| a.parse().ok()).unwrap_or(300_000);
-    let cluster = tokio::task::spawn_blocking(|| {
-        let cluster = Cluster::private();
-        // As a server that keeps what it acknowledged: the harness' does not.
-        cluster.configure(
-            "fsync = on\nsynchronous_commit = on\nfull_page_writes = on\nshared_buffers = '256MB'\n\
-             max_wal_size = '4GB'\nautovacuum = off",
-        );
-        cluster.stop(Stop::Fast);
-        cluster.start();
-        cluster
-    })
-    .await
-    .unwrap();
+    let rows = bed::rows(300_000);
+    let cluster = bed::server("").await;
     let mixed = fill(&cluster, "mixed", rows, |_| true).await;
     let creates = fill(&cluster, "creates", rows, |table| table == APPEND_ONLY).await;
     println!("half of {rows} rows deleted at full pace; {ROUNDS} rounds, medians");
@@ -220,27 +200,17 @@ async fn batches(cluster: &Cluster, log: &Log, held: Held) -> (Duration, Duratio
 }
 
 async fn delete_half(db: &Db, log: &Log) -> (Report, Duration) {
-    let mut settings = load(&Source::process()).unwrap().settings;
-    settings.bounding.min_free_disk = 0;
     let deleted_at = Arc::new(Mutex::new(Instant::now()));
     let last = Arc::clone(&deleted_at);
-    let work = Work {
-        db: db.clone(),
-        settings: Arc::new(settings),
-        own: Host::parse("http://127.0.0.1:9").unwrap(),
-        clock: Clock::System,
-        metrics: Metrics::new().unwrap(),
-        stop: CancellationToken::new(),
-        tell: Arc::new(move |progress| {
-            if progress.phase.starts_with("deleting") {
-                *last.lock().unwrap() = Instant::now();
-            }
-        }),
-    };
+    let work = bed::work(db, move |progress| {
+        if progress.phase.starts_with("deleting") {
+            *last.lock().unwrap() = Instant::now();
+        }
+    });
     let mut lease = Lease::take(db).await.unwrap().ok().unwrap();
     let mut pacer = Pacer::new(&work, Some(100), Patience::End);
     let cut = |table: &&str| TableCut { table: (*table).into(), below: log.half, bound_by: "age".into() };
-    let cuts = MODELS.iter().map(cut).collect();
+    let cuts = TABLES.iter().map(cut).collect();
     let order = Order { run: "bench".into(), task: "retention", cuts, active_since: None };
     let began = Instant::now();
     let report =
@@ -254,13 +224,4 @@ async fn hold(cluster: &Cluster) -> Client {
     let client = cluster.connect("contender").await;
     client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM ops LIMIT 1").await.unwrap();
     client
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
-}
-
-fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
 }

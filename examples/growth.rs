@@ -6,36 +6,29 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "an example, not the daemon")]
 #![allow(missing_docs, reason = "an example, not the daemon")]
 
-#[path = "../tests/it/harness/cluster.rs"]
-#[allow(dead_code, unreachable_pub, clippy::panic, clippy::unwrap_used, reason = "shared with the tests")]
-mod cluster;
+#[path = "../benches/bed/mod.rs"]
+mod bed;
 #[path = "demo/history.rs"]
 #[allow(dead_code, reason = "shared with the demo")]
 mod history;
-#[path = "../tests/it/harness/target.rs"]
-mod target;
 
-use cluster::Cluster;
+use bed::cluster::{self, Cluster};
+use bed::{TABLES, target};
 use opsward::bound::delete::{self, Order, Report};
 use opsward::clock::Clock;
 use opsward::db::lease::Lease;
 use opsward::db::prune::TableCut;
 use opsward::db::{Db, migrate};
-use opsward::metrics::Metrics;
-use opsward::settings::{Source, load};
-use opsward::values::{Host, OpUlid};
+use opsward::values::OpUlid;
 use opsward::work::{Pacer, Patience, Work};
 use std::fmt::Write;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
-use tokio_util::sync::CancellationToken;
 
 const DAYS: u64 = 60;
 const WINDOW_DAYS: u64 = 10;
 const OPS_A_DAY: usize = 2_500;
 const DAY_MS: u64 = 86_400_000;
-const TABLES: [&str; 4] = ["uploads", "qm_audio_analyses", "audio_previews", "storage_and_db_sizes"];
 const PLOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/growth.svg");
 
 /// Megabytes after a day: of `ops` unbounded, of `ops` bounded, both with their
@@ -56,7 +49,7 @@ async fn main() {
     let db = Db::open(&target::local(cluster.port(), "with"), "growth", 4).await.unwrap();
     migrate::migrate(&mut db.client().await.unwrap()).await.unwrap();
     let (without, with) = (cluster.connect("without").await, cluster.connect("with").await);
-    let work = work(&db);
+    let work = bed::work(&db, |_| {});
     let mut lease = Lease::take(&db).await.unwrap().ok().unwrap();
 
     let hosts = (1..=4).map(|n| format!("https://node{n}.example")).collect();
@@ -97,20 +90,6 @@ async fn main() {
     );
     std::fs::write(PLOT, plot(&sizes)).unwrap();
     println!("drawn in {PLOT}");
-}
-
-fn work(db: &Db) -> Work {
-    let mut settings = load(&Source::process()).unwrap().settings;
-    settings.bounding.min_free_disk = 0;
-    Work {
-        db: db.clone(),
-        settings: Arc::new(settings),
-        own: Host::parse("http://127.0.0.1:9").unwrap(),
-        clock: Clock::System,
-        metrics: Metrics::new().unwrap(),
-        stop: CancellationToken::new(),
-        tell: Arc::new(|_| {}),
-    }
 }
 
 /// A day's ops, as the text of a COPY.
