@@ -46,7 +46,10 @@ pub(super) const COMMAND: Command = Command {
                     .value_parser(Policy::parse)
                     .help("window or compact [default: as settings say]"),
             )
-            .arg(flag("fit", "Keep the longest window that fits on the disk"))
+            .arg(flag(
+                "fit",
+                "Keep the longest window, 7 days at least, that fits on the disk beside the log",
+            ))
             .arg(flag("hold", "Stop before the swap, until --swap"))
             .arg(flag("swap", "Do the swap that --hold stopped before").conflicts_with_all(["plan", "hold"]))
             .arg(flag("resume", "Go on with an interrupted one").conflicts_with_all(["plan", "swap"]))
@@ -77,6 +80,11 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         apply: args.get_one("apply").cloned(),
         ..Request::default()
     };
+    if request.fit && (request.mode == Some(Mode::InPlace) || request.policy == Some(Policy::Compact)) {
+        let why = "--fit chooses a window by what a swap needs beside the log";
+        return Err(Failure::new(ExitCode::Usage, "usage", why)
+            .fix("leave out --fit, or else --mode in-place and --policy compact"));
+    }
     if action == Action::Start {
         let plan = planned(context, &mut request).await?;
         let text = shown(&plan);

@@ -268,7 +268,9 @@ async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result
 /// No policy is set, or the database's.
 pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result<Plan> {
     let settings = &work.settings.bounding;
-    let Some(policy) = request.policy.or(settings.reclaim_policy) else {
+    // What fits is a window.
+    let fit = request.fit.then_some(Policy::Window);
+    let Some(policy) = request.policy.or(fit).or(settings.reclaim_policy) else {
         let why = "there is no policy: what of the log is to be kept?";
         return Err(Error::refused(
             why,

@@ -2,12 +2,15 @@
 //! what stands in the way, how long it takes. `--plan` shows it, a start
 //! carries it out.
 
+mod fit;
+
 use super::Gate;
 use super::decide::{Mode, Survivors};
 use crate::db::census::Entry;
 use crate::db::preflight::Standing;
 use crate::settings::{Bounding, Keep, Policy};
 use crate::values::OpUlid;
+use fit::Fitted;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -73,6 +76,9 @@ pub struct Plan {
     pub survivors: Survivors,
     /// By table.
     pub tables: Vec<OfTable>,
+    /// With `--fit`, the days of the window where it is shorter than the one that
+    /// is set.
+    pub fit_days: Option<u64>,
     /// Whether the census has only sampled.
     pub estimated: bool,
     /// Space.
@@ -143,29 +149,10 @@ pub struct Obstacle {
 
 /// Makes the plan.
 pub fn plan(facts: &Facts<'_>) -> Plan {
-    let fitting = |survivors: &Survivors| {
-        let tables = tables(facts, survivors);
-        let space = space(facts, &tables);
-        (tables, space)
-    };
-    let mut survivors = survivors(facts, None);
-    let (mut tables, mut space) = fitting(&survivors);
-    if facts.asked.fit {
-        // From the longest window to the shortest that the gate lets go.
-        let mut days: Vec<u64> = facts.census.iter().map(|e| e.oldest.ms() / DAY_MS * DAY_MS).collect();
-        days.sort_unstable();
-        days.dedup();
-        for ms in days {
-            let shorter = self::survivors(facts, Some(OpUlid::first_of_ms(ms)));
-            let (of, needs) = fitting(&shorter);
-            let room = facts.free.unwrap_or(0);
-            if needs.swap_needs <= room && of.iter().any(|t| t.kept_rows < t.rows) {
-                (survivors, tables, space) = (shorter, of, needs);
-                break;
-            }
-        }
-    }
+    let Fitted { survivors, tables, space, from } = fit::longest(facts);
     let mode = facts.asked.mode.unwrap_or(match space.free {
+        // Whatever is kept fits in place: only a swap chooses by what fits.
+        _ if facts.asked.fit => Mode::Swap,
         Some(free) if free < space.swap_needs => Mode::InPlace,
         _ => Mode::Swap,
     });
@@ -175,6 +162,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
         hash: hash(facts, mode, &survivors),
         survivors,
         tables,
+        fit_days: from.map(|from| facts.now_ms.saturating_sub(from.ms()) / DAY_MS),
         estimated: facts.census.iter().any(|e| e.estimated),
         space,
         obstacles: Vec::new(),
@@ -186,6 +174,14 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
     let rate = BYTES_A_SECOND[usize::from(!plan.survivors.compact.is_empty())];
     plan.seconds = (bytes / rate * 100.0 / f64::from(facts.asked.percent.max(1))) as u64 + 1;
     plan.obstacles = obstacles(facts, &plan);
+    if let Some(days) = plan.fit_days.filter(|_| space.free.is_some_and(|free| space.swap_needs <= free)) {
+        let set = match (facts.settings.retention_days, facts.settings.retention_bytes) {
+            (0, 0) => "all of the log".to_owned(),
+            (0, _) => "what is set in bytes".to_owned(),
+            (set, _) => format!("the {set} that are set"),
+        };
+        plan.notes.push(format!("{days} days are the longest window that fits, instead of {set}"));
+    }
     let standing = facts.standing;
     if !standing.long.is_empty() {
         let text = format!("transactions that hold old rows or locks: {}", standing.long.join("; "));
@@ -194,8 +190,9 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
     plan
 }
 
-/// What does not survive; `sooner` cuts no later than the gate does.
-fn survivors(facts: &Facts<'_>, sooner: Option<OpUlid>) -> Survivors {
+/// What does not survive; where a window begins at `from`, tables without a
+/// word of their own keep no more than it.
+fn survivors(facts: &Facts<'_>, from: Option<OpUlid>) -> Survivors {
     let mut survivors = Survivors::default();
     let Some(ceiling) = facts.gate.ceiling else { return survivors };
     let settled = OpUlid::first_of_ms(facts.now_ms.saturating_sub(YOUNGEST_COMPACTED_MS));
@@ -211,9 +208,10 @@ fn survivors(facts: &Facts<'_>, sooner: Option<OpUlid>) -> Survivors {
                 survivors.compact.insert(table, ceiling.min(settled));
             }
             Keep::Days(_) => {
-                let cut = facts.gate.cuts.get(&table).copied();
-                if let Some(cut) = cut.or(facts.asked.fit.then_some(ceiling)) {
-                    survivors.cuts.insert(table, sooner.map_or(cut, |sooner| cut.min(sooner)));
+                let set = facts.gate.cuts.get(&table).copied();
+                let fitted = from.filter(|_| !facts.settings.tables.contains_key(&table));
+                if let Some(cut) = set.max(fitted.and_then(|from| facts.gate.at(from))) {
+                    survivors.cuts.insert(table, cut);
                 }
             }
         }
@@ -363,16 +361,27 @@ fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
         "set OPENAUDIO_MEDIORUM_PGDATA_PATH to a directory on the database's volume",
     );
     let free = space.free.unwrap_or(u64::MAX);
+    let fit = facts.asked.fit;
     let (needs, instead) = match plan.mode {
+        Mode::Swap if fit => (space.swap_needs, "--mode in-place without --fit needs hardly any"),
         Mode::Swap => (space.swap_needs, "--mode in-place needs hardly any; --fit takes a shorter window"),
         Mode::InPlace => {
             (space.in_place_needs, "free some disk, or set OPENAUDIO_MEDIORUM_MIN_FREE_DISK lower")
         }
     };
+    let window = match plan.fit_days {
+        Some(days) => format!(", for the shortest window that may be kept ({days} days)"),
+        None => String::new(),
+    };
     stands(
         free < needs,
         "space",
-        format!("mode {} needs {needs} bytes free, there are {free}", plan.mode.word()),
+        format!(
+            "mode {} needs {} MiB free{window}, there are {}",
+            plan.mode.word(),
+            needs.div_ceil(1 << 20),
+            free >> 20
+        ),
         instead,
     );
     found

@@ -5,6 +5,7 @@ mod jobs;
 mod kills;
 mod node;
 mod privileges;
+mod reclaims;
 mod shown;
 mod uninstall;
 
@@ -80,9 +81,7 @@ impl Bench {
 
     /// Runs a command to its end: its exit code and envelope.
     async fn json(&self, args: &[&str]) -> (i32, Value) {
-        let ran = self.start(&[args, &["--output", "json"]].concat()).output().await;
-        let value = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
-        (ran.code.unwrap_or(-1), value)
+        self.start(args).json().await
     }
 
     async fn run(&self, sql: &str) {

@@ -76,7 +76,7 @@ impl Bed {
             mode: Some(Mode::Swap),
             policy: Some(policy),
             pace: Some(100),
-            gate: Gate { cuts, ceiling: Some(OpUlid::first_of_ms(now_ms() - 7_200_000)), blockers: vec![] },
+            gate: Gate { cuts, ceiling: Some(OpUlid::first_of_ms(now_ms() - 7_200_000)), ..Gate::default() },
             ..Request::default()
         }
     }
