@@ -96,7 +96,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
             Ok(Done::new(result, text).changed(Changed::Yes).warn(behind(&plan)))
         }
         Reset::DaemonConnected => Err(held("a daemon is connected: nothing was done".to_owned())),
-        Reset::Busy | Reset::TooLong => {
+        Reset::Busy | Reset::TooLong | Reset::KeptOut { .. } => {
             Err(refused("busy", "ops stayed in use: nothing was done".to_owned()))
         }
     }

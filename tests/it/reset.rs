@@ -182,6 +182,38 @@ async fn anything_odd_and_nothing_is_done() {
     assert_eq!(randoms(&b).await.len(), 3_005);
 }
 
+/// The replay guard keeps out what would not act again, and what is put back
+/// would not: it must be there all the same.
+#[tokio::test]
+async fn the_guard_refuses_nothing_that_is_put_back() {
+    let (a, b) = (validator().await, validator().await);
+    let dir = tempfile::tempdir().unwrap();
+    for database in [&a, &b] {
+        database.client().await.batch_execute("INSERT INTO uploads (id) VALUES ('o')").await.unwrap();
+    }
+    let client = b.client().await;
+    client.batch_execute(opsward::db::guard::CREATE).await.unwrap();
+    let trigger = "SELECT tgenabled::text FROM pg_trigger WHERE tgname = 'opsward_replay_guard'";
+    let reference = digest(&a, &dir).await;
+    // The second one meets floors of the first.
+    for n in 1..=2 {
+        let ran = opsward(&b, "b", &["reset", "--max-lock=4s", "--yes", "--reference", &reference]).await;
+        assert_eq!((ran.code, randoms(&b).await), (Some(0), vec![1, 3, 5]), "{n}: {ran:?}");
+        assert_eq!(client.query_one(trigger, &[]).await.unwrap().get::<_, &str>(0), "O");
+    }
+    // What somebody else's trigger eats is not lost for the sake of a reset.
+    client
+        .batch_execute(
+            "CREATE FUNCTION eat() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+             CREATE TRIGGER eat BEFORE INSERT ON ops FOR EACH ROW EXECUTE FUNCTION eat()",
+        )
+        .await
+        .unwrap();
+    let ran = opsward(&b, "b", &["reset", "--max-lock=4s", "--yes", "--reference", &reference]).await;
+    assert_eq!((ran.code, randoms(&b).await), (Some(3), vec![1, 3, 5]), "{ran:?}");
+    assert!(ran.stderr.contains("0 of 3 rows") && ran.stderr.contains("trigger"), "{}", ran.stderr);
+}
+
 /// What comes or changes between the copy and the lock is put back as it is.
 #[tokio::test]
 async fn what_comes_meanwhile_stays() {
