@@ -7,8 +7,8 @@ use super::progress::{Shown, rows as read};
 use super::verify::{duration_flag, reference, reference_flag, result, settle_flag, text};
 use super::{Command, Context, Output, Run};
 use crate::db::lease::Lease;
-use crate::db::migrate;
 use crate::db::reset::Reset;
+use crate::db::{Db, maintain, migrate};
 use crate::reclaim::reset::{Plan, complete, plan};
 use crate::reclaim::verify::Verify;
 use crate::records::models;
@@ -16,6 +16,7 @@ use crate::show::{Changed, Done, ExitCode, Failure, Outcome, Warning, format};
 use clap::ArgMatches;
 use serde_json::json;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// The command.
 pub(super) const COMMAND: Command = Command {
@@ -68,7 +69,8 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     shown.end();
     let report = report?;
     if !report.matches {
-        return Err(refused("differs", format!("nothing was done: {}", text(&report))));
+        return Err(refused("differs", format!("nothing was done: {}", text(&report)))
+            .fix("once `opsward verify` says that both hold the same; see --settle"));
     }
     let plan = plan(&report, &own, duration("max-lock"), context.clock.now())?;
     confirm(context, args, &said(&plan, db.shown()))?;
@@ -85,6 +87,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     shown.end();
     match done? {
         Reset::Done { kept, bytes, locked_ms } => {
+            analyze(&mut lease, &db).await;
             let text = format!(
                 "The log begins anew: {} put back, {} given back, ops locked for {locked_ms} ms.",
                 format::many(kept, "row"),
@@ -99,6 +102,15 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         Reset::Busy | Reset::TooLong | Reset::KeptOut { .. } => {
             Err(refused("busy", "ops stayed in use: nothing was done".to_owned()))
         }
+    }
+}
+
+/// An emptied table has no dead rows to vacuum, but statistics of what it was:
+/// they are made anew at once, unless somebody waits for the table.
+async fn analyze(lease: &mut Lease, db: &Db) {
+    let stop = CancellationToken::new();
+    if let Err(error) = maintain::watched(lease, db, maintain::ANALYZE, &[], &stop).await {
+        tracing::warn!("the statistics of ops are left to autovacuum: {error}");
     }
 }
 

@@ -84,12 +84,19 @@ pub(super) async fn reference(args: &ArgMatches, flag: &str, command: &str) -> R
         let db = Db::open(&parsed.target, &format!("opsward {command}"), 2).await;
         return Ok(Reference::Url(db.map_err(Error::Reference)?));
     }
+    if named.contains("://") {
+        let why = format!("--{flag} takes a file or the URL of a database, postgres://…");
+        let fix =
+            "no validator serves its records: run `opsward digest > FILE` on it, and bring the file here";
+        return Err(Failure::new(ExitCode::Usage, "usage", why).fix(fix));
+    }
     let file = match named {
         "-" => spooled(),
         path => File::open(path),
     };
     let file = file.map_err(|e| {
         Failure::new(ExitCode::Refused, "refused", format!("the reference file {named} cannot be read: {e}"))
+            .fix("it is what `opsward digest > FILE` wrote on the other validator")
     })?;
     let digest = DigestFile::open(file).map_err(|bad: Bad| Error::from(bad))?;
     Ok(Reference::File(Box::new(digest)))
