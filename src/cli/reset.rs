@@ -86,15 +86,16 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     };
     shown.end();
     match done? {
-        Reset::Done { kept, bytes, locked_ms } => {
+        Reset::Done { kept, bytes, after, locked_ms } => {
             analyze(&mut lease, &db).await;
             let text = format!(
-                "The log begins anew: {} put back, {} given back, ops locked for {locked_ms} ms.",
+                "The log begins anew: {} put back; it took {} and takes {}; ops was locked for {locked_ms} ms.",
                 format::many(kept, "row"),
-                format::bytes(bytes)
+                format::bytes(bytes),
+                format::bytes(after)
             );
             let proof = result(&report);
-            let result = json!({ "kept": kept, "bytes_before": bytes, "locked_ms": locked_ms,
+            let result = json!({ "kept": kept, "bytes_before": bytes, "bytes_after": after, "locked_ms": locked_ms,
                 "floor": plan.young, "cursors": plan.cursors.len(), "proof": proof });
             Ok(Done::new(result, text).changed(Changed::Yes).warn(behind(&plan)))
         }

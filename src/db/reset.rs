@@ -152,13 +152,15 @@ pub struct Beginning<'a> {
 /// What came of a reset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reset {
-    /// It is done: rows that were put back, bytes before, and how long the log
-    /// was locked in milliseconds.
+    /// It is done: rows that were put back, bytes before and after, and how long
+    /// the log was locked in milliseconds.
     Done {
         /// Rows that were put back.
         kept: u64,
         /// Bytes of the log with its indexes before.
         bytes: u64,
+        /// The same, afterwards.
+        after: u64,
         /// Milliseconds from the lock to the commit.
         locked_ms: u64,
     },
@@ -249,17 +251,19 @@ async fn locked(tx: &Transaction<'_>, keep: &Keep, begin: &Beginning<'_>) -> Res
     tx.execute(FLOORS, &[&begin.tables, &young, &now]).await.doing("raise the floors")?;
     tx.execute(FORGET, &[]).await.doing("forget the old log")?;
     tx.execute(MINIMUM, &[&now]).await.doing("note the log's minimum")?;
+    let after: i64 = tx.query_one(BYTES, &[]).await.doing("read the size of ops")?.get(0);
+    let freed = bytes.saturating_sub(after).max(0);
     let took = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
     let gone = rows.saturating_sub(i64::try_from(kept).unwrap_or(0)).max(0);
     let run = format!("reset {now}");
-    tx.execute(HISTORY, &[&run, &now, &young, &gone, &bytes, &begin.reference, &took])
+    tx.execute(HISTORY, &[&run, &now, &young, &gone, &freed, &begin.reference, &took])
         .await
         .doing("write the history")?;
     if since.elapsed() > begin.longest_lock {
         return Ok(None);
     }
     let natural = |n: i64| u64::try_from(n).unwrap_or(0);
-    Ok(Some(Reset::Done { kept, bytes: natural(bytes), locked_ms: natural(took) }))
+    Ok(Some(Reset::Done { kept, bytes: natural(bytes), after: natural(after), locked_ms: natural(took) }))
 }
 
 /// `deadlock_timeout`: an autovacuum yields only after it.

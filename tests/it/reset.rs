@@ -93,6 +93,8 @@ async fn the_log_begins_anew() {
     let json: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(json["changed"], true);
     assert_eq!(json["result"]["kept"], 3);
+    let [before, after] = ["bytes_before", "bytes_after"].map(|key| json["result"][key].as_u64().unwrap());
+    assert!(after > 0 && after < before / 10, "{json}");
     assert_eq!(json["warnings"][0]["code"], "peers_behind");
     // Owed, of no model, young.
     assert_eq!(randoms(&b).await, [1, 3, 5]);
@@ -116,9 +118,12 @@ async fn the_log_begins_anew() {
         let floor = OpUlid::parse(row.get(1)).unwrap();
         assert!(floor.ms() <= Clock::System.now_ms() - 2 * HOUR);
     }
-    let history = client.query_one("SELECT task, outcome, bound_by FROM opsward.history", &[]).await.unwrap();
+    let history =
+        client.query_one("SELECT task, outcome, bound_by, bytes FROM opsward.history", &[]).await.unwrap();
+    let freed: i64 = history.get(3);
     let history: Vec<&str> = (0..3).map(|i| history.get(i)).collect();
     assert_eq!(history, ["reset", "done", "https://a.example"]);
+    assert_eq!(freed as u64, before - after);
     let left = "SELECT to_regclass('opsward.reset_kept') IS NULL";
     assert!(client.query_one(left, &[]).await.unwrap().get::<_, bool>(0));
 }
