@@ -1,6 +1,7 @@
 //! Contract 5 as an operator sees it: the real binary, with and without a
 //! daemon, and what is left in the database after whatever happened.
 
+mod gates;
 mod jobs;
 mod kills;
 mod node;
@@ -59,6 +60,16 @@ impl Bench {
         made.extend(Ops::new(2).starting_at(now - DAY_MS).every(100).take(recent));
         ops::insert(&self.client, &made).await;
         made
+    }
+
+    /// So many ops on each of these days ago, in whole UTC days, counted.
+    async fn on_days(&self, days: &[u64], each: usize) {
+        for ago in days {
+            let from = now_ms() / DAY_MS * DAY_MS - ago * DAY_MS + 3_600_000;
+            let made = Ops::new(*ago).starting_at(from).every(100).take(each);
+            ops::insert(&self.client, &made).await;
+        }
+        assert_eq!(self.json(&["census"]).await.0, 0);
     }
 
     fn start(&self, args: &[&str]) -> Start {

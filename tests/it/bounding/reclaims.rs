@@ -2,18 +2,6 @@
 
 use super::*;
 
-const HOUR_MS: u64 = 3_600_000;
-
-/// The log of whole UTC days, so many ops on each of these days ago.
-async fn on_days(bench: &Bench, days: &[u64], each: usize) {
-    for ago in days {
-        let from = now_ms() / DAY_MS * DAY_MS - ago * DAY_MS + HOUR_MS;
-        let made = Ops::new(*ago).starting_at(from).every(100).take(each);
-        ops::insert(&bench.client, &made).await;
-    }
-    assert_eq!(bench.json(&["census"]).await.0, 0);
-}
-
 /// Has the census say how large each day of these is.
 async fn claim(bench: &Bench, days: &[u64], bytes: u64) {
     for ago in days {
@@ -35,7 +23,7 @@ fn codes(plan: &Value) -> Vec<&str> {
 async fn fit_takes_the_longest_window_there_is_room_for() {
     const OF: [u64; 6] = [100, 80, 60, 40, 20, 2];
     let mut bench = Bench::new().await.with(DAYS, "0");
-    on_days(&bench, &OF, 60).await;
+    bench.on_days(&OF, 60).await;
     let fit = ["reclaim", "--plan", "--fit"];
     let (code, plan) = bench.json(&fit).await;
     assert_eq!((code, &plan["result"]["fit_days"]), (0, &Value::Null), "all of it fits: {plan}");
