@@ -9,7 +9,9 @@ use crate::reclaim::plan::Plan;
 use crate::reclaim::{self, Action, Request};
 use crate::settings::Policy;
 use crate::show::{Changed, Done, ExitCode, Failure, Outcome, format};
+use crate::values::OpUlid;
 use clap::{Arg, ArgAction, ArgMatches};
+use jiff::Timestamp;
 use serde_json::Value;
 
 /// The command.
@@ -110,7 +112,18 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
             "held before the swap: `opsward reclaim --swap` does it within 24 h, `--abort` undoes all"
                 .to_owned()
         }
-        Value::Object(aborted) => format!("undone, nothing is left of it: {}", aborted["aborted"]),
+        Value::Object(_) if report["mode"] == "in-place" => {
+            format!(
+                "ended where it stood: what was deleted stays deleted; the log took {before} and takes {after}"
+            )
+        }
+        Value::Object(_) if action == Action::Abort => {
+            "undone: the log is as it was, and nothing is left beside it".to_owned()
+        }
+        Value::Object(aborted) => format!(
+            "undone, the log is as it was, and nothing is left beside it: {}",
+            aborted["aborted"].as_str().unwrap_or_default()
+        ),
         _ => format!("the log took {before} and takes {after}"),
     };
     let told_to = action == Action::Abort;
@@ -142,13 +155,17 @@ fn shown(plan: &Plan) -> String {
         plan.hash
     )];
     let rows = plan.tables.iter().map(|t| {
-        let cut = plan.survivors.cuts.get(&t.table).map(|c| format!("below {c}"));
-        let compact = plan.survivors.compact.get(&t.table).map(|c| format!("compacted below {c}"));
+        let day = |cut: &OpUlid| {
+            let at = i64::try_from(cut.ms()).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+            at.map_or(String::new(), |at| at.strftime("%Y-%m-%d").to_string())
+        };
+        let cut = plan.survivors.cuts.get(&t.table).map(|c| format!("before {}", day(c)));
+        let compact = plan.survivors.compact.get(&t.table).map(|c| format!("compacted before {}", day(c)));
         vec![
             t.table.clone(),
-            t.rows.to_string(),
+            format::count(t.rows),
             format::bytes(t.bytes),
-            t.kept_rows.to_string(),
+            format::count(t.kept_rows),
             format::bytes(t.kept_bytes),
             cut.or(compact).unwrap_or_else(|| "all stay".into()),
         ]

@@ -240,10 +240,10 @@ async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result
     };
     match (request.action, there) {
         (Action::Start, None) => begin(work, lease, request).await,
-        (Action::Start, Some(at)) => Err(Error::refused(
-            format!("a reclaim in mode {} is unfinished, in its phase {}", at.mode.word(), at.phase.word()),
-            "`opsward reclaim --resume` goes on with it, `--abort` undoes it",
-        )),
+        (Action::Start, Some(at)) => {
+            let (why, fix) = unfinished_words(at.mode.word(), at.phase.word());
+            Err(Error::refused(why, fix))
+        }
         (Action::Resume, Some(at)) => Ok(Checkpoint { pace: request.pace.or(at.pace), ..at }),
         (Action::Resume, None) => Err(nothing("go on with")),
         (Action::Abort, Some(mut at)) => {
@@ -283,7 +283,7 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
     let census = db::census::load(client).await?;
     let directory = standing.data_directory.as_deref();
     let free = db::stats::free_disk(work.settings.pgdata_path.as_deref(), &work.settings.db, directory);
-    Ok(plan::plan(&plan::Facts {
+    let mut plan = plan::plan(&plan::Facts {
         asked: plan::Asked {
             mode: request.mode,
             policy,
@@ -297,7 +297,21 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
         fingerprint: &fingerprint,
         free: free.map(|(bytes, _)| bytes),
         now_ms: u64::try_from(work.clock.now().as_millisecond()).unwrap_or(0),
-    }))
+    });
+    // The sizes are of a log in between: what there is to do comes first.
+    if let Some(unfinished) = db::reclaim::unfinished(client).await? {
+        let (text, fix) = unfinished_words(&unfinished.mode, &unfinished.phase);
+        plan.obstacles.insert(0, plan::Obstacle { code: "unfinished", text, fix });
+    }
+    Ok(plan)
+}
+
+/// What is said of a reclaim that stands in the way of another.
+fn unfinished_words(mode: &str, phase: &str) -> (String, String) {
+    (
+        format!("a reclaim in mode {mode} is unfinished, in its phase {phase}"),
+        "`opsward reclaim --resume` goes on with it, `--abort` ends it".to_owned(),
+    )
 }
 
 /// A new reclaim: only as the plan that was read, and with nothing in its way.

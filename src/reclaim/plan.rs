@@ -174,17 +174,20 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
     let rate = BYTES_A_SECOND[usize::from(!plan.survivors.compact.is_empty())];
     plan.seconds = (bytes / rate * 100.0 / f64::from(facts.asked.percent.max(1))) as u64 + 1;
     plan.obstacles = obstacles(facts, &plan);
+    if facts.asked.fit && plan.fit_days.is_none() && space.free.is_some_and(|free| space.swap_needs <= free) {
+        plan.notes.push("All that is set to be kept fits.".into());
+    }
     if let Some(days) = plan.fit_days.filter(|_| space.free.is_some_and(|free| space.swap_needs <= free)) {
         let set = match (facts.settings.retention_days, facts.settings.retention_bytes) {
             (0, 0) => "all of the log".to_owned(),
             (0, _) => "what is set in bytes".to_owned(),
             (set, _) => format!("the {set} that are set"),
         };
-        plan.notes.push(format!("{days} days are the longest window that fits, instead of {set}"));
+        plan.notes.push(format!("{days} days are the longest window that fits, instead of {set}."));
     }
     let standing = facts.standing;
     if !standing.long.is_empty() {
-        let text = format!("transactions that hold old rows or locks: {}", standing.long.join("; "));
+        let text = format!("Transactions that hold old rows or locks: {}", standing.long.join("; "));
         plan.notes.push(text);
     }
     plan
@@ -328,7 +331,16 @@ fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
         swap && !standing.dependents.is_empty(),
         "dependents",
         format!("a swap can't carry what depends on ops: {}", standing.dependents.join(", ")),
-        "drop it for the time, or use --mode in-place",
+        match standing.hindrances.is_empty() {
+            true => "drop it for the time, or use --mode in-place",
+            false => "drop it for the time",
+        },
+    );
+    stands(
+        !swap && !standing.hindrances.is_empty(),
+        "dependents",
+        format!("rows of ops can't just be deleted: it has a {}", standing.hindrances.join(", a ")),
+        "drop it for the time",
     );
     stands(
         !standing.invalid.is_empty(),
