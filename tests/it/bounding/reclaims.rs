@@ -75,3 +75,152 @@ async fn fit_takes_the_longest_window_there_is_room_for() {
     assert_eq!((code, bench.left().await), (0, 180), "{done}");
     assert_eq!(done["result"]["mode"], "swap");
 }
+
+#[tokio::test]
+async fn what_is_set_wrongly_is_said_before_anything_is_touched() {
+    let database = Database::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("opsward.toml");
+    let text = "[tables.upload]\nkeep = \"90d\"\n[tables.uploads]\nkeep = \"1.5d\"\n";
+    std::fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    let wrong = [
+        (DAYS, "-1", "it is negative"),
+        ("OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW", "01:00-01:00", "it ends when it begins"),
+        ("OPENAUDIO_MEDIORUM_OPS_RETENTION_BYTES", "20", "it has no unit"),
+        ("OPENAUDIO_MEDIORUM_MIN_FREE_DISK", "5GiB/s", "no unit of bytes"),
+        ("OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY", "half", "no such policy"),
+        ("OPENAUDIO_MEDIORUM_OPS_RECLAIM_WHEN", "bloat>50", "no such condition"),
+    ];
+    let env: Vec<_> =
+        wrong.iter().map(|(name, value, _)| ((*name).to_owned(), (*value).to_owned())).collect();
+    for args in [&["reclaim", "--plan"][..], &["prune"], &["run"], &["reset", "--reference", "x"]] {
+        let ran = started(&env, &[args, &["--config", file]].concat(), database.url()).output().await;
+        assert_eq!(ran.code, Some(64), "{ran:?}");
+        for (name, value, why) in wrong {
+            let line = ran.stderr.lines().find(|l| l.contains(name)).unwrap_or_default();
+            assert!(
+                line.contains(value) && line.contains(why) && line.contains("allowed"),
+                "{name}: {ran:?}"
+            );
+        }
+        for words in ["tables.upload", "did you mean uploads?", "tables.uploads.keep", "number of days"] {
+            assert!(ran.stderr.contains(words), "{words}: {ran:?}");
+        }
+    }
+    let ran = started(&[(DAYS.to_owned(), "1.5".to_owned())], &["prune"], database.url()).output().await;
+    assert!(ran.code == Some(64) && ran.stderr.contains("no whole number of days"), "{ran:?}");
+    for usage in [
+        &["--mode", "fast"][..],
+        &["--policy", "half"],
+        &["--pace", "0%"],
+        &["--resume", "--abort"],
+        &["--swap", "--plan"],
+        &["--fit=yes"],
+    ] {
+        let ran = started(&[], &[&["reclaim"], usage].concat(), database.url()).output().await;
+        assert_eq!(ran.code, Some(2), "{usage:?}: {ran:?}");
+    }
+    let touched = "SELECT to_regnamespace('opsward') IS NOT NULL";
+    assert!(!database.client().await.query_one(touched, &[]).await.unwrap().get::<_, bool>(0));
+}
+
+#[tokio::test]
+async fn what_depends_on_the_log_is_named_for_each_mode() {
+    let bench = Bench::new().await;
+    bench.on_days(&[60, 2], 50).await;
+    let refused = async |mode: &str| {
+        let (code, refused) = bench.json(&["reclaim", "--policy=window", "--mode", mode, "--yes"]).await;
+        assert_eq!((code, &refused["error"]["code"]), (3, &"dependents".into()), "{refused}");
+        assert_eq!(bench.number("SELECT count(*) FROM opsward.reclaim").await, 0);
+        let text = |key: &str| refused["error"][key].as_str().unwrap().to_owned();
+        (text("text"), text("fix"))
+    };
+    bench.run("CREATE VIEW v AS SELECT ulid FROM ops; CREATE PUBLICATION p FOR TABLE ops").await;
+    let (text, fix) = refused("swap").await;
+    assert!(text.contains("view v") && text.contains("publication p") && fix.contains("in-place"), "{text}");
+    bench
+        .run(
+            "CREATE TABLE theirs (u text REFERENCES ops ON DELETE CASCADE); CREATE TABLE child () INHERITS (ops);
+             CREATE RULE kept AS ON DELETE TO ops DO INSTEAD NOTHING; CREATE POLICY mine ON ops",
+        )
+        .await;
+    let (text, fix) = refused("swap").await;
+    for words in ["theirs_u_fkey", "table child", "rule kept", "policy mine"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert!(!fix.contains("in-place"), "it would be no way out: {fix}");
+    let (text, _) = refused("in-place").await;
+    for words in ["foreign key theirs_u_fkey of theirs", "rule kept", "table child"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let plan = bench.start(&["reclaim", "--plan", "--policy=window", "--mode=in-place"]).output().await;
+    assert!(plan.code == Some(0) && plan.stdout.contains("In the way: rows of ops"), "{plan:?}");
+    bench.run("DROP TABLE theirs, child; DROP RULE kept ON ops").await;
+    let line = ["reclaim", "--policy=window", "--mode=in-place", "--yes", "--pace=full"];
+    assert_eq!((bench.json(&line).await.0, bench.left().await), (0, 50));
+}
+
+/// Pauses all work once a reclaim has come to a phase. The command has looked
+/// at the pace lately: it must look again.
+async fn pause_in(bench: &Bench, phase: &str) {
+    bench
+        .run(&format!(
+            "CREATE OR REPLACE FUNCTION stop_there() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 UPDATE opsward.pace SET paused_at = now(); PERFORM pg_sleep(0.3); RETURN NULL; END $$;
+             DROP TRIGGER IF EXISTS stop_there ON opsward.reclaim;
+             CREATE TRIGGER stop_there AFTER UPDATE ON opsward.reclaim FOR EACH ROW
+                 WHEN (NEW.checkpoint ->> 'phase' = '{phase}') EXECUTE FUNCTION stop_there()"
+        ))
+        .await;
+}
+
+#[tokio::test]
+async fn stopped_in_the_middle_it_says_where_it_is_and_both_ways_on() {
+    for (mode, phase, is_undone) in [
+        ("swap", "verify", false),
+        ("in-place", "move", false),
+        ("swap", "replay", true),
+        ("in-place", "vacuum", true),
+    ] {
+        let bench = Bench::new().await;
+        bench.on_days(&[60, 50, 2], 60).await;
+        pause_in(&bench, phase).await;
+        let line = ["reclaim", "--policy=window", "--mode", mode, "--yes", "--pace=full"];
+        let running = bench.start(&line).spawn();
+        bench.until(&format!("SELECT checkpoint ->> 'phase' = '{phase}' FROM opsward.reclaim UNION ALL SELECT false LIMIT 1")).await;
+        running.signal("INT");
+        let ran = running.ran().await;
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        for words in
+            ["stopping at the next batch", "told to stop; `opsward reclaim --resume` goes on", "--abort"]
+        {
+            assert!(ran.stderr.contains(words), "{words}: {ran:?}");
+        }
+        bench
+            .run("DROP TRIGGER stop_there ON opsward.reclaim; UPDATE opsward.pace SET paused_at = NULL")
+            .await;
+
+        let (_, status) = bench.json(&["status"]).await;
+        let warnings = status["warnings"].as_array().unwrap();
+        let warning = warnings.iter().find(|w| w["code"] == "reclaim_unfinished").unwrap();
+        let text = warning["text"].as_str().unwrap();
+        assert!(text.contains(&format!("mode {mode}")) && text.contains(phase), "{text}");
+        let fix = warning["fix"].as_str().unwrap();
+        assert!(fix.contains("--resume") && fix.contains("--abort"), "{fix}");
+        let (code, refused) = bench.json(&line).await;
+        assert_eq!((code, &refused["error"]["code"]), (3, &"unfinished".into()), "{refused}");
+
+        let way = if is_undone { "--abort" } else { "--resume" };
+        let ran = bench.start(&["reclaim", way]).output().await;
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        let (said, left) = match (mode, is_undone) {
+            (_, false) => ("the log took", 60),
+            ("swap", true) => ("undone: the log is as it was", 180),
+            (_, true) => ("what was deleted stays deleted", 60),
+        };
+        assert!(ran.stdout.contains(said) && bench.left().await == left, "{left}: {ran:?}");
+        let left = "SELECT count(*) FROM opsward.reclaim";
+        assert_eq!(bench.number(left).await, 0);
+    }
+}
