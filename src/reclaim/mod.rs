@@ -207,10 +207,15 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request) -> Result<Re
     let outcome = ended?;
     let figures = db::stats::figures(&*run.lease.client()?).await?;
     let at = run.at;
-    if outcome == Outcome::Done {
+    let ended = match &outcome {
+        Outcome::Done => Some("given back".to_owned()),
+        Outcome::Aborted(why) => Some(format!("undone: {why}")),
+        Outcome::Held => None,
+    };
+    if let Some(ended) = ended {
         let given_back = at.bytes_before.saturating_sub(figures.ops_bytes + figures.index_bytes);
         let began = Timestamp::from_millisecond(at.began_ms).unwrap_or(Timestamp::UNIX_EPOCH);
-        db::reclaim::ended(run.lease.client()?, &at.run, began, (at.mode.word(), given_back)).await?;
+        db::reclaim::ended(run.lease.client()?, &at.run, began, (at.mode.word(), given_back), &ended).await?;
     }
     Ok(Report {
         outcome,

@@ -329,6 +329,9 @@ async fn a_write_that_was_not_noted_undoes_it() {
         let (bed, ended) = meddled("replay", sql).await;
         assert!(matches!(ended.unwrap().outcome, Outcome::Aborted(_)), "{sql}");
         bed.nothing_is_left().await;
+        // Told, and so not begun again by itself before a week is over.
+        let last = opsward::db::reclaim::last(&bed.work.db.client().await.unwrap()).await.unwrap();
+        assert!(last.is_some(), "{sql}");
     }
 }
 
