@@ -69,7 +69,7 @@ impl Bench {
             let made = Ops::new(*ago).starting_at(from).every(100).take(each);
             ops::insert(&self.client, &made).await;
         }
-        assert_eq!(self.json(&["census"]).await.0, 0);
+        assert_eq!(self.json(&["census", "--full"]).await.0, 0);
     }
 
     fn start(&self, args: &[&str]) -> Start {

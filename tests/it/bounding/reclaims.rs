@@ -224,3 +224,99 @@ async fn stopped_in_the_middle_it_says_where_it_is_and_both_ways_on() {
         assert_eq!(bench.number(left).await, 0);
     }
 }
+
+const WHEN: &str = "OPENAUDIO_MEDIORUM_OPS_RECLAIM_WHEN";
+/// Given back, as the history has it.
+const GIVEN_BACK: &str =
+    "SELECT count(*) FROM opsward.history WHERE task = 'reclaim' AND outcome = 'given back'";
+
+/// A daemon that looks every 10 s whether a reclaim of all that is older than 30
+/// days is due, which nothing else deletes.
+async fn scheduled(dir: &tempfile::TempDir, when: &str) -> Bench {
+    let file = dir.path().join("opsward.toml");
+    let tables = ["uploads", "qm_audio_analyses", "audio_previews", "storage_and_db_sizes"];
+    std::fs::write(&file, tables.map(|t| format!("[tables.{t}]\nkeep = \"30d\"\n")).concat()).unwrap();
+    let bench = Bench::new().await.with(DAYS, "0").with(WHEN, when);
+    let bench = bench
+        .with("OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY", "window")
+        .with("OPENAUDIO_MEDIORUM_OPS_RETENTION_SWEEP_INTERVAL", "10s");
+    bench.on_days(&[60, 50, 40, 2], 60).await;
+    bench
+}
+
+impl Bench {
+    async fn looking(&self, dir: &tempfile::TempDir) -> Daemon {
+        let file = dir.path().join("opsward.toml");
+        let daemon = self.start(&["run", "--config", file.to_str().unwrap()]).spawn();
+        daemon.ready().await;
+        daemon
+    }
+}
+
+/// Waits until it has looked once more.
+async fn looked(daemon: &Daemon) {
+    let runs = async || {
+        let text = metrics(daemon).await;
+        let line = text.lines().find(|l| l.starts_with("opsward_task_runs_total{task=\"reclaim\"}"));
+        line.and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    let before = runs().await;
+    while runs().await <= before {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_reclaims_when_it_is_due_and_once_a_week() {
+    let dir = tempfile::tempdir().unwrap();
+    let bloated = async {
+        let bench = scheduled(&dir, "bloat>50%").await;
+        let daemon = bench.looking(&dir).await;
+        bench.until(&format!("SELECT ({GIVEN_BACK}) = 1")).await;
+        assert_eq!(bench.left().await, 60);
+        daemon.line(|l| l.contains("a reclaim is due")).await;
+        // As due as before, and not a week later.
+        bench.on_days(&[59, 49, 39], 60).await;
+        let ago = |hours: u32| {
+            format!(
+                "UPDATE opsward.history SET ended_at = now() - interval '{hours} hours' WHERE table_name = '(disk)'"
+            )
+        };
+        bench.run(&ago(7 * 24 - 1)).await;
+        looked(&daemon).await;
+        assert_eq!(bench.left().await, 240);
+        bench.run(&ago(7 * 24 + 1)).await;
+        bench.until(&format!("SELECT ({GIVEN_BACK}) = 2")).await;
+        assert_eq!(bench.left().await, 60);
+    };
+    let full = async {
+        let bench = scheduled(&dir, "free<4000TiB").await;
+        let _daemon = bench.looking(&dir).await;
+        bench.until(&format!("SELECT ({GIVEN_BACK}) = 1")).await;
+        assert_eq!(bench.left().await, 60);
+    };
+    let not_due = async |when: &str| {
+        let bench = scheduled(&dir, when).await;
+        let daemon = bench.looking(&dir).await;
+        looked(&daemon).await;
+        assert_eq!((bench.left().await, bench.number(GIVEN_BACK).await), (240, 0), "{when}");
+    };
+    let closed = async {
+        let minute = now_ms() / 60_000 % 1_440;
+        let time = |m: u64| format!("{:02}:{:02}", m % 1_440 / 60, m % 60);
+        let window = format!("{}-{}", time(minute + 720), time(minute + 780));
+        let bench = scheduled(&dir, "bloat>50%").await.with("OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW", &window);
+        let daemon = bench.looking(&dir).await;
+        looked(&daemon).await;
+        assert_eq!((bench.left().await, bench.number(GIVEN_BACK).await), (240, 0));
+    };
+    // The guards of the command.
+    let hindered = async {
+        let bench = scheduled(&dir, "bloat>50%").await;
+        bench.run("CREATE VIEW v AS SELECT ulid FROM ops").await;
+        let daemon = bench.looking(&dir).await;
+        daemon.line(|l| l.contains("due, and is not done: a swap can't carry") && l.contains("view v")).await;
+        assert_eq!((bench.left().await, bench.number(GIVEN_BACK).await), (240, 0));
+    };
+    tokio::join!(bloated, full, not_due("bloat>90%"), not_due("free<1MiB"), closed, hindered);
+}
