@@ -286,6 +286,7 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
     let standing = db::preflight::standing(client).await?;
     let fingerprint = db::clone::traits(client, db::clone::OPS).await?.fingerprint();
     let census = db::census::load(client).await?;
+    let horizons = db::floors::horizons(client).await?.into_iter().collect();
     let directory = standing.data_directory.as_deref();
     let free = db::stats::free_disk(work.settings.pgdata_path.as_deref(), &work.settings.db, directory);
     let mut plan = plan::plan(&plan::Facts {
@@ -298,6 +299,7 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
         settings,
         gate: &request.gate,
         census: &census,
+        horizons: &horizons,
         standing: &standing,
         fingerprint: &fingerprint,
         free: free.map(|(bytes, _)| bytes),

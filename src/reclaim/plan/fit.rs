@@ -94,6 +94,7 @@ mod tests {
             settings: &settings,
             gate: &gate,
             census: &census,
+            horizons: &BTreeMap::new(),
             standing: &standing,
             fingerprint: "",
             free: Some(free * GIB + GIB / 2),
