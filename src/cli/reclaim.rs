@@ -93,7 +93,9 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         if is("plan") {
             return Ok(Done::new(serde_json::to_value(&plan).map_err(anyhow::Error::from)?, text));
         }
-        if let Some(obstacle) = plan.obstacles.first() {
+        let under_way = plan.obstacles.iter().any(|o| o.code == "unfinished");
+        let waits = under_way && lease::is_waited_for(context, args).await?;
+        if let Some(obstacle) = plan.obstacles.iter().find(|o| !waits || o.code != "unfinished") {
             return Err(Failure::new(ExitCode::Refused, obstacle.code, &obstacle.text).fix(&obstacle.fix));
         }
         // Read before by its hash, it need not be read again.
