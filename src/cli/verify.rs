@@ -140,27 +140,9 @@ pub(super) fn text(report: &Report) -> String {
     };
     let header = ["table", "here", "there", "only there", "only here", "differ", "settled", "changed since"];
     text.push_str(&show::format::lines(&header, report.tables.iter().map(row)));
-    for found in &report.tables {
-        for (what, listed) in [
-            ("only there", &found.missing_here),
-            ("only here", &found.missing_there),
-            ("differ", &found.differing),
-        ] {
-            for key in &listed.first {
-                text.push_str(&format!("\n{} {what}: {}", found.table, key.join(", ")));
-            }
-            let more = listed.records - listed.first.len() as u64;
-            if more > 0 {
-                text.push_str(&format!("\n{} {what}: {} more", found.table, format::count(more)));
-            }
-        }
-        if found.ranges_not_looked_into > 0 {
-            text.push_str(&format!(
-                "\n{}: {} ranges of keys that differ were too many to be looked into",
-                found.table,
-                format::count(found.ranges_not_looked_into)
-            ));
-        }
+    for line in differences(report) {
+        text.push('\n');
+        text.push_str(&line);
     }
     if !report.left_out.is_empty() {
         text.push_str(&format!("\nleft out: {}", report.left_out.join(", ")));
@@ -172,4 +154,30 @@ pub(super) fn text(report: &Report) -> String {
         );
     }
     text
+}
+
+/// A line for each record that differs, as far as they are listed.
+pub(super) fn differences(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
+    for found in &report.tables {
+        let table = &found.table;
+        for (what, listed) in [
+            ("only there", &found.missing_here),
+            ("only here", &found.missing_there),
+            ("differ", &found.differing),
+        ] {
+            lines.extend(listed.first.iter().map(|key| format!("{table} {what}: {}", key.join(", "))));
+            let more = listed.records - listed.first.len() as u64;
+            if more > 0 {
+                lines.push(format!("{table} {what}: {} more", format::count(more)));
+            }
+        }
+        if found.ranges_not_looked_into > 0 {
+            lines.push(format!(
+                "{table}: {} ranges of keys that differ were too many to be looked into",
+                format::count(found.ranges_not_looked_into)
+            ));
+        }
+    }
+    lines
 }
