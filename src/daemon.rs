@@ -55,7 +55,8 @@ const CENSUS_EVERY: Duration = Duration::from_secs(300);
 /// What deletes begins within this of the start, or its interval: peers and
 /// census come first.
 const FIRST_PRUNE: Duration = Duration::from_secs(60);
-/// How often it is looked whether a reclaim is due.
+/// How often it is looked whether a reclaim is due, or as often as the log is
+/// pruned where that is more often.
 const RECLAIM_EVERY: Duration = Duration::from_secs(600);
 /// How often the guard is looked at.
 const GUARD_EVERY: Duration = Duration::from_secs(300);
@@ -372,9 +373,10 @@ impl Parts {
         }
         match set.reclaim_when.filter(|_| writes) {
             Some(when) => {
-                let (schedule, own) =
-                    (Schedule::Every { interval: RECLAIM_EVERY, first: RECLAIM_EVERY }, bulk.clone());
-                let run = move |stop| reclaim::when(own.clone(), when, stop);
+                let every = RECLAIM_EVERY.min(set.interval);
+                let (schedule, own) = (Schedule::Every { interval: every, first: every }, bulk.clone());
+                let said = reclaim::Said::default();
+                let run = move |stop| reclaim::when(own.clone(), when, said.clone(), stop);
                 self.supervisor.start(Task::new("reclaim", schedule), run);
             }
             None => self.supervisor.off("reclaim", "OPENAUDIO_MEDIORUM_OPS_RECLAIM_WHEN turns it on"),

@@ -86,10 +86,7 @@ pub(super) async fn have_done(
                 }
                 sleep(Duration::from_secs(1)).await;
             }
-            Err(holder) => {
-                return Err(Failure::new(ExitCode::Held, "lease_held", held(holder.as_ref()))
-                    .fix("wait until it is done, or say --wait"));
-            }
+            Err(holder) => return Err(refused(holder.as_ref())),
         }
     };
     match ended {
@@ -108,6 +105,22 @@ pub(super) async fn have_done(
 /// What a command says that was detached from its job.
 pub(super) fn detached() -> Done {
     Done::new(json!({ "detached": true }), "It goes on in the daemon.")
+}
+
+/// Whether another command is at work now and is to be waited for.
+///
+/// # Errors
+/// It is at work and not to be waited for, exit 4; or the database's.
+pub(super) async fn is_waited_for(context: &Context, args: &ArgMatches) -> Result<bool, Failure> {
+    let db = context.open_db("lease", 1).await?;
+    match holder(&db.client().await?).await? {
+        Some(holder) if !holder.is_daemon() && !args.get_flag("wait") => Err(refused(Some(&holder))),
+        holder => Ok(holder.is_some_and(|holder| !holder.is_daemon())),
+    }
+}
+
+fn refused(holder: Option<&Holder>) -> Failure {
+    Failure::new(ExitCode::Held, "lease_held", held(holder)).fix("wait until it is done, or say --wait")
 }
 
 fn held(holder: Option<&Holder>) -> String {

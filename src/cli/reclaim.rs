@@ -9,7 +9,9 @@ use crate::reclaim::plan::Plan;
 use crate::reclaim::{self, Action, Request};
 use crate::settings::Policy;
 use crate::show::{Changed, Done, ExitCode, Failure, Outcome, format};
+use crate::values::OpUlid;
 use clap::{Arg, ArgAction, ArgMatches};
+use jiff::Timestamp;
 use serde_json::Value;
 
 /// The command.
@@ -46,7 +48,10 @@ pub(super) const COMMAND: Command = Command {
                     .value_parser(Policy::parse)
                     .help("window or compact [default: as settings say]"),
             )
-            .arg(flag("fit", "Keep the longest window that fits on the disk"))
+            .arg(flag(
+                "fit",
+                "Keep the longest window, 7 days at least, that fits on the disk beside the log",
+            ))
             .arg(flag("hold", "Stop before the swap, until --swap"))
             .arg(flag("swap", "Do the swap that --hold stopped before").conflicts_with_all(["plan", "hold"]))
             .arg(flag("resume", "Go on with an interrupted one").conflicts_with_all(["plan", "swap"]))
@@ -77,13 +82,20 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         apply: args.get_one("apply").cloned(),
         ..Request::default()
     };
+    if request.fit && (request.mode == Some(Mode::InPlace) || request.policy == Some(Policy::Compact)) {
+        let why = "--fit chooses a window by what a swap needs beside the log";
+        return Err(Failure::new(ExitCode::Usage, "usage", why)
+            .fix("leave out --fit, or else --mode in-place and --policy compact"));
+    }
     if action == Action::Start {
         let plan = planned(context, &mut request).await?;
         let text = shown(&plan);
         if is("plan") {
             return Ok(Done::new(serde_json::to_value(&plan).map_err(anyhow::Error::from)?, text));
         }
-        if let Some(obstacle) = plan.obstacles.first() {
+        let under_way = plan.obstacles.iter().any(|o| o.code == "unfinished");
+        let waits = under_way && lease::is_waited_for(context, args).await?;
+        if let Some(obstacle) = plan.obstacles.iter().find(|o| !waits || o.code != "unfinished") {
             return Err(Failure::new(ExitCode::Refused, obstacle.code, &obstacle.text).fix(&obstacle.fix));
         }
         // Read before by its hash, it need not be read again.
@@ -102,7 +114,18 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
             "held before the swap: `opsward reclaim --swap` does it within 24 h, `--abort` undoes all"
                 .to_owned()
         }
-        Value::Object(aborted) => format!("undone, nothing is left of it: {}", aborted["aborted"]),
+        Value::Object(_) if report["mode"] == "in-place" => {
+            format!(
+                "ended where it stood: what was deleted stays deleted; the log took {before} and takes {after}"
+            )
+        }
+        Value::Object(_) if action == Action::Abort => {
+            "undone: the log is as it was, and nothing is left beside it".to_owned()
+        }
+        Value::Object(aborted) => format!(
+            "undone, the log is as it was, and nothing is left beside it: {}",
+            aborted["aborted"].as_str().unwrap_or_default()
+        ),
         _ => format!("the log took {before} and takes {after}"),
     };
     let told_to = action == Action::Abort;
@@ -134,13 +157,17 @@ fn shown(plan: &Plan) -> String {
         plan.hash
     )];
     let rows = plan.tables.iter().map(|t| {
-        let cut = plan.survivors.cuts.get(&t.table).map(|c| format!("below {c}"));
-        let compact = plan.survivors.compact.get(&t.table).map(|c| format!("compacted below {c}"));
+        let day = |cut: &OpUlid| {
+            let at = i64::try_from(cut.ms()).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+            at.map_or(String::new(), |at| at.strftime("%Y-%m-%d").to_string())
+        };
+        let cut = plan.survivors.cuts.get(&t.table).map(|c| format!("before {}", day(c)));
+        let compact = plan.survivors.compact.get(&t.table).map(|c| format!("compacted before {}", day(c)));
         vec![
             t.table.clone(),
-            t.rows.to_string(),
+            format::count(t.rows),
             format::bytes(t.bytes),
-            t.kept_rows.to_string(),
+            format::count(t.kept_rows),
             format::bytes(t.kept_bytes),
             cut.or(compact).unwrap_or_else(|| "all stay".into()),
         ]

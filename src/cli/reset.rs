@@ -4,18 +4,22 @@
 use super::confirm::{self, confirm};
 use super::digest::{chosen, scope_flags};
 use super::progress::{Shown, rows as read};
-use super::verify::{duration_flag, reference, reference_flag, result, settle_flag, text};
+use super::verify::{differences, duration_flag, reference, reference_flag, result, settle_flag};
 use super::{Command, Context, Output, Run};
 use crate::db::lease::Lease;
-use crate::db::migrate;
 use crate::db::reset::Reset;
+use crate::db::{Db, maintain, migrate};
 use crate::reclaim::reset::{Plan, complete, plan};
-use crate::reclaim::verify::Verify;
+use crate::reclaim::verify::{Reference, Verify};
 use crate::records::models;
 use crate::show::{Changed, Done, ExitCode, Failure, Outcome, Warning, format};
 use clap::ArgMatches;
 use serde_json::json;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Lines on what differs that are shown before `verify` is pointed to.
+const SHOWN: usize = 10;
 
 /// The command.
 pub(super) const COMMAND: Command = Command {
@@ -68,9 +72,19 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     shown.end();
     let report = report?;
     if !report.matches {
-        return Err(refused("differs", format!("nothing was done: {}", text(&report))));
+        let all = differences(&report);
+        let more = all.len().saturating_sub(SHOWN);
+        let some = all[..all.len() - more].join("; ");
+        let more = if more > 0 { format!("; and {more} lines more") } else { String::new() };
+        let why = format!("nothing was done: the records here are not those of the reference: {some}{more}");
+        return Err(refused("differs", why).fix(
+            "`opsward verify` lists them; once both have read the same it matches, --settle waits for that",
+        ));
     }
-    let plan = plan(&report, &own, duration("max-lock"), context.clock.now())?;
+    let mut plan = plan(&report, &own, duration("max-lock"), context.clock.now())?;
+    if let Reference::Url(db) = &reference {
+        plan.reference = db.shown().to_owned();
+    }
     confirm(context, args, &said(&plan, db.shown()))?;
     // The answer may have taken its time.
     verify().is_fresh(&report.reference)?;
@@ -84,33 +98,43 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     };
     shown.end();
     match done? {
-        Reset::Done { kept, bytes, locked_ms } => {
+        Reset::Done { kept, bytes, after, locked_ms } => {
+            analyze(&mut lease, &db).await;
             let text = format!(
-                "The log begins anew: {} put back, {} given back, ops locked for {locked_ms} ms.",
+                "The log begins anew: {} put back; it took {} and takes {}; ops was locked for {locked_ms} ms.",
                 format::many(kept, "row"),
-                format::bytes(bytes)
+                format::bytes(bytes),
+                format::bytes(after)
             );
             let proof = result(&report);
-            let result = json!({ "kept": kept, "bytes_before": bytes, "locked_ms": locked_ms,
+            let result = json!({ "kept": kept, "bytes_before": bytes, "bytes_after": after, "locked_ms": locked_ms,
                 "floor": plan.young, "cursors": plan.cursors.len(), "proof": proof });
             Ok(Done::new(result, text).changed(Changed::Yes).warn(behind(&plan)))
         }
         Reset::DaemonConnected => Err(held("a daemon is connected: nothing was done".to_owned())),
-        Reset::Busy | Reset::TooLong => {
+        Reset::Busy | Reset::TooLong | Reset::KeptOut { .. } => {
             Err(refused("busy", "ops stayed in use: nothing was done".to_owned()))
         }
+    }
+}
+
+/// An emptied table has no dead rows to vacuum, but statistics of what it was:
+/// they are made anew at once, unless somebody waits for the table.
+async fn analyze(lease: &mut Lease, db: &Db) {
+    let stop = CancellationToken::new();
+    if let Err(error) = maintain::watched(lease, db, maintain::ANALYZE, &[], &stop).await {
+        tracing::warn!("the statistics of ops are left to autovacuum: {error}");
     }
 }
 
 /// What will be done, and what others will see of it.
 fn said(plan: &Plan, shown: &str) -> String {
     let mut said = format!(
-        "The records in {shown} are those of {}.\nThis empties public.ops there, but for rows from {} on (2 \
-         h), rows owed to the chain and rows of tables without a model; raises the floor of every record \
-         table to there, and the cursors of {} to what the reference had read.\nPeers that have read less \
+        "The records in {shown} are those of {}.\nThis empties public.ops there, but for rows of the last \
+         2 h, rows owed to the chain and rows of tables without a model; raises the floor of every record \
+         table to 2 h ago, and the cursors of {} to what the reference had read.\nPeers that have read less \
          of this log than that will see a retention gap up to {}, and skip to it.",
         plan.reference,
-        plan.young,
         format::many(plan.cursors.len() as u64, "peer"),
         plan.young
     );

@@ -84,12 +84,19 @@ pub(super) async fn reference(args: &ArgMatches, flag: &str, command: &str) -> R
         let db = Db::open(&parsed.target, &format!("opsward {command}"), 2).await;
         return Ok(Reference::Url(db.map_err(Error::Reference)?));
     }
+    if named.contains("://") {
+        let why = format!("--{flag} takes a file or the URL of a database, postgres://…");
+        let fix =
+            "no validator serves its records: run `opsward digest > FILE` on it, and bring the file here";
+        return Err(Failure::new(ExitCode::Usage, "usage", why).fix(fix));
+    }
     let file = match named {
         "-" => spooled(),
         path => File::open(path),
     };
     let file = file.map_err(|e| {
         Failure::new(ExitCode::Refused, "refused", format!("the reference file {named} cannot be read: {e}"))
+            .fix("it is what `opsward digest > FILE` wrote on the other validator")
     })?;
     let digest = DigestFile::open(file).map_err(|bad: Bad| Error::from(bad))?;
     Ok(Reference::File(Box::new(digest)))
@@ -133,27 +140,9 @@ pub(super) fn text(report: &Report) -> String {
     };
     let header = ["table", "here", "there", "only there", "only here", "differ", "settled", "changed since"];
     text.push_str(&show::format::lines(&header, report.tables.iter().map(row)));
-    for found in &report.tables {
-        for (what, listed) in [
-            ("only there", &found.missing_here),
-            ("only here", &found.missing_there),
-            ("differ", &found.differing),
-        ] {
-            for key in &listed.first {
-                text.push_str(&format!("\n{} {what}: {}", found.table, key.join(", ")));
-            }
-            let more = listed.records - listed.first.len() as u64;
-            if more > 0 {
-                text.push_str(&format!("\n{} {what}: {} more", found.table, format::count(more)));
-            }
-        }
-        if found.ranges_not_looked_into > 0 {
-            text.push_str(&format!(
-                "\n{}: {} ranges of keys that differ were too many to be looked into",
-                found.table,
-                format::count(found.ranges_not_looked_into)
-            ));
-        }
+    for line in differences(report) {
+        text.push('\n');
+        text.push_str(&line);
     }
     if !report.left_out.is_empty() {
         text.push_str(&format!("\nleft out: {}", report.left_out.join(", ")));
@@ -165,4 +154,30 @@ pub(super) fn text(report: &Report) -> String {
         );
     }
     text
+}
+
+/// A line for each record that differs, as far as they are listed.
+pub(super) fn differences(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
+    for found in &report.tables {
+        let table = &found.table;
+        for (what, listed) in [
+            ("only there", &found.missing_here),
+            ("only here", &found.missing_there),
+            ("differ", &found.differing),
+        ] {
+            lines.extend(listed.first.iter().map(|key| format!("{table} {what}: {}", key.join(", "))));
+            let more = listed.records - listed.first.len() as u64;
+            if more > 0 {
+                lines.push(format!("{table} {what}: {} more", format::count(more)));
+            }
+        }
+        if found.ranges_not_looked_into > 0 {
+            lines.push(format!(
+                "{table}: {} ranges of keys that differ were too many to be looked into",
+                format::count(found.ranges_not_looked_into)
+            ));
+        }
+    }
+    lines
 }

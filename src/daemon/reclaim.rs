@@ -4,11 +4,12 @@
 use super::jobs::Bulk;
 use crate::db::reclaim as state;
 use crate::job::{Ended, Job, carry_out, gate_of_reclaim};
-use crate::reclaim::plan::Plan;
+use crate::reclaim::plan::{Obstacle, Plan};
 use crate::reclaim::{self, Request};
 use crate::settings::When;
 use crate::supervisor::{Next, Outcome};
 use jiff::SignedDuration;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -18,8 +19,22 @@ const EVERY: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// How soon a lease that is held elsewhere is tried again.
 const AGAIN: Duration = Duration::from_secs(60);
 
+/// What was said last of why it is not done: said again only once it changes.
+#[derive(Clone, Default)]
+pub(super) struct Said(Arc<Mutex<&'static str>>);
+
+impl Said {
+    fn say(&self, obstacle: &Obstacle) {
+        let last =
+            std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), obstacle.code);
+        if last != obstacle.code {
+            warn!(fix = obstacle.fix, "a reclaim is due, and is not done: {}", obstacle.text);
+        }
+    }
+}
+
 /// Reclaims when the condition holds.
-pub(super) async fn when(bulk: Bulk, when: When, stop: CancellationToken) -> Outcome {
+pub(super) async fn when(bulk: Bulk, when: When, said: Said, stop: CancellationToken) -> Outcome {
     let work = bulk.work(stop);
     let client = work.db.client().await?;
     let now = work.clock.now();
@@ -40,7 +55,7 @@ pub(super) async fn when(bulk: Bulk, when: When, stop: CancellationToken) -> Out
         }
     };
     if let Some(obstacle) = plan.obstacles.first() {
-        warn!(fix = obstacle.fix, "a reclaim is due, and is not done: {}", obstacle.text);
+        said.say(obstacle);
         return Ok(Next::Scheduled);
     }
     let Some(mut turn) = bulk.turn().await? else {

@@ -91,6 +91,9 @@ const CANCEL: &str = "SELECT pg_cancel_backend($1)";
 /// Space in the table is reused, none is given back: that would lock it.
 pub const VACUUM: &str = "VACUUM (TRUNCATE off, INDEX_CLEANUP on, PROCESS_TOAST on) public.ops";
 
+/// The planner is told what the table is like now.
+pub const ANALYZE: &str = "ANALYZE public.ops";
+
 /// The empty end is given back, if the lock for it can be had at once. Entries
 /// of dead rows must go from the indexes, or their pages do not count as empty.
 pub const VACUUM_AND_TRUNCATE: &str = "VACUUM (TRUNCATE on, INDEX_CLEANUP on, PROCESS_TOAST on) public.ops";

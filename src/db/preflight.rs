@@ -23,6 +23,8 @@ pub struct Standing {
     pub data_directory: Option<String>,
     /// What depends on the table and would not follow a swap, in words.
     pub dependents: Vec<String>,
+    /// What depends on its rows, so that deleting them fails, or deletes more.
+    pub hindrances: Vec<String>,
     /// Its indexes that are invalid.
     pub invalid: Vec<String>,
     /// Prepared transactions of this database.
@@ -55,6 +57,7 @@ pub async fn standing(client: &impl GenericClient) -> Result<Standing> {
         slots: row.get(9),
         archiving: row.get(10),
         dependents: words(client, DEPENDENTS).await?,
+        hindrances: words(client, HINDRANCES).await?,
         long: words(client, LONG).await?,
     })
 }
@@ -111,6 +114,14 @@ const DEPENDENTS: &str = "
     SELECT 'publication ' || pubname FROM pg_publication_tables
     WHERE schemaname = 'public' AND tablename = 'ops'
       AND pubname NOT IN (SELECT pubname FROM pg_publication WHERE puballtables)
+    ORDER BY 1";
+
+const HINDRANCES: &str = "
+    SELECT format('foreign key %s of %s', conname, conrelid::regclass) FROM pg_constraint
+    WHERE confrelid = 'public.ops'::regclass AND contype = 'f'
+    UNION ALL SELECT format('rule %s', rulename) FROM pg_rewrite WHERE ev_class = 'public.ops'::regclass
+    UNION ALL SELECT format('table %s that inherits from it', inhrelid::regclass) FROM pg_inherits
+    WHERE inhparent = 'public.ops'::regclass
     ORDER BY 1";
 
 const LONG: &str = "

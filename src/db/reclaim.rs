@@ -87,8 +87,8 @@ const UNFINISHED: &str = "
            coalesce((checkpoint ->> 'hold')::boolean AND checkpoint ->> 'phase' = 'swap', false), updated_at
     FROM opsward.reclaim";
 
-/// Adds to the history that a reclaim ended well: its mode, and the bytes that
-/// the filesystem got back.
+/// Adds to the history how a reclaim ended: its mode, and the bytes that the
+/// filesystem got back.
 ///
 /// # Errors
 /// The database's.
@@ -97,9 +97,10 @@ pub async fn ended(
     run: &str,
     began: Timestamp,
     (mode, bytes): (&str, u64),
+    outcome: &str,
 ) -> Result<()> {
     let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-    client.execute(ENDED, &[&run, &began, &bytes, &mode]).await.doing("write the history")?;
+    client.execute(ENDED, &[&run, &began, &bytes, &mode, &outcome]).await.doing("write the history")?;
     Ok(())
 }
 
@@ -107,10 +108,10 @@ const ENDED: &str = "
     INSERT INTO opsward.history
         (run, task, table_name, began_at, ended_at, below, rows, bytes, bound_by, took_ms, outcome)
     VALUES ($1, 'reclaim', '(disk)', $2::timestamptz, now(), '', 0, $3, $4,
-            greatest(0, extract(epoch FROM now() - $2) * 1000)::bigint, 'given back')
+            greatest(0, extract(epoch FROM now() - $2) * 1000)::bigint, $5)
     ON CONFLICT (run, task, table_name) DO NOTHING";
 
-/// When a reclaim last ended well.
+/// When a reclaim last ended, well or undone.
 ///
 /// # Errors
 /// The database's.

@@ -5,6 +5,7 @@
 use super::catalog;
 use super::connect::Client;
 use super::error::{Doing, Result};
+use super::guard::NAME;
 use super::lease::Lease;
 use super::ops::{is_locked, is_out_of_time};
 use super::presence::PRESENCE_LOCK;
@@ -19,6 +20,7 @@ use tokio_postgres::types::ToSql;
 /// Rows of the log that are looked at in one statement.
 const SLICE_ROWS: i64 = 20_000;
 const FEWEST_ROWS: i64 = 100;
+
 /// What stays in the log.
 pub struct Keep {
     columns: String,
@@ -150,13 +152,15 @@ pub struct Beginning<'a> {
 /// What came of a reset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reset {
-    /// It is done: rows that were put back, bytes before, and how long the log
-    /// was locked in milliseconds.
+    /// It is done: rows that were put back, bytes before and after, and how long
+    /// the log was locked in milliseconds.
     Done {
         /// Rows that were put back.
         kept: u64,
         /// Bytes of the log with its indexes before.
         bytes: u64,
+        /// The same, afterwards.
+        after: u64,
         /// Milliseconds from the lock to the commit.
         locked_ms: u64,
     },
@@ -166,6 +170,13 @@ pub enum Reset {
     TooLong,
     /// A daemon is connected: nothing was done.
     DaemonConnected,
+    /// A trigger kept rows out that were to be put back: nothing was done.
+    KeptOut {
+        /// Rows that were put back.
+        back: u64,
+        /// Rows that were to be.
+        of: u64,
+    },
 }
 
 /// Empties the log and puts back what stays, or does nothing.
@@ -186,7 +197,8 @@ pub async fn reset(lease: &mut Lease, keep: &Keep, begin: &Beginning<'_>) -> Res
         return Ok(Reset::DaemonConnected);
     }
     let done = match locked(&tx, keep, begin).await {
-        Ok(Some(done)) => done,
+        Ok(Some(done @ Reset::Done { .. })) => done,
+        Ok(Some(other)) => return Ok(other),
         Ok(None) => return Ok(Reset::TooLong),
         Err(e) if is_locked(&e) => return Ok(Reset::Busy),
         Err(e) if is_out_of_time(&e) => return Ok(Reset::TooLong),
@@ -217,27 +229,48 @@ async fn locked(tx: &Transaction<'_>, keep: &Keep, begin: &Beginning<'_>) -> Res
         keep.columns
     );
     bounded(tx).await?;
+    // The replay guard would refuse what is put back: it acted long ago.
+    let guarded: bool = tx.query_one(GUARDED, &[&NAME]).await.doing("look for the replay guard")?.get(0);
+    let guard = async |what: &str| match guarded {
+        true => {
+            let sql = format!("ALTER TABLE public.ops {what} TRIGGER {NAME}");
+            tx.batch_execute(&sql).await.doing("switch the replay guard")
+        }
+        false => Ok(()),
+    };
+    guard("DISABLE").await?;
     let kept = tx.execute(&sql, &[]).await.doing("put back what stays")?;
+    guard("ENABLE").await?;
     bounded(tx).await?;
+    let all: i64 =
+        tx.query_one("SELECT count(*) FROM opsward.reset_kept", &[]).await.doing("count what stays")?.get(0);
+    if i64::try_from(kept).ok() != Some(all) {
+        return Ok(Some(Reset::KeptOut { back: kept, of: u64::try_from(all).unwrap_or(0) }));
+    }
     let (young, now) = (begin.young.as_str(), begin.now);
     tx.execute(FLOORS, &[&begin.tables, &young, &now]).await.doing("raise the floors")?;
     tx.execute(FORGET, &[]).await.doing("forget the old log")?;
     tx.execute(MINIMUM, &[&now]).await.doing("note the log's minimum")?;
+    let after: i64 = tx.query_one(BYTES, &[]).await.doing("read the size of ops")?.get(0);
+    let freed = bytes.saturating_sub(after).max(0);
     let took = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
     let gone = rows.saturating_sub(i64::try_from(kept).unwrap_or(0)).max(0);
     let run = format!("reset {now}");
-    tx.execute(HISTORY, &[&run, &now, &young, &gone, &bytes, &begin.reference, &took])
+    tx.execute(HISTORY, &[&run, &now, &young, &gone, &freed, &begin.reference, &took])
         .await
         .doing("write the history")?;
     if since.elapsed() > begin.longest_lock {
         return Ok(None);
     }
     let natural = |n: i64| u64::try_from(n).unwrap_or(0);
-    Ok(Some(Reset::Done { kept, bytes: natural(bytes), locked_ms: natural(took) }))
+    Ok(Some(Reset::Done { kept, bytes: natural(bytes), after: natural(after), locked_ms: natural(took) }))
 }
 
 /// `deadlock_timeout`: an autovacuum yields only after it.
 const LOCK: &str = "SET LOCAL deadlock_timeout = '20ms'; LOCK TABLE public.ops IN ACCESS EXCLUSIVE MODE";
+const GUARDED: &str = "
+    SELECT EXISTS (SELECT FROM pg_trigger
+                   WHERE tgrelid = 'public.ops'::regclass AND tgname = $1 AND tgenabled = 'O')";
 const ALONE: &str = "SELECT pg_try_advisory_xact_lock($1)";
 const BYTES: &str = "SELECT pg_total_relation_size(to_regclass('public.ops'))";
 const ROWS: &str =

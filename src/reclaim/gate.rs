@@ -15,6 +15,7 @@ const SKIPPED: &str = "blobs";
 
 /// What the gate of retention lets go.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Gate {
     /// By table, the lowest ULID that stays under its window; a table that no
     /// window is set for is left out.
@@ -22,8 +23,22 @@ pub struct Gate {
     /// The lowest ULID that stays under the shortest window there may be;
     /// `None` where the gate is closed.
     pub ceiling: Option<OpUlid>,
+    /// The lowest ULID that a reader needs, and by how many milliseconds a
+    /// window is longer for it at most.
+    pub held: Option<(OpUlid, u64)>,
     /// What closed it, each as a sentence.
     pub blockers: Vec<String>,
+}
+
+impl Gate {
+    /// The lowest ULID that stays under a window that begins at `from`; `None`
+    /// where the gate is closed.
+    pub fn at(&self, from: OpUlid) -> Option<OpUlid> {
+        let held = self.held.map_or(from, |(needed, hold_ms)| {
+            needed.max(OpUlid::first_of_ms(from.ms().saturating_sub(hold_ms)))
+        });
+        Some(from.min(held).min(self.ceiling?))
+    }
 }
 
 /// Asks the gate.
@@ -43,5 +58,11 @@ pub fn of(facts: &Facts) -> Gate {
     };
     let tables = models().iter().map(|m| m.table.as_str()).chain([SKIPPED]);
     let cuts = tables.filter_map(|table| Some((table.to_owned(), at(window(table)?))));
-    Gate { cuts: cuts.collect(), ceiling: Some(at(LEAST_WINDOW_MS)), blockers: Vec::new() }
+    let needed = gate.readers.iter().map(|(needed, _)| *needed).min();
+    Gate {
+        cuts: cuts.collect(),
+        ceiling: Some(at(LEAST_WINDOW_MS)),
+        held: needed.map(|needed| (needed, decide::ms(facts.settings.reader_hold))),
+        blockers: Vec::new(),
+    }
 }

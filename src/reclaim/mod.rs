@@ -207,10 +207,15 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request) -> Result<Re
     let outcome = ended?;
     let figures = db::stats::figures(&*run.lease.client()?).await?;
     let at = run.at;
-    if outcome == Outcome::Done {
+    let ended = match &outcome {
+        Outcome::Done => Some("given back".to_owned()),
+        Outcome::Aborted(why) => Some(format!("undone: {why}")),
+        Outcome::Held => None,
+    };
+    if let Some(ended) = ended {
         let given_back = at.bytes_before.saturating_sub(figures.ops_bytes + figures.index_bytes);
         let began = Timestamp::from_millisecond(at.began_ms).unwrap_or(Timestamp::UNIX_EPOCH);
-        db::reclaim::ended(run.lease.client()?, &at.run, began, (at.mode.word(), given_back)).await?;
+        db::reclaim::ended(run.lease.client()?, &at.run, began, (at.mode.word(), given_back), &ended).await?;
     }
     Ok(Report {
         outcome,
@@ -240,10 +245,10 @@ async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result
     };
     match (request.action, there) {
         (Action::Start, None) => begin(work, lease, request).await,
-        (Action::Start, Some(at)) => Err(Error::refused(
-            format!("a reclaim in mode {} is unfinished, in its phase {}", at.mode.word(), at.phase.word()),
-            "`opsward reclaim --resume` goes on with it, `--abort` undoes it",
-        )),
+        (Action::Start, Some(at)) => {
+            let (why, fix) = unfinished_words(at.mode.word(), at.phase.word());
+            Err(Error::refused(why, fix))
+        }
         (Action::Resume, Some(at)) => Ok(Checkpoint { pace: request.pace.or(at.pace), ..at }),
         (Action::Resume, None) => Err(nothing("go on with")),
         (Action::Abort, Some(mut at)) => {
@@ -268,7 +273,9 @@ async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result
 /// No policy is set, or the database's.
 pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result<Plan> {
     let settings = &work.settings.bounding;
-    let Some(policy) = request.policy.or(settings.reclaim_policy) else {
+    // What fits is a window.
+    let fit = request.fit.then_some(Policy::Window);
+    let Some(policy) = request.policy.or(fit).or(settings.reclaim_policy) else {
         let why = "there is no policy: what of the log is to be kept?";
         return Err(Error::refused(
             why,
@@ -279,9 +286,10 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
     let standing = db::preflight::standing(client).await?;
     let fingerprint = db::clone::traits(client, db::clone::OPS).await?.fingerprint();
     let census = db::census::load(client).await?;
+    let horizons = db::floors::horizons(client).await?.into_iter().collect();
     let directory = standing.data_directory.as_deref();
     let free = db::stats::free_disk(work.settings.pgdata_path.as_deref(), &work.settings.db, directory);
-    Ok(plan::plan(&plan::Facts {
+    let mut plan = plan::plan(&plan::Facts {
         asked: plan::Asked {
             mode: request.mode,
             policy,
@@ -291,11 +299,26 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
         settings,
         gate: &request.gate,
         census: &census,
+        horizons: &horizons,
         standing: &standing,
         fingerprint: &fingerprint,
         free: free.map(|(bytes, _)| bytes),
         now_ms: u64::try_from(work.clock.now().as_millisecond()).unwrap_or(0),
-    }))
+    });
+    // The sizes are of a log in between: what there is to do comes first.
+    if let Some(unfinished) = db::reclaim::unfinished(client).await? {
+        let (text, fix) = unfinished_words(&unfinished.mode, &unfinished.phase);
+        plan.obstacles.insert(0, plan::Obstacle { code: "unfinished", text, fix });
+    }
+    Ok(plan)
+}
+
+/// What is said of a reclaim that stands in the way of another.
+fn unfinished_words(mode: &str, phase: &str) -> (String, String) {
+    (
+        format!("a reclaim in mode {mode} is unfinished, in its phase {phase}"),
+        "`opsward reclaim --resume` goes on with it, `--abort` ends it".to_owned(),
+    )
 }
 
 /// A new reclaim: only as the plan that was read, and with nothing in its way.

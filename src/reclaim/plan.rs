@@ -2,12 +2,16 @@
 //! what stands in the way, how long it takes. `--plan` shows it, a start
 //! carries it out.
 
+mod fit;
+mod obstacles;
+
 use super::Gate;
 use super::decide::{Mode, Survivors};
 use crate::db::census::Entry;
 use crate::db::preflight::Standing;
 use crate::settings::{Bounding, Keep, Policy};
 use crate::values::OpUlid;
+use fit::Fitted;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -36,6 +40,8 @@ pub struct Facts<'a> {
     pub gate: &'a Gate,
     /// The log by table and day.
     pub census: &'a [Entry],
+    /// By table, below which it was compacted before.
+    pub horizons: &'a BTreeMap<String, OpUlid>,
     /// The catalog and the server.
     pub standing: &'a Standing,
     /// What the table is like.
@@ -59,9 +65,6 @@ pub struct Asked {
     pub percent: u8,
 }
 
-/// Where every op survives, less than this is not worth a reclaim: 16 MiB.
-const LEAST_GAIN: u64 = 16 << 20;
-
 /// What a reclaim would do.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Plan {
@@ -73,6 +76,9 @@ pub struct Plan {
     pub survivors: Survivors,
     /// By table.
     pub tables: Vec<OfTable>,
+    /// With `--fit`, the days of the window where it is shorter than the one that
+    /// is set.
+    pub fit_days: Option<u64>,
     /// Whether the census has only sampled.
     pub estimated: bool,
     /// Space.
@@ -143,29 +149,10 @@ pub struct Obstacle {
 
 /// Makes the plan.
 pub fn plan(facts: &Facts<'_>) -> Plan {
-    let fitting = |survivors: &Survivors| {
-        let tables = tables(facts, survivors);
-        let space = space(facts, &tables);
-        (tables, space)
-    };
-    let mut survivors = survivors(facts, None);
-    let (mut tables, mut space) = fitting(&survivors);
-    if facts.asked.fit {
-        // From the longest window to the shortest that the gate lets go.
-        let mut days: Vec<u64> = facts.census.iter().map(|e| e.oldest.ms() / DAY_MS * DAY_MS).collect();
-        days.sort_unstable();
-        days.dedup();
-        for ms in days {
-            let shorter = self::survivors(facts, Some(OpUlid::first_of_ms(ms)));
-            let (of, needs) = fitting(&shorter);
-            let room = facts.free.unwrap_or(0);
-            if needs.swap_needs <= room && of.iter().any(|t| t.kept_rows < t.rows) {
-                (survivors, tables, space) = (shorter, of, needs);
-                break;
-            }
-        }
-    }
+    let Fitted { survivors, tables, space, from } = fit::longest(facts);
     let mode = facts.asked.mode.unwrap_or(match space.free {
+        // Whatever is kept fits in place: only a swap chooses by what fits.
+        _ if facts.asked.fit => Mode::Swap,
         Some(free) if free < space.swap_needs => Mode::InPlace,
         _ => Mode::Swap,
     });
@@ -175,6 +162,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
         hash: hash(facts, mode, &survivors),
         survivors,
         tables,
+        fit_days: from.map(|from| facts.now_ms.saturating_sub(from.ms()) / DAY_MS),
         estimated: facts.census.iter().any(|e| e.estimated),
         space,
         obstacles: Vec::new(),
@@ -185,17 +173,29 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
     let bytes = (space.table + space.indexes) as f64;
     let rate = BYTES_A_SECOND[usize::from(!plan.survivors.compact.is_empty())];
     plan.seconds = (bytes / rate * 100.0 / f64::from(facts.asked.percent.max(1))) as u64 + 1;
-    plan.obstacles = obstacles(facts, &plan);
+    plan.obstacles = obstacles::obstacles(facts, &plan);
+    if facts.asked.fit && plan.fit_days.is_none() && space.free.is_some_and(|free| space.swap_needs <= free) {
+        plan.notes.push("All that is set to be kept fits.".into());
+    }
+    if let Some(days) = plan.fit_days.filter(|_| space.free.is_some_and(|free| space.swap_needs <= free)) {
+        let set = match (facts.settings.retention_days, facts.settings.retention_bytes) {
+            (0, 0) => "all of the log".to_owned(),
+            (0, _) => "what is set in bytes".to_owned(),
+            (set, _) => format!("the {set} that are set"),
+        };
+        plan.notes.push(format!("{days} days are the longest window that fits, instead of {set}."));
+    }
     let standing = facts.standing;
     if !standing.long.is_empty() {
-        let text = format!("transactions that hold old rows or locks: {}", standing.long.join("; "));
+        let text = format!("Transactions that hold old rows or locks: {}", standing.long.join("; "));
         plan.notes.push(text);
     }
     plan
 }
 
-/// What does not survive; `sooner` cuts no later than the gate does.
-fn survivors(facts: &Facts<'_>, sooner: Option<OpUlid>) -> Survivors {
+/// What does not survive; where a window begins at `from`, tables without a
+/// word of their own keep no more than it.
+fn survivors(facts: &Facts<'_>, from: Option<OpUlid>) -> Survivors {
     let mut survivors = Survivors::default();
     let Some(ceiling) = facts.gate.ceiling else { return survivors };
     let settled = OpUlid::first_of_ms(facts.now_ms.saturating_sub(YOUNGEST_COMPACTED_MS));
@@ -211,9 +211,10 @@ fn survivors(facts: &Facts<'_>, sooner: Option<OpUlid>) -> Survivors {
                 survivors.compact.insert(table, ceiling.min(settled));
             }
             Keep::Days(_) => {
-                let cut = facts.gate.cuts.get(&table).copied();
-                if let Some(cut) = cut.or(facts.asked.fit.then_some(ceiling)) {
-                    survivors.cuts.insert(table, sooner.map_or(cut, |sooner| cut.min(sooner)));
+                let set = facts.gate.cuts.get(&table).copied();
+                let fitted = from.filter(|_| !facts.settings.tables.contains_key(&table));
+                if let Some(cut) = set.max(fitted.and_then(|from| facts.gate.at(from))) {
+                    survivors.cuts.insert(table, cut);
                 }
             }
         }
@@ -230,7 +231,15 @@ fn tables(facts: &Facts<'_>, survivors: &Survivors) -> Vec<OfTable> {
         let compact = survivors.compact.get(&day.table);
         let below = survivors.cuts.get(&day.table).or(compact);
         let goes = below.map_or(0.0, |below| share_below(day, *below));
-        let stays = if compact.is_some() { COMPACTED_KEEPS } else { 0.0 };
+        let stays = match crate::records::models().get(&day.table) {
+            _ if compact.is_none() => 0.0,
+            // No later op makes one of it useless.
+            Some(model) if model.append_only => 1.0,
+            _ => COMPACTED_KEEPS,
+        };
+        // What was compacted before stays, but for little.
+        let horizon = compact.and(facts.horizons.get(&day.table));
+        let goes = horizon.map_or(goes, |horizon| (goes - share_below(day, *horizon)).max(0.0));
         let goes = goes * (1.0 - stays) * (1.0 - day.owed as f64 / day.rows.max(1) as f64);
         of.rows += day.rows;
         of.bytes += day.bytes;
@@ -289,91 +298,4 @@ fn hash(facts: &Facts<'_>, mode: Mode, survivors: &Survivors) -> String {
         facts.fingerprint,
     );
     Sha256::digest(text.as_bytes()).iter().take(6).map(|b| format!("{b:02x}")).collect()
-}
-
-fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
-    let (standing, gate, space) = (facts.standing, facts.gate, &plan.space);
-    let mut found = Vec::new();
-    let mut stands = |is: bool, code: &'static str, text: String, fix: &str| {
-        if is {
-            found.push(Obstacle { code, text, fix: fix.to_owned() });
-        }
-    };
-    let swap = plan.mode == Mode::Swap;
-    stands(
-        gate.ceiling.is_none(),
-        "gate",
-        format!("nothing may be deleted now: {}", gate.blockers.join("; ")),
-        "`opsward plan` shows what lifts each",
-    );
-    stands(
-        gate.ceiling.is_some()
-            && plan.tables.iter().all(|t| t.kept_rows == t.rows)
-            && plan.space.gain() < LEAST_GAIN,
-        "nothing",
-        "there is nothing to give back: every op survives, and little of the file is free".into(),
-        "a shorter OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS, or --policy compact",
-    );
-    stands(
-        !standing.owner,
-        "privilege",
-        format!("the role {} does not own the table ops", standing.role),
-        "use the node's own role in OPENAUDIO_DB_URL, or GRANT it to opsward's role",
-    );
-    stands(
-        !standing.plain,
-        "table",
-        "ops is no plain, logged table".into(),
-        "a node makes it so: look what changed it",
-    );
-    stands(
-        swap && !standing.dependents.is_empty(),
-        "dependents",
-        format!("a swap can't carry what depends on ops: {}", standing.dependents.join(", ")),
-        "drop it for the time, or use --mode in-place",
-    );
-    stands(
-        !standing.invalid.is_empty(),
-        "invalid_index",
-        format!("indexes of ops are invalid: {}", standing.invalid.join(", ")),
-        "wait until they are built, or DROP INDEX them",
-    );
-    stands(
-        !standing.prepared.is_empty(),
-        "prepared",
-        format!("prepared transactions are open: {}", standing.prepared.join(", ")),
-        "COMMIT PREPARED or ROLLBACK PREPARED them",
-    );
-    stands(
-        !standing.slots.is_empty(),
-        "slots",
-        format!("WAL would pile up for replication slots that nobody reads: {}", standing.slots.join(", ")),
-        "start their readers, or pg_drop_replication_slot them",
-    );
-    stands(
-        standing.archiving.is_some(),
-        "archiving",
-        format!("WAL would pile up: archiving fails, {}", standing.archiving.as_deref().unwrap_or_default()),
-        "mend archive_command, or switch archive_mode off",
-    );
-    stands(
-        swap && space.free.is_none(),
-        "free_unknown",
-        "how much disk is free is not known, and mode swap needs much".into(),
-        "set OPENAUDIO_MEDIORUM_PGDATA_PATH to a directory on the database's volume",
-    );
-    let free = space.free.unwrap_or(u64::MAX);
-    let (needs, instead) = match plan.mode {
-        Mode::Swap => (space.swap_needs, "--mode in-place needs hardly any; --fit takes a shorter window"),
-        Mode::InPlace => {
-            (space.in_place_needs, "free some disk, or set OPENAUDIO_MEDIORUM_MIN_FREE_DISK lower")
-        }
-    };
-    stands(
-        free < needs,
-        "space",
-        format!("mode {} needs {needs} bytes free, there are {free}", plan.mode.word()),
-        instead,
-    );
-    found
 }

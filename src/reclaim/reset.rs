@@ -128,6 +128,12 @@ impl Plan {
                         self.longest_lock.as_millis()
                     )));
                 }
+                Reset::KeptOut { back, of } => {
+                    return Err(Error::Refused(format!(
+                        "only {back} of {of} rows could be put back: nothing was done; a trigger on ops that \
+                         is none of opsward's keeps the others out: drop it for the time",
+                    )));
+                }
                 done => return Ok(done),
             }
         }

@@ -107,6 +107,14 @@ impl Verify<'_> {
         if ours.database.is_some() && ours.database == theirs.database {
             return refused("the reference is of this very database: take one of another validator".into());
         }
+        // A file says whose it is; of databases only the servers tell.
+        if theirs.own.is_none() && (ours.database.is_none() || theirs.database.is_none()) {
+            return refused(
+                "whether the reference is another database cannot be told: GRANT EXECUTE ON FUNCTION \
+                 pg_control_system() to the role on both servers, or use a digest's file"
+                    .into(),
+            );
+        }
         for model in &self.scope {
             let table = described(model);
             match theirs.tables.iter().find(|t| t.table == table.table) {

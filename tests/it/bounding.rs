@@ -1,10 +1,12 @@
 //! Contract 5 as an operator sees it: the real binary, with and without a
 //! daemon, and what is left in the database after whatever happened.
 
+mod gates;
 mod jobs;
 mod kills;
 mod node;
 mod privileges;
+mod reclaims;
 mod shown;
 mod uninstall;
 
@@ -60,6 +62,16 @@ impl Bench {
         made
     }
 
+    /// So many ops on each of these days ago, in whole UTC days, counted.
+    async fn on_days(&self, days: &[u64], each: usize) {
+        for ago in days {
+            let from = now_ms() / DAY_MS * DAY_MS - ago * DAY_MS + 3_600_000;
+            let made = Ops::new(*ago).starting_at(from).every(100).take(each);
+            ops::insert(&self.client, &made).await;
+        }
+        assert_eq!(self.json(&["census", "--full"]).await.0, 0);
+    }
+
     fn start(&self, args: &[&str]) -> Start {
         self.start_at(args, self.database.url())
     }
@@ -80,9 +92,7 @@ impl Bench {
 
     /// Runs a command to its end: its exit code and envelope.
     async fn json(&self, args: &[&str]) -> (i32, Value) {
-        let ran = self.start(&[args, &["--output", "json"]].concat()).output().await;
-        let value = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
-        (ran.code.unwrap_or(-1), value)
+        self.start(args).json().await
     }
 
     async fn run(&self, sql: &str) {

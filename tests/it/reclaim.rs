@@ -76,7 +76,7 @@ impl Bed {
             mode: Some(Mode::Swap),
             policy: Some(policy),
             pace: Some(100),
-            gate: Gate { cuts, ceiling: Some(OpUlid::first_of_ms(now_ms() - 7_200_000)), blockers: vec![] },
+            gate: Gate { cuts, ceiling: Some(OpUlid::first_of_ms(now_ms() - 7_200_000)), ..Gate::default() },
             ..Request::default()
         }
     }
@@ -329,6 +329,9 @@ async fn a_write_that_was_not_noted_undoes_it() {
         let (bed, ended) = meddled("replay", sql).await;
         assert!(matches!(ended.unwrap().outcome, Outcome::Aborted(_)), "{sql}");
         bed.nothing_is_left().await;
+        // Told, and so not begun again by itself before a week is over.
+        let last = opsward::db::reclaim::last(&bed.work.db.client().await.unwrap()).await.unwrap();
+        assert!(last.is_some(), "{sql}");
     }
 }
 
@@ -437,6 +440,13 @@ async fn compaction_drops_what_later_ops_cover() {
     let row = bed.database.client().await.query_one(horizons, &[]).await.unwrap();
     assert!(row.get::<_, i64>(0) > 0 && row.get::<_, i64>(1) == 0);
     bed.nothing_is_left().await;
+    // Another one would drop next to nothing, and does not promise otherwise.
+    let client = bed.work.db.client().await.unwrap();
+    let plan = reclaim::plan(&bed.work, &client, &bed.request(Policy::Compact)).await.unwrap();
+    for table in ["uploads", "qm_audio_analyses", "storage_and_db_sizes"] {
+        let of = plan.tables.iter().find(|t| t.table == table).unwrap();
+        assert_eq!(of.kept_rows, of.rows, "{of:?}");
+    }
 }
 
 #[tokio::test]

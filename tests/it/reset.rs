@@ -1,5 +1,6 @@
 //! Contract 6: the log begun anew.
 
+use crate::harness::node::{Generation, node_starts};
 use crate::harness::{Database, Start, daemon::Ran, ops};
 use opsward::clock::Clock;
 use opsward::db::lease::Lease;
@@ -92,6 +93,8 @@ async fn the_log_begins_anew() {
     let json: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(json["changed"], true);
     assert_eq!(json["result"]["kept"], 3);
+    let [before, after] = ["bytes_before", "bytes_after"].map(|key| json["result"][key].as_u64().unwrap());
+    assert!(after > 0 && after < before / 10, "{json}");
     assert_eq!(json["warnings"][0]["code"], "peers_behind");
     // Owed, of no model, young.
     assert_eq!(randoms(&b).await, [1, 3, 5]);
@@ -115,9 +118,12 @@ async fn the_log_begins_anew() {
         let floor = OpUlid::parse(row.get(1)).unwrap();
         assert!(floor.ms() <= Clock::System.now_ms() - 2 * HOUR);
     }
-    let history = client.query_one("SELECT task, outcome, bound_by FROM opsward.history", &[]).await.unwrap();
+    let history =
+        client.query_one("SELECT task, outcome, bound_by, bytes FROM opsward.history", &[]).await.unwrap();
+    let freed: i64 = history.get(3);
     let history: Vec<&str> = (0..3).map(|i| history.get(i)).collect();
     assert_eq!(history, ["reset", "done", "https://a.example"]);
+    assert_eq!(freed as u64, before - after);
     let left = "SELECT to_regclass('opsward.reset_kept') IS NULL";
     assert!(client.query_one(left, &[]).await.unwrap().get::<_, bool>(0));
 }
@@ -137,7 +143,26 @@ async fn anything_odd_and_nothing_is_done() {
     };
     refused(&with(&["--read-only"]), 3, "READ_ONLY").await;
     refused(&with(&["--leave-out=uploads"]), 3, "leaves out uploads").await;
-    refused(&with(&["--max-age=0"]), 3, "").await;
+    refused(&with(&["--max-age=0"]), 3, "0 s old at most: take a new one").await;
+    // A file that is cut, of another version, or of this node under any name.
+    let whole = std::fs::read_to_string(&reference).unwrap();
+    let other = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let cut = other("cut", &whole[..whole.len() - 9]);
+    let newer = other("newer", &whole.replacen("\"version\":1", "\"version\":2", 1));
+    let own = other("own", &opsward(&b, "b", &["digest"]).await.stdout);
+    let renamed = other("renamed", &opsward(&b, "x", &["digest"]).await.stdout);
+    for (file, words) in [
+        (&cut, "cut off"),
+        (&newer, "of version 2: this opsward reads"),
+        (&own, "this very validator: take one of another"),
+        (&renamed, "this very database: take one of another"),
+    ] {
+        refused(&["reset", "--yes", "--reference", file], 3, words).await;
+    }
 
     let lease = Lease::take(&b.db().await).await.unwrap().ok().unwrap();
     refused(&line, 4, "the lease is held").await;
@@ -180,6 +205,101 @@ async fn anything_odd_and_nothing_is_done() {
     let outcome = opsward::db::reset::reset(&mut lease, &keep, &begin).await.unwrap();
     assert_eq!(outcome, opsward::db::reset::Reset::TooLong);
     assert_eq!(randoms(&b).await.len(), 3_005);
+}
+
+/// Another validator's database as the reference: what it says is as it is now.
+#[tokio::test]
+async fn a_database_is_a_reference_too() {
+    let (a, b) = (validator().await, validator().await);
+    let now = Clock::System.now_ms();
+    let read = |hours: u64| OpUlid::from_parts(now - hours * HOUR, 9).to_string();
+    let cursors = |c: &str, d: &str| {
+        format!("INSERT INTO cursors VALUES ('https://c.example', '{c}'), ('https://D.example/', '{d}')")
+    };
+    // What no clock can say is taken of nobody.
+    a.client().await.batch_execute(&cursors(&read(3), "7ZZZZZZZZZ0000000000000000")).await.unwrap();
+    b.client().await.batch_execute(&cursors(&read(5), &read(6))).await.unwrap();
+    let url = a.url().replace(":postgres@", ":hunter2@");
+    let reset = ["reset", "--yes", "--max-lock=4s", "--reference", &url];
+    let refused = async |line: &[&str], code: i32, words: &[&str]| {
+        let ran = opsward(&b, "b", line).await;
+        assert_eq!((ran.code, randoms(&b).await.len()), (Some(code), 3_005), "{ran:?}");
+        assert!(words.iter().all(|w| ran.stderr.contains(w)) && !ran.stderr.contains("hunter2"), "{ran:?}");
+    };
+
+    // It lags: one record there is not, one has another value.
+    let there = a.client().await;
+    let lag = "DELETE FROM uploads WHERE id = 'u7'; UPDATE uploads SET template = '' WHERE id = 'u8'";
+    there.batch_execute(lag).await.unwrap();
+    let at_once = [&reset[..], &["--settle=0"]].concat();
+    let words = ["nothing was done", "uploads only here: u7", "uploads differ: u8", "opsward verify"];
+    refused(&at_once, 3, &words).await;
+    let own = b.url();
+    refused(&["reset", "--yes", "--reference", &own], 3, &["this very database", "another validator"]).await;
+    let none = ["reset", "--yes", "--reference", "https://a.example"];
+    refused(&none, 2, &["URL of a database", "opsward digest > FILE"]).await;
+    refused(&["reset", "--yes", "--reference", "/none"], 3, &["cannot be read", "opsward digest"]).await;
+    refused(&["reset", "--yes", "--reference", "postgres://x:hunter2@127.0.0.1:1/x"], 75, &["reference"])
+        .await;
+    // Nobody may ask which database it is.
+    let deny = "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC;
+                GRANT USAGE ON SCHEMA public, opsward TO plain;
+                GRANT SELECT ON ALL TABLES IN SCHEMA public, opsward TO plain";
+    there.batch_execute(deny).await.unwrap();
+    let plain = a.url().replace("postgres:postgres@", "plain@");
+    refused(&["reset", "--yes", "--reference", &plain], 3, &["cannot be told", "GRANT EXECUTE"]).await;
+
+    // It catches up while it is looked at again.
+    let start = Start::new(&[&reset[..], &["--settle=10m"]].concat()).env("OPENAUDIO_DB_URL", b.url());
+    let running = start.env("OPENAUDIO_NODE_ENDPOINT", "https://b.example").spawn();
+    running.line(|line| line.contains("records that differ")).await;
+    let caught_up =
+        "INSERT INTO uploads (id) VALUES ('u7'); UPDATE uploads SET template = NULL WHERE id = 'u8'";
+    there.batch_execute(caught_up).await.unwrap();
+    let ran = running.ran().await;
+    assert_eq!((ran.code, randoms(&b).await), (Some(0), vec![1, 3, 5]), "{ran:?}");
+    for table in ["cursors", "opsward.cursors"] {
+        assert_eq!(cursor(&b, table, "https://c.example").await, Some(read(3)), "{table}");
+    }
+    assert_eq!(cursor(&b, "cursors", "https://d.example").await, Some(read(6)), "as it was");
+
+    // The node and the planner find it ready.
+    let mut node = b.client().await;
+    let rows = "SELECT reltuples::float8 FROM pg_class WHERE oid = 'ops'::regclass";
+    assert_eq!(node.query_one(rows, &[]).await.unwrap().get::<_, f64>(0), 3.0);
+    node_starts(&mut node, Generation::Newer).await.unwrap();
+}
+
+/// The replay guard keeps out what would not act again, and what is put back
+/// would not: it must be there all the same.
+#[tokio::test]
+async fn the_guard_refuses_nothing_that_is_put_back() {
+    let (a, b) = (validator().await, validator().await);
+    let dir = tempfile::tempdir().unwrap();
+    for database in [&a, &b] {
+        database.client().await.batch_execute("INSERT INTO uploads (id) VALUES ('o')").await.unwrap();
+    }
+    let client = b.client().await;
+    client.batch_execute(opsward::db::guard::CREATE).await.unwrap();
+    let trigger = "SELECT tgenabled::text FROM pg_trigger WHERE tgname = 'opsward_replay_guard'";
+    let reference = digest(&a, &dir).await;
+    // The second one meets floors of the first.
+    for n in 1..=2 {
+        let ran = opsward(&b, "b", &["reset", "--max-lock=4s", "--yes", "--reference", &reference]).await;
+        assert_eq!((ran.code, randoms(&b).await), (Some(0), vec![1, 3, 5]), "{n}: {ran:?}");
+        assert_eq!(client.query_one(trigger, &[]).await.unwrap().get::<_, &str>(0), "O");
+    }
+    // What somebody else's trigger eats is not lost for the sake of a reset.
+    client
+        .batch_execute(
+            "CREATE FUNCTION eat() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+             CREATE TRIGGER eat BEFORE INSERT ON ops FOR EACH ROW EXECUTE FUNCTION eat()",
+        )
+        .await
+        .unwrap();
+    let ran = opsward(&b, "b", &["reset", "--max-lock=4s", "--yes", "--reference", &reference]).await;
+    assert_eq!((ran.code, randoms(&b).await), (Some(3), vec![1, 3, 5]), "{ran:?}");
+    assert!(ran.stderr.contains("0 of 3 rows") && ran.stderr.contains("trigger"), "{}", ran.stderr);
 }
 
 /// What comes or changes between the copy and the lock is put back as it is.

@@ -99,6 +99,14 @@ impl Start {
         Daemon { pid: pid.recv().unwrap(), public, admin, said }
     }
 
+    /// Runs a command to its end: its exit code and envelope.
+    pub async fn json(mut self) -> (i32, serde_json::Value) {
+        self.args.extend(["--output".to_owned(), "json".to_owned()]);
+        let ran = self.output().await;
+        let value = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
+        (ran.code.unwrap_or(-1), value)
+    }
+
     /// Runs it to its end.
     pub async fn output(self) -> Ran {
         self.spawn().ran().await

@@ -1,0 +1,115 @@
+//! What makes a reclaim refuse: the gate, the table, the server, the disk.
+
+use super::{Facts, Obstacle, Plan};
+use crate::reclaim::decide::Mode;
+
+/// Where every op survives, less than this is not worth a reclaim: 16 MiB.
+const LEAST_GAIN: u64 = 16 << 20;
+
+/// All that stands in a plan's way.
+pub(super) fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
+    let (standing, gate, space) = (facts.standing, facts.gate, &plan.space);
+    let mut found = Vec::new();
+    let mut stands = |is: bool, code: &'static str, text: String, fix: &str| {
+        if is {
+            found.push(Obstacle { code, text, fix: fix.to_owned() });
+        }
+    };
+    let swap = plan.mode == Mode::Swap;
+    stands(
+        gate.ceiling.is_none(),
+        "gate",
+        format!("nothing may be deleted now: {}", gate.blockers.join("; ")),
+        "`opsward plan` shows what lifts each",
+    );
+    stands(
+        gate.ceiling.is_some()
+            && plan.tables.iter().all(|t| t.kept_rows == t.rows)
+            && plan.space.gain() < LEAST_GAIN,
+        "nothing",
+        "there is nothing to give back: every op survives, and little of the file is free".into(),
+        "a shorter OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS, or --policy compact",
+    );
+    stands(
+        !standing.owner,
+        "privilege",
+        format!("the role {} does not own the table ops", standing.role),
+        "use the node's own role in OPENAUDIO_DB_URL, or GRANT it to opsward's role",
+    );
+    stands(
+        !standing.plain,
+        "table",
+        "ops is no plain, logged table".into(),
+        "a node makes it so: look what changed it",
+    );
+    stands(
+        swap && !standing.dependents.is_empty(),
+        "dependents",
+        format!("a swap can't carry what depends on ops: {}", standing.dependents.join(", ")),
+        match standing.hindrances.is_empty() {
+            true => "drop it for the time, or use --mode in-place",
+            false => "drop it for the time",
+        },
+    );
+    stands(
+        !swap && !standing.hindrances.is_empty(),
+        "dependents",
+        format!("rows of ops can't just be deleted: it has a {}", standing.hindrances.join(", a ")),
+        "drop it for the time",
+    );
+    stands(
+        !standing.invalid.is_empty(),
+        "invalid_index",
+        format!("indexes of ops are invalid: {}", standing.invalid.join(", ")),
+        "wait until they are built, or DROP INDEX them",
+    );
+    stands(
+        !standing.prepared.is_empty(),
+        "prepared",
+        format!("prepared transactions are open: {}", standing.prepared.join(", ")),
+        "COMMIT PREPARED or ROLLBACK PREPARED them",
+    );
+    stands(
+        !standing.slots.is_empty(),
+        "slots",
+        format!("WAL would pile up for replication slots that nobody reads: {}", standing.slots.join(", ")),
+        "start their readers, or pg_drop_replication_slot them",
+    );
+    stands(
+        standing.archiving.is_some(),
+        "archiving",
+        format!("WAL would pile up: archiving fails, {}", standing.archiving.as_deref().unwrap_or_default()),
+        "mend archive_command, or switch archive_mode off",
+    );
+    stands(
+        swap && space.free.is_none(),
+        "free_unknown",
+        "how much disk is free is not known, and mode swap needs much".into(),
+        "set OPENAUDIO_MEDIORUM_PGDATA_PATH to a directory on the database's volume",
+    );
+    let free = space.free.unwrap_or(u64::MAX);
+    let fit = facts.asked.fit;
+    let (needs, instead) = match plan.mode {
+        Mode::Swap if fit => (space.swap_needs, "--mode in-place without --fit needs hardly any"),
+        Mode::Swap => (space.swap_needs, "--mode in-place needs hardly any; --fit takes a shorter window"),
+        Mode::InPlace => {
+            (space.in_place_needs, "free some disk, or set OPENAUDIO_MEDIORUM_MIN_FREE_DISK lower")
+        }
+    };
+    let window = match plan.fit_days {
+        Some(days) => format!(", for the shortest window that may be kept ({days} days)"),
+        None => String::new(),
+    };
+    stands(
+        free < needs,
+        "space",
+        format!(
+            "mode {} needs {} MiB free{window}, there are {}",
+            plan.mode.word(),
+            needs.div_ceil(1 << 20),
+            free >> 20
+        ),
+        instead,
+    );
+    found
+}
