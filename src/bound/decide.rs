@@ -24,6 +24,9 @@ const LEAST_WINDOW_MS: u64 = 7 * DAY_MS;
 const CLOCK_MS: u64 = 5 * 60_000;
 /// Fewer peers than this say nothing of our clock (contract 5).
 const CLOCK_PEERS: usize = 3;
+/// What a peer's clock was found to be counts for so long, three rounds of
+/// pulling: ours may have been set since. One found in the future was, too.
+const CLOCK_FRESH_MS: u64 = 30 * 60_000;
 /// A peer that had nothing for us for so long is shown as stalled (contract 5).
 const STALLED_MS: u64 = DAY_MS;
 /// The one table without a model that is cleaned up: every node skips it.
@@ -52,8 +55,6 @@ pub struct Facts {
     pub peers: Option<Vec<PeerFact>>,
     /// Who read from here within 24 h.
     pub readers: Vec<ReaderFact>,
-    /// The peers' clocks less ours, in milliseconds, as last seen.
-    pub clock_offsets_ms: Vec<i64>,
     /// An op of this host lies over an hour ahead: its ULID.
     pub own_ahead: Option<OpUlid>,
     /// The census, or a sample.
@@ -80,6 +81,17 @@ pub struct PeerFact {
     pub reset: bool,
     /// Since when it answers `[]` at one cursor, in milliseconds.
     pub empty_since_ms: Option<u64>,
+    /// Its clock, where it is pulled and tells.
+    pub clock: Option<ClockFact>,
+}
+
+/// A peer's clock against ours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClockFact {
+    /// It less ours, in milliseconds.
+    pub offset_ms: i64,
+    /// When that was found, by ours, in milliseconds since the Unix epoch.
+    pub found_ms: u64,
 }
 
 /// A registered peer that read from here.
@@ -210,10 +222,32 @@ impl Gate {
         }
     }
 
+    /// Ours is what the peers' say it is not, or nobody has said for a while.
     fn clock(&mut self, facts: &Facts) {
-        let mut offsets = facts.clock_offsets_ms.clone();
+        let peers = facts.peers.iter().flatten().filter(|peer| peer.host != facts.own);
+        let told: Vec<(&Host, ClockFact)> =
+            peers.filter_map(|peer| Some((&peer.host, peer.clock?))).collect();
+        let is_fresh = |clock: &ClockFact| clock.found_ms.abs_diff(facts.now_ms) <= CLOCK_FRESH_MS;
+        let mut offsets: Vec<i64> =
+            told.iter().filter(|(_, clock)| is_fresh(clock)).map(|(_, clock)| clock.offset_ms).collect();
         offsets.sort_unstable();
         let median = offsets.get(offsets.len() / 2).copied().unwrap_or(0);
+        // Of a peer that is to be ignored nobody waits for word.
+        let ignored = |host: &Host| facts.settings.ignore_peers.contains(host);
+        let known = told.iter().filter(|(host, clock)| is_fresh(clock) || !ignored(host)).count();
+        if offsets.len() < CLOCK_PEERS && known >= CLOCK_PEERS {
+            self.blockers.push(blocker(
+                facts,
+                ("clock_unknown", ""),
+                format!(
+                    "of {known} peers whose clocks are known only {} told theirs within 30 minutes: \
+                     this machine's may have been set since",
+                    offsets.len()
+                ),
+                "let the daemon pull (OPENAUDIO_MEDIORUM_SWEEP_PEERS=true); without it, run `opsward sweep` \
+                 right before; OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS is for peers that are gone",
+            ));
+        }
         if offsets.len() >= CLOCK_PEERS && median.unsigned_abs() > CLOCK_MS {
             self.blockers.push(blocker(
                 facts,

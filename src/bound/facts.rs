@@ -1,6 +1,6 @@
 //! Reads what the gate decides from: small tables, no scan of the log.
 
-use super::decide::{self, Decision, Facts, PeerFact, ReaderFact};
+use super::decide::{self, ClockFact, Decision, Facts, PeerFact, ReaderFact};
 use super::plan::Surroundings;
 use crate::db::{self, Client, gate, index, pace, readers, stats};
 use crate::settings::Settings;
@@ -16,7 +16,6 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
     let known = settings.peers.is_some() || gate::discovered(client).await?;
     let current = gate::node_cursors(client).await?;
     let samples = gate::samples(client, now).await?;
-    let clock_offsets_ms = rows.iter().filter(|r| r.host != *own).filter_map(|r| r.clock_offset_ms).collect();
     let peers = rows.into_iter().map(|row| peer(row, &current, &samples)).collect();
     let readers = readers::lowest_since(client, now - readers::COUNTED).await?;
     Ok(Facts {
@@ -25,7 +24,6 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
         own: own.clone(),
         peers: known.then_some(peers),
         readers: readers.into_iter().map(|r| ReaderFact { host: r.host, lowest: r.lowest }).collect(),
-        clock_offsets_ms,
         own_ahead: gate::own_ahead(client, own, now).await?,
         census: gate::census(client).await?.into_iter().map(day).collect(),
         census_whole: gate::counted_whole(client).await?,
@@ -81,6 +79,7 @@ fn peer(row: gate::PeerRow, current: &[(Host, String)], samples: &[(Host, String
         first_seen_ms: ms(row.first_seen),
         own: row.own,
         empty_since_ms: row.empty_since.map(ms),
+        clock: row.clock.map(|(offset_ms, at)| ClockFact { offset_ms, found_ms: ms(at) }),
     }
 }
 

@@ -258,13 +258,28 @@ async fn clocks_and_own_ops_ahead_block() {
         bench.node(host, &ago(HOUR)).await;
         bench
             .run(&format!(
-                "INSERT INTO opsward.pulls (host, last_at, outcome, detail, clock_offset_ms)
-                 VALUES ('{host}', now(), 'ok', '', 301000)"
+                "INSERT INTO opsward.pulls (host, last_at, last_ok_at, outcome, detail, clock_offset_ms)
+                 VALUES ('{host}', now(), '{}', 'ok', '', 301000)",
+                now() - 30.minutes()
             ))
             .await;
     }
     assert_eq!(bench.decided(&[]).await, Err(vec!["clock_off".to_owned()]));
     bench.run(&format!("UPDATE opsward.pulls SET clock_offset_ms = 0 WHERE host <> '{A}'")).await;
+    assert_eq!(bench.decided(&[]).await, by_age());
+    // Found before this clock jumped, or while it was ahead: no word on it.
+    for (found, expected) in [("-", Err(vec!["clock_unknown".to_owned()])), ("+", by_age())] {
+        bench.run(&format!("UPDATE opsward.pulls SET last_ok_at = '{}' WHERE host = '{B}'", now())).await;
+        let found = format!("UPDATE opsward.pulls SET last_ok_at = '{}'::timestamptz {found}", now());
+        bench.run(&format!("{found} interval '30 minutes' - interval '1 ms' WHERE host = '{A}'")).await;
+        assert_eq!(bench.decided(&[]).await, expected, "{found}");
+    }
+    // One that is no longer pulled is not waited for.
+    bench.run(&format!("UPDATE opsward.pulls SET last_ok_at = NULL WHERE host = '{A}'")).await;
+    assert_eq!(bench.decided(&[]).await, by_age());
+    bench.run("UPDATE opsward.pulls SET last_ok_at = '2025-01-01'").await;
+    assert_eq!(bench.decided(&[]).await, Err(vec!["clock_unknown".to_owned()]));
+    bench.peers(&[B, "https://c.example"], now()).await;
     assert_eq!(bench.decided(&[]).await, by_age());
 }
 
@@ -286,8 +301,8 @@ async fn pulling_tells_of_clocks_and_of_peers_that_have_nothing() {
     assert_eq!(pull(dated("[]")).await, (Some(now()), Some(600_000)));
     let Clock::Fixed(at) = &clock else { panic!() };
     at.fetch_add(60_000, std::sync::atomic::Ordering::Relaxed);
-    // Since the first; an answer without a date leaves what was known.
-    assert_eq!(pull(Answer::json("[]")).await, (Some(now()), Some(600_000)));
+    // Since the first; an answer without a date tells nothing of its clock now.
+    assert_eq!(pull(Answer::json("[]")).await, (Some(now()), None));
     let op = format!(
         r#"[{{"ulid":"{}","host":"h","action":"create","table":"audio_previews","data":[{{"cid":"x"}}]}}]"#,
         ago(60_000)

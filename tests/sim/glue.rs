@@ -4,7 +4,7 @@ use super::bug::Bug;
 use super::model::*;
 use super::world::{After, Done, World};
 use jiff::civil::date;
-use opsward::bound::decide::{self, Decision, Facts, PeerFact, ReaderFact};
+use opsward::bound::decide::{self, ClockFact, Decision, Facts, PeerFact, ReaderFact};
 use opsward::pull::decide as pulling;
 use opsward::pull::sweep::Sweep;
 use opsward::serve::decide as serving;
@@ -82,7 +82,10 @@ impl World {
         if self.has(Bug::GapWithoutCursor) && page.headers.gap {
             cursor = cursor.or(OpUlid::parse(opsward::values::EARLIEST_ULID));
         }
-        self.nodes[node].ward.offsets[peer] = Some(self.nodes[peer].skew - self.nodes[node].skew);
+        self.nodes[node].ward.offsets[peer] = Some(ClockFact {
+            offset_ms: self.nodes[peer].skew - self.nodes[node].skew,
+            found_ms: self.clock(node),
+        });
         let sweep = Sweep::answered(cursor, page.headers.clone(), now);
         let read = if start.reset { None } else { stored.node };
         if self.has(Bug::CursorWrittenFirst)
@@ -275,6 +278,7 @@ impl World {
                 reset: cell == Cell::None && (ward.seen[p].filled() || !before.is_empty()),
                 node: cell.text().into_iter().chain(before).collect(),
                 empty_since_ms: None,
+                clock: ward.offsets[p].filter(|_| row.active),
             });
         }
         if self.has(Bug::NonPeerCounted) {
@@ -285,6 +289,7 @@ impl World {
                 node: vec!["1234567".into()],
                 reset: false,
                 empty_since_ms: None,
+                clock: None,
             });
         }
         let mut readers: BTreeMap<u8, Option<U>> = BTreeMap::new();
@@ -324,10 +329,6 @@ impl World {
             } else {
                 readers.into_iter().map(reader).collect()
             },
-            clock_offsets_ms: (0..MOST)
-                .filter(|p| ward.peers[*p].is_some())
-                .filter_map(|p| ward.offsets[p])
-                .collect(),
             own_ahead: None,
             census: ward.census.iter().flat_map(|c| c.iter().enumerate().map(day)).collect(),
             census_whole: ward.census.is_some(),

@@ -24,6 +24,7 @@ pub(in crate::bound) fn peer(name: &str, own_ago: u64) -> PeerFact {
         node: vec![text(own_ago)],
         reset: false,
         empty_since_ms: None,
+        clock: None,
     }
 }
 
@@ -65,7 +66,6 @@ fn facts() -> Facts {
         own: host("me"),
         peers: Some(vec![peer("a", 60_000), peer("b", 120_000)]),
         readers: Vec::new(),
-        clock_offsets_ms: Vec::new(),
         own_ahead: None,
         census: vec![day("uploads", 0, 100)],
         census_whole: true,
@@ -252,9 +252,18 @@ fn readers_that_are_no_peers_or_need_nothing_hold_nothing() {
     assert_eq!(uploads(&facts), BY_AGE(30));
 }
 
+/// Peers whose clocks were found to be so far off, so long ago.
+fn told(clocks: impl Iterator<Item = (i64, i64)>) -> Vec<PeerFact> {
+    let of = |(n, (offset_ms, ago)): (usize, (i64, i64))| PeerFact {
+        clock: Some(ClockFact { offset_ms, found_ms: NOW.checked_add_signed(-ago).unwrap() }),
+        ..peer(&format!("c{n}"), 60_000)
+    };
+    clocks.enumerate().map(of).collect()
+}
+
 #[test]
 fn clocks_apart_block() {
-    let clocks = |offsets: &[i64]| with(|f| f.clock_offsets_ms = offsets.to_vec());
+    let clocks = |offsets: &[i64]| with(|f| f.peers = Some(told(offsets.iter().map(|o| (*o, 0)))));
     for fine in [&[][..], &[900_000, 900_000], &[0, 0, 900_000], &[300_000; 3], &[-900_000, 900_000, 1]] {
         assert_eq!(uploads(&clocks(fine)), BY_AGE(30), "{fine:?}");
     }
@@ -266,11 +275,41 @@ fn clocks_apart_block() {
 }
 
 #[test]
+fn what_clocks_were_found_to_be_counts_for_half_an_hour() {
+    const HALF: i64 = 30 * 60_000;
+    const YEAR: i64 = 365 * 86_400_000;
+    let clocks = |of: &[(i64, i64)]| with(|f| f.peers = Some(told(of.iter().copied())));
+    // A machine that wakes a year ahead, before anybody was pulled.
+    assert_eq!(codes(retention(&clocks(&[(0, YEAR); 3]))), ["clock_unknown"]);
+    assert_eq!(codes(dormant(&clocks(&[(0, HALF + 1), (0, 0), (0, 0)]))), ["clock_unknown"]);
+    // One that was a year ahead and is put right.
+    assert_eq!(codes(retention(&clocks(&[(-YEAR, -YEAR); 3]))), ["clock_unknown"]);
+    for fine in [&[(0, HALF); 3][..], &[(0, -HALF); 3], &[(0, YEAR); 2], &[(0, 1), (0, YEAR)]] {
+        assert_eq!(uploads(&clocks(fine)), BY_AGE(30), "{fine:?}");
+    }
+    // What dead peers said long ago is no word against those that tell.
+    let dead = [(YEAR, 40 * 86_400_000); 5].into_iter().chain([(0, 0); 3]).collect::<Vec<_>>();
+    assert_eq!(uploads(&clocks(&dead)), BY_AGE(30));
+    // Peers that are to be ignored are not waited for; those of them that tell count.
+    let ignored = |mut facts: Facts, names: &[&str]| {
+        facts.settings.ignore_peers = names.iter().map(|n| host(n)).collect();
+        facts
+    };
+    let gone = clocks(&[(0, YEAR), (0, 0), (0, 0)]);
+    assert_eq!(uploads(&ignored(gone, &["c0"])), BY_AGE(30));
+    assert_eq!(codes(retention(&ignored(clocks(&[(900_000, 0); 3]), &["c0"]))), ["clock_off"]);
+    let Decision::Skip { blockers } = retention(&clocks(&[(0, YEAR); 3])) else { panic!() };
+    for word in ["opsward sweep", "OPENAUDIO_MEDIORUM_SWEEP_PEERS", "OPS_RETENTION_IGNORE_PEERS"] {
+        assert!(blockers[0].fix.contains(word), "{}", blockers[0].fix);
+    }
+}
+
+#[test]
 fn every_blocker_is_named_at_once_and_since_when() {
     let since = Timestamp::from_second(1_780_000_000).unwrap();
     let facts = with(|f| {
         f.peers = Some(vec![no_cursor("x"), no_cursor("y")]);
-        f.clock_offsets_ms = vec![900_000; 3];
+        f.peers.as_mut().unwrap().extend(told([(900_000, 0); 3].into_iter()));
         f.settings.retention_days = 0;
         f.since.insert(("peer_without_cursor".into(), host("y").to_string()), since);
     });
