@@ -18,8 +18,6 @@ pub const BATCH: usize = 6;
 pub const WINDOW: U = DAY;
 pub const MARGIN: U = HOUR;
 pub const READER_HOLD: U = 2 * DAY;
-/// The log begins here for a look that has seen nothing yet.
-const BEGINNING: U = opsward::values::EARLIEST_MS;
 
 impl World {
     pub fn discover(&mut self, node: usize) {
@@ -445,9 +443,10 @@ impl World {
         if first.u < ward.watermark {
             ward.watermark = first.u;
         }
-        let deleted = (0..3).filter_map(|t| ward.floors[t].max(ward.foreign[t])).max().unwrap_or(BEGINNING);
-        let witness = rows.iter().find(|row| row.u >= deleted);
-        let witness = witness.map(|row| (row.u, self.ops[row.op as usize].table));
+        let table = |row: &Row| self.ops[row.op as usize].table;
+        let deleted = |t: u8| ward.floors[usize::from(t)].max(ward.foreign[usize::from(t)]);
+        let witness = rows.iter().find(|row| Some(row.u) >= deleted(table(row)));
+        let witness = witness.map(|row| (row.u, table(row)));
         let before = ward.look.replace(Look { witness, newest: last.u });
         let pruned = match before {
             None => self.bug == Some(Bug::FloorFromFirstLook),
