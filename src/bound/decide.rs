@@ -27,6 +27,11 @@ const CLOCK_PEERS: usize = 3;
 /// What a peer's clock was found to be counts for so long, three rounds of
 /// pulling: ours may have been set since. One found in the future was, too.
 const CLOCK_FRESH_MS: u64 = 30 * 60_000;
+/// Dormant cleanup acts on a census of at most this age: two of its rounds.
+const DORMANT_CENSUS_MS: u64 = 2 * HOUR_MS;
+/// A size to stay under, on one of at most this age: by hand, it is counted
+/// once a day.
+const SIZE_CENSUS_MS: u64 = 48 * HOUR_MS;
 /// A peer that had nothing for us for so long is shown as stalled (contract 5).
 const STALLED_MS: u64 = DAY_MS;
 /// The one table without a model that is cleaned up: every node skips it.
@@ -61,6 +66,9 @@ pub struct Facts {
     pub census: Vec<TableDay>,
     /// The log was counted whole once.
     pub census_whole: bool,
+    /// When it was last brought up to date, in milliseconds since the Unix
+    /// epoch; 0 where it never was.
+    pub census_ms: u64,
     /// Since when each blocker stands, by code and subject.
     pub since: BTreeMap<(String, String), Timestamp>,
 }
@@ -310,7 +318,7 @@ pub fn retention(facts: &Facts) -> Decision {
         blockers
             .insert(0, off(facts, "retention", "OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS to the days to keep"));
     } else if set.retention_days == 0 {
-        blockers.extend(uncounted(facts));
+        blockers.extend(uncounted(facts, SIZE_CENSUS_MS));
     }
     decided(facts, blockers, |gate| {
         let cut = |table: &str| {
@@ -326,7 +334,7 @@ pub fn retention(facts: &Facts) -> Decision {
 pub fn dormant(facts: &Facts) -> Decision {
     let set = &facts.settings;
     let mut blockers = gate(facts).blockers;
-    blockers.extend(uncounted(facts));
+    blockers.extend(uncounted(facts, DORMANT_CENSUS_MS));
     if !set.dormant_cleanup {
         blockers.insert(0, off(facts, "dormant cleanup", "OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP=true"));
     }
@@ -409,7 +417,7 @@ fn window(facts: &Facts) -> (Option<u64>, BoundBy) {
 /// does, no size is set, or nothing was counted.
 fn size_window(facts: &Facts) -> Option<(u64, bool)> {
     let set = &facts.settings;
-    if set.retention_bytes == 0 || uncounted(facts).is_some() {
+    if set.retention_bytes == 0 || uncounted(facts, SIZE_CENSUS_MS).is_some() {
         return None;
     }
     let mut left = set.retention_bytes;
@@ -440,7 +448,7 @@ pub fn size_notice(facts: &Facts) -> Option<Notice> {
         return None;
     }
     let notice = |code, text: &str| Some(Notice { code, subject: String::new(), text: text.into() });
-    match (uncounted(facts), size_window(facts)) {
+    match (uncounted(facts, SIZE_CENSUS_MS), size_window(facts)) {
         (Some(why), _) => notice(
             "size_not_counted",
             &format!("OPENAUDIO_MEDIORUM_OPS_RETENTION_BYTES does not count yet: {}", why.text),
@@ -453,17 +461,30 @@ pub fn size_notice(facts: &Facts) -> Option<Notice> {
     }
 }
 
-/// What is missing of a census that may be acted on.
-fn uncounted(facts: &Facts) -> Option<Blocker> {
+/// Whether the census has ops below a cut that may go.
+pub fn is_counted_below(facts: &Facts, cut: &Cut) -> bool {
+    let is_below = |of: &TableDay| of.oldest.is_some_and(|oldest| oldest < cut.below);
+    facts.census.iter().any(|of| of.table == cut.table && of.rows > of.owed && is_below(of))
+}
+
+/// What is missing of a census that may be acted on, while it is no older than
+/// `most_ms`.
+fn uncounted(facts: &Facts, most_ms: u64) -> Option<Blocker> {
     let fix =
         "let the daemon finish its census (OPENAUDIO_MEDIORUM_OPS_CENSUS=true), or run `opsward census`";
     if facts.census.is_empty() && !facts.census_whole {
         return Some(blocker(facts, ("no_census", ""), "the log was not counted yet".into(), fix));
     }
     let estimated = !facts.census_whole || facts.census.iter().any(|of| of.estimated);
-    estimated.then(|| {
-        blocker(facts, ("census_estimated", ""), "the log was sampled, not yet counted whole".into(), fix)
-    })
+    if estimated {
+        let text = "the log was sampled, not yet counted whole";
+        return Some(blocker(facts, ("census_estimated", ""), text.into(), fix));
+    }
+    // One from the future was counted by another clock.
+    let age_ms = facts.now_ms.abs_diff(facts.census_ms);
+    let hours = |ms: u64| ms.div_ceil(HOUR_MS);
+    let text = || format!("the log was counted {} h ago: over {} h", hours(age_ms), hours(most_ms));
+    (age_ms > most_ms).then(|| blocker(facts, ("census_old", ""), text(), fix))
 }
 
 fn off(facts: &Facts, task: &str, setting: &str) -> Blocker {

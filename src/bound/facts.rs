@@ -27,6 +27,7 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
         own_ahead: gate::own_ahead(client, own, now).await?,
         census: gate::census(client).await?.into_iter().map(day).collect(),
         census_whole: gate::counted_whole(client).await?,
+        census_ms: gate::census_at(client).await?.map_or(0, ms),
         since: gate::blockers(client).await?,
     })
 }

@@ -3,15 +3,17 @@
 
 use super::census::{self, Scope};
 use super::decide::{self, Decision};
-use super::delete::{self, Order, Report};
+use super::delete::{self, Ended, Order, Report};
 use super::facts;
 use super::index::{self, Ensured};
+use super::recent::{self, Looked};
 use crate::db::lease::Lease;
 use crate::db::prune::TableCut;
 use crate::values::OpUlid;
 use crate::work::{Pacer, Stop, Work};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// A tick ends at the latest after this; what is left goes on at the next.
 const BUDGET: Duration = Duration::from_secs(3600);
@@ -120,15 +122,44 @@ async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -
         let threshold =
             u64::try_from(work.settings.bounding.dormant_threshold.as_millis()).unwrap_or(u64::MAX);
         let now_ms = work.clock.now_ms();
-        let order = Order {
+        let active_since =
+            (task == Which::Dormant).then(|| OpUlid::first_of_ms(now_ms.saturating_sub(threshold)));
+        let goes =
+            |of: &&decide::Bounded| active_since.is_none() || decide::is_counted_below(&facts, &of.cut);
+        let mut order = Order {
             run: format!("{now_ms}-{}", lease.pid()),
             task: task.word(),
-            cuts: cuts.iter().map(cut).collect(),
-            active_since: (task == Which::Dormant)
-                .then(|| OpUlid::first_of_ms(now_ms.saturating_sub(threshold))),
+            cuts: cuts.iter().filter(goes).map(cut).collect(),
+            active_since,
         };
-        outcome.deleted = Some(delete::run(work, lease, pacer, &order, BUDGET).await?);
+        if !order.cuts.is_empty() {
+            outcome.deleted = Some(delete(work, lease, pacer, &mut order).await?);
+        }
     }
     outcome.decision = Some(decision);
     Ok(outcome)
+}
+
+/// A table with a recent op is left alone, and so is every one of them while
+/// that is not known.
+async fn delete(
+    work: &Work,
+    lease: &mut Lease,
+    pacer: &mut Pacer,
+    order: &mut Order,
+) -> Result<Report, Stop> {
+    let ends = Instant::now() + BUDGET;
+    let mut looked = Looked { active: Vec::new(), is_over: true };
+    if let Some(since) = order.active_since {
+        let tables: Vec<&str> = order.cuts.iter().map(|cut| cut.table.as_str()).collect();
+        looked = recent::look(work, lease, pacer, (&tables, since), ends).await?;
+        order.cuts.retain(|cut| looked.is_over && !looked.active.contains(&cut.table));
+    }
+    let budget = ends.saturating_duration_since(Instant::now());
+    let mut report = delete::run(work, lease, pacer, order, budget).await?;
+    report.active.splice(0..0, looked.active);
+    if !looked.is_over {
+        report.ended = Ended::OutOfTime;
+    }
+    Ok(report)
 }

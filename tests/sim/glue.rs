@@ -243,7 +243,7 @@ impl World {
             let of = &mut tables[usize::from(self.ops[row.op as usize].table)];
             *of = (of.0 + 1, of.1.max(row.u));
         }
-        self.nodes[node].ward.census = Some(tables);
+        (self.nodes[node].ward.census, self.nodes[node].ward.counted_at) = (Some(tables), now);
     }
 
     pub fn facts(&self, node: usize) -> Facts {
@@ -330,6 +330,7 @@ impl World {
             own_ahead: None,
             census: ward.census.iter().flat_map(|c| c.iter().enumerate().map(day)).collect(),
             census_whole: ward.census.is_some(),
+            census_ms: ward.counted_at,
             since: BTreeMap::new(),
         }
     }

@@ -172,6 +172,7 @@ pub struct Ward {
     pub look: Option<Look>,
     /// By table: rows and the newest.
     pub census: Option<[(u32, U); 3]>,
+    pub counted_at: U,
     /// Not persisted.
     pub pulls: [Option<Pull>; MOST],
     pub down_until: U,

@@ -69,6 +69,7 @@ fn facts() -> Facts {
         own_ahead: None,
         census: vec![day("uploads", 0, 100)],
         census_whole: true,
+        census_ms: NOW,
         since: BTreeMap::new(),
     }
 }
@@ -423,6 +424,28 @@ fn dormant_cleanup_has_its_own_reasons_to_skip() {
     assert_eq!(codes(dormant(&with(|f| f.census[0].estimated = true))), ["census_estimated"]);
     // Age needs no census.
     assert_eq!(uploads(&none), BY_AGE(30));
+}
+
+#[test]
+fn a_census_may_be_acted_on_while_it_is_fresh() {
+    let counted = |ago: i64, change: fn(&mut Facts)| {
+        with(|f| {
+            f.census_ms = NOW.checked_add_signed(-ago).unwrap();
+            change(f);
+        })
+    };
+    const HOURS: i64 = HOUR_MS as i64;
+    let dormant_at = |ago| dormant(&counted(ago, |_| {}));
+    assert_eq!(cuts(dormant_at(2 * HOURS)).len(), 0);
+    for old in [2 * HOURS + 1, -2 * HOURS - 1] {
+        assert_eq!(codes(dormant_at(old)), ["census_old"]);
+    }
+    let by_size: fn(&mut Facts) = |f| (f.settings.retention_days, f.settings.retention_bytes) = (0, 1 << 40);
+    assert_eq!(cuts(retention(&counted(48 * HOURS, by_size))).len(), 0);
+    assert_eq!(codes(retention(&counted(48 * HOURS + 1, by_size))), ["census_old"]);
+    let both = counted(48 * HOURS + 1, |f| f.settings.retention_bytes = 1);
+    assert_eq!(uploads(&both), BY_AGE(30));
+    assert_eq!(size_notice(&both).unwrap().code, "size_not_counted");
 }
 
 fn any_text() -> impl Strategy<Value = String> {
