@@ -23,6 +23,7 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
         now_ms: ms(now),
         own: own.clone(),
         peers: known.then_some(peers),
+        pulled_every: settings.sweep_interval,
         readers: readers.into_iter().map(|r| ReaderFact { host: r.host, lowest: r.lowest }).collect(),
         own_ahead: gate::own_ahead(client, own, now).await?,
         census: gate::census(client).await?.into_iter().map(day).collect(),

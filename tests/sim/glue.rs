@@ -322,6 +322,7 @@ impl World {
             now_ms: now,
             own: HOSTS[node].clone(),
             peers: ward.known.then_some(peers),
+            pulled_every: Duration::from_secs(600),
             readers: if self.has(Bug::ReaderIgnored) {
                 Vec::new()
             } else {

@@ -65,6 +65,7 @@ fn facts() -> Facts {
         now_ms: NOW,
         own: host("me"),
         peers: Some(vec![peer("a", 60_000), peer("b", 120_000)]),
+        pulled_every: Duration::from_secs(600),
         readers: Vec::new(),
         own_ahead: None,
         census: vec![day("uploads", 0, 100)],
@@ -299,6 +300,10 @@ fn what_clocks_were_found_to_be_counts_for_half_an_hour() {
     let gone = clocks(&[(0, YEAR), (0, 0), (0, 0)]);
     assert_eq!(uploads(&ignored(gone, &["c0"])), BY_AGE(30));
     assert_eq!(codes(retention(&ignored(clocks(&[(900_000, 0); 3]), &["c0"]))), ["clock_off"]);
+    // One that pulls seldom does not wait for itself.
+    let mut seldom = clocks(&[(0, 2 * HOUR_MS as i64); 3]);
+    seldom.pulled_every = Duration::from_secs(3_600);
+    assert_eq!(uploads(&seldom), BY_AGE(30));
     let Decision::Skip { blockers } = retention(&clocks(&[(0, YEAR); 3])) else { panic!() };
     for word in ["opsward sweep", "OPENAUDIO_MEDIORUM_SWEEP_PEERS", "OPS_RETENTION_IGNORE_PEERS"] {
         assert!(blockers[0].fix.contains(word), "{}", blockers[0].fix);
