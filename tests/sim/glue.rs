@@ -28,7 +28,11 @@ impl World {
             let row = match was {
                 None if active => PeerRow { active, first_seen: now, last_seen: now },
                 None => continue,
-                Some(was) => PeerRow { active, last_seen: if active { now } else { was.last_seen }, ..was },
+                Some(was) => PeerRow {
+                    active,
+                    last_seen: if active || was.active { now } else { was.last_seen },
+                    ..was
+                },
             };
             let counted = was.is_some_and(|was| was.active || was.last_seen + 7 * DAY > now);
             if !counted {
