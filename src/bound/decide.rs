@@ -133,6 +133,13 @@ pub enum Decision {
     },
 }
 
+impl Decision {
+    /// Nobody asked for it, whatever else would stand in its way.
+    pub fn is_off(&self) -> bool {
+        matches!(self, Self::Skip { blockers } if blockers.iter().any(Blocker::is_off))
+    }
+}
+
 /// What retention does.
 pub fn retention(facts: &Facts) -> Decision {
     let set = &facts.settings;

@@ -53,14 +53,14 @@ pub async fn surroundings(client: &Client, settings: &Settings, now: Timestamp) 
 }
 
 /// Keeps since when each thing stands in the way of retention and of dormant
-/// cleanup; what no longer does is forgotten.
+/// cleanup, where they are on; what no longer does is forgotten.
 ///
 /// # Errors
 /// The database's.
 pub async fn note(client: &Client, facts: &Facts, now: Timestamp) -> db::Result<()> {
     let decisions = [decide::retention(facts), decide::dormant(facts)];
     let mut found = Vec::new();
-    for decision in &decisions {
+    for decision in decisions.iter().filter(|decision| !decision.is_off()) {
         if let Decision::Skip { blockers } = decision {
             found.extend(blockers.iter().map(|b| (b.code, b.subject.as_str())));
         }

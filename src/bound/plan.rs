@@ -159,9 +159,9 @@ pub fn plan(facts: &Facts, around: &Surroundings) -> Plan {
 
 fn deleting(name: &'static str, decision: Decision, facts: &Facts, around: &Surroundings) -> TaskPlan {
     let task = |state, deletes, blockers| TaskPlan { name, state, deletes, blockers, note: None };
+    let is_off = decision.is_off();
     match decision {
         Decision::Skip { blockers } => {
-            let is_off = blockers.iter().any(|b| ["off", "keep_dormant"].contains(&b.code));
             task(if is_off { State::Off } else { State::Blocked }, Vec::new(), blockers)
         }
         Decision::Prune { cuts } => {

@@ -128,7 +128,4 @@ const JOB: &str = "
 const RUNS: &str = "
     SELECT ended_at, task, table_name, rows, bytes, bound_by, outcome
     FROM opsward.history ORDER BY ended_at DESC, id DESC LIMIT 5";
-/// That a task is off is nothing in its way.
-const BLOCKERS: &str = "
-    SELECT code, subject, since FROM opsward.blockers
-    WHERE code NOT IN ('off', 'keep_dormant') ORDER BY since, code, subject";
+const BLOCKERS: &str = "SELECT code, subject, since FROM opsward.blockers ORDER BY since, code, subject";

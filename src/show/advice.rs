@@ -111,7 +111,7 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
     }
     for blocker in &bounding.blockers {
         let about = if blocker.subject.is_empty() { String::new() } else { format!(" {}", blocker.subject) };
-        let text = format!("nothing is deleted since {:.0}: {}{about}", blocker.since, blocker.code);
+        let text = format!("in the way of deleting since {:.0}: {}{about}", blocker.since, blocker.code);
         warn("blocked", text, "`opsward plan` says what lifts it");
     }
     let is_at_work = bounding.job.as_ref().is_some_and(|job| job.kind == "reclaim");

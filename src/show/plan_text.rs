@@ -79,7 +79,7 @@ fn of_task(task: &TaskPlan) -> String {
     let mut out = wrapped(&format!("{name}: {state}{note}"), "  ");
     for b in &task.blockers {
         // What is off has been so since whenever.
-        let since = if b.code == "off" { String::new() } else { format!(" (since {:.0})", b.since) };
+        let since = if b.is_off() { String::new() } else { format!(" (since {:.0})", b.since) };
         out.push_str(&wrapped(&format!("  - {}{since}", b.text), "    "));
         out.push_str(&wrapped(&format!("    fix: {}", b.fix), "         "));
     }

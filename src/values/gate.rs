@@ -77,6 +77,13 @@ pub struct Blocker {
     pub since: Timestamp,
 }
 
+impl Blocker {
+    /// It says that nobody asked for the task.
+    pub fn is_off(&self) -> bool {
+        ["off", "keep_dormant"].contains(&self.code)
+    }
+}
+
 /// Worth saying wherever a decision is shown.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Notice {

@@ -136,6 +136,20 @@ async fn what_blocks_is_told_everywhere_and_strict_says_so() {
     assert!(warning.is_some_and(|w| w["text"].as_str().unwrap().contains(A)), "{status}");
     let doctor = bench.start(&["doctor"]).output().await.stdout;
     assert!(doctor.contains("WARN  retention") && doctor.contains("WARN  replay_guard"), "{doctor}");
+    // What is off is blocked by nothing: cleanup that lacks a census, say.
+    let warned = |status: &Value| -> Vec<String> {
+        let all = status["warnings"].as_array().unwrap().iter().filter(|w| w["code"] == "blocked");
+        all.map(|w| w["text"].as_str().unwrap().to_owned()).collect()
+    };
+    let off = bench.with(DAYS, "0");
+    assert_eq!(off.json(&["prune"]).await.0, 0);
+    assert_eq!(warned(&off.json(&["status"]).await.1), Vec::<String>::new());
+    let bench = off.with(DAYS, "30");
+    bench.run("TRUNCATE opsward.census, opsward.census_pass").await;
+    let bench = bench.with("OPENAUDIO_MEDIORUM_OPS_CENSUS", "false");
+    assert_eq!(bench.json(&["prune"]).await.0, 0);
+    let all = warned(&bench.json(&["status"]).await.1);
+    assert!(all.len() == 1 && all[0].contains(A), "{all:?}");
     // The operator's way out; then the same command deletes.
     let bench = bench.with("OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS", A);
     assert_eq!(bench.json(&["prune", "--strict"]).await.0, 0);
