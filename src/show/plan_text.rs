@@ -47,6 +47,12 @@ fn facts(plan: &Plan) -> Vec<(&'static str, String)> {
         (None, _) => "unknown".to_owned(),
     };
     facts.push(("disk", full));
+    if forecast.reusable_bytes > forecast.bytes_per_day {
+        facts.push((
+            "reusable",
+            format!("{} inside the log, before it grows", bytes(forecast.reusable_bytes)),
+        ));
+    }
     let more = match forecast.unbounded_bytes_per_day {
         0 => String::new(),
         more => format!(", and {} a day that nothing bounds", bytes(more)),
