@@ -53,14 +53,20 @@ pub async fn surroundings(client: &Client, settings: &Settings, now: Timestamp) 
 }
 
 /// Keeps since when each thing stands in the way of retention and of dormant
-/// cleanup, where they are on; what no longer does is forgotten.
+/// cleanup, where they are on, and what overrides are in force; what no longer
+/// does is forgotten.
 ///
 /// # Errors
 /// The database's.
 pub async fn note(client: &Client, facts: &Facts, now: Timestamp) -> db::Result<()> {
-    let decisions = [decide::retention(facts), decide::dormant(facts)];
+    let on = [decide::retention(facts), decide::dormant(facts)].into_iter().filter(|d| !d.is_off());
+    let on: Vec<Decision> = on.collect();
+    let notices = decide::gate(facts).notices;
     let mut found = Vec::new();
-    for decision in decisions.iter().filter(|decision| !decision.is_off()) {
+    if !on.is_empty() {
+        found.extend(notices.iter().map(|n| (n.code, n.subject.as_str())));
+    }
+    for decision in &on {
         if let Decision::Skip { blockers } = decision {
             found.extend(blockers.iter().map(|b| (b.code, b.subject.as_str())));
         }

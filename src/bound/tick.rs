@@ -9,7 +9,7 @@ use super::index::{self, Ensured};
 use super::recent::{self, Looked};
 use crate::db::lease::Lease;
 use crate::db::prune::TableCut;
-use crate::values::OpUlid;
+use crate::values::{Notice, OpUlid};
 use crate::work::{Pacer, Stop, Work};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -54,6 +54,9 @@ pub struct TaskOutcome {
     /// What it decided, where it decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decision: Option<Decision>,
+    /// Overrides in force and stalled peers, where it decides.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<Notice>,
     /// What it deleted, where it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deleted: Option<Report>,
@@ -62,6 +65,12 @@ pub struct TaskOutcome {
     pub index: Option<Ensured>,
     /// READ_ONLY kept it from acting.
     pub read_only: bool,
+}
+
+impl TaskOutcome {
+    fn of(task: Which, read_only: bool) -> Self {
+        Self { task, decision: None, notices: Vec::new(), deleted: None, index: None, read_only }
+    }
 }
 
 /// Does the tasks that are on, one after the other. Those that are off only
@@ -97,7 +106,7 @@ async fn ensure_index(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Resu
         true => Some(index::ensure(work, lease, pacer).await?),
         false => None,
     };
-    Ok(TaskOutcome { task: Which::Index, decision: None, deleted: None, index, read_only })
+    Ok(TaskOutcome { index, ..TaskOutcome::of(Which::Index, read_only) })
 }
 
 async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -> Result<TaskOutcome, Stop> {
@@ -109,7 +118,11 @@ async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -
         _ => decide::retention(&facts),
     };
     let read_only = work.settings.read_only;
-    let mut outcome = TaskOutcome { task, decision: None, deleted: None, index: None, read_only };
+    let mut outcome = TaskOutcome::of(task, read_only);
+    if !decision.is_off() {
+        outcome.notices = decide::gate(&facts).notices;
+        outcome.notices.extend(decide::size_notice(&facts).filter(|_| task == Which::Retention));
+    }
     if let Decision::Prune { cuts } = &decision
         && !read_only
         && !cuts.is_empty()

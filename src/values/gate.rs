@@ -84,6 +84,9 @@ impl Blocker {
     }
 }
 
+/// What the gate has to say of peers that it is not blocked by.
+pub const GATE_NOTICES: [&str; 4] = ["ignored_peer", "ignored_reader", "lagging_peer", "peer_stalled"];
+
 /// Worth saying wherever a decision is shown.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Notice {

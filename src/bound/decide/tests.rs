@@ -106,7 +106,12 @@ fn codes(decision: Decision) -> Vec<&'static str> {
 }
 
 fn notices(facts: &Facts) -> Vec<(&'static str, String)> {
-    gate(facts).notices.into_iter().map(|n| (n.code, n.subject)).collect()
+    let found = gate(facts).notices.into_iter();
+    // `status` knows them by their codes.
+    found
+        .inspect(|n| assert!(crate::values::GATE_NOTICES.contains(&n.code)))
+        .map(|n| (n.code, n.subject))
+        .collect()
 }
 
 const BY_AGE: fn(u64) -> (OpUlid, BoundBy) = |days| (at(days * DAY), BoundBy::Age);

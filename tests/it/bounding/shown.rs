@@ -152,8 +152,19 @@ async fn what_blocks_is_told_everywhere_and_strict_says_so() {
     assert!(all.len() == 1 && all[0].contains(A), "{all:?}");
     // The operator's way out; then the same command deletes.
     let bench = bench.with("OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS", A);
-    assert_eq!(bench.json(&["prune", "--strict"]).await.0, 0);
-    assert_eq!(bench.left().await, 50);
+    let (code, pruned) = bench.json(&["prune", "--strict"]).await;
+    assert_eq!((code, bench.left().await), (0, 50));
+    // It is shown wherever the decision is.
+    let notice = &pruned["result"]["tasks"][1]["notices"][0];
+    assert_eq!((&notice["code"], &notice["subject"]), (&"ignored_peer".into(), &A.into()), "{pruned}");
+    assert_eq!(pruned["result"]["tasks"][0]["notices"], Value::Null, "what is off decides nothing");
+    let text = bench.start(&["prune"]).output().await.stdout;
+    assert!(text.contains("OPS_RETENTION_IGNORE_PEERS"), "{text}");
+    let (_, status) = bench.json(&["status"]).await;
+    let told = status["warnings"].as_array().unwrap().iter().find(|w| w["code"] == "ignored_peer").cloned();
+    assert!(told.is_some_and(|w| w["text"].as_str().unwrap().contains(A)), "{status}");
+    assert_eq!(status["result"]["bounding"]["notices"][0]["subject"], A);
+    assert_eq!(warned(&status), Vec::<String>::new());
 }
 
 #[tokio::test]
