@@ -1,7 +1,7 @@
 //! Reads what the gate decides from: small tables, no scan of the log.
 
 use super::decide::{self, ClockFact, Decision, Facts, PeerFact, ReaderFact};
-use super::plan::Surroundings;
+use super::plan::{Routed, Surroundings};
 use crate::db::{self, Client, gate, index, pace, readers, stats};
 use crate::settings::Settings;
 use crate::values::{Host, OpUlid, TableDay};
@@ -49,6 +49,7 @@ pub async fn surroundings(client: &Client, settings: &Settings, now: Timestamp) 
         paused_at: pace::signs(client).await?.paused_at,
         index_there: index::find(client).await?.there.is_some(),
         census_at: gate::census_at(client).await?,
+        routed: Routed::NotKnown,
     })
 }
 

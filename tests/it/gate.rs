@@ -398,13 +398,35 @@ async fn plan_says_what_each_task_would_do() {
     assert_eq!(result["tasks"][0]["deletes"][0]["bound_by"]["by"], "age");
     let codes: Vec<&str> =
         result["notices"].as_array().unwrap().iter().filter_map(|n| n["code"].as_str()).collect();
-    assert!(codes.contains(&"no_replay_guard") && codes.contains(&"no_readers"), "{codes:?}");
+    assert!(codes.contains(&"no_replay_guard") && codes.contains(&"routing_unknown"), "{codes:?}");
     let read_only = [on[0], ("OPENAUDIO_MEDIORUM_READ_ONLY", "true")];
     let ran = json(&bench, &read_only).output().await;
     let answer: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(states(&answer)[0], "retention blocked");
     assert_eq!(answer["result"]["tasks"][0]["blockers"][0]["code"], "read_only");
     assert_eq!(answer["result"]["tasks"][0]["deletes"][0]["rows"], 1_000);
+}
+
+#[tokio::test]
+async fn plan_asks_whether_peers_can_read_from_here() {
+    let bench = Bench::new().await;
+    let client = bench.db.client().await.unwrap();
+    // Somebody who reads directly says nothing of the others.
+    opsward::db::readers::seen(&client, &Host::normalise(A), None, Clock::System.now()).await.unwrap();
+    for (answer, expected, notice) in [
+        (Answer::page(&["X-Opsward-Version: 0.2.0"], "[]"), "routed", None),
+        (Answer::page(&[], "[]"), "not_routed", Some("no_readers")),
+        (Answer::new(502, &[], b""), "not_known", Some("routing_unknown")),
+    ] {
+        let me = Peer::serving(move |_| answer.clone()).await;
+        let ran = json(&bench, &[("OPENAUDIO_NODE_ENDPOINT", &me.url())]).output().await;
+        let answer: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(answer["result"]["routed"], expected, "{answer}");
+        let codes =
+            answer["result"]["notices"].as_array().unwrap().iter().map(|n| n["code"].as_str().unwrap());
+        let codes: Vec<&str> = codes.filter(|c| ["no_readers", "routing_unknown"].contains(c)).collect();
+        assert_eq!(codes, notice.into_iter().collect::<Vec<_>>());
+    }
 }
 
 #[tokio::test]

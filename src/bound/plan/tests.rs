@@ -21,6 +21,7 @@ fn around() -> Surroundings {
         paused_at: None,
         index_there: false,
         census_at: None,
+        routed: Routed::Routed,
     }
 }
 
