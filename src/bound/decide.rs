@@ -4,9 +4,12 @@
 //! [`retention`] and [`dormant`], each *prune below X, bound by …* or *skip,
 //! because of …* with every reason.
 
+mod gate;
+
 use crate::records::models;
 use crate::settings::{Bounding, Keep};
 use crate::values::{Blocker, BoundBy, Host, Notice, OpUlid, TableDay, is_plausible};
+pub use gate::{Gate, gate};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::Serialize;
@@ -20,12 +23,11 @@ pub const DAY_MS: u64 = 24 * HOUR_MS;
 pub const YOUNGEST_MS: u64 = 2 * HOUR_MS;
 /// A size never shortens the window below this (contract 5).
 const LEAST_WINDOW_MS: u64 = 7 * DAY_MS;
-/// How far the median of the peers' clocks may be from ours (contract 5).
-const CLOCK_MS: u64 = 5 * 60_000;
-/// Fewer peers than this say nothing of our clock (contract 5).
-const CLOCK_PEERS: usize = 3;
-/// A peer that had nothing for us for so long is shown as stalled (contract 5).
-const STALLED_MS: u64 = DAY_MS;
+/// Dormant cleanup acts on a census of at most this age: two of its rounds.
+const DORMANT_CENSUS_MS: u64 = 2 * HOUR_MS;
+/// A size to stay under, on one of at most this age: by hand, it is counted
+/// once a day.
+const SIZE_CENSUS_MS: u64 = 48 * HOUR_MS;
 /// The one table without a model that is cleaned up: every node skips it.
 const BLOBS: &str = "blobs";
 
@@ -50,16 +52,19 @@ pub struct Facts {
     /// The active peers and those that vanished within 7 days; `None` when no
     /// set was ever known.
     pub peers: Option<Vec<PeerFact>>,
+    /// How often each peer is pulled.
+    pub pulled_every: Duration,
     /// Who read from here within 24 h.
     pub readers: Vec<ReaderFact>,
-    /// The peers' clocks less ours, in milliseconds, as last seen.
-    pub clock_offsets_ms: Vec<i64>,
     /// An op of this host lies over an hour ahead: its ULID.
     pub own_ahead: Option<OpUlid>,
     /// The census, or a sample.
     pub census: Vec<TableDay>,
     /// The log was counted whole once.
     pub census_whole: bool,
+    /// When it was last brought up to date, in milliseconds since the Unix
+    /// epoch; 0 where it never was.
+    pub census_ms: u64,
     /// Since when each blocker stands, by code and subject.
     pub since: BTreeMap<(String, String), Timestamp>,
 }
@@ -80,6 +85,17 @@ pub struct PeerFact {
     pub reset: bool,
     /// Since when it answers `[]` at one cursor, in milliseconds.
     pub empty_since_ms: Option<u64>,
+    /// Its clock, where it is pulled and tells.
+    pub clock: Option<ClockFact>,
+}
+
+/// A peer's clock against ours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClockFact {
+    /// It less ours, in milliseconds.
+    pub offset_ms: i64,
+    /// When that was found, by ours, in milliseconds since the Unix epoch.
+    pub found_ms: u64,
 }
 
 /// A registered peer that read from here.
@@ -117,155 +133,11 @@ pub enum Decision {
     },
 }
 
-/// How far anything may go.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Gate {
-    /// The slowest peer and the highest ULID that may be cut at for it.
-    pub peer: Option<(OpUlid, Host)>,
-    /// Readers with what each still needs.
-    pub readers: Vec<(OpUlid, Host)>,
-    /// What blocks everything.
-    pub blockers: Vec<Blocker>,
-    /// Overrides in force and peers that are stalled.
-    pub notices: Vec<Notice>,
-}
-
-/// How far everything may go, and why not further.
-pub fn gate(facts: &Facts) -> Gate {
-    let mut gate = Gate { peer: None, readers: Vec::new(), blockers: Vec::new(), notices: Vec::new() };
-    match &facts.peers {
-        None => gate.blockers.push(blocker(
-            facts,
-            ("peers_unknown", ""),
-            "the set of peers was never found".into(),
-            "see `opsward doctor`, or set OPENAUDIO_MEDIORUM_PEERS (`none` for no peers)",
-        )),
-        Some(peers) => {
-            for peer in peers.iter().filter(|peer| peer.host != facts.own) {
-                gate.count(facts, peer);
-            }
-            let is_peer = |host: &Host| *host != facts.own && peers.iter().any(|peer| peer.host == *host);
-            for reader in facts.readers.iter().filter(|reader| is_peer(&reader.host)) {
-                gate.hold(facts, reader);
-            }
-        }
+impl Decision {
+    /// Nobody asked for it, whatever else would stand in its way.
+    pub fn is_off(&self) -> bool {
+        matches!(self, Self::Skip { blockers } if blockers.iter().any(Blocker::is_off))
     }
-    gate.clock(facts);
-    gate
-}
-
-impl Gate {
-    /// A peer that counts.
-    fn count(&mut self, facts: &Facts, peer: &PeerFact) {
-        let set = &facts.settings;
-        if set.ignore_peers.contains(&peer.host) {
-            let text = format!("{} holds nothing: OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS", peer.host);
-            return self.note("ignored_peer", &peer.host, text);
-        }
-        let cursor = cursor(peer, facts.now_ms);
-        let behind_ms = facts.now_ms.saturating_sub(cursor.map_or(peer.first_seen_ms, |c| c.ms()));
-        if !set.max_peer_lag.is_zero() && behind_ms > ms(set.max_peer_lag) {
-            let text = format!(
-                "{} is {} h behind and holds nothing: OPENAUDIO_MEDIORUM_OPS_RETENTION_MAX_PEER_LAG",
-                peer.host,
-                behind_ms / HOUR_MS
-            );
-            return self.note("lagging_peer", &peer.host, text);
-        }
-        if peer.empty_since_ms.is_some_and(|since| since + STALLED_MS <= facts.now_ms) {
-            let text = format!("{} has had nothing for us at one cursor for over 24 h", peer.host);
-            self.note("peer_stalled", &peer.host, text);
-        }
-        let Some(cursor) = cursor else {
-            self.blockers.push(blocker(
-                facts,
-                ("peer_without_cursor", peer.host.as_str()),
-                format!("there is no usable cursor for the active peer {}", peer.host),
-                "once it was read from; else OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS or \
-                 OPENAUDIO_MEDIORUM_OPS_RETENTION_MAX_PEER_LAG lets it go",
-            ));
-            return;
-        };
-        let bound = OpUlid::first_of_ms(cursor.ms().saturating_sub(ms(set.cursor_margin)));
-        let lower = (bound, peer.host.clone());
-        if self.peer.as_ref().is_none_or(|slowest| lower < *slowest) {
-            self.peer = Some(lower);
-        }
-    }
-
-    /// A reader that counts.
-    fn hold(&mut self, facts: &Facts, reader: &ReaderFact) {
-        let Some(lowest) = reader.lowest.filter(|u| is_plausible(*u, facts.now_ms)) else {
-            return;
-        };
-        if facts.settings.ignore_peers.contains(&reader.host) {
-            let text = format!(
-                "the reader {} holds nothing: OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS",
-                reader.host
-            );
-            return self.note("ignored_reader", &reader.host, text);
-        }
-        if !facts.settings.reader_hold.is_zero() {
-            self.readers.push((lowest, reader.host.clone()));
-        }
-    }
-
-    fn clock(&mut self, facts: &Facts) {
-        let mut offsets = facts.clock_offsets_ms.clone();
-        offsets.sort_unstable();
-        let median = offsets.get(offsets.len() / 2).copied().unwrap_or(0);
-        if offsets.len() >= CLOCK_PEERS && median.unsigned_abs() > CLOCK_MS {
-            self.blockers.push(blocker(
-                facts,
-                ("clock_off", ""),
-                format!(
-                    "this clock is {} s from the median of the peers' clocks",
-                    median.unsigned_abs() / 1_000
-                ),
-                "set this machine's clock right (NTP); no setting lifts it",
-            ));
-        }
-        if let Some(ahead) = facts.own_ahead {
-            self.blockers.push(blocker(
-                facts,
-                ("own_op_ahead", ""),
-                format!("op {ahead} of this host lies over an hour ahead of now"),
-                "set this machine's clock right (NTP); no setting lifts it",
-            ));
-        }
-    }
-
-    fn note(&mut self, code: &'static str, host: &Host, text: String) {
-        self.notices.push(Notice { code, subject: host.to_string(), text });
-    }
-
-    /// The cut of a window, and what bounds it: the lowest of the window, the
-    /// slowest peer and what each reader holds, at most `hold_ms` longer.
-    pub fn bound(&self, facts: &Facts, window_ms: u64, by: BoundBy) -> (OpUlid, BoundBy) {
-        let window = facts.now_ms.saturating_sub(window_ms.max(YOUNGEST_MS));
-        let longest = OpUlid::first_of_ms(window.saturating_sub(ms(facts.settings.reader_hold)));
-        let mut lowest = (OpUlid::first_of_ms(window), by);
-        for (needed, host) in &self.readers {
-            let held = (*needed).max(longest);
-            if held < lowest.0 {
-                lowest = (held, BoundBy::Reader(host.clone()));
-            }
-        }
-        match &self.peer {
-            Some((bound, host)) if *bound < lowest.0 => (*bound, BoundBy::Peer(host.clone())),
-            _ => lowest,
-        }
-    }
-}
-
-/// The lower of our cursor and the lowest the node's row had: it can go back
-/// to what the node read before. One that was empty then begins anew.
-fn cursor(peer: &PeerFact, now_ms: u64) -> Option<OpUlid> {
-    if peer.reset || peer.node.iter().any(|text| text.trim().is_empty()) {
-        return None;
-    }
-    let usable = |text: &String| OpUlid::parse(text).filter(|u| is_plausible(*u, now_ms));
-    peer.own.iter().chain(&peer.node).filter_map(usable).min()
 }
 
 /// What retention does.
@@ -276,7 +148,7 @@ pub fn retention(facts: &Facts) -> Decision {
         blockers
             .insert(0, off(facts, "retention", "OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS to the days to keep"));
     } else if set.retention_days == 0 {
-        blockers.extend(uncounted(facts));
+        blockers.extend(uncounted(facts, SIZE_CENSUS_MS));
     }
     decided(facts, blockers, |gate| {
         let cut = |table: &str| {
@@ -292,7 +164,7 @@ pub fn retention(facts: &Facts) -> Decision {
 pub fn dormant(facts: &Facts) -> Decision {
     let set = &facts.settings;
     let mut blockers = gate(facts).blockers;
-    blockers.extend(uncounted(facts));
+    blockers.extend(uncounted(facts, DORMANT_CENSUS_MS));
     if !set.dormant_cleanup {
         blockers.insert(0, off(facts, "dormant cleanup", "OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP=true"));
     }
@@ -375,7 +247,7 @@ fn window(facts: &Facts) -> (Option<u64>, BoundBy) {
 /// does, no size is set, or nothing was counted.
 fn size_window(facts: &Facts) -> Option<(u64, bool)> {
     let set = &facts.settings;
-    if set.retention_bytes == 0 || uncounted(facts).is_some() {
+    if set.retention_bytes == 0 || uncounted(facts, SIZE_CENSUS_MS).is_some() {
         return None;
     }
     let mut left = set.retention_bytes;
@@ -406,7 +278,7 @@ pub fn size_notice(facts: &Facts) -> Option<Notice> {
         return None;
     }
     let notice = |code, text: &str| Some(Notice { code, subject: String::new(), text: text.into() });
-    match (uncounted(facts), size_window(facts)) {
+    match (uncounted(facts, SIZE_CENSUS_MS), size_window(facts)) {
         (Some(why), _) => notice(
             "size_not_counted",
             &format!("OPENAUDIO_MEDIORUM_OPS_RETENTION_BYTES does not count yet: {}", why.text),
@@ -419,17 +291,30 @@ pub fn size_notice(facts: &Facts) -> Option<Notice> {
     }
 }
 
-/// What is missing of a census that may be acted on.
-fn uncounted(facts: &Facts) -> Option<Blocker> {
+/// Whether the census has ops below a cut that may go.
+pub fn is_counted_below(facts: &Facts, cut: &Cut) -> bool {
+    let is_below = |of: &TableDay| of.oldest.is_some_and(|oldest| oldest < cut.below);
+    facts.census.iter().any(|of| of.table == cut.table && of.rows > of.owed && is_below(of))
+}
+
+/// What is missing of a census that may be acted on, while it is no older than
+/// `most_ms`.
+fn uncounted(facts: &Facts, most_ms: u64) -> Option<Blocker> {
     let fix =
         "let the daemon finish its census (OPENAUDIO_MEDIORUM_OPS_CENSUS=true), or run `opsward census`";
     if facts.census.is_empty() && !facts.census_whole {
         return Some(blocker(facts, ("no_census", ""), "the log was not counted yet".into(), fix));
     }
     let estimated = !facts.census_whole || facts.census.iter().any(|of| of.estimated);
-    estimated.then(|| {
-        blocker(facts, ("census_estimated", ""), "the log was sampled, not yet counted whole".into(), fix)
-    })
+    if estimated {
+        let text = "the log was sampled, not yet counted whole";
+        return Some(blocker(facts, ("census_estimated", ""), text.into(), fix));
+    }
+    // One from the future was counted by another clock.
+    let age_ms = facts.now_ms.abs_diff(facts.census_ms);
+    let hours = |ms: u64| ms.div_ceil(HOUR_MS);
+    let text = || format!("the log was counted {} h ago: over {} h", hours(age_ms), hours(most_ms));
+    (age_ms > most_ms).then(|| blocker(facts, ("census_old", ""), text(), fix))
 }
 
 fn off(facts: &Facts, task: &str, setting: &str) -> Blocker {

@@ -1,7 +1,7 @@
 //! Reads what the gate decides from: small tables, no scan of the log.
 
-use super::decide::{self, Decision, Facts, PeerFact, ReaderFact};
-use super::plan::Surroundings;
+use super::decide::{self, ClockFact, Decision, Facts, PeerFact, ReaderFact};
+use super::plan::{Routed, Surroundings};
 use crate::db::{self, Client, gate, index, pace, readers, stats};
 use crate::settings::Settings;
 use crate::values::{Host, OpUlid, TableDay};
@@ -16,7 +16,6 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
     let known = settings.peers.is_some() || gate::discovered(client).await?;
     let current = gate::node_cursors(client).await?;
     let samples = gate::samples(client, now).await?;
-    let clock_offsets_ms = rows.iter().filter(|r| r.host != *own).filter_map(|r| r.clock_offset_ms).collect();
     let peers = rows.into_iter().map(|row| peer(row, &current, &samples)).collect();
     let readers = readers::lowest_since(client, now - readers::COUNTED).await?;
     Ok(Facts {
@@ -24,11 +23,12 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
         now_ms: ms(now),
         own: own.clone(),
         peers: known.then_some(peers),
+        pulled_every: settings.sweep_interval,
         readers: readers.into_iter().map(|r| ReaderFact { host: r.host, lowest: r.lowest }).collect(),
-        clock_offsets_ms,
         own_ahead: gate::own_ahead(client, own, now).await?,
         census: gate::census(client).await?.into_iter().map(day).collect(),
         census_whole: gate::counted_whole(client).await?,
+        census_ms: gate::census_at(client).await?.map_or(0, ms),
         since: gate::blockers(client).await?,
     })
 }
@@ -49,18 +49,25 @@ pub async fn surroundings(client: &Client, settings: &Settings, now: Timestamp) 
         paused_at: pace::signs(client).await?.paused_at,
         index_there: index::find(client).await?.there.is_some(),
         census_at: gate::census_at(client).await?,
+        routed: Routed::NotKnown,
     })
 }
 
 /// Keeps since when each thing stands in the way of retention and of dormant
-/// cleanup; what no longer does is forgotten.
+/// cleanup, where they are on, and what overrides are in force; what no longer
+/// does is forgotten.
 ///
 /// # Errors
 /// The database's.
 pub async fn note(client: &Client, facts: &Facts, now: Timestamp) -> db::Result<()> {
-    let decisions = [decide::retention(facts), decide::dormant(facts)];
+    let on = [decide::retention(facts), decide::dormant(facts)].into_iter().filter(|d| !d.is_off());
+    let on: Vec<Decision> = on.collect();
+    let notices = decide::gate(facts).notices;
     let mut found = Vec::new();
-    for decision in &decisions {
+    if !on.is_empty() {
+        found.extend(notices.iter().map(|n| (n.code, n.subject.as_str())));
+    }
+    for decision in &on {
         if let Decision::Skip { blockers } = decision {
             found.extend(blockers.iter().map(|b| (b.code, b.subject.as_str())));
         }
@@ -81,6 +88,7 @@ fn peer(row: gate::PeerRow, current: &[(Host, String)], samples: &[(Host, String
         first_seen_ms: ms(row.first_seen),
         own: row.own,
         empty_since_ms: row.empty_since.map(ms),
+        clock: row.clock.map(|(offset_ms, at)| ClockFact { offset_ms, found_ms: ms(at) }),
     }
 }
 

@@ -3,16 +3,17 @@
 
 use super::decide::{DAY_MS, Facts, age_ms, ms, window_of};
 use super::plan::Surroundings;
+use crate::db::stats::Figures;
 use crate::records::models;
-use crate::values::{Host, is_plausible};
+use crate::values::{Host, TableDay, is_plausible};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Whole days that growth is measured over.
 const DAYS: u64 = 7;
-/// What disk a byte of the census takes at most, indexes included: more is
+/// What disk a byte of the table takes at most, indexes included: more is
 /// bloat, and no measure of growth.
-const MOST_OVERHEAD: f64 = 3.0;
+const MOST_OVERHEAD: f64 = 1.5;
 
 /// What comes.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -23,7 +24,9 @@ pub struct Forecast {
     pub bytes_per_day: u64,
     /// Free bytes on the database's volume.
     pub free_bytes: Option<u64>,
-    /// When they are used up, if nothing is deleted.
+    /// Bytes inside the table `ops` that deletion left: used before the volume's.
+    pub reusable_bytes: u64,
+    /// When both are used up, if nothing is deleted.
     pub seconds_until_full: Option<u64>,
     /// What the log settles at under these settings, on disk; tables that
     /// nothing bounds count as they are now.
@@ -66,9 +69,7 @@ pub fn forecast(facts: &Facts, around: &Surroundings) -> Forecast {
             sums.bytes += of.bytes;
         }
     }
-    let live: u64 = tables.values().map(|t| t.all_bytes).sum();
-    let on_disk = (around.figures.ops_bytes + around.figures.index_bytes) as f64;
-    let overhead = (on_disk / live.max(1) as f64).clamp(1.0, MOST_OVERHEAD);
+    let overhead = overhead(&around.figures);
     let disk = |bytes: f64| (bytes * overhead) as u64;
     let a_day = |sum: u64| sum as f64 / days.max(1) as f64;
     let (mut settles, mut unbounded) = (0.0, 0.0);
@@ -82,16 +83,37 @@ pub fn forecast(facts: &Facts, around: &Surroundings) -> Forecast {
         }
     }
     let bytes_per_day = disk(a_day(tables.values().map(|t| t.bytes).sum()));
-    let full = |free: u64| (bytes_per_day > 0).then(|| free.saturating_mul(DAY_MS / 1_000) / bytes_per_day);
+    let reusable_bytes = reusable(facts, &around.figures);
+    // What is empty in the table is so in its indexes, too.
+    let room = |free: u64| free.saturating_add(disk(reusable_bytes as f64));
+    let full = |free: u64| {
+        (bytes_per_day > 0)
+            .then(|| (room(free) as f64 / bytes_per_day as f64 * (DAY_MS / 1_000) as f64) as u64)
+    };
     Forecast {
         rows_per_day: a_day(tables.values().map(|t| t.rows).sum()) as u64,
         bytes_per_day,
         free_bytes: around.free_bytes,
+        reusable_bytes,
         seconds_until_full: around.free_bytes.and_then(full),
         settles_at_bytes: disk(settles),
         unbounded_bytes_per_day: disk(unbounded),
         readers: readers(facts),
     }
+}
+
+/// What a byte of the table takes on disk, its part of the indexes included.
+/// Deletion leaves room in both alike.
+pub(super) fn overhead(figures: &Figures) -> f64 {
+    (1.0 + figures.index_bytes as f64 / figures.ops_bytes.max(1) as f64).min(MOST_OVERHEAD)
+}
+
+/// What is neither live, by the census, nor dead.
+fn reusable(facts: &Facts, figures: &Figures) -> u64 {
+    let sum = |of: fn(&TableDay) -> u64| facts.census.iter().map(of).sum::<u64>();
+    let (rows, live) = (sum(|of| of.rows), sum(|of| of.bytes));
+    let dead = figures.dead_rows.saturating_mul(live / rows.max(1));
+    if live == 0 { 0 } else { figures.ops_bytes.saturating_sub(live.saturating_add(dead)) }
 }
 
 /// A reader is held for, until the shortest window and the hold have passed

@@ -13,5 +13,6 @@ pub mod foreign;
 pub mod guard;
 pub mod index;
 pub mod plan;
+pub mod recent;
 pub mod tick;
 pub mod vacuum;

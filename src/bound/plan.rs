@@ -35,6 +35,21 @@ pub struct Surroundings {
     pub index_there: bool,
     /// When the census was last brought up to date.
     pub census_at: Option<Timestamp>,
+    /// Whether peers' sweeps come here.
+    pub routed: Routed,
+}
+
+/// Whether a proxy brings peers' sweeps to opsward: what answers at self's
+/// public URL says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Routed {
+    /// An opsward answers there.
+    Routed,
+    /// Something else does.
+    NotRouted,
+    /// Nobody asked, or nothing answered.
+    NotKnown,
 }
 
 /// What would be done now.
@@ -48,6 +63,8 @@ pub struct Plan {
     pub tasks: Vec<TaskPlan>,
     /// What is worth knowing: overrides in force, stalled peers, pauses.
     pub notices: Vec<Notice>,
+    /// Whether peers' sweeps come here, so that readers can hold anything.
+    pub routed: Routed,
     /// What the log holds.
     pub census: CensusSum,
     /// Rows that would be deleted now by all tasks together.
@@ -136,6 +153,7 @@ pub fn plan(facts: &Facts, around: &Surroundings) -> Plan {
         at: around.now,
         read_only: around.read_only,
         notices: notices(facts, around),
+        routed: around.routed,
         census: CensusSum {
             rows: facts.census.iter().map(|of| of.rows).sum(),
             bytes: facts.census.iter().map(|of| of.bytes).sum(),
@@ -159,9 +177,9 @@ pub fn plan(facts: &Facts, around: &Surroundings) -> Plan {
 
 fn deleting(name: &'static str, decision: Decision, facts: &Facts, around: &Surroundings) -> TaskPlan {
     let task = |state, deletes, blockers| TaskPlan { name, state, deletes, blockers, note: None };
+    let is_off = decision.is_off();
     match decision {
         Decision::Skip { blockers } => {
-            let is_off = blockers.iter().any(|b| ["off", "keep_dormant"].contains(&b.code));
             task(if is_off { State::Off } else { State::Blocked }, Vec::new(), blockers)
         }
         Decision::Prune { cuts } => {
@@ -289,13 +307,24 @@ fn notices(facts: &Facts, around: &Surroundings) -> Vec<Notice> {
                 .into(),
         );
     }
-    if facts.readers.is_empty() {
-        say(
+    match around.routed {
+        Routed::Routed => {}
+        Routed::NotRouted => say(
             "no_readers",
-            "no registered peer read from here within 24 h: until a proxy routes the sweep here, readers' hold \
-             protects nobody (see `opsward doctor`)"
-                .into(),
-        );
+            format!(
+                "what answers at {}/internal/crud/sweep is no opsward: until a proxy routes it here no peer \
+                 reads from here, and readers' hold protects nobody (see `opsward doctor`)",
+                facts.own
+            ),
+        ),
+        Routed::NotKnown => say(
+            "routing_unknown",
+            format!(
+                "whether a proxy routes {}/internal/crud/sweep here is not known: without that, readers' hold \
+                 protects nobody (see `opsward doctor`)",
+                facts.own
+            ),
+        ),
     }
     if let Some(at) = around.paused_at {
         say("paused", format!("bulk work is paused since {at:.0}: `opsward resume`"));

@@ -3,15 +3,17 @@
 
 use super::census::{self, Scope};
 use super::decide::{self, Decision};
-use super::delete::{self, Order, Report};
+use super::delete::{self, Ended, Order, Report};
 use super::facts;
 use super::index::{self, Ensured};
+use super::recent::{self, Looked};
 use crate::db::lease::Lease;
 use crate::db::prune::TableCut;
-use crate::values::OpUlid;
+use crate::values::{Notice, OpUlid};
 use crate::work::{Pacer, Stop, Work};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// A tick ends at the latest after this; what is left goes on at the next.
 const BUDGET: Duration = Duration::from_secs(3600);
@@ -52,6 +54,9 @@ pub struct TaskOutcome {
     /// What it decided, where it decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decision: Option<Decision>,
+    /// Overrides in force and stalled peers, where it decides.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<Notice>,
     /// What it deleted, where it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deleted: Option<Report>,
@@ -60,6 +65,12 @@ pub struct TaskOutcome {
     pub index: Option<Ensured>,
     /// READ_ONLY kept it from acting.
     pub read_only: bool,
+}
+
+impl TaskOutcome {
+    fn of(task: Which, read_only: bool) -> Self {
+        Self { task, decision: None, notices: Vec::new(), deleted: None, index: None, read_only }
+    }
 }
 
 /// Does the tasks that are on, one after the other. Those that are off only
@@ -95,7 +106,7 @@ async fn ensure_index(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Resu
         true => Some(index::ensure(work, lease, pacer).await?),
         false => None,
     };
-    Ok(TaskOutcome { task: Which::Index, decision: None, deleted: None, index, read_only })
+    Ok(TaskOutcome { index, ..TaskOutcome::of(Which::Index, read_only) })
 }
 
 async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -> Result<TaskOutcome, Stop> {
@@ -107,7 +118,11 @@ async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -
         _ => decide::retention(&facts),
     };
     let read_only = work.settings.read_only;
-    let mut outcome = TaskOutcome { task, decision: None, deleted: None, index: None, read_only };
+    let mut outcome = TaskOutcome::of(task, read_only);
+    if !decision.is_off() {
+        outcome.notices = decide::gate(&facts).notices;
+        outcome.notices.extend(decide::size_notice(&facts).filter(|_| task == Which::Retention));
+    }
     if let Decision::Prune { cuts } = &decision
         && !read_only
         && !cuts.is_empty()
@@ -120,15 +135,44 @@ async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -
         let threshold =
             u64::try_from(work.settings.bounding.dormant_threshold.as_millis()).unwrap_or(u64::MAX);
         let now_ms = work.clock.now_ms();
-        let order = Order {
+        let active_since =
+            (task == Which::Dormant).then(|| OpUlid::first_of_ms(now_ms.saturating_sub(threshold)));
+        let goes =
+            |of: &&decide::Bounded| active_since.is_none() || decide::is_counted_below(&facts, &of.cut);
+        let mut order = Order {
             run: format!("{now_ms}-{}", lease.pid()),
             task: task.word(),
-            cuts: cuts.iter().map(cut).collect(),
-            active_since: (task == Which::Dormant)
-                .then(|| OpUlid::first_of_ms(now_ms.saturating_sub(threshold))),
+            cuts: cuts.iter().filter(goes).map(cut).collect(),
+            active_since,
         };
-        outcome.deleted = Some(delete::run(work, lease, pacer, &order, BUDGET).await?);
+        if !order.cuts.is_empty() {
+            outcome.deleted = Some(delete(work, lease, pacer, &mut order).await?);
+        }
     }
     outcome.decision = Some(decision);
     Ok(outcome)
+}
+
+/// A table with a recent op is left alone, and so is every one of them while
+/// that is not known.
+async fn delete(
+    work: &Work,
+    lease: &mut Lease,
+    pacer: &mut Pacer,
+    order: &mut Order,
+) -> Result<Report, Stop> {
+    let ends = Instant::now() + BUDGET;
+    let mut looked = Looked { active: Vec::new(), is_over: true };
+    if let Some(since) = order.active_since {
+        let tables: Vec<&str> = order.cuts.iter().map(|cut| cut.table.as_str()).collect();
+        looked = recent::look(work, lease, pacer, (&tables, since), ends).await?;
+        order.cuts.retain(|cut| looked.is_over && !looked.active.contains(&cut.table));
+    }
+    let budget = ends.saturating_duration_since(Instant::now());
+    let mut report = delete::run(work, lease, pacer, order, budget).await?;
+    report.active.splice(0..0, looked.active);
+    if !looked.is_over {
+        report.ended = Ended::OutOfTime;
+    }
+    Ok(report)
 }

@@ -1,8 +1,6 @@
 //! `opsward doctor`: looks at everything that the daemon needs.
 
-mod outside;
-
-use super::{Command, Context, Output, Run};
+use super::{Command, Context, Output, Run, outside};
 use crate::clock::Clock;
 use crate::db::guard::{self, Found};
 use crate::db::{self, Client, Db, catalog, lease, privileges, stats};
@@ -128,7 +126,7 @@ async fn outside(settings: &Settings, remembered: Option<PeerSet>, clock: &Clock
     match &settings.node_endpoint {
         Some(own) => {
             let url = format!("{own}/internal/crud/sweep");
-            let answered = outside::version(&http, own, clock).await;
+            let answered = outside::version(&http, own, clock, outside::WITHIN).await;
             checks.push(doctor::public_url(
                 &url,
                 answered.as_ref().map(Option::as_deref).map_err(String::as_str),

@@ -13,6 +13,7 @@ mod frame;
 mod healthcheck;
 mod history;
 mod lease;
+mod outside;
 mod pace;
 mod plan;
 mod progress;

@@ -1,18 +1,22 @@
 //! `opsward plan`: what each task would delete now, bound by what, why not
 //! more. Deletes nothing.
 
-use super::{Command, Context, Output, Run, lease};
+use super::{Command, Context, Output, Run, lease, outside};
 use crate::bound::census::{self, Scope};
-use crate::bound::{facts, plan};
+use crate::bound::facts;
+use crate::bound::plan::{self, Routed};
 use crate::db::lease::Lease;
 use crate::db::{Db, gate, migrate};
 use crate::show::{Done, Failure, Outcome, plan_text};
+use crate::values::Host;
 use crate::work::{Pacer, Patience, Stop};
 use clap::ArgMatches;
 use std::time::Duration;
 
 /// What a first look at the log may take: its sample is the first of it.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// How long self's public URL may take to answer.
+const ASK_WITHIN: Duration = Duration::from_secs(3);
 /// Pooled connections: the lease's, the pace's, the plan's own.
 const POOL: usize = 4;
 
@@ -32,10 +36,23 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     first_look(context, &db).await?;
     let now = context.clock.now();
     let facts = facts::gather(&client, &context.settings, own, now).await?;
-    let around = facts::surroundings(&client, &context.settings, now).await?;
+    let mut around = facts::surroundings(&client, &context.settings, now).await?;
+    around.routed = routed(context, own).await;
     let plan = plan::plan(&facts, &around);
     let result = serde_json::to_value(&plan).map_err(anyhow::Error::from)?;
     Ok(Done::new(result, plan_text::text(&plan)))
+}
+
+/// Whether peers' sweeps come here, as far as that can be seen from here.
+async fn routed(context: &Context, own: &Host) -> Routed {
+    let Ok(http) = outside::client(&context.settings) else {
+        return Routed::NotKnown;
+    };
+    match outside::version(&http, own, &context.clock, ASK_WITHIN).await {
+        Ok(Some(_)) => Routed::Routed,
+        Ok(None) => Routed::NotRouted,
+        Err(_) => Routed::NotKnown,
+    }
 }
 
 /// A first answer where the log was never looked at and nobody else is at it;

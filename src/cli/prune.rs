@@ -84,6 +84,9 @@ fn told(task: &Value) -> String {
     for blocker in task["decision"]["blockers"].as_array().into_iter().flatten() {
         lines.push(format!("skipped: {}; {}", text(&blocker["text"]), text(&blocker["fix"])));
     }
+    for notice in task["notices"].as_array().into_iter().flatten() {
+        lines.push(format!("note: {}", text(&notice["text"])));
+    }
     for cut in task["decision"]["cuts"].as_array().into_iter().flatten() {
         let (table, by) = (text(&cut["table"]), text(&cut["bound_by"]["by"]));
         let sum = &task["deleted"]["tables"][&table];

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 pub struct Seen {
     /// Its smallest plausible ULID; `None` where it is empty.
     pub minimum: Option<OpUlid>,
-    /// The lowest row above all that we ever deleted, and its table.
+    /// The lowest row above what was ever deleted of its table, and that table.
     pub witness: Option<(OpUlid, String)>,
     /// Its newest plausible row.
     pub newest: Option<OpUlid>,
@@ -56,12 +56,23 @@ pub async fn look(client: &mut Client, now_ms: u64) -> Result<(Option<Before>, S
 const BEGIN: &str = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; \
     SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '1s'; \
     LOCK TABLE public.ops IN ACCESS SHARE MODE";
-/// Rows that are no ULIDs are stepped over, a few of them.
+/// The lowest row that is not below its own table's floor: what is there of a
+/// table with a lower floor, or none, tells of what lies below the others'. It
+/// lies near the watermark or one of the floors, and is looked for above each:
+/// rows that may never go, or were left by a compaction, lie in between. Rows
+/// that are no ULIDs are stepped over, a few of them.
 const WITNESS: &str = r#"
-    SELECT ulid, coalesce("table", '') FROM public.ops
-    WHERE ulid >= greatest($1::text, (SELECT max(greatest(floor, foreign_floor, horizon)) FROM opsward.floors))
-      AND ulid <= $2::text
-    ORDER BY ulid LIMIT 100"#;
+    WITH floors AS (SELECT table_name, greatest(floor, foreign_floor, horizon) AS floor FROM opsward.floors),
+    starts AS (SELECT DISTINCT greatest($1::text, w.ulid, f.floor) AS at
+               FROM opsward.watermark w,
+                    (SELECT floor FROM floors UNION ALL SELECT NULL) f)
+    SELECT o.ulid, o.name
+    FROM starts s
+    CROSS JOIN LATERAL (SELECT ulid, coalesce("table", '') AS name FROM public.ops
+                        WHERE ulid >= s.at AND ulid <= $2::text ORDER BY ulid LIMIT 2000) o
+    LEFT JOIN floors f ON f.table_name = o.name
+    WHERE f.floor IS NULL OR o.ulid >= f.floor
+    ORDER BY o.ulid LIMIT 100"#;
 const MINIMUM: &str = r#"
     SELECT ulid, '' FROM public.ops
     WHERE ulid >= greatest($1::text, (SELECT ulid FROM opsward.watermark)) AND ulid <= $2::text

@@ -24,8 +24,9 @@ pub struct PeerRow {
     pub node_seen: Option<String>,
     /// Since when it answers `[]` at one cursor.
     pub empty_since: Option<Timestamp>,
-    /// Its clock less ours, in milliseconds, at the last page.
-    pub clock_offset_ms: Option<i64>,
+    /// Its clock less ours, in milliseconds, at the last page, and when that
+    /// was; `None` where it told none, or is no longer pulled.
+    pub clock: Option<(i64, Timestamp)>,
 }
 
 /// The peers that count: those of `set`, or else the active ones, and those
@@ -44,20 +45,21 @@ pub async fn peers(client: &Client, set: Option<&[Host]>, now: Timestamp) -> Res
             own: r.get(2),
             node_seen: r.get(3),
             empty_since: r.get(4),
-            clock_offset_ms: r.get(5),
+            clock: r.get::<_, Option<i64>>(5).zip(r.get(6)),
         })
         .collect())
 }
 
 const PEERS: &str = "
     WITH counted AS (
-        SELECT host, first_seen FROM opsward.peers
-        WHERE CASE WHEN $2::text[] IS NULL THEN active ELSE host = ANY($2) END
-           OR last_seen > $1::timestamptz - interval '7 days'
+        SELECT host, first_seen, is_in FROM opsward.peers,
+            LATERAL (SELECT CASE WHEN $2::text[] IS NULL THEN active ELSE host = ANY($2) END) s(is_in)
+        WHERE is_in OR last_seen > $1::timestamptz - interval '7 days'
         UNION ALL
-        SELECT DISTINCT host, $1 FROM unnest($2) AS s(host)
+        SELECT DISTINCT host, $1, true FROM unnest($2) AS s(host)
         WHERE NOT EXISTS (SELECT FROM opsward.peers p WHERE p.host = s.host))
-    SELECT k.host, k.first_seen, c.last_ulid, c.node_ulid, u.empty_since, u.clock_offset_ms
+    SELECT k.host, k.first_seen, c.last_ulid, c.node_ulid, u.empty_since,
+           CASE WHEN k.is_in THEN u.clock_offset_ms END, u.last_ok_at
     FROM counted k
     LEFT JOIN opsward.cursors c ON c.host = k.host
     LEFT JOIN opsward.pulls u ON u.host = k.host

@@ -36,6 +36,7 @@ pub mod prune;
 mod prune_sql;
 pub mod pulls;
 pub mod readers;
+pub mod recent;
 pub mod reclaim;
 pub mod rejected;
 pub mod replay;

@@ -4,6 +4,7 @@ use super::connect::Client;
 use super::error::{Doing, Result};
 use super::lease;
 use super::reclaim::{self, Unfinished};
+use crate::values::GATE_NOTICES;
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -30,6 +31,8 @@ pub struct Overview {
     pub runs: Vec<Run>,
     /// What stands in the way of tasks that are on: code, subject, since when.
     pub blockers: Vec<(String, String, Timestamp)>,
+    /// Overrides in force and stalled peers: code, subject, since when.
+    pub notices: Vec<(String, String, Timestamp)>,
 }
 
 /// The census, all tables together.
@@ -76,9 +79,13 @@ pub async fn overview(client: &Client) -> Result<Overview> {
     let census = client.query_one(CENSUS, &[]).await.doing(doing)?;
     let job = client.query_opt(JOB, &[]).await.doing(doing)?;
     let runs = client.query(RUNS, &[]).await.doing(doing)?;
-    let blockers = client.query(BLOCKERS, &[]).await.doing(doing)?;
+    let noted = client.query(NOTED, &[]).await.doing(doing)?;
+    let noted = noted.iter().map(|r| (r.get(0), r.get(1), r.get(2)));
+    let (notices, blockers) =
+        noted.partition(|(code, ..): &(String, _, _)| GATE_NOTICES.contains(&code.as_str()));
     Ok(Overview {
-        blockers: blockers.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect(),
+        blockers,
+        notices,
         lease: lease::holder(client).await?.map(|h| h.to_string()),
         percent: row.get(0),
         paused_at: row.get(1),
@@ -128,7 +135,4 @@ const JOB: &str = "
 const RUNS: &str = "
     SELECT ended_at, task, table_name, rows, bytes, bound_by, outcome
     FROM opsward.history ORDER BY ended_at DESC, id DESC LIMIT 5";
-/// That a task is off is nothing in its way.
-const BLOCKERS: &str = "
-    SELECT code, subject, since FROM opsward.blockers
-    WHERE code NOT IN ('off', 'keep_dormant') ORDER BY since, code, subject";
+const NOTED: &str = "SELECT code, subject, since FROM opsward.blockers ORDER BY since, code, subject";

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 /// The database's.
 pub async fn replace(client: &mut Client, set: &PeerSet, via: &str, now: Timestamp) -> Result<()> {
     let tx = client.transaction().await.doing("begin to keep the peers")?;
-    tx.execute(DEACTIVATE, &[]).await.doing("keep the peers")?;
+    tx.execute(DEACTIVATE, &[&now]).await.doing("keep the peers")?;
     let hosts: Vec<&str> = set.peers.iter().map(|p| p.host.as_str()).collect();
     let wallets: Vec<&str> = set.peers.iter().map(|p| p.wallet.as_str()).collect();
     tx.execute(ACTIVATE, &[&hosts, &wallets, &now]).await.doing("keep the peers")?;
@@ -24,7 +24,9 @@ pub async fn replace(client: &mut Client, set: &PeerSet, via: &str, now: Timesta
     tx.commit().await.doing("keep the peers")
 }
 
-const DEACTIVATE: &str = "UPDATE opsward.peers SET active = false WHERE active";
+/// One that vanished counts on from when that was first seen: it may have been
+/// there all the time that we were not.
+const DEACTIVATE: &str = "UPDATE opsward.peers SET active = false, last_seen = $1 WHERE active";
 const ACTIVATE: &str = "
     INSERT INTO opsward.peers (host, wallet, active, first_seen, last_seen)
     SELECT host, wallet, true, $3, $3 FROM unnest($1::text[], $2::text[]) AS p(host, wallet)

@@ -422,8 +422,7 @@ const BEGIN_AT: &str = "
     FROM unnest($1::text[]) AS t(name) LEFT JOIN opsward.floors f ON f.table_name = t.name";
 
 /// Which of these tables have an op at or above a ULID among the newest of the
-/// log. There is no index by table: the look is bounded, as what is older than
-/// it reaches was in the census that the decision was made from.
+/// log: what came since all that is recent was read, before the run.
 ///
 /// # Errors
 /// The database's.

@@ -87,7 +87,7 @@ const SUCCEEDED: &str = "
         empty_since = CASE WHEN p.empty_after = excluded.empty_after
                            THEN coalesce(p.empty_since, excluded.empty_since)
                            ELSE excluded.empty_since END,
-        clock_offset_ms = coalesce(excluded.clock_offset_ms, p.clock_offset_ms)";
+        clock_offset_ms = excluded.clock_offset_ms";
 
 /// Records that pulling a peer failed, and why.
 ///

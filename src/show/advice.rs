@@ -111,8 +111,15 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
     }
     for blocker in &bounding.blockers {
         let about = if blocker.subject.is_empty() { String::new() } else { format!(" {}", blocker.subject) };
-        let text = format!("nothing is deleted since {:.0}: {}{about}", blocker.since, blocker.code);
+        let text = format!("in the way of deleting since {:.0}: {}{about}", blocker.since, blocker.code);
         warn("blocked", text, "`opsward plan` says what lifts it");
+    }
+    for (code, what, fix) in NOTICES {
+        let about: Vec<&str> =
+            bounding.notices.iter().filter(|n| n.code == code).map(|n| n.subject.as_str()).collect();
+        if !about.is_empty() {
+            warn(code, format!("{what}: {}", about.join(", ")), fix);
+        }
     }
     let is_at_work = bounding.job.as_ref().is_some_and(|job| job.kind == "reclaim");
     if let Some(unfinished) = bounding.unfinished_reclaim.as_ref().filter(|_| !is_at_work) {
@@ -120,6 +127,30 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
         warn("reclaim_unfinished", format!("a reclaim is unfinished: {unfinished}"), fix);
     }
 }
+
+/// What the gate notes of peers, each with what it means and what ends it.
+const NOTICES: [(&str, &str, &str); 4] = [
+    (
+        "ignored_peer",
+        "ops are deleted whatever these peers still have to send, by OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS",
+        "take them off it once they are back",
+    ),
+    (
+        "ignored_reader",
+        "ops are deleted whatever these peers still have to read, by OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS",
+        "take them off it once they are back",
+    ),
+    (
+        "lagging_peer",
+        "ops are deleted though these peers are too far behind, by OPENAUDIO_MEDIORUM_OPS_RETENTION_MAX_PEER_LAG",
+        "see that they can be read from",
+    ),
+    (
+        "peer_stalled",
+        "peers with nothing for us at one cursor for over 24 h, which bounds what is deleted",
+        "see that they are well; OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS lets them go",
+    ),
+];
 
 fn about_peer(peer: &PeerStatus, warn: &mut impl FnMut(&'static str, String, &str)) {
     if let Some(hold) = &peer.held {

@@ -47,6 +47,12 @@ fn facts(plan: &Plan) -> Vec<(&'static str, String)> {
         (None, _) => "unknown".to_owned(),
     };
     facts.push(("disk", full));
+    if forecast.reusable_bytes > forecast.bytes_per_day {
+        facts.push((
+            "reusable",
+            format!("{} inside the log, before it grows", bytes(forecast.reusable_bytes)),
+        ));
+    }
     let more = match forecast.unbounded_bytes_per_day {
         0 => String::new(),
         more => format!(", and {} a day that nothing bounds", bytes(more)),
@@ -79,7 +85,7 @@ fn of_task(task: &TaskPlan) -> String {
     let mut out = wrapped(&format!("{name}: {state}{note}"), "  ");
     for b in &task.blockers {
         // What is off has been so since whenever.
-        let since = if b.code == "off" { String::new() } else { format!(" (since {:.0})", b.since) };
+        let since = if b.is_off() { String::new() } else { format!(" (since {:.0})", b.since) };
         out.push_str(&wrapped(&format!("  - {}{since}", b.text), "    "));
         out.push_str(&wrapped(&format!("    fix: {}", b.fix), "         "));
     }

@@ -77,6 +77,16 @@ pub struct Blocker {
     pub since: Timestamp,
 }
 
+impl Blocker {
+    /// It says that nobody asked for the task.
+    pub fn is_off(&self) -> bool {
+        ["off", "keep_dormant"].contains(&self.code)
+    }
+}
+
+/// What the gate has to say of peers that it is not blocked by.
+pub const GATE_NOTICES: [&str; 4] = ["ignored_peer", "ignored_reader", "lagging_peer", "peer_stalled"];
+
 /// Worth saying wherever a decision is shown.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Notice {

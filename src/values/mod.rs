@@ -16,7 +16,7 @@ mod task;
 mod ulid;
 
 pub use cursors::{NodeWrite, StoredCursors};
-pub use gate::{Blocker, BoundBy, Notice, TableDay};
+pub use gate::{Blocker, BoundBy, GATE_NOTICES, Notice, TableDay};
 pub use host::Host;
 pub use json_key::fold_key;
 pub use op::{Action, Op, RejectReason};

@@ -148,7 +148,9 @@ async fn only_rows_of_peers_that_count_matter() {
 async fn a_peer_that_vanished_counts_for_seven_days() {
     for (days, counts) in [(6, true), (8, false)] {
         let bench = Bench::new().await;
-        bench.peers(&[A, B], now() - (days * 24).hours()).await;
+        // We were away for three weeks in between: nobody saw it go.
+        bench.peers(&[A, B], now() - (21 * 24).hours() - (days * 24).hours()).await;
+        bench.peers(&[A], now() - (days * 24).hours()).await;
         bench.peers(&[A], now()).await;
         bench.node(A, &ago(HOUR)).await;
         bench.node(B, &ago(50 * DAY)).await;
@@ -167,7 +169,7 @@ async fn a_static_set_is_what_counts() {
     // What was discovered long ago, and is still marked, does not.
     bench.peers(&[B], now() - (24 * 9).hours()).await;
     assert_eq!(bench.decided(&[(PEERS, A)]).await, by_peer(40 * DAY, A));
-    bench.peers(&[], now()).await;
+    bench.peers(&[], now() - (24 * 8).hours()).await;
     assert_eq!(bench.decided(&[]).await, by_age());
 }
 
@@ -258,13 +260,28 @@ async fn clocks_and_own_ops_ahead_block() {
         bench.node(host, &ago(HOUR)).await;
         bench
             .run(&format!(
-                "INSERT INTO opsward.pulls (host, last_at, outcome, detail, clock_offset_ms)
-                 VALUES ('{host}', now(), 'ok', '', 301000)"
+                "INSERT INTO opsward.pulls (host, last_at, last_ok_at, outcome, detail, clock_offset_ms)
+                 VALUES ('{host}', now(), '{}', 'ok', '', 301000)",
+                now() - 30.minutes()
             ))
             .await;
     }
     assert_eq!(bench.decided(&[]).await, Err(vec!["clock_off".to_owned()]));
     bench.run(&format!("UPDATE opsward.pulls SET clock_offset_ms = 0 WHERE host <> '{A}'")).await;
+    assert_eq!(bench.decided(&[]).await, by_age());
+    // Found before this clock jumped, or while it was ahead: no word on it.
+    for (found, expected) in [("-", Err(vec!["clock_unknown".to_owned()])), ("+", by_age())] {
+        bench.run(&format!("UPDATE opsward.pulls SET last_ok_at = '{}' WHERE host = '{B}'", now())).await;
+        let found = format!("UPDATE opsward.pulls SET last_ok_at = '{}'::timestamptz {found}", now());
+        bench.run(&format!("{found} interval '30 minutes' - interval '1 ms' WHERE host = '{A}'")).await;
+        assert_eq!(bench.decided(&[]).await, expected, "{found}");
+    }
+    // One that is no longer pulled is not waited for.
+    bench.run(&format!("UPDATE opsward.pulls SET last_ok_at = NULL WHERE host = '{A}'")).await;
+    assert_eq!(bench.decided(&[]).await, by_age());
+    bench.run("UPDATE opsward.pulls SET last_ok_at = '2025-01-01'").await;
+    assert_eq!(bench.decided(&[]).await, Err(vec!["clock_unknown".to_owned()]));
+    bench.peers(&[B, "https://c.example"], now()).await;
     assert_eq!(bench.decided(&[]).await, by_age());
 }
 
@@ -286,8 +303,8 @@ async fn pulling_tells_of_clocks_and_of_peers_that_have_nothing() {
     assert_eq!(pull(dated("[]")).await, (Some(now()), Some(600_000)));
     let Clock::Fixed(at) = &clock else { panic!() };
     at.fetch_add(60_000, std::sync::atomic::Ordering::Relaxed);
-    // Since the first; an answer without a date leaves what was known.
-    assert_eq!(pull(Answer::json("[]")).await, (Some(now()), Some(600_000)));
+    // Since the first; an answer without a date tells nothing of its clock now.
+    assert_eq!(pull(Answer::json("[]")).await, (Some(now()), None));
     let op = format!(
         r#"[{{"ulid":"{}","host":"h","action":"create","table":"audio_previews","data":[{{"cid":"x"}}]}}]"#,
         ago(60_000)
@@ -381,13 +398,35 @@ async fn plan_says_what_each_task_would_do() {
     assert_eq!(result["tasks"][0]["deletes"][0]["bound_by"]["by"], "age");
     let codes: Vec<&str> =
         result["notices"].as_array().unwrap().iter().filter_map(|n| n["code"].as_str()).collect();
-    assert!(codes.contains(&"no_replay_guard") && codes.contains(&"no_readers"), "{codes:?}");
+    assert!(codes.contains(&"no_replay_guard") && codes.contains(&"routing_unknown"), "{codes:?}");
     let read_only = [on[0], ("OPENAUDIO_MEDIORUM_READ_ONLY", "true")];
     let ran = json(&bench, &read_only).output().await;
     let answer: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(states(&answer)[0], "retention blocked");
     assert_eq!(answer["result"]["tasks"][0]["blockers"][0]["code"], "read_only");
     assert_eq!(answer["result"]["tasks"][0]["deletes"][0]["rows"], 1_000);
+}
+
+#[tokio::test]
+async fn plan_asks_whether_peers_can_read_from_here() {
+    let bench = Bench::new().await;
+    let client = bench.db.client().await.unwrap();
+    // Somebody who reads directly says nothing of the others.
+    opsward::db::readers::seen(&client, &Host::normalise(A), None, Clock::System.now()).await.unwrap();
+    for (answer, expected, notice) in [
+        (Answer::page(&["X-Opsward-Version: 0.2.0"], "[]"), "routed", None),
+        (Answer::page(&[], "[]"), "not_routed", Some("no_readers")),
+        (Answer::new(502, &[], b""), "not_known", Some("routing_unknown")),
+    ] {
+        let me = Peer::serving(move |_| answer.clone()).await;
+        let ran = json(&bench, &[("OPENAUDIO_NODE_ENDPOINT", &me.url())]).output().await;
+        let answer: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(answer["result"]["routed"], expected, "{answer}");
+        let codes =
+            answer["result"]["notices"].as_array().unwrap().iter().map(|n| n["code"].as_str().unwrap());
+        let codes: Vec<&str> = codes.filter(|c| ["no_readers", "routing_unknown"].contains(c)).collect();
+        assert_eq!(codes, notice.into_iter().collect::<Vec<_>>());
+    }
 }
 
 #[tokio::test]

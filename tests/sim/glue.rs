@@ -4,7 +4,7 @@ use super::bug::Bug;
 use super::model::*;
 use super::world::{After, Done, World};
 use jiff::civil::date;
-use opsward::bound::decide::{self, Decision, Facts, PeerFact, ReaderFact};
+use opsward::bound::decide::{self, ClockFact, Decision, Facts, PeerFact, ReaderFact};
 use opsward::pull::decide as pulling;
 use opsward::pull::sweep::Sweep;
 use opsward::serve::decide as serving;
@@ -18,8 +18,6 @@ pub const BATCH: usize = 6;
 pub const WINDOW: U = DAY;
 pub const MARGIN: U = HOUR;
 pub const READER_HOLD: U = 2 * DAY;
-/// The log begins here for a look that has seen nothing yet.
-const BEGINNING: U = opsward::values::EARLIEST_MS;
 
 impl World {
     pub fn discover(&mut self, node: usize) {
@@ -30,7 +28,11 @@ impl World {
             let row = match was {
                 None if active => PeerRow { active, first_seen: now, last_seen: now },
                 None => continue,
-                Some(was) => PeerRow { active, last_seen: if active { now } else { was.last_seen }, ..was },
+                Some(was) => PeerRow {
+                    active,
+                    last_seen: if active || was.active { now } else { was.last_seen },
+                    ..was
+                },
             };
             let counted = was.is_some_and(|was| was.active || was.last_seen + 7 * DAY > now);
             if !counted {
@@ -82,7 +84,10 @@ impl World {
         if self.has(Bug::GapWithoutCursor) && page.headers.gap {
             cursor = cursor.or(OpUlid::parse(opsward::values::EARLIEST_ULID));
         }
-        self.nodes[node].ward.offsets[peer] = Some(self.nodes[peer].skew - self.nodes[node].skew);
+        self.nodes[node].ward.offsets[peer] = Some(ClockFact {
+            offset_ms: self.nodes[peer].skew - self.nodes[node].skew,
+            found_ms: self.clock(node),
+        });
         let sweep = Sweep::answered(cursor, page.headers.clone(), now);
         let read = if start.reset { None } else { stored.node };
         if self.has(Bug::CursorWrittenFirst)
@@ -242,7 +247,7 @@ impl World {
             let of = &mut tables[usize::from(self.ops[row.op as usize].table)];
             *of = (of.0 + 1, of.1.max(row.u));
         }
-        self.nodes[node].ward.census = Some(tables);
+        (self.nodes[node].ward.census, self.nodes[node].ward.counted_at) = (Some(tables), now);
     }
 
     pub fn facts(&self, node: usize) -> Facts {
@@ -275,6 +280,7 @@ impl World {
                 reset: cell == Cell::None && (ward.seen[p].filled() || !before.is_empty()),
                 node: cell.text().into_iter().chain(before).collect(),
                 empty_since_ms: None,
+                clock: ward.offsets[p].filter(|_| row.active),
             });
         }
         if self.has(Bug::NonPeerCounted) {
@@ -285,6 +291,7 @@ impl World {
                 node: vec!["1234567".into()],
                 reset: false,
                 empty_since_ms: None,
+                clock: None,
             });
         }
         let mut readers: BTreeMap<u8, Option<U>> = BTreeMap::new();
@@ -319,18 +326,16 @@ impl World {
             now_ms: now,
             own: HOSTS[node].clone(),
             peers: ward.known.then_some(peers),
+            pulled_every: Duration::from_secs(600),
             readers: if self.has(Bug::ReaderIgnored) {
                 Vec::new()
             } else {
                 readers.into_iter().map(reader).collect()
             },
-            clock_offsets_ms: (0..MOST)
-                .filter(|p| ward.peers[*p].is_some())
-                .filter_map(|p| ward.offsets[p])
-                .collect(),
             own_ahead: None,
             census: ward.census.iter().flat_map(|c| c.iter().enumerate().map(day)).collect(),
             census_whole: ward.census.is_some(),
+            census_ms: ward.counted_at,
             since: BTreeMap::new(),
         }
     }
@@ -444,9 +449,10 @@ impl World {
         if first.u < ward.watermark {
             ward.watermark = first.u;
         }
-        let deleted = (0..3).filter_map(|t| ward.floors[t].max(ward.foreign[t])).max().unwrap_or(BEGINNING);
-        let witness = rows.iter().find(|row| row.u >= deleted);
-        let witness = witness.map(|row| (row.u, self.ops[row.op as usize].table));
+        let table = |row: &Row| self.ops[row.op as usize].table;
+        let deleted = |t: u8| ward.floors[usize::from(t)].max(ward.foreign[usize::from(t)]);
+        let witness = rows.iter().find(|row| Some(row.u) >= deleted(table(row)));
+        let witness = witness.map(|row| (row.u, table(row)));
         let before = ward.look.replace(Look { witness, newest: last.u });
         let pruned = match before {
             None => self.bug == Some(Bug::FloorFromFirstLook),

@@ -1,6 +1,7 @@
 //! What there is in the model: ops, nodes, the state that opsward keeps beside
 //! one, and what a replicated op does to records.
 
+use opsward::bound::decide::ClockFact;
 use opsward::pull::sweep::Sweep;
 use opsward::values::{Action, Host, OpUlid, SweepHeaders};
 use std::sync::LazyLock;
@@ -160,7 +161,7 @@ pub struct Ward {
     pub own: [Option<U>; MOST],
     pub seen: [Cell; MOST],
     pub samples: Vec<(U, [Cell; MOST])>,
-    pub offsets: [Option<i64>; MOST],
+    pub offsets: [Option<ClockFact>; MOST],
     pub floors: [Option<U>; 3],
     pub foreign: [Option<U>; 3],
     /// By record, 0 for none.
@@ -171,6 +172,7 @@ pub struct Ward {
     pub look: Option<Look>,
     /// By table: rows and the newest.
     pub census: Option<[(u32, U); 3]>,
+    pub counted_at: U,
     /// Not persisted.
     pub pulls: [Option<Pull>; MOST],
     pub down_until: U,

@@ -24,6 +24,7 @@ pub(in crate::bound) fn peer(name: &str, own_ago: u64) -> PeerFact {
         node: vec![text(own_ago)],
         reset: false,
         empty_since_ms: None,
+        clock: None,
     }
 }
 
@@ -64,11 +65,12 @@ fn facts() -> Facts {
         now_ms: NOW,
         own: host("me"),
         peers: Some(vec![peer("a", 60_000), peer("b", 120_000)]),
+        pulled_every: Duration::from_secs(600),
         readers: Vec::new(),
-        clock_offsets_ms: Vec::new(),
         own_ahead: None,
         census: vec![day("uploads", 0, 100)],
         census_whole: true,
+        census_ms: NOW,
         since: BTreeMap::new(),
     }
 }
@@ -104,7 +106,12 @@ fn codes(decision: Decision) -> Vec<&'static str> {
 }
 
 fn notices(facts: &Facts) -> Vec<(&'static str, String)> {
-    gate(facts).notices.into_iter().map(|n| (n.code, n.subject)).collect()
+    let found = gate(facts).notices.into_iter();
+    // `status` knows them by their codes.
+    found
+        .inspect(|n| assert!(crate::values::GATE_NOTICES.contains(&n.code)))
+        .map(|n| (n.code, n.subject))
+        .collect()
 }
 
 const BY_AGE: fn(u64) -> (OpUlid, BoundBy) = |days| (at(days * DAY), BoundBy::Age);
@@ -252,9 +259,18 @@ fn readers_that_are_no_peers_or_need_nothing_hold_nothing() {
     assert_eq!(uploads(&facts), BY_AGE(30));
 }
 
+/// Peers whose clocks were found to be so far off, so long ago.
+fn told(clocks: impl Iterator<Item = (i64, i64)>) -> Vec<PeerFact> {
+    let of = |(n, (offset_ms, ago)): (usize, (i64, i64))| PeerFact {
+        clock: Some(ClockFact { offset_ms, found_ms: NOW.checked_add_signed(-ago).unwrap() }),
+        ..peer(&format!("c{n}"), 60_000)
+    };
+    clocks.enumerate().map(of).collect()
+}
+
 #[test]
 fn clocks_apart_block() {
-    let clocks = |offsets: &[i64]| with(|f| f.clock_offsets_ms = offsets.to_vec());
+    let clocks = |offsets: &[i64]| with(|f| f.peers = Some(told(offsets.iter().map(|o| (*o, 0)))));
     for fine in [&[][..], &[900_000, 900_000], &[0, 0, 900_000], &[300_000; 3], &[-900_000, 900_000, 1]] {
         assert_eq!(uploads(&clocks(fine)), BY_AGE(30), "{fine:?}");
     }
@@ -266,11 +282,45 @@ fn clocks_apart_block() {
 }
 
 #[test]
+fn what_clocks_were_found_to_be_counts_for_half_an_hour() {
+    const HALF: i64 = 30 * 60_000;
+    const YEAR: i64 = 365 * 86_400_000;
+    let clocks = |of: &[(i64, i64)]| with(|f| f.peers = Some(told(of.iter().copied())));
+    // A machine that wakes a year ahead, before anybody was pulled.
+    assert_eq!(codes(retention(&clocks(&[(0, YEAR); 3]))), ["clock_unknown"]);
+    assert_eq!(codes(dormant(&clocks(&[(0, HALF + 1), (0, 0), (0, 0)]))), ["clock_unknown"]);
+    // One that was a year ahead and is put right.
+    assert_eq!(codes(retention(&clocks(&[(-YEAR, -YEAR); 3]))), ["clock_unknown"]);
+    for fine in [&[(0, HALF); 3][..], &[(0, -HALF); 3], &[(0, YEAR); 2], &[(0, 1), (0, YEAR)]] {
+        assert_eq!(uploads(&clocks(fine)), BY_AGE(30), "{fine:?}");
+    }
+    // What dead peers said long ago is no word against those that tell.
+    let dead = [(YEAR, 40 * 86_400_000); 5].into_iter().chain([(0, 0); 3]).collect::<Vec<_>>();
+    assert_eq!(uploads(&clocks(&dead)), BY_AGE(30));
+    // Peers that are to be ignored are not waited for; those of them that tell count.
+    let ignored = |mut facts: Facts, names: &[&str]| {
+        facts.settings.ignore_peers = names.iter().map(|n| host(n)).collect();
+        facts
+    };
+    let gone = clocks(&[(0, YEAR), (0, 0), (0, 0)]);
+    assert_eq!(uploads(&ignored(gone, &["c0"])), BY_AGE(30));
+    assert_eq!(codes(retention(&ignored(clocks(&[(900_000, 0); 3]), &["c0"]))), ["clock_off"]);
+    // One that pulls seldom does not wait for itself.
+    let mut seldom = clocks(&[(0, 2 * HOUR_MS as i64); 3]);
+    seldom.pulled_every = Duration::from_secs(3_600);
+    assert_eq!(uploads(&seldom), BY_AGE(30));
+    let Decision::Skip { blockers } = retention(&clocks(&[(0, YEAR); 3])) else { panic!() };
+    for word in ["opsward sweep", "OPENAUDIO_MEDIORUM_SWEEP_PEERS", "OPS_RETENTION_IGNORE_PEERS"] {
+        assert!(blockers[0].fix.contains(word), "{}", blockers[0].fix);
+    }
+}
+
+#[test]
 fn every_blocker_is_named_at_once_and_since_when() {
     let since = Timestamp::from_second(1_780_000_000).unwrap();
     let facts = with(|f| {
         f.peers = Some(vec![no_cursor("x"), no_cursor("y")]);
-        f.clock_offsets_ms = vec![900_000; 3];
+        f.peers.as_mut().unwrap().extend(told([(900_000, 0); 3].into_iter()));
         f.settings.retention_days = 0;
         f.since.insert(("peer_without_cursor".into(), host("y").to_string()), since);
     });
@@ -384,6 +434,28 @@ fn dormant_cleanup_has_its_own_reasons_to_skip() {
     assert_eq!(codes(dormant(&with(|f| f.census[0].estimated = true))), ["census_estimated"]);
     // Age needs no census.
     assert_eq!(uploads(&none), BY_AGE(30));
+}
+
+#[test]
+fn a_census_may_be_acted_on_while_it_is_fresh() {
+    let counted = |ago: i64, change: fn(&mut Facts)| {
+        with(|f| {
+            f.census_ms = NOW.checked_add_signed(-ago).unwrap();
+            change(f);
+        })
+    };
+    const HOURS: i64 = HOUR_MS as i64;
+    let dormant_at = |ago| dormant(&counted(ago, |_| {}));
+    assert_eq!(cuts(dormant_at(2 * HOURS)).len(), 0);
+    for old in [2 * HOURS + 1, -2 * HOURS - 1] {
+        assert_eq!(codes(dormant_at(old)), ["census_old"]);
+    }
+    let by_size: fn(&mut Facts) = |f| (f.settings.retention_days, f.settings.retention_bytes) = (0, 1 << 40);
+    assert_eq!(cuts(retention(&counted(48 * HOURS, by_size))).len(), 0);
+    assert_eq!(codes(retention(&counted(48 * HOURS + 1, by_size))), ["census_old"]);
+    let both = counted(48 * HOURS + 1, |f| f.settings.retention_bytes = 1);
+    assert_eq!(uploads(&both), BY_AGE(30));
+    assert_eq!(size_notice(&both).unwrap().code, "size_not_counted");
 }
 
 fn any_text() -> impl Strategy<Value = String> {

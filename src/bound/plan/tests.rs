@@ -21,6 +21,7 @@ fn around() -> Surroundings {
         paused_at: None,
         index_there: false,
         census_at: None,
+        routed: Routed::Routed,
     }
 }
 
@@ -100,6 +101,23 @@ fn what_comes() {
     assert_eq!(left, [20, 0]);
     let none = forecast(&with(|f| f.census.clear()), &around());
     assert_eq!((none.seconds_until_full, none.bytes_per_day), (None, 0));
+}
+
+/// Ninety days of a log that had 700 were cut off of it: its table and index
+/// are as large as before, and empty for the most part.
+#[test]
+fn room_that_deletion_left_is_no_growth() {
+    let facts = with(|f| f.census = (0..90).map(|ago| day("uploads", ago, 1_000)).collect());
+    let figures = Figures { ops_bytes: 700_000, index_bytes: 91_000, dead_rows: 10, ..around().figures };
+    let made = forecast(&facts, &Surroundings { figures, free_bytes: Some(1_200), ..around() });
+    assert_eq!((made.bytes_per_day, made.settles_at_bytes), (1_130, 30 * 1_130));
+    // A row has 1,000 bytes, and ten of them are dead.
+    assert_eq!(made.reusable_bytes, 600_000);
+    assert_eq!(made.seconds_until_full.map(|s| s / 86_400), Some(1 + 600));
+    // An index that lost nothing while its table was rewritten.
+    let figures = Figures { ops_bytes: 90_000, index_bytes: 91_000, ..around().figures };
+    let made = forecast(&facts, &Surroundings { figures, ..around() });
+    assert_eq!((made.bytes_per_day, made.reusable_bytes), (1_500, 0));
 }
 
 #[test]

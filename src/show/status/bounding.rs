@@ -36,6 +36,9 @@ pub struct BoundingStatus {
     /// What stood in the way of retention or dormant cleanup at the last look.
     #[serde(default)]
     pub blockers: Vec<BlockerStatus>,
+    /// Overrides in force and stalled peers at the last look.
+    #[serde(default)]
+    pub notices: Vec<BlockerStatus>,
     /// A reclaim that was begun and has not ended, in a sentence.
     pub unfinished_reclaim: Option<String>,
 }
@@ -57,7 +60,7 @@ pub struct CensusStatus {
     pub finished_at: Option<Timestamp>,
 }
 
-/// Something that stands in the way.
+/// Something that stands in the way, or is worth knowing.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct BlockerStatus {
     /// As `plan` has it.
@@ -103,6 +106,7 @@ impl BoundingStatus {
     pub fn new(found: Overview, settings: &Settings, now: Timestamp) -> Self {
         let natural = |n: i64| u64::try_from(n).unwrap_or(0);
         let window = settings.bounding.window;
+        let noted = |(code, subject, since)| BlockerStatus { code, subject, since };
         Self {
             lease: found.lease,
             pace_percent: natural(found.percent.into()),
@@ -139,11 +143,8 @@ impl BoundingStatus {
                 .collect(),
             unguarded: (settings.bounding.retention_days > 0 || settings.bounding.retention_bytes > 0)
                 && !settings.bounding.replay_guard,
-            blockers: found
-                .blockers
-                .into_iter()
-                .map(|(code, subject, since)| BlockerStatus { code, subject, since })
-                .collect(),
+            blockers: found.blockers.into_iter().map(noted).collect(),
+            notices: found.notices.into_iter().map(noted).collect(),
             unfinished_reclaim: found.reclaim.map(|r| {
                 let done = if r.held { "waits for `opsward reclaim --swap`" } else { "has not ended" };
                 format!("mode {}, phase {}, {done}; it last did something at {}", r.mode, r.phase, r.since)

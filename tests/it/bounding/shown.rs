@@ -136,10 +136,35 @@ async fn what_blocks_is_told_everywhere_and_strict_says_so() {
     assert!(warning.is_some_and(|w| w["text"].as_str().unwrap().contains(A)), "{status}");
     let doctor = bench.start(&["doctor"]).output().await.stdout;
     assert!(doctor.contains("WARN  retention") && doctor.contains("WARN  replay_guard"), "{doctor}");
+    // What is off is blocked by nothing: cleanup that lacks a census, say.
+    let warned = |status: &Value| -> Vec<String> {
+        let all = status["warnings"].as_array().unwrap().iter().filter(|w| w["code"] == "blocked");
+        all.map(|w| w["text"].as_str().unwrap().to_owned()).collect()
+    };
+    let off = bench.with(DAYS, "0");
+    assert_eq!(off.json(&["prune"]).await.0, 0);
+    assert_eq!(warned(&off.json(&["status"]).await.1), Vec::<String>::new());
+    let bench = off.with(DAYS, "30");
+    bench.run("TRUNCATE opsward.census, opsward.census_pass").await;
+    let bench = bench.with("OPENAUDIO_MEDIORUM_OPS_CENSUS", "false");
+    assert_eq!(bench.json(&["prune"]).await.0, 0);
+    let all = warned(&bench.json(&["status"]).await.1);
+    assert!(all.len() == 1 && all[0].contains(A), "{all:?}");
     // The operator's way out; then the same command deletes.
     let bench = bench.with("OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS", A);
-    assert_eq!(bench.json(&["prune", "--strict"]).await.0, 0);
-    assert_eq!(bench.left().await, 50);
+    let (code, pruned) = bench.json(&["prune", "--strict"]).await;
+    assert_eq!((code, bench.left().await), (0, 50));
+    // It is shown wherever the decision is.
+    let notice = &pruned["result"]["tasks"][1]["notices"][0];
+    assert_eq!((&notice["code"], &notice["subject"]), (&"ignored_peer".into(), &A.into()), "{pruned}");
+    assert_eq!(pruned["result"]["tasks"][0]["notices"], Value::Null, "what is off decides nothing");
+    let text = bench.start(&["prune"]).output().await.stdout;
+    assert!(text.contains("OPS_RETENTION_IGNORE_PEERS"), "{text}");
+    let (_, status) = bench.json(&["status"]).await;
+    let told = status["warnings"].as_array().unwrap().iter().find(|w| w["code"] == "ignored_peer").cloned();
+    assert!(told.is_some_and(|w| w["text"].as_str().unwrap().contains(A)), "{status}");
+    assert_eq!(status["result"]["bounding"]["notices"][0]["subject"], A);
+    assert_eq!(warned(&status), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -219,6 +244,58 @@ async fn dormant_tables_are_cleaned_up_and_one_that_wakes_keeps_the_rest() {
     );
     assert_eq!(woken.await, 1, "what arrives meanwhile stays");
     assert_eq!(snapshot.query_one("SELECT count(*) FROM ops", &[]).await.unwrap().get::<_, i64>(0), 2_001);
+}
+
+/// However it came to the log after it was counted, and however much came since.
+#[tokio::test]
+async fn a_recent_op_that_nobody_counted_protects_its_table() {
+    let bench = Bench::new().await.with(DAYS, "0").with("OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP", "true");
+    let made = Ops::new(3).starting_at(now_ms() - 200 * DAY_MS).every(60_000).take(2_000);
+    ops::insert(&bench.client, &made).await;
+    let of = |table: &str| made.iter().filter(|op| op.table == table).count() as u64;
+    assert_eq!(bench.json(&["census", "--full"]).await.0, 0);
+    // As a node writes what it was late to pull.
+    let late = OpUlid::from_parts(now_ms() - 20 * DAY_MS, 1);
+    bench
+        .run(&format!(
+            "INSERT INTO ops VALUES ('{late}', 'h', 'create', 'audio_previews', '[{{\"cid\":\"late\"}}]');
+             INSERT INTO ops SELECT overlay('{}' PLACING to_char(n, 'FM000000') FROM 21), 'h', 'create', 'uploads', '[]'
+             FROM generate_series(1, 21000) n",
+            ago(4 * DAY_MS)
+        ))
+        .await;
+    let (code, pruned) = bench.json(&["prune"]).await;
+    assert_eq!(code, 0, "{pruned}");
+    let gone = deleted(&pruned);
+    assert_eq!((gone.get("audio_previews"), gone.get("uploads")), (None, None), "{pruned}");
+    assert_eq!(gone["storage_and_db_sizes"], of("storage_and_db_sizes"));
+    let dormant = &pruned["result"]["tasks"][0]["deleted"];
+    let active: Vec<&str> =
+        dormant["active"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()).collect();
+    assert!(active.contains(&"audio_previews") && active.contains(&"uploads"), "{dormant}");
+    // There is nothing left to look for: what is dormant and empty costs nothing.
+    let (_, again) = bench.json(&["prune"]).await;
+    assert_eq!(deleted(&again), BTreeMap::new());
+}
+
+#[tokio::test]
+async fn an_old_census_cleans_nothing_up() {
+    let bench = Bench::new()
+        .await
+        .with(DAYS, "0")
+        .with("OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP", "true")
+        .with("OPENAUDIO_MEDIORUM_OPS_CENSUS", "false");
+    let made = Ops::new(3).starting_at(now_ms() - 200 * DAY_MS).every(60_000).take(500);
+    ops::insert(&bench.client, &made).await;
+    assert_eq!(bench.json(&["census"]).await.0, 0);
+    bench.run("UPDATE opsward.census_pass SET last_finished_at = now() - interval '3 hours'").await;
+    let (code, pruned) = bench.json(&["prune", "--strict"]).await;
+    assert_eq!((code, bench.left().await), (3, 500), "{pruned}");
+    let blockers = &pruned["result"]["tasks"][0]["decision"]["blockers"];
+    assert_eq!(blockers[0]["code"], "census_old", "{pruned}");
+    assert_eq!(bench.json(&["census"]).await.0, 0);
+    assert_eq!(bench.json(&["prune", "--strict"]).await.0, 0);
+    assert_eq!(bench.left().await, 0);
 }
 
 #[tokio::test]

@@ -41,6 +41,33 @@ async fn what_somebody_else_pruned_raises_the_floors() {
     assert_eq!(read, "u6=where none is u7=where none is u8=new u9=new");
 }
 
+/// What is kept longest tells, however high another table's floor is.
+#[tokio::test]
+async fn floors_that_differ_hide_nothing() {
+    let (bench, work) = filled().await;
+    let sizes = |day: u64, n: u64| {
+        let data = format!(r#"[{{"LoggedAt":"2026-01-01T00:00:00Z","Host":"h{n}"}}]"#);
+        super::op(ulid(day, n), "create", "storage_and_db_sizes", &data)
+    };
+    bench.pull(&[sizes(39, 100), sizes(31, 101), sizes(24, 102), sizes(3, 103)]).await;
+    bench.prune("storage_and_db_sizes", ulid(5, 0)).await;
+    assert_eq!(observe(&work).await.unwrap(), Found::Unknown);
+    assert_eq!(observe(&work).await.unwrap(), Found::Nothing);
+    bench.run(&format!("DELETE FROM ops WHERE ulid < '{}'", ulid(30, 0))).await;
+    assert_eq!(observe(&work).await.unwrap(), Found::Pruned(ulid(30, 10)));
+    let pulled = bench.pull(&[upload(ulid(34, 6), "update", "u6", "over what is there")]).await;
+    assert_eq!((pulled.sums.applied, pulled.sums.replays), (0, 1));
+    // Ours again, of the table with the lower floor: nobody else's.
+    bench.prune("uploads", ulid(27, 0)).await;
+    assert_eq!(observe(&work).await.unwrap(), Found::Nothing);
+    // Rows that stay below their table's floor hide nothing either.
+    let owed: Vec<_> = (0..300).map(|n| upload(ulid(29, n), "create", "owed", "new")).collect();
+    crate::harness::ops::insert(&bench.node, &owed).await;
+    assert_eq!(observe(&work).await.unwrap(), Found::Nothing);
+    bench.run(&format!("DELETE FROM ops WHERE ulid < '{}'", ulid(24, 0))).await;
+    assert_eq!(observe(&work).await.unwrap(), Found::Pruned(ulid(24, 16)));
+}
+
 #[tokio::test]
 async fn no_conclusion_without_a_witness() {
     let (bench, work) = filled().await;

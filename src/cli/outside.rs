@@ -1,4 +1,4 @@
-//! What `doctor` asks over the network: the registry, self's public URL, and
+//! What commands ask over the network, `doctor` most of it: the registry, self's public URL, and
 //! a few peers for the time.
 
 use crate::clock::Clock;
@@ -15,7 +15,7 @@ use reqwest::header::DATE;
 use std::time::Duration;
 
 /// How long one of these may take.
-const WITHIN: Duration = Duration::from_secs(10);
+pub(super) const WITHIN: Duration = Duration::from_secs(10);
 /// Peers asked for the time: a median needs three (contract 5).
 const CLOCKS: usize = 5;
 /// No reader: the daemon notes only those that say they are mediorum.
@@ -40,16 +40,25 @@ pub(super) fn client(settings: &Settings) -> Result<Client, String> {
 }
 
 /// The version of the opsward that answers at a public URL; `None` when what
-/// answers is none. Asked for what comes after now: hardly anything.
-pub(super) async fn version(http: &Client, own: &Host, clock: &Clock) -> Result<Option<String>, String> {
+/// answers is none. Asked for what comes after now: hardly anything. A proxy
+/// that cannot reach what it routes to tells nothing.
+pub(super) async fn version(
+    http: &Client,
+    own: &Host,
+    clock: &Clock,
+    within: Duration,
+) -> Result<Option<String>, String> {
     let after = OpUlid::first_of_ms(clock.now_ms());
     let request = http
         .get(format!("{own}/internal/crud/sweep?after={after}"))
         .header("User-Agent", USER_AGENT)
-        .timeout(WITHIN);
+        .timeout(within);
     let response = request.send().await.map_err(|e| shown(&e))?;
-    let version = response.headers().get(names::VERSION);
-    Ok(version.and_then(|v| v.to_str().ok()).map(str::to_owned))
+    let version = response.headers().get(names::VERSION).and_then(|v| v.to_str().ok());
+    match version {
+        None if response.status().is_server_error() => Err(format!("it answers {}", response.status())),
+        version => Ok(version.map(str::to_owned)),
+    }
 }
 
 /// The median of a few peers' clocks against ours; nothing where too few say.

@@ -1,0 +1,106 @@
+//! Before a dormant table is cleaned up: whether the log has no recent op of it
+//! after all. The census is from before, and of ops that the node itself wrote
+//! late, with the ULIDs of other days, it learns within a week only. So what is
+//! recent is read once a run, in slices, and only where something would go.
+
+use crate::db::lease::Lease;
+use crate::db::{ops, recent};
+use crate::values::{OpUlid, Progress, latest_plausible};
+use crate::work::{BatchSize, Pacer, Stop, Work};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What a slice is steered to take.
+const TARGET: Duration = Duration::from_millis(200);
+/// Rows of the first slice, and the most of any.
+const FIRST_ROWS: u32 = 2_000;
+const MOST_ROWS: u32 = 100_000;
+
+/// What came of a look.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Looked {
+    /// Tables that have a recent op.
+    pub active: Vec<String>,
+    /// All that is recent was read, or every table was found.
+    pub is_over: bool,
+}
+
+/// Which of `tables` have an op from `since` on; until `ends` at most.
+///
+/// # Errors
+/// It may not go on, the lease is lost, or the database's.
+pub async fn look(
+    work: &Work,
+    lease: &mut Lease,
+    pacer: &mut Pacer,
+    (tables, since): (&[&str], OpUlid),
+    ends: Instant,
+) -> Result<Looked, Stop> {
+    let mut silent = tables.to_vec();
+    let mut active = Vec::new();
+    let latest = latest_plausible(work.clock.now_ms());
+    let mut after = OpUlid::last_of_ms(since.ms().saturating_sub(1)).to_string();
+    let (mut size, mut narrowed) = (BatchSize::new(FIRST_ROWS, MOST_ROWS, TARGET), None);
+    let mut read = 0;
+    while !silent.is_empty() {
+        if Instant::now() >= ends {
+            return Ok(Looked { active, is_over: false });
+        }
+        pacer.turn(lease).await?;
+        let (to, rows, began) = (narrowed.unwrap_or(latest), size.rows(), Instant::now());
+        let slice = match recent::slice(lease, &silent, &after, to, rows).await {
+            Ok(slice) => slice,
+            Err(error) if ops::is_out_of_time(&error) => {
+                // Dead entries of the index are what takes long, or rows.
+                size.too_long();
+                narrowed = Some(narrow(&after, to, rows).ok_or(error)?);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        size.took(u32::try_from(slice.rows).unwrap_or(u32::MAX).max(1), began.elapsed());
+        read += slice.rows;
+        silent.retain(|table| !slice.found.iter().any(|found| found == table));
+        active.extend(slice.found);
+        (work.tell)(Progress {
+            phase: "looking for recent ops".into(),
+            done: read,
+            unit: "rows".into(),
+            ..Progress::default()
+        });
+        if slice.rows < u64::from(rows) {
+            if narrowed.take().is_none_or(|to| to >= latest) {
+                break;
+            }
+            after = to.to_string();
+        } else if let Some(last) = slice.last {
+            after = last;
+        }
+    }
+    Ok(Looked { active, is_over: true })
+}
+
+/// Half the time of a range; `None` where it cannot be made smaller.
+fn narrow(after: &str, to: OpUlid, rows: u32) -> Option<OpUlid> {
+    let from = OpUlid::parse(after).map_or(0, |ulid| ulid.ms());
+    let middle = from + to.ms().saturating_sub(from) / 2;
+    match middle > from {
+        true => Some(OpUlid::last_of_ms(middle)),
+        false => (rows > 1).then_some(to),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_halved_down_to_one_row_of_a_millisecond() {
+        let after = OpUlid::last_of_ms(1_000_000);
+        let to = OpUlid::last_of_ms(1_000_100);
+        assert_eq!(narrow(after.as_str(), to, 100), Some(OpUlid::last_of_ms(1_000_050)));
+        let next = OpUlid::last_of_ms(1_000_001);
+        assert_eq!(narrow(after.as_str(), next, 100), Some(next));
+        assert_eq!(narrow(after.as_str(), next, 1), None);
+    }
+}
