@@ -46,7 +46,9 @@ pub async fn traits(client: &impl GenericClient, table: &str) -> Result<Traits> 
 }
 
 /// Invalid indexes are left out: a node is building them. So are our triggers:
-/// they are dealt with by themselves.
+/// they are dealt with by themselves. Options of a column that begin with `pg_`
+/// are the server's: 15.20 stamps each column with `pg_attver`,
+/// which is never the same in two tables.
 const TRAITS: &str = r#"
     WITH c AS (SELECT pg_class.*, $1::text AS shown FROM pg_class WHERE oid = $1::text::regclass)
     SELECT 'table' AS part,
@@ -59,7 +61,8 @@ const TRAITS: &str = r#"
     SELECT 'column ' || a.attname,
            concat_ws(' | ', row_number() OVER (ORDER BY a.attnum), format_type(a.atttypid, a.atttypmod),
                      a.attnotnull, pg_get_expr(d.adbin, d.adrelid), a.attidentity, a.attgenerated,
-                     a.attstorage, a.attcompression, a.attcollation, a.attstattarget, a.attoptions, a.attacl,
+                     a.attstorage, a.attcompression, a.attcollation, a.attstattarget,
+                     nullif(ARRAY(SELECT o FROM unnest(a.attoptions) o WHERE o NOT LIKE 'pg\_%'), '{}'), a.attacl,
                      col_description(c.oid, a.attnum))
     FROM c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
@@ -154,9 +157,10 @@ const SCRIPT: &str = r#"
         WHERE attrelid = 'public.ops'::regclass AND attnum > 0 AND NOT attisdropped AND attstattarget >= 0
         UNION ALL
         SELECT 6, attnum, format('ALTER TABLE opsward.ops_next ALTER COLUMN %I SET (%s)',
-                                 attname, array_to_string(attoptions, ', '))
-        FROM pg_attribute
-        WHERE attrelid = 'public.ops'::regclass AND attnum > 0 AND NOT attisdropped AND attoptions IS NOT NULL
+                                 attname, string_agg(o, ', '))
+        FROM pg_attribute, unnest(attoptions) o
+        WHERE attrelid = 'public.ops'::regclass AND attnum > 0 AND NOT attisdropped AND o NOT LIKE 'pg\_%'
+        GROUP BY attname, attnum
         UNION ALL
         SELECT 7, 0, format('COMMENT ON TABLE opsward.ops_next IS %L', obj_description(oid, 'pg_class'))
         FROM c WHERE obj_description(oid, 'pg_class') IS NOT NULL
