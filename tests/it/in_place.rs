@@ -274,9 +274,45 @@ async fn an_old_snapshot_is_named_and_waited_for() {
         assert_eq!(waiting.phase, "vacuum");
         assert_eq!(bench.size().await.pages, before.pages, "nothing moves under it");
         holder.batch_execute("COMMIT").await.unwrap();
+        std::future::pending::<()>().await;
     };
-    let (report, ()) = tokio::join!(bench.go_on(), released);
-    assert_eq!(report.unwrap().outcome, Outcome::Done);
+    let report = tokio::select! {
+        report = bench.go_on() => report.unwrap(),
+        () = released => unreachable!(),
+    };
+    assert_eq!(report.outcome, Outcome::Done);
+    bench.survivors_are_right(cut()).await;
+    assert!(bench.size().await.pages * 2 < before.pages);
+}
+
+/// It came after the deletes, and sees rows where they were before they moved.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_of_the_moment_before_the_move_is_waited_for() {
+    let bench = Bench::new(3_000, 1_000_000).await;
+    bench.begun(window()).await;
+    assert!(matches!(bench.until("move").await, Err(Error::Halted(_))));
+    let holder = bench.database.client().await;
+    holder
+        .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM cursors")
+        .await
+        .unwrap();
+    let pid: i32 = holder.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let (before, mut told) = (bench.size().await, bench.told.clone());
+    let released = async {
+        let name = format!("process {pid} (postgres, ");
+        let named = |p: &Progress| p.waiting.as_ref().is_some_and(|w| w.contains(&name));
+        // Earlier where a transaction of another database makes it older.
+        let phase = told.wait_for(named).await.unwrap().phase.clone();
+        assert!(["move", "truncate"].contains(&&*phase), "{phase}");
+        assert_eq!(bench.size().await.pages, before.pages);
+        holder.batch_execute("COMMIT").await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    let report = tokio::select! {
+        report = bench.go_on() => report.unwrap(),
+        () = released => unreachable!(),
+    };
+    assert_eq!(report.outcome, Outcome::Done);
     bench.survivors_are_right(cut()).await;
     assert!(bench.size().await.pages * 2 < before.pages);
 }
