@@ -473,6 +473,40 @@ async fn compaction_drops_what_later_ops_cover() {
     bed.nothing_is_left().await;
 }
 
+/// What is left of the log, and the memory of what is gone, is the same by
+/// either way: each record that went has a trace.
+#[tokio::test]
+async fn both_modes_leave_the_same_log_and_the_same_traces() {
+    for policy in [Policy::Window, Policy::Compact] {
+        let (one, other) = (Bed::new(2_000).await, Bed::new(1).await);
+        let mut left = Vec::new();
+        for (bed, mode) in [(&one, Mode::Swap), (&other, Mode::InPlace)] {
+            let client = bed.database.client().await;
+            client.batch_execute("DELETE FROM ops; DELETE FROM opsward.census").await.unwrap();
+            ops::insert(&client, &one.ops).await;
+            // Two records in one op; owed to the chain.
+            client
+                .batch_execute(
+                    "UPDATE ops SET data = data || jsonb_set(data, '{0,id}', to_jsonb(ulid))
+                     WHERE \"table\" = 'uploads' AND right(ulid, 1) < '8';
+                     UPDATE ops SET core_tx_status = 'error' WHERE right(ulid, 1) = '9'",
+                )
+                .await
+                .unwrap();
+            client.batch_execute(CENSUS).await.unwrap();
+            let request = Request { mode: Some(mode), ..one.request(policy) };
+            assert_eq!(bed.run(&request).await.unwrap().outcome, Outcome::Done);
+            let sql = "SELECT 'op ' || ulid FROM ops UNION ALL SELECT key || ' ' || ulid FROM opsward.traces ORDER BY 1";
+            let rows = client.query(sql, &[]).await.unwrap();
+            left.push(rows.iter().map(|r| r.get(0)).collect::<Vec<String>>());
+        }
+        let traces = left[0].iter().filter(|row| !row.starts_with("op ")).count();
+        assert!(traces > 300 && left[0].len() - traces < 1_900, "{traces} of {}", left[0].len());
+        let differs = left[0].iter().zip(&left[1]).find(|(one, other)| one != other);
+        assert_eq!((differs, left[0].len()), (None, left[1].len()), "{policy:?}");
+    }
+}
+
 #[tokio::test]
 async fn readers_meet_whole_pages_across_a_swap() {
     let bed = Bed::new(3_000).await;
