@@ -84,6 +84,20 @@ async fn what_is_written_just_before_the_lock_is_there() {
     bed.nothing_is_left().await;
 }
 
+/// Sessions in which ordinary triggers do not fire, as a restore has them.
+#[tokio::test]
+async fn what_a_replica_writes_is_there() {
+    let bed = Bed::new(400).await;
+    let [new, late] = just_now();
+    let touched = [new, late, bed.ops[0].ulid, bed.ops[398].ulid, bed.ops[399].ulid];
+    let (sql, after) = writes(touched);
+    let sql = format!("SET session_replication_role = replica; {sql}");
+    let report = bed.meddled(&bed.request(Policy::Window), the_lock(), &sql).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Done);
+    assert_eq!(bed.hosts(&touched).await, after);
+    bed.nothing_is_left().await;
+}
+
 /// More than may be replayed under the lock: it is given back, and tried again.
 #[tokio::test]
 async fn much_that_is_written_just_before_the_lock_is_there() {
