@@ -47,8 +47,8 @@ mutate() {
 
 build() { (cd "$tree" && cargo test --locked --quiet --test it --no-run) >"$log" 2>&1; }
 
-# What hangs is stopped after five minutes, and counts as noticed.
-run() { (cd "$tree" && timeout --kill-after=30 300 cargo test --locked --test it -- --exact "$@") >"$log" 2>&1; }
+# What hangs is stopped in the end, and counts as noticed.
+run() { (cd "$tree" && timeout --kill-after=30 180 cargo test --locked --test it -- --exact "$@") >"$log" 2>&1; }
 
 # How many tests the last run had, whatever came of them.
 ran() { sed -n 's/^running \([0-9]*\) tests\?$/\1/p' "$log" | tail -1; }

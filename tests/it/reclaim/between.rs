@@ -124,6 +124,24 @@ async fn a_table_changed_just_before_the_lock_is_copied_anew() {
     }
 }
 
+#[tokio::test]
+async fn a_write_that_was_not_noted_just_before_the_lock_undoes_it() {
+    let [new, _] = just_now();
+    let off = format!(
+        "ALTER TABLE ops DISABLE TRIGGER opsward_capture;
+         INSERT INTO ops (ulid, host) VALUES ('{new}', 'new');
+         ALTER TABLE ops ENABLE ALWAYS TRIGGER opsward_capture"
+    );
+    let truncated = format!("TRUNCATE ops; INSERT INTO ops (ulid, host) VALUES ('{new}', 'new')");
+    for (sql, rows) in [(off, 402), (truncated, 1)] {
+        let bed = Bed::new(400).await;
+        let report = bed.meddled(&bed.request(Policy::Window), the_lock(), &sql).await.unwrap();
+        assert!(matches!(report.outcome, Outcome::Aborted(_)), "{sql}: {report:?}");
+        assert_eq!((bed.ulids().await.len(), bed.hosts(&[new]).await), (rows, vec!["new".to_owned()]));
+        bed.nothing_is_left().await;
+    }
+}
+
 /// Writes before and behind the place where the copy is, and every op at the
 /// seam of two ranges.
 #[tokio::test]
