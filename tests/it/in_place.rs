@@ -55,7 +55,10 @@ impl Bench {
     /// A log of so many rows, 800 bytes of noise in each but in every so
     /// manieth, which has 8 kB.
     async fn new(rows: u64, toasted: u64) -> Self {
-        let database = Database::new().await;
+        Self::filled(Database::new().await, rows, toasted).await
+    }
+
+    async fn filled(database: Database, rows: u64, toasted: u64) -> Self {
         let db = database.migrated().await;
         let bench = Self::on(database, db, |_| {}).await;
         let long = format!("CASE WHEN i % {toasted} = 0 THEN 256 ELSE 25 END");
@@ -269,16 +272,71 @@ async fn an_old_snapshot_is_named_and_waited_for() {
     let before = bench.size().await;
     let released = async {
         let name = format!("process {pid} (postgres, ");
-        let named = |p: &Progress| p.waiting.as_ref().is_some_and(|w| w.contains(&name) && w.contains("UTC"));
-        let waiting = told.wait_for(named).await.unwrap().clone();
-        assert_eq!(waiting.phase, "vacuum");
+        let told = told.wait_for(|p| p.waiting.is_some()).await.unwrap().clone();
+        let waiting = told.waiting.unwrap();
+        assert!(waiting.contains(&name) && waiting.contains("UTC"), "{waiting}");
+        assert_eq!(told.phase, "vacuum");
         assert_eq!(bench.size().await.pages, before.pages, "nothing moves under it");
         holder.batch_execute("COMMIT").await.unwrap();
+        std::future::pending::<()>().await;
     };
-    let (report, ()) = tokio::join!(bench.go_on(), released);
-    assert_eq!(report.unwrap().outcome, Outcome::Done);
+    let report = tokio::select! {
+        report = bench.go_on() => report.unwrap(),
+        () = released => unreachable!(),
+    };
+    assert_eq!(report.outcome, Outcome::Done);
     bench.survivors_are_right(cut()).await;
     assert!(bench.size().await.pages * 2 < before.pages);
+}
+
+/// It came after the deletes, and sees rows where they were before they moved.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_of_the_moment_before_the_move_is_waited_for() {
+    // Alone: transactions of other databases make a snapshot older.
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::private()));
+    let bench = Bench::filled(Database::on(cluster, "settled").await, 3_000, 1_000_000).await;
+    bench.begun(window()).await;
+    assert!(matches!(bench.until("move").await, Err(Error::Halted(_))));
+    let holder = bench.database.client().await;
+    holder
+        .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM cursors")
+        .await
+        .unwrap();
+    let pid: i32 = holder.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let (before, mut told) = (bench.size().await, bench.told.clone());
+    let released = async {
+        let told = told.wait_for(|p| p.waiting.is_some()).await.unwrap().clone();
+        let (waiting, name) = (told.waiting.unwrap(), format!("process {pid} (postgres, "));
+        assert!(waiting.contains(&name), "{waiting}");
+        assert_eq!(told.phase, "truncate");
+        assert_eq!(bench.size().await.pages, before.pages);
+        holder.batch_execute("COMMIT").await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    let report = tokio::select! {
+        report = bench.go_on() => report.unwrap(),
+        () = released => unreachable!(),
+    };
+    assert_eq!(report.outcome, Outcome::Done);
+    bench.survivors_are_right(cut()).await;
+    assert!(bench.size().await.pages * 2 < before.pages);
+    cluster.stop(Stop::Fast);
+}
+
+/// What is told to be empty is, from its first page on.
+#[tokio::test]
+async fn a_range_is_emptied_to_its_first_page() {
+    let bench = Bench::new(3_000, 1_000_000).await;
+    bench.run("DELETE FROM ops WHERE ulid < (SELECT max(ulid) FROM ops) AND right(ulid, 1) <> '7'").await;
+    bench.run("VACUUM (TRUNCATE off, INDEX_CLEANUP on) ops").await;
+    let pages = bench.size().await.pages;
+    let mut client = bench.client_of_pool().await;
+    let tx = client.transaction().await.unwrap();
+    let moved = in_place::empty_pages(&tx, pages / 3, pages).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(moved, in_place::Moved { from: pages / 3, stuck: 0, locked: 0 });
+    let left = format!("SELECT count(*) FROM ops WHERE ctid >= '({},0)'", pages / 3);
+    assert_eq!(bench.number(&left).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -204,7 +204,7 @@ struct Case<'a> {
 async fn killed(
     base: &Base,
     (combo, survivors): (Combo, &Rows),
-    (point, when): (&Point, When),
+    plan: Plan,
     then: Then,
 ) -> Result<bool, String> {
     let database = base.copy().await;
@@ -216,9 +216,9 @@ async fn killed(
         deletes: 10,
         ..Load::default()
     };
-    let writer = Writer::start(&database.cluster().config(database.name()), &load, point.occurrence).await;
+    let writer = Writer::start(&database.cluster().config(database.name()), &load, 3).await;
     writer.more(4).await;
-    let ended = trial(database.cluster(), database.name(), Plan::kill(point, when), begin(combo)).await;
+    let ended = trial(database.cluster(), database.name(), plan, begin(combo)).await;
     let reached = ended.killed_at.is_some();
     if !reached && ended.ran.code != Some(0) {
         return Err(format!("not killed, and ended with {:?}: {}", ended.ran.code, ended.ran.stderr));
@@ -335,7 +335,7 @@ async fn sampled(combo: Combo, count: usize, shift: usize) {
     for n in 0..count {
         let point = &points[(2 * n + 1) * points.len() / (2 * count)];
         let (when, then) = ([When::Before, When::After][(n + shift) % 2], THENS[(n + shift) % 3]);
-        let came = killed(base, (combo, survivors), (point, when), then).await;
+        let came = killed(base, (combo, survivors), Plan::kill(point, when), then).await;
         came.unwrap_or_else(|e| panic!("{combo:?} {when:?} {point:?} {then:?}: {e}"));
     }
 }
@@ -358,6 +358,19 @@ async fn in_place_a_window() {
 #[tokio::test]
 async fn in_place_what_is_compacted() {
     sampled(COMBOS[3], 2, 1).await;
+}
+
+/// The first range of the copy, and the swap itself: once they are committed,
+/// so is that they are done.
+#[tokio::test]
+async fn an_effect_commits_with_its_checkpoint() {
+    let (base, (survivors, _)) = once_calm(COMBOS[0]).await;
+    for effect in ["SELECT ulid FROM public.ops WHERE ulid > $1", "RENAME TO ops_old"] {
+        let at = Matcher::CommitOf(effect.into(), 1);
+        let plan = Plan::Stop { at, when: When::After, sessions: Sessions::Cut };
+        let came = killed(base, (COMBOS[0], survivors), plan, Then::Resume).await;
+        assert_eq!(came, Ok(true), "{effect}");
+    }
 }
 
 /// In the middle of the log: behind its first batch in either mode.
@@ -448,7 +461,7 @@ async fn everywhere() {
         let mut trials = futures_util::stream::iter(cases.map(|(n, (point, when))| {
             let (survivors, then) = (&survivors, THENS[n % 3]);
             async move {
-                let came = killed(base, (combo, survivors), (point, when), then).await;
+                let came = killed(base, (combo, survivors), Plan::kill(point, when), then).await;
                 (format!("{combo:?} {when:?} {point:?} {then:?}"), came)
             }
         }))

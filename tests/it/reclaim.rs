@@ -16,6 +16,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+mod between;
+mod load;
+mod locks;
+
 const DAY_MS: u64 = 86_400_000;
 const PHASES: [&str; 9] =
     ["prepare", "capture", "judge", "copy", "replay", "analyze", "verify", "swap", "drop"];
@@ -48,7 +52,10 @@ impl Bed {
     }
 
     async fn of(rows: usize, tell: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        let database = Database::new().await;
+        Self::on(Database::new().await, rows, tell).await
+    }
+
+    async fn on(database: Database, rows: usize, tell: impl Fn(&str) + Send + Sync + 'static) -> Self {
         let db = database.migrated().await;
         let mut node = database.client().await;
         node_starts(&mut node, Generation::Newer).await.unwrap();
@@ -125,6 +132,33 @@ impl Bed {
         // Its own random words at both ends differ from run to run.
         let text = String::from_utf8(dump.stdout).unwrap();
         text.lines().filter(|l| !l.contains("restrict")).collect::<Vec<_>>().join("\n")
+    }
+
+    /// A log of so many ops of 1 kB takes the place of what is there.
+    async fn fill(&self, rows: usize) {
+        let client = self.database.client().await;
+        let first = now_ms() - 101 * DAY_MS;
+        client
+            .batch_execute(&format!(
+            "CREATE FUNCTION made(ms bigint, n bigint) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+               SELECT string_agg(substr('0123456789ABCDEFGHJKMNPQRSTVWXYZ', ((ms >> (45 - 5 * i)) & 31)::int + 1, 1), '' ORDER BY i)
+                      || translate(upper(lpad(substr(md5(n::text), 1, 16), 16, '0')), 'ILOU', '0123')
+               FROM generate_series(0, 9) i $$;
+             INSERT INTO ops (ulid, host, action, \"table\", data)
+             SELECT made({first} + n * (100 * 86400000::bigint / {rows}), n), 'http://n' || n % 20 || '.example', 'update',
+                    CASE WHEN n % 100 < 62 THEN 'uploads' WHEN n % 100 < 90 THEN 'storage_and_db_sizes'
+                         WHEN n % 100 < 98 THEN 'qm_audio_analyses' ELSE 'audio_previews' END,
+                    jsonb_build_array(jsonb_build_object('id', md5((n / 5)::text), 'cid', md5((n / 5)::text),
+                        'CID', md5((n / 5)::text),
+                        'filler', (SELECT string_agg(md5((n * 31 + k)::text), '') FROM generate_series(1, 26) k)))
+             FROM generate_series(1, {rows}) n;
+             DELETE FROM ops WHERE host NOT LIKE 'http://n%'; DELETE FROM opsward.census"
+        ))
+            .await
+            .unwrap();
+        client.batch_execute("VACUUM ANALYZE ops").await.unwrap();
+        client.batch_execute("CHECKPOINT").await.unwrap();
+        client.batch_execute(CENSUS).await.unwrap();
     }
 
     /// What is there, in order.
@@ -449,6 +483,40 @@ async fn compaction_drops_what_later_ops_cover() {
     }
 }
 
+/// What is left of the log, and the memory of what is gone, is the same by
+/// either way: each record that went has a trace.
+#[tokio::test]
+async fn both_modes_leave_the_same_log_and_the_same_traces() {
+    for policy in [Policy::Window, Policy::Compact] {
+        let (one, other) = (Bed::new(2_000).await, Bed::new(1).await);
+        let mut left = Vec::new();
+        for (bed, mode) in [(&one, Mode::Swap), (&other, Mode::InPlace)] {
+            let client = bed.database.client().await;
+            client.batch_execute("DELETE FROM ops; DELETE FROM opsward.census").await.unwrap();
+            ops::insert(&client, &one.ops).await;
+            // Two records in one op; owed to the chain.
+            client
+                .batch_execute(
+                    "UPDATE ops SET data = data || jsonb_set(data, '{0,id}', to_jsonb(ulid))
+                     WHERE \"table\" = 'uploads' AND right(ulid, 1) < '8';
+                     UPDATE ops SET core_tx_status = 'error' WHERE right(ulid, 1) = '9'",
+                )
+                .await
+                .unwrap();
+            client.batch_execute(CENSUS).await.unwrap();
+            let request = Request { mode: Some(mode), ..one.request(policy) };
+            assert_eq!(bed.run(&request).await.unwrap().outcome, Outcome::Done);
+            let sql = "SELECT 'op ' || ulid FROM ops UNION ALL SELECT key || ' ' || ulid FROM opsward.traces ORDER BY 1";
+            let rows = client.query(sql, &[]).await.unwrap();
+            left.push(rows.iter().map(|r| r.get(0)).collect::<Vec<String>>());
+        }
+        let traces = left[0].iter().filter(|row| !row.starts_with("op ")).count();
+        assert!(traces > 300 && left[0].len() - traces < 1_900, "{traces} of {}", left[0].len());
+        let differs = left[0].iter().zip(&left[1]).find(|(one, other)| one != other);
+        assert_eq!((differs, left[0].len()), (None, left[1].len()), "{policy:?}");
+    }
+}
+
 #[tokio::test]
 async fn readers_meet_whole_pages_across_a_swap() {
     let bed = Bed::new(3_000).await;
@@ -561,28 +629,7 @@ async fn measured() {
     })
     .await;
     let client = bed.database.client().await;
-    let first = now_ms() - 101 * DAY_MS;
-    client
-        .batch_execute(&format!(
-            "CREATE FUNCTION made(ms bigint, n bigint) RETURNS text LANGUAGE sql IMMUTABLE AS $$
-               SELECT string_agg(substr('0123456789ABCDEFGHJKMNPQRSTVWXYZ', ((ms >> (45 - 5 * i)) & 31)::int + 1, 1), '' ORDER BY i)
-                      || translate(upper(lpad(substr(md5(n::text), 1, 16), 16, '0')), 'ILOU', '0123')
-               FROM generate_series(0, 9) i $$;
-             INSERT INTO ops (ulid, host, action, \"table\", data)
-             SELECT made({first} + n * (100 * 86400000::bigint / {rows}), n), 'http://n' || n % 20 || '.example', 'update',
-                    CASE WHEN n % 100 < 62 THEN 'uploads' WHEN n % 100 < 90 THEN 'storage_and_db_sizes'
-                         WHEN n % 100 < 98 THEN 'qm_audio_analyses' ELSE 'audio_previews' END,
-                    jsonb_build_array(jsonb_build_object('id', md5((n / 5)::text), 'cid', md5((n / 5)::text),
-                        'CID', md5((n / 5)::text),
-                        'filler', (SELECT string_agg(md5((n * 31 + k)::text), '') FROM generate_series(1, 26) k)))
-             FROM generate_series(1, {rows}) n;
-             DELETE FROM opsward.census"
-        ))
-        .await
-        .unwrap();
-    client.batch_execute("VACUUM ANALYZE ops").await.unwrap();
-    client.batch_execute("CHECKPOINT").await.unwrap();
-    client.batch_execute(CENSUS).await.unwrap();
+    bed.fill(rows).await;
     let begun = std::time::Instant::now();
     let sql = format!("CREATE TABLE beside AS SELECT * FROM ops WHERE ulid >= '{}'", bed.cut);
     client.batch_execute(&sql).await.unwrap();

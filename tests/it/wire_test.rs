@@ -217,6 +217,39 @@ async fn large_messages_copies_and_cancels_pass() {
 }
 
 #[tokio::test]
+async fn a_statement_is_held_back_until_it_is_let_go() {
+    let database = Database::new().await;
+    let line = Wire::to(database.cluster()).await.run(Plan::Hold { at: text("'b'", 1) }, |_| {});
+    let (client, other) = (through(&database, &line).await, through(&database, &line).await);
+    client.batch_execute("INSERT INTO cursors VALUES ('a', '')").await.unwrap();
+    let held = client.execute("INSERT INTO cursors SELECT 'b', $1 || host FROM cursors", &[&"x"]);
+    let between = async {
+        assert!(line.held().await.sql.contains("'b'"));
+        other.batch_execute("DELETE FROM cursors").await.unwrap();
+        line.let_go();
+    };
+    let (inserted, ()) = tokio::join!(held, between);
+    assert_eq!(inserted.unwrap(), 0);
+    assert_eq!(hosts(&other).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn the_world_stops_at_the_commit_of_a_statement() {
+    let database = Database::new().await;
+    let at = Matcher::CommitOf("'b'".into(), 2);
+    let line = Wire::to(database.cluster()).await.run(stop(at, When::After, Sessions::Cut), |_| {});
+    let (mut client, mut other) = (through(&database, &line).await, through(&database, &line).await);
+    for n in ["1", "2"] {
+        let transaction = client.transaction().await.unwrap();
+        transaction.batch_execute(&format!("INSERT INTO cursors VALUES ('b' || {n}, '')")).await.unwrap();
+        other.transaction().await.unwrap().commit().await.unwrap();
+        assert_eq!(transaction.commit().await.is_ok(), n == "1");
+    }
+    assert_eq!(line.stopped().await.sql, "COMMIT");
+    assert_eq!(hosts(&database.client().await).await, ["b1", "b2"]);
+}
+
+#[tokio::test]
 async fn a_client_that_asks_for_tls_gets_none() {
     let database = Database::new().await;
     let wire = Wire::to(database.cluster()).await;

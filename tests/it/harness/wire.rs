@@ -1,6 +1,7 @@
 //! A line to PostgreSQL that reads what passes: it counts the statements that
 //! are executed, and stops the world at a chosen one, so that a process can be
-//! killed anywhere.
+//! killed anywhere; or holds a chosen one back, so that anything can happen
+//! before it.
 
 mod plan;
 mod protocol;
@@ -45,6 +46,9 @@ struct World {
     seen: Mutex<Seen>,
     on_stop: Mutex<Option<OnStop>>,
     stopped: watch::Sender<Option<Event>>,
+    held: watch::Sender<Option<Event>>,
+    /// What is held may go on.
+    let_go: CancellationToken,
     /// Nothing passes any more.
     frozen: CancellationToken,
     /// The frozen connections may go.
@@ -85,6 +89,8 @@ enum Verdict {
     Stop(Event),
     /// It has stopped already.
     Frozen,
+    /// This one waits until it is let go.
+    Hold(Event),
 }
 
 impl Wire {
@@ -110,6 +116,8 @@ impl Wire {
             seen: Mutex::default(),
             on_stop: Mutex::new(Some(Box::new(on_stop))),
             stopped: watch::Sender::new(None),
+            held: watch::Sender::new(None),
+            let_go: CancellationToken::new(),
             frozen: CancellationToken::new(),
             released: CancellationToken::new(),
             cancels: AtomicU64::new(0),
@@ -136,6 +144,22 @@ impl Running {
         config.host("127.0.0.1").port(self.address.port()).user("postgres").password("postgres");
         config.dbname(dbname).ssl_mode(tokio_postgres::config::SslMode::Disable);
         config
+    }
+
+    /// Where it listens, on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Waits until the statement has come that is to be held back.
+    pub async fn held(&self) -> Event {
+        let mut held = self.world.held.subscribe();
+        held.wait_for(Option::is_some).await.unwrap().clone().unwrap()
+    }
+
+    /// Lets it go on its way.
+    pub fn let_go(&self) {
+        self.world.let_go.cancel();
     }
 
     /// Everything executed so far, in order.
@@ -226,6 +250,11 @@ impl World {
         let event = Event { number, connection, application, sql, kind, answer: None };
         let hit = match &self.plan {
             Plan::Stop { at, when, .. } if at.is(&event, &seen.events) => Some(*when),
+            Plan::Hold { at } if at.is(&event, &seen.events) => {
+                seen.events.push(event.clone());
+                due(number);
+                return Verdict::Hold(event);
+            }
             _ => None,
         };
         seen.events.push(event.clone());
@@ -367,6 +396,11 @@ async fn upward(up: &mut Way, world: &World, line: &Line, who: (u64, &str)) -> R
                     return std::future::pending().await;
                 }
                 Verdict::Frozen => return std::future::pending().await,
+                Verdict::Hold(event) => {
+                    up.flush().await?;
+                    world.held.send_replace(Some(event));
+                    world.let_go.cancelled().await;
+                }
             }
         }
         line.sent(tag);

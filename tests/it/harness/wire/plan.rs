@@ -33,6 +33,8 @@ pub enum Matcher {
     Kind(String, u64),
     /// The n-th (from 1 on) whose text holds this.
     Text(String, u64),
+    /// The COMMIT of the n-th (from 1 on) whose text holds this.
+    CommitOf(String, u64),
 }
 
 /// Whether the server still gets the statement.
@@ -61,6 +63,8 @@ pub enum Plan {
     Observe,
     /// Stop the world at an execution: from there on nothing passes.
     Stop { at: Matcher, when: When, sessions: Sessions },
+    /// Hold one execution back until it is let go; all else passes.
+    Hold { at: Matcher },
 }
 
 /// A place to kill at, found again in another run of the same work.
@@ -116,6 +120,12 @@ impl Matcher {
             Self::Number(n) => event.number == *n,
             Self::Kind(kind, n) => nth(*n, &|e| e.kind == *kind),
             Self::Text(text, n) => nth(*n, &|e| e.sql.contains(text)),
+            Self::CommitOf(text, n) => {
+                let commits = |e: &Event, of: &Event| e.connection == of.connection && e.sql == "COMMIT";
+                let mut of = before.iter().filter(|e| e.sql.contains(text)).skip(*n as usize - 1);
+                let since = |of: &Event| &before[of.number as usize..];
+                of.next().is_some_and(|of| commits(event, of) && !since(of).iter().any(|e| commits(e, of)))
+            }
         }
     }
 }

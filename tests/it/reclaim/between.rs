@@ -1,0 +1,198 @@
+//! What happens between two statements of a swap: writes and changes of the
+//! table at the worst moment.
+
+use super::*;
+use crate::harness::Wire;
+use crate::harness::wire::{Matcher, Plan};
+use opsward::db::Db;
+use opsward::settings::DbTarget;
+use std::cell::Cell;
+
+/// The second strong lock is the swap's: the first one makes the triggers.
+fn the_lock() -> Matcher {
+    Matcher::Text("SET LOCAL statement_timeout = '200ms'".into(), 2)
+}
+
+/// The log is read by ranges, first to be copied.
+fn range(n: u64) -> Matcher {
+    Matcher::Text("SELECT ulid FROM public.ops WHERE ulid > $1 ORDER BY".into(), n)
+}
+
+impl Bed {
+    /// Runs a request; a node does something right before a statement of it.
+    async fn meddled(&self, request: &Request, at: Matcher, sql: &str) -> Result<Report, Error> {
+        let line = Wire::to(self.database.cluster()).await.run(Plan::Hold { at }, |_| {});
+        let target = DbTarget { hosts: vec![("127.0.0.1".into(), line.port())], ..self.database.target() };
+        let db = Db::open(&target, "opsward test", 8).await.unwrap();
+        let work = Work { db, ..self.work.clone() };
+        let mut lease = Lease::take(&work.db).await.unwrap().unwrap_or_else(|by| panic!("held by {by:?}"));
+        let (node, meddled) = (self.database.client().await, Cell::new(false));
+        let meddle = async {
+            line.held().await;
+            node.batch_execute(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+            meddled.set(true);
+            line.let_go();
+            std::future::pending::<()>().await;
+        };
+        let ended = tokio::select! {
+            ended = reclaim::run(&work, &mut lease, request) => ended,
+            () = meddle => unreachable!(),
+        };
+        assert!(meddled.get(), "the statement never came: {ended:?}");
+        ended
+    }
+
+    /// The hosts of ops, `-` where there is none.
+    async fn hosts(&self, ulids: &[OpUlid]) -> Vec<String> {
+        let ulids: Vec<&str> = ulids.iter().map(OpUlid::as_str).collect();
+        let sql = "SELECT coalesce(o.host, '-') FROM unnest($1::text[]) WITH ORDINALITY e(ulid, n)
+                   LEFT JOIN ops o USING (ulid) ORDER BY n";
+        let client = self.database.client().await;
+        client.query(sql, &[&ulids]).await.unwrap().iter().map(|r| r.get(0)).collect()
+    }
+}
+
+/// Writes to five ops, and what their hosts are then. An op that would have
+/// been dropped stays when it is written to.
+fn writes([new, late, updated, deleted, replaced]: [OpUlid; 5]) -> (String, [&'static str; 5]) {
+    let sql = format!(
+        "BEGIN;
+         INSERT INTO ops (ulid, host, action, \"table\", data) VALUES ('{new}', 'new', 'create', 'uploads', '[]');
+         INSERT INTO ops (ulid, host, action, \"table\", data) VALUES ('{late}', 'late', 'create', 'uploads', '[]');
+         UPDATE ops SET host = 'updated', core_tx_status = 'confirmed' WHERE ulid = '{updated}';
+         DELETE FROM ops WHERE ulid IN ('{deleted}', '{replaced}');
+         INSERT INTO ops (ulid, host, \"table\") VALUES ('{replaced}', 'replaced', 'uploads');
+         COMMIT;
+         BEGIN; DELETE FROM ops WHERE ulid > '{updated}'; ROLLBACK"
+    );
+    (sql, ["new", "late", "updated", "-", "replaced"])
+}
+
+fn just_now() -> [OpUlid; 2] {
+    [0, 60].map(|days| OpUlid::from_parts(now_ms() - days * DAY_MS, 7))
+}
+
+#[tokio::test]
+async fn what_is_written_just_before_the_lock_is_there() {
+    let bed = Bed::new(400).await;
+    let [new, late] = just_now();
+    let touched = [new, late, bed.ops[0].ulid, bed.ops[398].ulid, bed.ops[399].ulid];
+    let (sql, after) = writes(touched);
+    let report = bed.meddled(&bed.request(Policy::Window), the_lock(), &sql).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Done);
+    assert_eq!(bed.hosts(&touched).await, after);
+    bed.nothing_is_left().await;
+}
+
+/// Sessions in which ordinary triggers do not fire, as a restore has them.
+#[tokio::test]
+async fn what_a_replica_writes_is_there() {
+    let bed = Bed::new(400).await;
+    let [new, late] = just_now();
+    let touched = [new, late, bed.ops[0].ulid, bed.ops[398].ulid, bed.ops[399].ulid];
+    let (sql, after) = writes(touched);
+    let sql = format!("SET session_replication_role = replica; {sql}");
+    let report = bed.meddled(&bed.request(Policy::Window), the_lock(), &sql).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Done);
+    assert_eq!(bed.hosts(&touched).await, after);
+    bed.nothing_is_left().await;
+}
+
+/// More than may be replayed under the lock: it is given back, and tried again.
+#[tokio::test]
+async fn much_that_is_written_just_before_the_lock_is_there() {
+    let bed = Bed::new(400).await;
+    let sql = "INSERT INTO ops (ulid, \"table\") SELECT 'n' || n, 'uploads' FROM generate_series(1, 1200) n";
+    let report = bed.meddled(&bed.request(Policy::Window), the_lock(), sql).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Done);
+    assert_eq!(bed.ulids().await.iter().filter(|ulid| ulid.starts_with('n')).count(), 1_200);
+    bed.nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn a_table_changed_just_before_the_lock_is_copied_anew() {
+    for (sql, shown) in [
+        ("CREATE INDEX theirs ON ops (host)", "CREATE INDEX theirs ON public.ops"),
+        ("ALTER TABLE ops ADD COLUMN more text DEFAULT 'x'", "more text DEFAULT 'x'"),
+        ("GRANT SELECT ON ops TO PUBLIC", "GRANT SELECT ON TABLE public.ops TO PUBLIC"),
+    ] {
+        let bed = Bed::new(400).await;
+        let report = bed.meddled(&bed.request(Policy::Window), the_lock(), sql).await.unwrap();
+        assert_eq!(report.outcome, Outcome::Done);
+        assert!(bed.schema().contains(shown), "{sql}");
+        bed.nothing_is_left().await;
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_was_not_noted_just_before_the_lock_undoes_it() {
+    let [new, _] = just_now();
+    let off = format!(
+        "ALTER TABLE ops DISABLE TRIGGER opsward_capture;
+         INSERT INTO ops (ulid, host) VALUES ('{new}', 'new');
+         ALTER TABLE ops ENABLE ALWAYS TRIGGER opsward_capture"
+    );
+    let truncated = format!("TRUNCATE ops; INSERT INTO ops (ulid, host) VALUES ('{new}', 'new')");
+    for (sql, rows) in [(off, 402), (truncated, 1)] {
+        let bed = Bed::new(400).await;
+        let report = bed.meddled(&bed.request(Policy::Window), the_lock(), &sql).await.unwrap();
+        assert!(matches!(report.outcome, Outcome::Aborted(_)), "{sql}: {report:?}");
+        assert_eq!((bed.ulids().await.len(), bed.hosts(&[new]).await), (rows, vec!["new".to_owned()]));
+        bed.nothing_is_left().await;
+    }
+}
+
+/// Writes before and behind the place where the copy is, and every op at the
+/// seam of two ranges.
+#[tokio::test]
+async fn a_copy_in_ranges_loses_nothing_of_what_is_written_around_it() {
+    let mut bed = Bed::new(5_000).await;
+    bed.cut = bed.ops[100].ulid;
+    let client = bed.database.client().await;
+    client.batch_execute("CREATE TEMP TABLE before AS SELECT * FROM ops").await.unwrap();
+    let [new, late] = just_now();
+    let touched = [new, late, bed.ops[50].ulid, bed.ops[200].ulid, bed.ops[300].ulid];
+    let ahead = [
+        OpUlid::from_parts(now_ms(), 8),
+        OpUlid::from_parts(now_ms() - 2 * DAY_MS, 8),
+        bed.ops[4_000].ulid,
+        bed.ops[4_100].ulid,
+        bed.ops[4_200].ulid,
+    ];
+    let ((one, after), (other, _)) = (writes(touched), writes(ahead));
+    let sql = format!("{one}; {other}");
+    let report = bed.meddled(&bed.request(Policy::Window), range(2), &sql).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Done);
+    assert_eq!(bed.hosts(&touched).await, after);
+    assert_eq!(bed.hosts(&ahead).await, after);
+    let touched: Vec<String> = touched.iter().chain(&ahead).map(ToString::to_string).collect();
+    let wrong = "SELECT coalesce(b.ulid, o.ulid)
+         FROM (SELECT * FROM before WHERE ulid >= $1) b FULL JOIN ops o USING (ulid)
+         WHERE coalesce(b.ulid, o.ulid) <> ALL ($2) AND to_jsonb(b) IS DISTINCT FROM to_jsonb(o)";
+    let wrong = client.query(wrong, &[&bed.cut.as_str(), &touched]).await.unwrap();
+    let wrong: Vec<String> = wrong.iter().map(|r| r.get(0)).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+    bed.nothing_is_left().await;
+}
+
+/// Writers meet no error, and what was missed is never swapped.
+#[tokio::test]
+async fn a_capture_that_fails_undoes_it() {
+    let bed = Bed::new(400).await;
+    let request = Request { hold: true, ..bed.request(Policy::Window) };
+    assert_eq!(bed.run(&request).await.unwrap().outcome, Outcome::Held);
+    let [new, _] = just_now();
+    let client = bed.database.client().await;
+    for sql in [
+        "ALTER TABLE opsward.captured RENAME TO away".to_owned(),
+        format!("INSERT INTO ops (ulid, host) VALUES ('{new}', 'new')"),
+        "ALTER TABLE opsward.away RENAME TO captured".to_owned(),
+    ] {
+        client.batch_execute(&sql).await.unwrap();
+    }
+    let report = bed.run(&bed.again(Action::Swap)).await.unwrap();
+    assert!(matches!(report.outcome, Outcome::Aborted(_)), "{report:?}");
+    assert_eq!(bed.ulids().await.len(), 402);
+    assert_eq!(bed.hosts(&[new]).await, ["new"]);
+    bed.nothing_is_left().await;
+}
