@@ -50,11 +50,10 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let halted = report["halted"].as_str().map(|why| format!("nothing was done: {why}"));
     let text: Vec<String> = tasks.iter().map(told).chain(halted).collect();
     let is_blocked = |task: &Value| {
-        let off = |b: &Value| b["code"] == "off" || b["code"] == "keep_dormant";
         let blockers = task["decision"]["blockers"].as_array();
         task["read_only"] == true
             || task["index"]["outcome"] == "refused"
-            || blockers.is_some_and(|all| !all.iter().any(off))
+            || blockers.is_some_and(|all| !all.iter().any(is_off))
     };
     let refused = args.get_flag("strict") && (tasks.iter().any(is_blocked) || report["halted"].is_string());
     let changed = tasks.iter().any(|t| rows(t) > 0 || t["index"]["outcome"] == "made");
@@ -72,6 +71,10 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         .warn(warning))
 }
 
+fn is_off(blocker: &Value) -> bool {
+    blocker["code"] == "off" || blocker["code"] == "keep_dormant"
+}
+
 fn rows(task: &Value) -> u64 {
     let tables = task["deleted"]["tables"].as_object();
     tables.map_or(0, |all| all.values().filter_map(|sum| sum["rows"].as_u64()).sum())
@@ -81,7 +84,10 @@ fn told(task: &Value) -> String {
     let name = task["task"].as_str().unwrap_or_default();
     let mut lines = Vec::new();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    for blocker in task["decision"]["blockers"].as_array().into_iter().flatten() {
+    let blockers = task["decision"]["blockers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    // What is off has nothing else in its way that matters.
+    let off = blockers.iter().find(|b| is_off(b)).map(std::slice::from_ref);
+    for blocker in off.unwrap_or(blockers) {
         lines.push(format!("skipped: {}; {}", text(&blocker["text"]), text(&blocker["fix"])));
     }
     for notice in task["notices"].as_array().into_iter().flatten() {

@@ -4,9 +4,10 @@
 use crate::bound::census::{self, Finished, Scope};
 use crate::bound::guard;
 use crate::bound::tick::{self, Which};
-use crate::db::lease::{Slot, Turn};
+use crate::db::lease::{Lease, Slot, Turn};
 use crate::db::{Client, jobs};
 use crate::job::{Ended, Job, Trouble, carry_out};
+use crate::reclaim::{Action, Request};
 use crate::supervisor::{Next, Outcome};
 use crate::values::Progress;
 use crate::work::{Pacer, Patience, Stop, Work};
@@ -34,6 +35,28 @@ fn halted<T>(result: Result<T, Stop>) -> anyhow::Result<Option<T>> {
             Ok(None)
         }
         Err(Stop::Db(error)) => Err(error.into()),
+    }
+}
+
+/// Ends a reclaim at its next batch once its abort was handed over: it waits
+/// for the turn that the reclaim has, for hours where that is paused.
+async fn give_way(client: &Client, job: &Job, stop: &CancellationToken) {
+    let goes_on = matches!(job, Job::Reclaim(request) if request.action != Action::Abort);
+    if goes_on && !stop.is_cancelled() && jobs::abort_waits(client).await.unwrap_or(false) {
+        info!("the reclaim is told to stop: its abort was handed over");
+        stop.cancel();
+    }
+}
+
+/// Does a reclaim of the daemon's own, until its abort is handed over.
+pub(super) async fn reclaim(work: &Work, lease: &mut Lease, client: &Client, request: Request) -> Ended {
+    let job = Job::Reclaim(request);
+    let mut whole = std::pin::pin!(carry_out(&job, work, lease));
+    loop {
+        tokio::select! {
+            ended = &mut whole => return ended,
+            () = tokio::time::sleep(EVERY) => give_way(client, &job, &work.stop).await,
+        }
     }
 }
 
@@ -148,7 +171,7 @@ impl Bulk {
     ) -> anyhow::Result<Ended> {
         let (told, mut progress) = watch::channel(Progress::default());
         let work = Work {
-            stop,
+            stop: stop.child_token(),
             tell: Arc::new(move |progress| {
                 let _ = told.send(progress);
             }),
@@ -159,6 +182,7 @@ impl Bulk {
             tokio::select! {
                 ended = &mut whole => return Ok(ended),
                 () = tokio::time::sleep(EVERY) => {
+                    give_way(client, job, &work.stop).await;
                     if progress.has_changed().unwrap_or(false) {
                         let now = serde_json::to_value(&*progress.borrow_and_update())?;
                         jobs::progress(client, id, &now).await?;

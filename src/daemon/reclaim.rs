@@ -1,9 +1,9 @@
 //! The scheduled form of a reclaim: in the maintenance window, at most once a
 //! week, with the guards of the command.
 
-use super::jobs::Bulk;
+use super::jobs::{self, Bulk};
 use crate::db::reclaim as state;
-use crate::job::{Ended, Job, carry_out, gate_of_reclaim};
+use crate::job::{Ended, gate_of_reclaim};
 use crate::reclaim::plan::{Obstacle, Plan};
 use crate::reclaim::{self, Request};
 use crate::settings::When;
@@ -35,7 +35,7 @@ impl Said {
 
 /// Reclaims when the condition holds.
 pub(super) async fn when(bulk: Bulk, when: When, said: Said, stop: CancellationToken) -> Outcome {
-    let work = bulk.work(stop);
+    let work = bulk.work(stop.child_token());
     let client = work.db.client().await?;
     let now = work.clock.now();
     let in_window = work.settings.bounding.window.is_none_or(|w| w.contains(now.as_second()));
@@ -62,7 +62,7 @@ pub(super) async fn when(bulk: Bulk, when: When, said: Said, stop: CancellationT
         return Ok(Next::After(AGAIN));
     };
     info!(mode = plan.mode.word(), policy = plan.policy.word(), "a reclaim is due");
-    match carry_out(&Job::Reclaim(request), &work, turn.lease()?).await {
+    match jobs::reclaim(&work, turn.lease()?, &client, request).await {
         Ended::Report(report) => info!(%report, "the reclaim ended"),
         Ended::Trouble(trouble) => warn!(fix = trouble.fix, "the reclaim ended: {}", trouble.text),
     }

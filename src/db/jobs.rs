@@ -130,3 +130,16 @@ pub async fn get(client: &Client, id: i64) -> Result<Option<Job>> {
 const GET: &str = "
     SELECT id, kind, args::text, started_at, finished_at, progress::text, outcome::text
     FROM opsward.jobs WHERE id = $1";
+
+/// Whether the abort of a reclaim was handed over and waits for its turn.
+///
+/// # Errors
+/// The database's.
+pub async fn abort_waits(client: &Client) -> Result<bool> {
+    Ok(client.query_one(ABORT_WAITS, &[]).await.doing("look for an abort")?.get(0))
+}
+
+const ABORT_WAITS: &str = "
+    SELECT EXISTS (SELECT FROM opsward.jobs
+                   WHERE kind = 'reclaim' AND started_at IS NULL AND finished_at IS NULL
+                     AND args ->> 'action' = 'abort')";

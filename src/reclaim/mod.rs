@@ -385,7 +385,8 @@ pub async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
         };
         match step {
             Step::Work(phase) => {
-                run.tell("rows", None);
+                let by_page = matches!(phase, Phase::Move | Phase::Truncate | Phase::Reindex);
+                run.tell(if by_page { "pages" } else { "rows" }, None);
                 run.pacer.turn(run.lease).await?;
                 match run.at.mode {
                     Mode::Swap => swap::step(run, phase).await?,

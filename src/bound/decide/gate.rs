@@ -77,8 +77,8 @@ impl Gate {
                 facts,
                 ("peer_without_cursor", peer.host.as_str()),
                 format!("there is no usable cursor for the active peer {}", peer.host),
-                "once it was read from; else OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS or \
-                 OPENAUDIO_MEDIORUM_OPS_RETENTION_MAX_PEER_LAG lets it go",
+                "wait until it was read from, or let it go by OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS \
+                 or OPENAUDIO_MEDIORUM_OPS_RETENTION_MAX_PEER_LAG",
             ));
             return;
         };

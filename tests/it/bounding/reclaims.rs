@@ -225,6 +225,23 @@ async fn stopped_in_the_middle_it_says_where_it_is_and_both_ways_on() {
     }
 }
 
+/// An abort need not wait for what it aborts: that has the daemon's turn.
+#[tokio::test]
+async fn a_daemon_aborts_the_reclaim_that_it_is_at() {
+    let bench = Bench::new().await;
+    bench.on_days(&[60, 2], 60).await;
+    let daemon = bench.daemon().await;
+    assert_eq!(bench.json(&["pause"]).await.0, 0);
+    let running = bench.start(&["reclaim", "--policy=window", "--mode=swap", "--yes"]).spawn();
+    bench.until("SELECT count(*) = 1 FROM opsward.reclaim").await;
+    let ran = bench.start(&["reclaim", "--abort"]).output().await;
+    assert!(ran.code == Some(0) && ran.stdout.contains("undone: the log is as it was"), "{ran:?}");
+    let ran = running.ran().await;
+    assert!(ran.code == Some(1) && ran.stderr.contains("told to stop"), "{ran:?}");
+    daemon.line(|l| l.contains("its abort was handed over")).await;
+    assert_eq!((bench.left().await, bench.number("SELECT count(*) FROM opsward.reclaim").await), (120, 0));
+}
+
 const WHEN: &str = "OPENAUDIO_MEDIORUM_OPS_RECLAIM_WHEN";
 /// Given back, as the history has it.
 const GIVEN_BACK: &str =
