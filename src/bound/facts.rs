@@ -2,7 +2,7 @@
 
 use super::decide::{self, ClockFact, Decision, Facts, PeerFact, ReaderFact};
 use super::plan::{Routed, Surroundings};
-use crate::db::{self, Client, gate, index, pace, readers, stats};
+use crate::db::{self, Client, gate, guard, index, pace, readers, stats};
 use crate::settings::Settings;
 use crate::values::{Host, OpUlid, TableDay};
 use jiff::Timestamp;
@@ -50,6 +50,7 @@ pub async fn surroundings(client: &Client, settings: &Settings, now: Timestamp) 
         index_there: index::find(client).await?.there.is_some(),
         census_at: gate::census_at(client).await?,
         routed: Routed::NotKnown,
+        guard: guard::find(client).await?,
     })
 }
 

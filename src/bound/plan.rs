@@ -4,6 +4,7 @@
 
 use super::decide::{self, Bounded, Cut, Decision, Facts};
 use super::forecast::{Forecast, forecast};
+use crate::db::guard::Found;
 use crate::db::stats::Figures;
 use crate::metrics::Metrics;
 use crate::records::models;
@@ -37,6 +38,8 @@ pub struct Surroundings {
     pub census_at: Option<Timestamp>,
     /// Whether peers' sweeps come here.
     pub routed: Routed,
+    /// What there is of the replay guard.
+    pub guard: Found,
 }
 
 /// Whether a proxy brings peers' sweeps to opsward: what answers at self's
@@ -266,13 +269,20 @@ fn index(facts: &Facts, around: &Surroundings) -> TaskPlan {
 }
 
 fn guard(facts: &Facts, around: &Surroundings) -> TaskPlan {
-    match (facts.settings.replay_guard, around.read_only) {
-        (true, true) => TaskPlan {
+    match (facts.settings.replay_guard, around.read_only, around.guard) {
+        (true, _, Found::Right) => {
+            switched("replay_guard", Some(State::NothingToDo), "it is on the log; the daemon keeps it there")
+        }
+        (true, true, _) => TaskPlan {
             blockers: vec![read_only(around)],
             ..switched("replay_guard", Some(State::Blocked), "it is a trigger on the log")
         },
-        (true, false) => switched("replay_guard", Some(State::NothingToDo), "the daemon keeps it on the log"),
-        (false, _) => switched("replay_guard", None, "OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true turns it on"),
+        (true, false, _) => switched(
+            "replay_guard",
+            Some(State::WouldRun),
+            "it is not on the log: `opsward run` puts it there",
+        ),
+        (false, ..) => switched("replay_guard", None, "OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true turns it on"),
     }
 }
 
@@ -299,12 +309,18 @@ fn notices(facts: &Facts, around: &Surroundings) -> Vec<Notice> {
     notices.extend(decide::size_notice(facts));
     let set = &facts.settings;
     let mut say = |code, text: String| notices.push(Notice { code, subject: String::new(), text });
-    if (set.retention_days > 0 || set.retention_bytes > 0) && !set.replay_guard {
+    let lacks = match (set.replay_guard, around.guard) {
+        (true, Found::Right) => None,
+        (true, _) => Some(
+            "retention without the replay guard: it is switched on and not on the log, which takes `opsward run` \
+             with the role that owns public.ops",
+        ),
+        (false, _) => Some("retention without OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD"),
+    };
+    if let Some(lacks) = lacks.filter(|_| set.retention_days > 0 || set.retention_bytes > 0) {
         say(
             "no_replay_guard",
-            "retention without OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD: a peer that sends its log anew makes this \
-             node apply old ops over newer state"
-                .into(),
+            format!("{lacks}: a peer that sends its log anew makes this node apply old ops over newer state"),
         );
     }
     match around.routed {

@@ -106,7 +106,12 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
             "retention without the replay guard: a peer that sends its log anew makes this node apply old \
              ops over newer state"
                 .into(),
-            "set OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true",
+            match bounding.guard_set {
+                true => {
+                    "it is switched on and not on the log: `opsward run` with the role that owns public.ops"
+                }
+                false => "set OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true",
+            },
         );
     }
     for blocker in &bounding.blockers {

@@ -22,6 +22,7 @@ fn around() -> Surroundings {
         index_there: false,
         census_at: None,
         routed: Routed::Routed,
+        guard: Found::Nothing,
     }
 }
 
@@ -80,6 +81,24 @@ fn states_of_tasks() {
     // By age it acts without a census, whatever there is.
     let uncounted = with(|f| (f.census, f.census_whole) = (Vec::new(), false));
     assert_eq!(state(&plan(&uncounted, &around())), (State::WouldRun, vec![]));
+}
+
+#[test]
+fn retention_is_guarded_by_what_is_on_the_log() {
+    let told = |set: bool, guard| {
+        let made = plan(&with(|f| f.settings.replay_guard = set), &Surroundings { guard, ..around() });
+        let notice = made.notices.iter().find(|n| n.code == "no_replay_guard").map(|n| n.text.clone());
+        (made.task("replay_guard").unwrap().state, notice)
+    };
+    assert_eq!(told(true, Found::Right), (State::NothingToDo, None));
+    for lost in [Found::Nothing, Found::Other] {
+        let (state, notice) = told(true, lost);
+        assert_eq!(state, State::WouldRun);
+        assert!(notice.unwrap().contains("not on the log"));
+    }
+    assert!(told(false, Found::Right).1.unwrap().contains("OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD"));
+    let off = with(|f| (f.settings.retention_days, f.settings.replay_guard) = (0, true));
+    assert!(plan(&off, &around()).notices.iter().all(|n| n.code != "no_replay_guard"));
 }
 
 #[test]
