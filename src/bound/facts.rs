@@ -2,7 +2,7 @@
 
 use super::decide::{self, ClockFact, Decision, Facts, PeerFact, ReaderFact};
 use super::plan::{Routed, Surroundings};
-use crate::db::{self, Client, gate, guard, index, pace, readers, stats};
+use crate::db::{self, Client, gate, guard, index, pace, privileges, readers, stats};
 use crate::settings::Settings;
 use crate::values::{Host, OpUlid, TableDay};
 use jiff::Timestamp;
@@ -47,7 +47,8 @@ pub async fn surroundings(client: &Client, settings: &Settings, now: Timestamp) 
             .map(|(b, _)| b),
         figures,
         paused_at: pace::signs(client).await?.paused_at,
-        index_there: index::find(client).await?.there.is_some(),
+        index: index::find(client).await?,
+        lacking: privileges::lacking(client, &[]).await?,
         census_at: gate::census_at(client).await?,
         routed: Routed::NotKnown,
         guard: guard::find(client).await?,

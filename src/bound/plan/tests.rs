@@ -19,7 +19,8 @@ fn around() -> Surroundings {
         },
         free_bytes: None,
         paused_at: None,
-        index_there: false,
+        index: index::Found { there: None, leftovers: Vec::new(), bytes: 100, may: true },
+        lacking: Vec::new(),
         census_at: None,
         routed: Routed::Routed,
         guard: Found::Nothing,
@@ -81,6 +82,31 @@ fn states_of_tasks() {
     // By age it acts without a census, whatever there is.
     let uncounted = with(|f| (f.census, f.census_whole) = (Vec::new(), false));
     assert_eq!(state(&plan(&uncounted, &around())), (State::WouldRun, vec![]));
+}
+
+#[test]
+fn what_prune_would_refuse_is_blocked() {
+    let facts = with(|f| {
+        f.census = vec![day("uploads", 50, 1)];
+        (f.settings.ensure_index, f.settings.replay_guard, f.settings.min_free_disk) = (true, true, 10);
+    });
+    let of = |around: &Surroundings| {
+        let made = plan(&facts, around);
+        ["retention", "index", "replay_guard"].map(|name| {
+            let task = made.task(name).unwrap().clone();
+            (task.state, task.blockers.first().map(|b| b.code))
+        })
+    };
+    let room = Surroundings { free_bytes: Some(110), ..around() };
+    assert_eq!(of(&room), [(State::WouldRun, None); 3]);
+    let full = Surroundings { free_bytes: Some(109), ..around() };
+    assert_eq!(of(&full)[1], (State::Blocked, Some("no_room")));
+    assert_eq!(of(&around())[1], (State::Blocked, Some("no_room")), "free disk is unknown");
+    let lacking = [Need::Delete, Need::Index, Need::Guard].map(|need| Lacking { need, lift: "GRANT".into() });
+    let denied = Surroundings { lacking: lacking.to_vec(), ..room.clone() };
+    assert_eq!(of(&denied), [(State::Blocked, Some("no_privilege")); 3]);
+    let read_only = Surroundings { read_only: true, ..room };
+    assert_eq!(of(&read_only), [(State::Blocked, Some("read_only")); 3]);
 }
 
 #[test]
