@@ -1,6 +1,7 @@
 //! Reads what the gate decides from: small tables, no scan of the log.
 
 use super::decide::{self, ClockFact, Decision, Facts, PeerFact, ReaderFact};
+use super::forecast;
 use super::plan::{Routed, Surroundings};
 use crate::db::{self, Client, gate, guard, index, pace, privileges, readers, stats};
 use crate::settings::Settings;
@@ -29,6 +30,7 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
         census: gate::census(client).await?.into_iter().map(day).collect(),
         census_whole: gate::counted_whole(client).await?,
         census_ms: gate::census_at(client).await?.map_or(0, ms),
+        overhead: forecast::overhead(&stats::figures(client).await?),
         since: gate::blockers(client).await?,
     })
 }

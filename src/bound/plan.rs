@@ -79,8 +79,9 @@ pub struct Plan {
     pub rows: u64,
     /// Bytes of them.
     pub bytes: u64,
-    /// Bytes that traces of them take at most: one record an op.
-    pub trace_bytes_at_most: u64,
+    /// Bytes that traces of them take, about: nearly every op has one record, and
+    /// a record one trace however many ops it had.
+    pub trace_bytes_about: u64,
     /// What comes.
     pub forecast: Forecast,
 }
@@ -171,7 +172,7 @@ pub fn plan(facts: &Facts, around: &Surroundings) -> Plan {
         },
         rows: sums.iter().map(|d| d.rows).sum(),
         bytes,
-        trace_bytes_at_most: traced * TRACE_BYTES,
+        trace_bytes_about: traced * TRACE_BYTES,
         forecast: forecast(facts, around),
         tasks: vec![
             retention,

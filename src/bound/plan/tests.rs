@@ -50,7 +50,7 @@ fn a_cut_in_the_middle_of_a_day_takes_its_share() {
     let made = plan(&facts, &around());
     let uploads = &retention(&made).deletes[0];
     assert_eq!((uploads.rows, uploads.bytes, uploads.about), (1_250, 12_500, true));
-    assert_eq!((made.rows, made.trace_bytes_at_most), (1_250, 125_000));
+    assert_eq!((made.rows, made.trace_bytes_about), (1_250, 125_000));
     // What is owed to the chain stays; what was cut already is not cut again.
     let owed = with(|f| f.census = vec![TableDay { owed: 400, ..whole.clone() }]);
     let made = plan(&owed, &around());
