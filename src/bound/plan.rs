@@ -410,13 +410,19 @@ impl TaskPlan {
     }
 }
 
+/// Notices of what halts bulk work at its next batch.
+const HALTS: [&str; 3] = ["paused", "outside_window", "little_disk"];
+
 /// Sets the metrics of the decision and of readers' gaps.
 pub fn measure(plan: &Plan, metrics: &Metrics) {
     metrics.retention_decision.reset();
     let retention = plan.task("retention");
     let lowest = retention.and_then(TaskPlan::lowest);
     let blockers = retention.map_or(&[][..], |task| &task.blockers);
-    let codes: BTreeSet<&str> = blockers.iter().map(|b| b.code).collect();
+    let mut codes: BTreeSet<&str> = blockers.iter().map(|b| b.code).collect();
+    if retention.is_some_and(|task| task.state != State::Off) {
+        codes.extend(plan.notices.iter().map(|n| n.code).filter(|code| HALTS.contains(code)));
+    }
     for code in &codes {
         metrics.retention_decision.with_label_values(&["", code]).set(1);
     }

@@ -179,6 +179,19 @@ fn metrics_are_bounded_and_say_what_bounds() {
     let below = OpUlid::first_of_ms(NOW - 40 * DAY - 3_600_000).ms() / 1_000;
     let cut = "opsward_retention_cut_timestamp_seconds";
     assert_eq!(series(&metrics, cut), [format!("{cut} {below}")]);
+    let halted = |facts: &Facts, around: Surroundings| {
+        measure(&plan(facts, &around), &metrics);
+        let reason = |l: String| l.split("reason=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+        let reasons: Vec<String> = series(&metrics, decision).into_iter().map(reason).collect();
+        (reasons, series(&metrics, cut)[0].ends_with(" 0"))
+    };
+    let is = |reason: &str| (vec![reason.to_owned()], true);
+    let now = around().now;
+    assert_eq!(halted(&slow, Surroundings { paused_at: Some(now), ..around() }), is("paused"));
+    let floor = with(|f| f.settings.min_free_disk = 10);
+    assert_eq!(halted(&floor, Surroundings { free_bytes: Some(9), ..around() }), is("little_disk"));
+    let off = with(|f| f.settings.retention_days = 0);
+    assert_eq!(halted(&off, Surroundings { paused_at: Some(now), ..around() }), is("off"));
     let blocked = with(|f| {
         let stuck = |n: usize| decide::PeerFact { own: None, node: Vec::new(), ..peer(&format!("p{n}"), 0) };
         f.peers = Some((0..40).map(stuck).collect());
