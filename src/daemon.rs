@@ -173,6 +173,7 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     );
     let (tell, peers) = watch::channel(None);
     parts.say_lacking();
+    parts.say_disk().await?;
     parts.listeners(public, operators, peers);
     parts.peers(tell)?;
     parts.presence();
@@ -214,6 +215,19 @@ impl Parts {
                 warn!(fix = lacking.lift, "{}", lacking.need.consequence());
             }
         }
+    }
+
+    /// Bulk work goes on where nobody knows how full the volume is.
+    async fn say_disk(&self) -> db::Result<()> {
+        let directory = db::stats::figures(&self.db.client().await?).await?.data_directory;
+        let set = self.settings.pgdata_path.as_deref();
+        if db::stats::free_disk(set, &self.settings.db, directory.as_deref()).is_none() {
+            warn!(
+                fix = "mount a directory of that volume and name it in OPENAUDIO_MEDIORUM_PGDATA_PATH",
+                "free space on the database's volume is unknown: nothing stops bulk work when it is full"
+            );
+        }
+        Ok(())
     }
 
     fn listeners(&self, public: Listener, operators: Listener, peers: watch::Receiver<Option<Arc<PeerSet>>>) {

@@ -65,6 +65,9 @@ pub struct Facts {
     /// When it was last brought up to date, in milliseconds since the Unix
     /// epoch; 0 where it never was.
     pub census_ms: u64,
+    /// What a byte of the census takes on disk, its part of the indexes
+    /// included; at least 1.
+    pub overhead: f64,
     /// Since when each blocker stands, by code and subject.
     pub since: BTreeMap<(String, String), Timestamp>,
 }
@@ -250,7 +253,8 @@ fn size_window(facts: &Facts) -> Option<(u64, bool)> {
     if set.retention_bytes == 0 || uncounted(facts, SIZE_CENSUS_MS).is_some() {
         return None;
     }
-    let mut left = set.retention_bytes;
+    // The census knows the table alone.
+    let mut left = (set.retention_bytes as f64 / facts.overhead.max(1.0)) as u64;
     let mut by_day: BTreeMap<Date, u64> = BTreeMap::new();
     for of in &facts.census {
         let shortened = models().get(&of.table).is_some() && !set.tables.contains_key(&of.table);

@@ -1,8 +1,9 @@
 //! Reads what the gate decides from: small tables, no scan of the log.
 
 use super::decide::{self, ClockFact, Decision, Facts, PeerFact, ReaderFact};
+use super::forecast;
 use super::plan::{Routed, Surroundings};
-use crate::db::{self, Client, gate, index, pace, readers, stats};
+use crate::db::{self, Client, gate, guard, index, pace, privileges, readers, stats};
 use crate::settings::Settings;
 use crate::values::{Host, OpUlid, TableDay};
 use jiff::Timestamp;
@@ -29,6 +30,7 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
         census: gate::census(client).await?.into_iter().map(day).collect(),
         census_whole: gate::counted_whole(client).await?,
         census_ms: gate::census_at(client).await?.map_or(0, ms),
+        overhead: forecast::overhead(&stats::figures(client).await?),
         since: gate::blockers(client).await?,
     })
 }
@@ -47,9 +49,11 @@ pub async fn surroundings(client: &Client, settings: &Settings, now: Timestamp) 
             .map(|(b, _)| b),
         figures,
         paused_at: pace::signs(client).await?.paused_at,
-        index_there: index::find(client).await?.there.is_some(),
+        index: index::find(client).await?,
+        lacking: privileges::lacking(client, &[]).await?,
         census_at: gate::census_at(client).await?,
         routed: Routed::NotKnown,
+        guard: guard::find(client).await?,
     })
 }
 

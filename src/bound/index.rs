@@ -88,7 +88,7 @@ fn ensured(ended: Ended) -> Ensured {
 }
 
 /// Why it does not fit, if it does not.
-fn no_room(bytes: u64, free: Option<u64>, keep: u64) -> Option<String> {
+pub(super) fn no_room(bytes: u64, free: Option<u64>, keep: u64) -> Option<String> {
     match free {
         None => Some(format!(
             "it takes about {bytes} bytes and free disk is unknown: OPENAUDIO_MEDIORUM_PGDATA_PATH names a \

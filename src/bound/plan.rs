@@ -4,6 +4,10 @@
 
 use super::decide::{self, Bounded, Cut, Decision, Facts};
 use super::forecast::{Forecast, forecast};
+use super::index::no_room;
+use crate::db::guard::Found;
+use crate::db::index;
+use crate::db::privileges::{Lacking, Need};
 use crate::db::stats::Figures;
 use crate::metrics::Metrics;
 use crate::records::models;
@@ -31,12 +35,16 @@ pub struct Surroundings {
     pub free_bytes: Option<u64>,
     /// Since when bulk work is paused.
     pub paused_at: Option<Timestamp>,
-    /// A valid index on `ops("table", ulid)` is there.
-    pub index_there: bool,
+    /// What there is of an index on `ops("table", ulid)`, and what it takes.
+    pub index: index::Found,
+    /// Privileges that this role lacks.
+    pub lacking: Vec<Lacking>,
     /// When the census was last brought up to date.
     pub census_at: Option<Timestamp>,
     /// Whether peers' sweeps come here.
     pub routed: Routed,
+    /// What there is of the replay guard.
+    pub guard: Found,
 }
 
 /// Whether a proxy brings peers' sweeps to opsward: what answers at self's
@@ -71,8 +79,9 @@ pub struct Plan {
     pub rows: u64,
     /// Bytes of them.
     pub bytes: u64,
-    /// Bytes that traces of them take at most: one record an op.
-    pub trace_bytes_at_most: u64,
+    /// Bytes that traces of them take, about: nearly every op has one record, and
+    /// a record one trace however many ops it had.
+    pub trace_bytes_about: u64,
     /// What comes.
     pub forecast: Forecast,
 }
@@ -163,7 +172,7 @@ pub fn plan(facts: &Facts, around: &Surroundings) -> Plan {
         },
         rows: sums.iter().map(|d| d.rows).sum(),
         bytes,
-        trace_bytes_at_most: traced * TRACE_BYTES,
+        trace_bytes_about: traced * TRACE_BYTES,
         forecast: forecast(facts, around),
         tasks: vec![
             retention,
@@ -184,11 +193,12 @@ fn deleting(name: &'static str, decision: Decision, facts: &Facts, around: &Surr
         }
         Decision::Prune { cuts } => {
             let deletes: Vec<Delete> = cuts.into_iter().map(|bounded| delete(bounded, facts)).collect();
-            match (deletes.iter().any(|d| d.rows > 0), around.read_only) {
+            let blockers = may_not(around, Need::Delete);
+            match (deletes.iter().any(|d| d.rows > 0), blockers.is_empty()) {
                 // Age needs no census to act; what it would delete is unknown then.
                 (false, _) if facts.census_whole => task(State::NothingToDo, deletes, Vec::new()),
-                (_, true) => task(State::Blocked, deletes, vec![read_only(around)]),
-                (_, false) => task(State::WouldRun, deletes, Vec::new()),
+                (_, false) => task(State::Blocked, deletes, blockers),
+                (_, true) => task(State::WouldRun, deletes, Vec::new()),
             }
         }
     }
@@ -237,14 +247,23 @@ fn is_estimated(facts: &Facts) -> bool {
     !facts.census_whole || facts.census.iter().any(|of| of.estimated)
 }
 
-fn read_only(around: &Surroundings) -> Blocker {
-    Blocker {
-        code: "read_only",
+/// What keeps a task from writing to the log: the mode, a missing privilege.
+fn may_not(around: &Surroundings, need: Need) -> Vec<Blocker> {
+    let blocker = |code, text: &str, fix: String| Blocker {
+        code,
         subject: String::new(),
-        text: "nothing outside the schema opsward is written".into(),
-        fix: "set OPENAUDIO_MEDIORUM_READ_ONLY=false".into(),
+        text: text.into(),
+        fix,
         since: around.now,
-    }
+    };
+    let read_only = around.read_only.then(|| {
+        let fix = "set OPENAUDIO_MEDIORUM_READ_ONLY=false".into();
+        blocker("read_only", "nothing outside the schema opsward is written", fix)
+    });
+    let lacking = around.lacking.iter().filter(|lacking| lacking.need == need);
+    let lacking =
+        lacking.map(|of| blocker("no_privilege", need.consequence(), format!("as the owner: {}", of.lift)));
+    read_only.into_iter().chain(lacking).collect()
 }
 
 /// A task that is a switch and a state of the database.
@@ -254,26 +273,45 @@ fn switched(name: &'static str, on: Option<State>, note: &str) -> TaskPlan {
 }
 
 fn index(facts: &Facts, around: &Surroundings) -> TaskPlan {
-    match (facts.settings.ensure_index, around.index_there) {
-        (true, false) if around.read_only => TaskPlan {
-            blockers: vec![read_only(around)],
-            ..switched("index", Some(State::Blocked), "an index on (table, ulid) is missing")
-        },
-        (true, false) => switched("index", Some(State::WouldRun), "makes an index on (table, ulid)"),
-        (true, true) => switched("index", Some(State::NothingToDo), "the index on (table, ulid) is there"),
-        (false, _) => switched("index", None, "OPENAUDIO_MEDIORUM_ENSURE_OPS_TABLE_INDEX=true turns it on"),
+    let set = &facts.settings;
+    if !set.ensure_index {
+        return switched("index", None, "OPENAUDIO_MEDIORUM_ENSURE_OPS_TABLE_INDEX=true turns it on");
     }
+    if around.index.there.is_some() {
+        return switched("index", Some(State::NothingToDo), "the index on (table, ulid) is there");
+    }
+    let mut blockers = may_not(around, Need::Index);
+    blockers.extend(no_room(around.index.bytes, around.free_bytes, set.min_free_disk).map(|text| Blocker {
+        code: "no_room",
+        subject: String::new(),
+        text,
+        fix: "make room, or lower OPENAUDIO_MEDIORUM_MIN_FREE_DISK".into(),
+        since: around.now,
+    }));
+    wanted(switched("index", Some(State::WouldRun), "an index on (table, ulid) is missing"), blockers)
 }
 
 fn guard(facts: &Facts, around: &Surroundings) -> TaskPlan {
-    match (facts.settings.replay_guard, around.read_only) {
-        (true, true) => TaskPlan {
-            blockers: vec![read_only(around)],
-            ..switched("replay_guard", Some(State::Blocked), "it is a trigger on the log")
-        },
-        (true, false) => switched("replay_guard", Some(State::NothingToDo), "the daemon keeps it on the log"),
+    match (facts.settings.replay_guard, around.guard) {
+        (true, Found::Right) => {
+            switched("replay_guard", Some(State::NothingToDo), "it is on the log; the daemon keeps it there")
+        }
+        (true, _) => wanted(
+            switched(
+                "replay_guard",
+                Some(State::WouldRun),
+                "it is not on the log: `opsward run` puts it there",
+            ),
+            may_not(around, Need::Guard),
+        ),
         (false, _) => switched("replay_guard", None, "OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true turns it on"),
     }
+}
+
+/// A task that would run, were it not for these.
+fn wanted(task: TaskPlan, blockers: Vec<Blocker>) -> TaskPlan {
+    let state = if blockers.is_empty() { task.state } else { State::Blocked };
+    TaskPlan { state, blockers, ..task }
 }
 
 /// A hint, where a reclaim would be worth it.
@@ -299,12 +337,18 @@ fn notices(facts: &Facts, around: &Surroundings) -> Vec<Notice> {
     notices.extend(decide::size_notice(facts));
     let set = &facts.settings;
     let mut say = |code, text: String| notices.push(Notice { code, subject: String::new(), text });
-    if (set.retention_days > 0 || set.retention_bytes > 0) && !set.replay_guard {
+    let lacks = match (set.replay_guard, around.guard) {
+        (true, Found::Right) => None,
+        (true, _) => Some(
+            "retention without the replay guard: it is switched on and not on the log, which takes `opsward run` \
+             with the role that owns public.ops",
+        ),
+        (false, _) => Some("retention without OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD"),
+    };
+    if let Some(lacks) = lacks.filter(|_| set.retention_days > 0 || set.retention_bytes > 0) {
         say(
             "no_replay_guard",
-            "retention without OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD: a peer that sends its log anew makes this \
-             node apply old ops over newer state"
-                .into(),
+            format!("{lacks}: a peer that sends its log anew makes this node apply old ops over newer state"),
         );
     }
     match around.routed {
@@ -366,13 +410,19 @@ impl TaskPlan {
     }
 }
 
+/// Notices of what halts bulk work at its next batch.
+const HALTS: [&str; 3] = ["paused", "outside_window", "little_disk"];
+
 /// Sets the metrics of the decision and of readers' gaps.
 pub fn measure(plan: &Plan, metrics: &Metrics) {
     metrics.retention_decision.reset();
     let retention = plan.task("retention");
     let lowest = retention.and_then(TaskPlan::lowest);
     let blockers = retention.map_or(&[][..], |task| &task.blockers);
-    let codes: BTreeSet<&str> = blockers.iter().map(|b| b.code).collect();
+    let mut codes: BTreeSet<&str> = blockers.iter().map(|b| b.code).collect();
+    if retention.is_some_and(|task| task.state != State::Off) {
+        codes.extend(plan.notices.iter().map(|n| n.code).filter(|code| HALTS.contains(code)));
+    }
     for code in &codes {
         metrics.retention_decision.with_label_values(&["", code]).set(1);
     }

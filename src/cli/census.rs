@@ -37,7 +37,8 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     };
     let db = context.open_db("census", 1).await?;
     let client = db.client().await?;
-    Ok(done(&load(&client).await?, &implausible(&client).await?, args))
+    let warning = lease::disk_warning(context).await?;
+    Ok(done(&load(&client).await?, &implausible(&client).await?, args).warn(warning))
 }
 
 fn done(entries: &[Entry], implausible: &[Implausible], args: &ArgMatches) -> Done {

@@ -3,10 +3,10 @@
 
 use super::{Context, progress::Shown};
 use crate::db::lease::{Holder, Lease, holder};
-use crate::db::{Db, jobs, migrate};
+use crate::db::{Db, jobs, migrate, stats};
 use crate::job::{Ended, Job, carry_out};
 use crate::metrics::Metrics;
-use crate::show::{Done, ExitCode, Failure};
+use crate::show::{Done, ExitCode, Failure, Warning};
 use crate::work::Work;
 use clap::{Arg, ArgAction, ArgMatches};
 use serde_json::{Value, json};
@@ -100,6 +100,25 @@ pub(super) async fn have_done(
             Err(Failure::new(exit, code, t.text).fix(t.fix))
         }
     }
+}
+
+/// What bulk work is warned of that goes on without knowing how full the
+/// database's volume is.
+///
+/// # Errors
+/// The database's.
+pub(super) async fn disk_warning(context: &Context) -> Result<Option<Warning>, Failure> {
+    let db = context.open_db("disk", 1).await?;
+    let directory = stats::figures(&db.client().await?).await?.data_directory;
+    let settings = &context.settings;
+    let known = stats::free_disk(settings.pgdata_path.as_deref(), &settings.db, directory.as_deref());
+    Ok(known.is_none().then(|| {
+        Warning::new(
+            "free_disk_unknown",
+            "free space on the database's volume is unknown: nothing stops this when it is full",
+            "mount a directory of that volume and name it in OPENAUDIO_MEDIORUM_PGDATA_PATH",
+        )
+    }))
 }
 
 /// What a command says that was detached from its job.

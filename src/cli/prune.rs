@@ -68,7 +68,8 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     Ok(Done::new(report.clone(), text.join("\n"))
         .changed(if changed { Changed::Yes } else { Changed::No })
         .exit(if refused { ExitCode::Refused } else { ExitCode::Done })
-        .warn(warning))
+        .warn(warning)
+        .warn(lease::disk_warning(context).await?))
 }
 
 fn is_off(blocker: &Value) -> bool {

@@ -2,6 +2,7 @@
 //! stands in the way, what would be decided now. Writes own state only.
 
 use crate::bound::{facts, foreign, guard, plan};
+use crate::db::guard::Found;
 use crate::db::{floors, gate, overview};
 use crate::supervisor::{Next, Outcome};
 use crate::work::Work;
@@ -17,6 +18,7 @@ pub(super) async fn watch(work: Work) -> Outcome {
     facts::note(&client, &facts, now).await?;
     let around = facts::surroundings(&client, &work.settings, now).await?;
     let metrics = &work.metrics;
+    metrics.guard_in_place.set(i64::from(around.guard == Found::Right));
     plan::measure(&plan::plan(&facts, &around), metrics);
     metrics.traces.set(overview::overview(&client).await?.traces);
     for (table, floor) in floors::all(&client).await? {

@@ -150,6 +150,7 @@ pub(super) fn combinations(settings: &mut Settings, origins: &[Shown], found: &m
             "unset one of them",
         ));
     }
+    warn_uncounted(settings, &written, found);
     if settings.bounding.reclaim_when.is_some() && settings.bounding.reclaim_policy.is_none() {
         let (Some(of), Some(origin)) = (entry("ops_reclaim_when"), origin_of(origins, "ops_reclaim_when"))
         else {
@@ -170,6 +171,41 @@ pub(super) fn combinations(settings: &mut Settings, origins: &[Shown], found: &m
             "peers_name_self",
             format!("{} names this node itself, left out", written("peers")),
             format!("take {own} off the list"),
+        ));
+    }
+}
+
+/// What acts on a census, where nothing counts but `opsward census`.
+fn warn_uncounted(settings: &Settings, written: &impl Fn(&str) -> String, found: &mut Problems) {
+    let set = &settings.bounding;
+    if set.census {
+        return;
+    }
+    let acts = [
+        (
+            set.dormant_cleanup && !set.keep_dormant,
+            "dormant_ops_cleanup",
+            "acts only within 2 h of an `opsward census`",
+        ),
+        (
+            set.retention_bytes > 0,
+            "ops_retention_bytes",
+            "shortens the window only within 48 h of an `opsward census`",
+        ),
+        (
+            set.retention_days > 0,
+            "ops_retention_days",
+            "acts, but `plan` knows what it deletes, and it finds ops that came late, only after an \
+             `opsward census`",
+        ),
+    ];
+    let acts = acts.iter().filter(|(is_on, ..)| *is_on);
+    let texts: Vec<String> = acts.map(|(_, key, what)| format!("{} {what}", written(key))).collect();
+    if !texts.is_empty() {
+        found.warnings.push(Warning::new(
+            "census_off",
+            format!("{} is off, so {}", written("ops_census"), texts.join("; ")),
+            "set OPENAUDIO_MEDIORUM_OPS_CENSUS=true, or run `opsward census` regularly",
         ));
     }
 }

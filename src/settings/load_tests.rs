@@ -213,6 +213,26 @@ fn combinations_without_effect_warn() {
     assert_eq!(codes(&dev), [""; 0]);
 }
 
+#[test]
+fn what_acts_on_a_census_warns_where_nothing_counts() {
+    const CENSUS: (&str, &str) = ("OPENAUDIO_MEDIORUM_OPS_CENSUS", "false");
+    const DORMANT: (&str, &str) = ("OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP", "true");
+    assert_eq!(codes(&ours(&[CENSUS])), [""; 0]);
+    assert_eq!(codes(&ours(&[DORMANT])), [""; 0]);
+    for (on, within) in [
+        (DORMANT, "within 2 h"),
+        (("OPENAUDIO_MEDIORUM_OPS_RETENTION_BYTES", "20GiB"), "within 48 h"),
+        (("OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS", "90"), "came late"),
+    ] {
+        let loaded = ours(&[CENSUS, on]);
+        assert_eq!(codes(&loaded), ["census_off"]);
+        let text = &loaded.warnings[0].text;
+        assert!(text.contains(on.0) && text.contains(within) && text.contains(CENSUS.0), "{text}");
+    }
+    let vetoed = [CENSUS, DORMANT, ("OPENAUDIO_MEDIORUM_KEEP_DORMANT_OPS", "true")];
+    assert_eq!(codes(&ours(&vetoed)), ["dormant_vetoed"]);
+}
+
 proptest! {
     #[test]
     fn no_file_and_no_variable_panics(file in "\\PC*", value in "\\PC*", at in 0..TABLE.len()) {

@@ -276,7 +276,7 @@ pub const TABLE: &[Entry] = &[
         env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_BYTES"],
         default: Some("0"),
         example: "",
-        meaning: "shorten the window so that the log stays under this size, down to 7 days; 0 is off",
+        meaning: "shorten the window so that the log and its indexes stay under this size, room that deletion leaves in them not counted; down to 7 days; 0 is off",
         allowed: SIZE,
         shape: Shape::Text("SIZE"),
         set: |settings, text, _| {

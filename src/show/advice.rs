@@ -6,8 +6,8 @@ use crate::values::TaskState;
 
 /// Failures in a row before a peer or a task is worth a word.
 const FAILURES: u32 = 3;
-/// Free bytes below which the volume is about to fill: the default of the
-/// smallest free disk that bulk work leaves.
+/// Free bytes below which the volume is about to fill, where a daemon does not
+/// say what bulk work leaves free.
 const LITTLE_DISK: u64 = 1 << 30;
 
 /// Every warning that `status` calls for.
@@ -80,10 +80,10 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
 
 fn disk(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) {
     match status.database.free_disk_bytes {
-        Some(free) if free < LITTLE_DISK => warn(
+        Some(free) if free < status.database.min_free_disk_bytes.unwrap_or(LITTLE_DISK) => warn(
             "little_disk",
-            format!("only {} are free on the database's volume", format::bytes(free)),
-            "make room: when it is full, the node's Postgres goes down",
+            format!("only {} are free on the database's volume: bulk work has stopped", format::bytes(free)),
+            "make room, or lower OPENAUDIO_MEDIORUM_MIN_FREE_DISK; a full volume takes the node's Postgres down",
         ),
         None if status.database.up => warn(
             "free_disk_unknown",
@@ -106,7 +106,12 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
             "retention without the replay guard: a peer that sends its log anew makes this node apply old \
              ops over newer state"
                 .into(),
-            "set OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true",
+            match bounding.guard_set {
+                true => {
+                    "it is switched on and not on the log: `opsward run` with the role that owns public.ops"
+                }
+                false => "set OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true",
+            },
         );
     }
     for blocker in &bounding.blockers {

@@ -67,6 +67,7 @@ pub async fn gather(
             dead_rows: None,
             free_disk_bytes: None,
             free_disk_path: None,
+            min_free_disk_bytes: Some(settings.bounding.min_free_disk),
             foreign_floor: None,
         },
         peers: PeersStatus::default(),

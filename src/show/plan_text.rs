@@ -63,8 +63,8 @@ fn facts(plan: &Plan) -> Vec<(&'static str, String)> {
         rows => format!("would delete about {}, {}", many(rows, "op"), bytes(plan.bytes)),
     };
     facts.push(("now", deleted));
-    if plan.trace_bytes_at_most > 0 {
-        facts.push(("traces", format!("would take {} at most", bytes(plan.trace_bytes_at_most))));
+    if plan.trace_bytes_about > 0 {
+        facts.push(("traces", format!("would take about {}", bytes(plan.trace_bytes_about))));
     }
     for reader in &forecast.readers {
         let host = short_host(reader.host.as_str());

@@ -80,6 +80,9 @@ pub struct DatabaseStatus {
     pub free_disk_bytes: Option<u64>,
     /// The directory by which its volume was seen.
     pub free_disk_path: Option<String>,
+    /// Free bytes below which bulk work stops.
+    #[serde(default)]
+    pub min_free_disk_bytes: Option<u64>,
     /// Somebody else pruned the log below this.
     #[serde(default)]
     pub foreign_floor: Option<String>,

@@ -393,7 +393,7 @@ async fn plan_says_what_each_task_would_do() {
     let result = &answer["result"];
     assert_eq!([&result["rows"], &result["bytes"]], [1_507, 1_507_000]);
     // Neither blobs nor what is append-only leaves traces.
-    assert_eq!(result["trace_bytes_at_most"], 100_000);
+    assert_eq!(result["trace_bytes_about"], 100_000);
     assert_eq!(result["tasks"][1]["deletes"][0]["table"], "blobs");
     assert_eq!(result["tasks"][0]["deletes"][0]["bound_by"]["by"], "age");
     let codes: Vec<&str> =

@@ -336,6 +336,7 @@ impl World {
             census: ward.census.iter().flat_map(|c| c.iter().enumerate().map(day)).collect(),
             census_whole: ward.census.is_some(),
             census_ms: ward.counted_at,
+            overhead: 1.0,
             since: BTreeMap::new(),
         }
     }

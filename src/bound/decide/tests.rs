@@ -71,6 +71,7 @@ fn facts() -> Facts {
         census: vec![day("uploads", 0, 100)],
         census_whole: true,
         census_ms: NOW,
+        overhead: 1.0,
         since: BTreeMap::new(),
     }
 }
@@ -361,6 +362,8 @@ fn a_size_shortens_the_window_to_seven_days_at_least() {
     assert_eq!(kept.1, BoundBy::Size);
     assert_eq!(kept.0.ms() % DAY, 0);
     assert_eq!((NOW / DAY - kept.0.ms() / DAY, size_notice(&sized(200, none))), (19, None));
+    // Indexes are part of it.
+    assert_eq!(uploads(&sized(250, |f| f.overhead = 1.25)), kept);
     assert_eq!(uploads(&sized(1_000, none)), BY_AGE(30));
     assert_eq!(uploads(&sized(310, none)), BY_AGE(30));
     let small = sized(20, none);

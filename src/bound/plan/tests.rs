@@ -19,9 +19,11 @@ fn around() -> Surroundings {
         },
         free_bytes: None,
         paused_at: None,
-        index_there: false,
+        index: index::Found { there: None, leftovers: Vec::new(), bytes: 100, may: true },
+        lacking: Vec::new(),
         census_at: None,
         routed: Routed::Routed,
+        guard: Found::Nothing,
     }
 }
 
@@ -48,7 +50,7 @@ fn a_cut_in_the_middle_of_a_day_takes_its_share() {
     let made = plan(&facts, &around());
     let uploads = &retention(&made).deletes[0];
     assert_eq!((uploads.rows, uploads.bytes, uploads.about), (1_250, 12_500, true));
-    assert_eq!((made.rows, made.trace_bytes_at_most), (1_250, 125_000));
+    assert_eq!((made.rows, made.trace_bytes_about), (1_250, 125_000));
     // What is owed to the chain stays; what was cut already is not cut again.
     let owed = with(|f| f.census = vec![TableDay { owed: 400, ..whole.clone() }]);
     let made = plan(&owed, &around());
@@ -80,6 +82,49 @@ fn states_of_tasks() {
     // By age it acts without a census, whatever there is.
     let uncounted = with(|f| (f.census, f.census_whole) = (Vec::new(), false));
     assert_eq!(state(&plan(&uncounted, &around())), (State::WouldRun, vec![]));
+}
+
+#[test]
+fn what_prune_would_refuse_is_blocked() {
+    let facts = with(|f| {
+        f.census = vec![day("uploads", 50, 1)];
+        (f.settings.ensure_index, f.settings.replay_guard, f.settings.min_free_disk) = (true, true, 10);
+    });
+    let of = |around: &Surroundings| {
+        let made = plan(&facts, around);
+        ["retention", "index", "replay_guard"].map(|name| {
+            let task = made.task(name).unwrap().clone();
+            (task.state, task.blockers.first().map(|b| b.code))
+        })
+    };
+    let room = Surroundings { free_bytes: Some(110), ..around() };
+    assert_eq!(of(&room), [(State::WouldRun, None); 3]);
+    let full = Surroundings { free_bytes: Some(109), ..around() };
+    assert_eq!(of(&full)[1], (State::Blocked, Some("no_room")));
+    assert_eq!(of(&around())[1], (State::Blocked, Some("no_room")), "free disk is unknown");
+    let lacking = [Need::Delete, Need::Index, Need::Guard].map(|need| Lacking { need, lift: "GRANT".into() });
+    let denied = Surroundings { lacking: lacking.to_vec(), ..room.clone() };
+    assert_eq!(of(&denied), [(State::Blocked, Some("no_privilege")); 3]);
+    let read_only = Surroundings { read_only: true, ..room };
+    assert_eq!(of(&read_only), [(State::Blocked, Some("read_only")); 3]);
+}
+
+#[test]
+fn retention_is_guarded_by_what_is_on_the_log() {
+    let told = |set: bool, guard| {
+        let made = plan(&with(|f| f.settings.replay_guard = set), &Surroundings { guard, ..around() });
+        let notice = made.notices.iter().find(|n| n.code == "no_replay_guard").map(|n| n.text.clone());
+        (made.task("replay_guard").unwrap().state, notice)
+    };
+    assert_eq!(told(true, Found::Right), (State::NothingToDo, None));
+    for lost in [Found::Nothing, Found::Other] {
+        let (state, notice) = told(true, lost);
+        assert_eq!(state, State::WouldRun);
+        assert!(notice.unwrap().contains("not on the log"));
+    }
+    assert!(told(false, Found::Right).1.unwrap().contains("OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD"));
+    let off = with(|f| (f.settings.retention_days, f.settings.replay_guard) = (0, true));
+    assert!(plan(&off, &around()).notices.iter().all(|n| n.code != "no_replay_guard"));
 }
 
 #[test]
@@ -134,6 +179,19 @@ fn metrics_are_bounded_and_say_what_bounds() {
     let below = OpUlid::first_of_ms(NOW - 40 * DAY - 3_600_000).ms() / 1_000;
     let cut = "opsward_retention_cut_timestamp_seconds";
     assert_eq!(series(&metrics, cut), [format!("{cut} {below}")]);
+    let halted = |facts: &Facts, around: Surroundings| {
+        measure(&plan(facts, &around), &metrics);
+        let reason = |l: String| l.split("reason=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+        let reasons: Vec<String> = series(&metrics, decision).into_iter().map(reason).collect();
+        (reasons, series(&metrics, cut)[0].ends_with(" 0"))
+    };
+    let is = |reason: &str| (vec![reason.to_owned()], true);
+    let now = around().now;
+    assert_eq!(halted(&slow, Surroundings { paused_at: Some(now), ..around() }), is("paused"));
+    let floor = with(|f| f.settings.min_free_disk = 10);
+    assert_eq!(halted(&floor, Surroundings { free_bytes: Some(9), ..around() }), is("little_disk"));
+    let off = with(|f| f.settings.retention_days = 0);
+    assert_eq!(halted(&off, Surroundings { paused_at: Some(now), ..around() }), is("off"));
     let blocked = with(|f| {
         let stuck = |n: usize| decide::PeerFact { own: None, node: Vec::new(), ..peer(&format!("p{n}"), 0) };
         f.peers = Some((0..40).map(stuck).collect());

@@ -30,9 +30,12 @@ pub struct BoundingStatus {
     pub job: Option<JobStatus>,
     /// The last runs that deleted something, newest first.
     pub runs: Vec<RunStatus>,
-    /// Retention is set without the replay guard.
+    /// Retention is set, and the replay guard is not on the log to stay.
     #[serde(default)]
     pub unguarded: bool,
+    /// The replay guard is switched on.
+    #[serde(default)]
+    pub guard_set: bool,
     /// What stood in the way of retention or dormant cleanup at the last look.
     #[serde(default)]
     pub blockers: Vec<BlockerStatus>,
@@ -142,7 +145,8 @@ impl BoundingStatus {
                 })
                 .collect(),
             unguarded: (settings.bounding.retention_days > 0 || settings.bounding.retention_bytes > 0)
-                && !settings.bounding.replay_guard,
+                && !(settings.bounding.replay_guard && found.guarded),
+            guard_set: settings.bounding.replay_guard,
             blockers: found.blockers.into_iter().map(noted).collect(),
             notices: found.notices.into_iter().map(noted).collect(),
             unfinished_reclaim: found.reclaim.map(|r| {

@@ -81,6 +81,7 @@ fn status() -> Status {
             dead_rows: Some(1_234),
             free_disk_bytes: None,
             free_disk_path: None,
+            min_free_disk_bytes: None,
             foreign_floor: None,
         },
         peers: PeersStatus {
@@ -167,6 +168,17 @@ fn what_waiting_does_not_mend_is_not_called_down() {
     assert!(text.contains("openaudio: NOT USABLE"), "{text}");
     assert!(text.contains("refused the login"), "{text}");
     assert!(!text.contains("start the node's Postgres"), "{text}");
+}
+
+#[test]
+fn little_disk_is_what_bulk_work_leaves_free() {
+    let little = |free, least| {
+        let mut status = status();
+        (status.database.free_disk_bytes, status.database.min_free_disk_bytes) = (Some(free), least);
+        warnings(&status).iter().any(|w| w.code == "little_disk")
+    };
+    assert!(little(4 << 30, Some(5 << 30)) && !little(5 << 30, Some(5 << 30)));
+    assert!(!little(300 << 20, Some(256 << 20)) && little(300 << 20, None));
 }
 
 #[test]

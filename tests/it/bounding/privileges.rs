@@ -49,6 +49,7 @@ async fn what_is_missing_is_named_and_turns_off_only_what_needs_it() {
     assert!(!doctor.contains("GRANT UPDATE, DELETE"), "{doctor}");
     let daemon = bench.start_at(&["run"], url.clone()).spawn();
     daemon.ready().await;
+    daemon.line(|l| l.contains("free space on the database's volume is unknown")).await;
     let tasks = daemon.line(|l| l.contains("tasks") && l.contains("off=")).await;
     let (on, off) = tasks.split_once("off=").unwrap();
     for task in ["guard", "index"] {
@@ -61,7 +62,9 @@ async fn what_is_missing_is_named_and_turns_off_only_what_needs_it() {
     let pruned: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!((ran.code, bench.left().await), (Some(0), 30), "{ran:?}");
     assert_eq!(pruned["warnings"][0]["code"], "vacuum_denied", "{pruned}");
-    for words in ["may not VACUUM", "replay guard is off", "no index", "may not CHECKPOINT"] {
+    assert_eq!(pruned["warnings"][1]["code"], "free_disk_unknown", "{pruned}");
+    for words in ["free space on", "may not VACUUM", "replay guard is off", "no index", "may not CHECKPOINT"]
+    {
         let times = daemon.log().lines().filter(|l| l.contains("WARN") && l.contains(words)).count();
         assert_eq!(times, 1, "{words}: {}", daemon.log());
     }
@@ -71,6 +74,8 @@ async fn what_is_missing_is_named_and_turns_off_only_what_needs_it() {
     bench.run(&format!("REVOKE DELETE ON ops FROM {role}")).await;
     let doctor = flat(&bench.start_at(&["doctor"], url.clone()).output().await.stdout);
     assert!(doctor.contains(&format!("GRANT UPDATE, DELETE ON public.ops TO {role}")), "{doctor}");
+    let plan = flat(&bench.start_at(&["plan"], url.clone()).output().await.stdout);
+    assert!(plan.contains(&format!("as the owner: GRANT postgres TO {role}")), "{plan}");
     let daemon = bench.start_at(&["run"], url.clone()).spawn();
     let tasks = daemon.line(|l| l.contains("tasks") && l.contains("off=")).await;
     let (on, off) = tasks.split_once("off=").unwrap();

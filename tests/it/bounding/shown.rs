@@ -167,6 +167,28 @@ async fn what_blocks_is_told_everywhere_and_strict_says_so() {
     assert_eq!(warned(&status), Vec::<String>::new());
 }
 
+/// The setting alone guards nothing; what is on the log does.
+#[tokio::test]
+async fn the_guard_is_what_is_on_the_log() {
+    let bench = Bench::new()
+        .await
+        .with("OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD", "true")
+        .with("OPENAUDIO_MEDIORUM_READ_ONLY", "true");
+    let told = async || {
+        let (_, plan) = bench.json(&["plan"]).await;
+        let (_, status) = bench.json(&["status"]).await;
+        let of = |list: &Value| list.as_array().unwrap().iter().any(|n| n["code"] == "no_replay_guard");
+        (of(&plan["result"]["notices"]), of(&status["warnings"]))
+    };
+    assert_eq!(told().await, (true, true));
+    bench.run(opsward::db::guard::CREATE).await;
+    assert_eq!(told().await, (false, false));
+    // Nobody but who watches the gate looks at it while nothing may be written.
+    let daemon = bench.daemon().await;
+    let seen = async { while !metrics(&daemon).await.contains("opsward_guard_in_place 1") {} };
+    tokio::time::timeout(std::time::Duration::from_secs(60), seen).await.unwrap();
+}
+
 #[tokio::test]
 async fn clocks_that_jump_block() {
     let mut peers = Vec::new();
