@@ -48,7 +48,8 @@ mutate() {
 build() { (cd "$tree" && cargo test --locked --quiet --test it --no-run) >"$log" 2>&1; }
 
 # What hangs is stopped in the end, and counts as noticed.
-run() { (cd "$tree" && timeout --kill-after=30 180 cargo test --locked --test it -- --exact "$@") >"$log" 2>&1; }
+limit=120
+run() { (cd "$tree" && timeout --kill-after=30 "$limit" cargo test --locked --test it -- --exact "$@") >"$log" 2>&1; }
 
 # How many tests the last run had, whatever came of them.
 ran() { sed -n 's/^running \([0-9]*\) tests\?$/\1/p' "$log" | tail -1; }
@@ -63,7 +64,7 @@ say "the tests on the tree as it is"
 fresh_tree
 build || { cat "$log"; fail "the tree does not build"; }
 mapfile -t all < <(for name in "${names[@]}"; do tests_of "$name"; done | sort -u)
-run "${all[@]}" || { cat "$log"; fail "a test fails without any mutation"; }
+limit=900 run "${all[@]}" || { cat "$log"; fail "a test fails without any mutation"; }
 [ "$(ran)" = "${#all[@]}" ] || fail "of ${#all[@]} tests named there are only $(ran): ${all[*]}"
 
 bad=0

@@ -4,7 +4,7 @@
 use super::*;
 use crate::harness::Wire;
 use crate::harness::wire::{Matcher, Plan};
-use opsward::db::Db;
+use opsward::db::{Db, clone, copy};
 use opsward::settings::DbTarget;
 use std::cell::Cell;
 
@@ -195,4 +195,36 @@ async fn a_capture_that_fails_undoes_it() {
     assert_eq!(bed.ulids().await.len(), 402);
     assert_eq!(bed.hosts(&[new]).await, ["new"]);
     bed.nothing_is_left().await;
+}
+
+/// Under the lock and before it the log is met by the keys that were noted,
+/// and compared by the range, never read as a whole.
+#[tokio::test]
+async fn a_replay_reads_no_more_than_its_keys() {
+    const READ: &str =
+        "SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::bigint FROM pg_stat_xact_all_tables
+                        WHERE relid IN ('public.ops'::regclass, 'opsward.ops_next'::regclass)";
+    let bed = Bed::new(400).await;
+    bed.fill(12_000).await;
+    let request = Request { hold: true, ..bed.request(Policy::Window) };
+    assert_eq!(bed.run(&request).await.unwrap().outcome, Outcome::Held);
+    let node = bed.database.client().await;
+    let sql = "UPDATE ops SET host = 'late' WHERE ulid IN (SELECT ulid FROM ops ORDER BY ulid DESC LIMIT 50)";
+    node.batch_execute(sql).await.unwrap();
+    let mut client = bed.work.db.client().await.unwrap();
+    let columns = clone::columns(&client).await.unwrap();
+    let tx = client.transaction().await.unwrap();
+    let keys = copy::replay(&tx, &columns, copy::Copied::All, ("", 500)).await.unwrap();
+    assert_eq!(keys.len(), 50);
+    let read = async || tx.query_one(READ, &[]).await.unwrap().get::<_, i64>(0);
+    let replayed = read().await;
+    assert!(copy::recheck(&tx, &columns, &keys).await.unwrap().is_empty());
+    let checked = read().await - replayed;
+    assert!(replayed <= 500 && checked <= 200, "{replayed} rows to replay 50 keys, {checked} to check them");
+    let cuts = request.gate.cuts;
+    let range = copy::range(&tx, bed.cut.as_str(), 300).await.unwrap();
+    let (before, doomed) = (read().await, copy::Doomed { cuts: &cuts, listed: true, columns: &columns });
+    assert!(copy::verify(&tx, &doomed, &range).await.unwrap().is_empty());
+    let compared = read().await - before;
+    assert!(compared <= 1_000, "{compared} rows to compare 300");
 }

@@ -94,15 +94,42 @@ async fn in_place_what_is_compacted() {
     Bed::new(3_000).await.under_load(Mode::InPlace, Policy::Compact, 50).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "takes minutes; prints figures"]
-async fn at_500_a_second() {
+/// A log of `ROWS` ops; prints when which phase began.
+async fn at_500_a_second(mode: Mode, policy: Policy) {
     let rows: usize = std::env::var("ROWS").ok().and_then(|n| n.parse().ok()).unwrap_or(200_000);
-    for mode in [Mode::Swap, Mode::InPlace] {
-        for policy in [Policy::Window, Policy::Compact] {
-            let bed = Bed::new(1_000).await;
-            bed.fill(rows).await;
-            bed.under_load(mode, policy, 500).await;
+    let (begun, last) = (Instant::now(), std::sync::Mutex::new(String::new()));
+    let bed = Bed::of(1_000, move |phase| {
+        let mut last = last.lock().unwrap();
+        if *last != phase {
+            phase.clone_into(&mut last);
+            println!("{:.1?} {phase}", begun.elapsed());
         }
-    }
+    })
+    .await;
+    bed.fill(rows).await;
+    bed.under_load(mode, policy, 500).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "takes long; prints figures"]
+async fn a_swap_of_a_window_at_500_a_second() {
+    at_500_a_second(Mode::Swap, Policy::Window).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "takes long; prints figures"]
+async fn a_swap_of_what_is_compacted_at_500_a_second() {
+    at_500_a_second(Mode::Swap, Policy::Compact).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "takes long; prints figures"]
+async fn in_place_a_window_at_500_a_second() {
+    at_500_a_second(Mode::InPlace, Policy::Window).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "takes long; prints figures"]
+async fn in_place_what_is_compacted_at_500_a_second() {
+    at_500_a_second(Mode::InPlace, Policy::Compact).await;
 }

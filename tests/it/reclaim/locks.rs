@@ -29,7 +29,7 @@ async fn waits(bed: &Bed, request: Request, words: [&str; 2], release: impl Asyn
             |p: &Progress| p.waiting.as_ref().is_some_and(|w| words.iter().all(|word| w.contains(word)));
         let waiting = told.wait_for(named).await.unwrap().waiting.clone();
         // Between two tries and behind one.
-        writer.more(300).await;
+        writer.more(250).await;
         release().await;
         println!("{}", waiting.unwrap_or_default());
         std::future::pending::<()>().await;
@@ -131,9 +131,10 @@ async fn a_reader_is_in_the_way_of_an_abort() {
     node.batch_execute("BEGIN; SELECT count(*) FROM ops").await.unwrap();
     let words = [&*format!("held by process {pid} (postgres"), "SELECT count(*)"];
     let report = waits(&bed, bed.again(Action::Abort), words, async || {
-        let client = bed.database.client().await;
-        let sql = "SELECT count(*) FROM opsward.captured";
-        assert_eq!(client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 0);
+        let (client, ulid) = (bed.database.client().await, bed.ops[ROWS - 1].ulid);
+        client.batch_execute(&format!("UPDATE ops SET host = 'x' WHERE ulid = '{ulid}'")).await.unwrap();
+        let noted = format!("SELECT count(*) FROM opsward.captured WHERE ulid = '{ulid}'");
+        assert_eq!(client.query_one(&noted, &[]).await.unwrap().get::<_, i64>(0), 0);
         node.batch_execute("COMMIT").await.unwrap();
     });
     assert_eq!(report.await.outcome, Outcome::Aborted("told to".into()));
