@@ -4,10 +4,11 @@
 
 use crate::db::lease::Lease;
 use crate::db::maintain::{self, Ended};
-use crate::db::{self, Db, Error, index};
+use crate::db::{self, Db, index};
 use crate::values::Progress;
 use crate::work::{Halt, Pacer, Stop, Work};
 use serde::Serialize;
+use std::convert::Infallible;
 use std::time::Duration;
 use tracing::{info, warn};
 
@@ -65,7 +66,7 @@ pub async fn ensure(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result
         let making = watched(work, lease, index::MAKE);
         tokio::select! {
             made = making => made?,
-            error = tell_progress(work) => return Err(error.into()),
+            never = tell_progress(work) => match never {},
         }
     };
     if made != Ended::Done {
@@ -101,12 +102,13 @@ fn no_room(bytes: u64, free: Option<u64>, keep: u64) -> Option<String> {
     }
 }
 
-/// Tells how far the build is, for as long as it is asked; ends only when the
-/// database fails.
-async fn tell_progress(work: &Work) -> Error {
+/// Tells how far the build is, for as long as it is asked. The build goes on
+/// where that can't be read.
+async fn tell_progress(work: &Work) -> Infallible {
     async fn read(db: &Db) -> db::Result<Option<(String, u64, u64)>> {
         index::progress(&db.client().await?).await
     }
+    let mut said = false;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         match read(&work.db).await {
@@ -118,7 +120,10 @@ async fn tell_progress(work: &Work) -> Error {
                 ..Progress::default()
             }),
             Ok(None) => {}
-            Err(error) => return error,
+            Err(error) if !std::mem::replace(&mut said, true) => {
+                warn!(%error, "how far the index is can't be told");
+            }
+            Err(_) => {}
         }
     }
 }

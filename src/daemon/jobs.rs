@@ -5,7 +5,7 @@ use crate::bound::census::{self, Finished, Scope};
 use crate::bound::guard;
 use crate::bound::tick::{self, Which};
 use crate::db::lease::{Slot, Turn};
-use crate::db::{Client, jobs};
+use crate::db::{self, Client, jobs};
 use crate::job::{Ended, Job, Trouble, carry_out};
 use crate::supervisor::{Next, Outcome};
 use crate::values::Progress;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// How often it is looked for a job, and progress written.
 const EVERY: Duration = Duration::from_secs(1);
@@ -145,7 +145,7 @@ impl Bulk {
         (id, job): (i64, &Job),
         turn: &mut Turn,
         stop: CancellationToken,
-    ) -> anyhow::Result<Ended> {
+    ) -> db::Result<Ended> {
         let (told, mut progress) = watch::channel(Progress::default());
         let work = Work {
             stop,
@@ -160,8 +160,11 @@ impl Bulk {
                 ended = &mut whole => return Ok(ended),
                 () = tokio::time::sleep(EVERY) => {
                     if progress.has_changed().unwrap_or(false) {
-                        let now = serde_json::to_value(&*progress.borrow_and_update())?;
-                        jobs::progress(client, id, &now).await?;
+                        // The job goes on though nobody can be told how far it is.
+                        let now = serde_json::to_value(&*progress.borrow_and_update()).unwrap_or_default();
+                        if let Err(error) = jobs::progress(client, id, &now).await {
+                            debug!(%error, "the progress of a job is not written");
+                        }
                     }
                 }
             }

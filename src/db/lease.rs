@@ -60,15 +60,18 @@ impl Lease {
         Ok(Ok(lease))
     }
 
-    /// An idle lease is not to be ended by the server; this session is never
+    /// An idle lease is not to be ended by the server, and what it is at is not
+    /// to outlive this process: nobody would watch it. This session is never
     /// handed back to the pool.
     async fn sessions_own(&self) -> Result<()> {
-        let sql = "SET idle_session_timeout = 0";
-        match self.get()?.batch_execute(sql).await {
-            // Servers before 14 do not know it, and do not end sessions.
-            Err(e) if e.as_db_error().is_some() => Ok(()),
-            done => done.doing("keep the lease"),
+        for sql in ["SET idle_session_timeout = 0", "SET client_connection_check_interval = '1s'"] {
+            match self.get()?.batch_execute(sql).await {
+                // Servers before 14 do not know them, and do not end sessions.
+                Err(e) if e.as_db_error().is_some() => {}
+                done => done.doing("keep the lease")?,
+            }
         }
+        Ok(())
     }
 
     fn get(&self) -> Result<&Client> {

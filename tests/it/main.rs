@@ -19,6 +19,7 @@ mod harness;
 mod harness_test;
 mod in_place;
 mod killed;
+mod maintain;
 mod node_test;
 mod prune;
 mod pull;
