@@ -132,6 +132,23 @@ impl Drop for Lease {
     }
 }
 
+/// Bounds each of the statements that follow in a batch by what is left of the
+/// batch's time, in so many parts; sent along with the first of them, it costs
+/// no answer of its own. A batch that is late fails by it, and is rolled back.
+///
+/// # Errors
+/// The database's.
+pub async fn bound(tx: &Transaction<'_>, parts: i32) -> Result<()> {
+    let statement = tx.prepare_cached(BOUND).await.doing("bound a batch")?;
+    tx.query_one(&statement, &[&parts]).await.doing("bound a batch")?;
+    Ok(())
+}
+
+/// 4 s from its BEGIN on: the rest of contract 1's 5 s is for its COMMIT.
+const BOUND: &str = "
+    SELECT set_config('statement_timeout', greatest(1,
+        (4000 - extract(epoch FROM clock_timestamp() - now()) * 1000) / $1::int)::int::text, true)";
+
 const TAKE: &str = "SELECT pg_try_advisory_lock($1), pg_backend_pid()";
 const BOUNDS: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '4s'; \
     SET LOCAL synchronous_commit = on";
