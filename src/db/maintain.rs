@@ -191,3 +191,26 @@ const MAY_VACUUM: &str = "
     SELECT pg_has_role(c.relowner, 'USAGE') OR pg_has_role(d.datdba, 'USAGE')
     FROM pg_class c, pg_database d
     WHERE c.oid = 'public.ops'::regclass AND d.datname = current_database()";
+
+/// Rows deleted from the log since a VACUUM of it came to its end.
+///
+/// # Errors
+/// The database's.
+pub async fn unvacuumed(client: &Client) -> Result<u64> {
+    let row = client.query_one(UNVACUUMED, &[]).await.doing("see whether a VACUUM is due")?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+const UNVACUUMED: &str = "SELECT coalesce(sum(rows), 0)::bigint FROM opsward.unvacuumed";
+
+/// Remembers that a VACUUM came to its end. Nothing was deleted meanwhile: it
+/// ran on the lease's connection.
+///
+/// # Errors
+/// The database's.
+pub async fn vacuumed(lease: &mut Lease) -> Result<()> {
+    lease.client()?.execute(VACUUMED, &[]).await.doing("remember a VACUUM")?;
+    Ok(())
+}
+
+const VACUUMED: &str = "UPDATE opsward.unvacuumed SET rows = 0 WHERE rows > 0";

@@ -365,6 +365,8 @@ pub(super) const RAISE_HORIZONS: &str = r#"
     SET horizon = greatest(f.horizon COLLATE "C", excluded.horizon COLLATE "C"), raised_at = now()"#;
 
 const ADD: &str = "
+    WITH more AS (
+        UPDATE opsward.unvacuumed SET rows = rows + (SELECT sum(n) FROM unnest($7::bigint[]) n))
     INSERT INTO opsward.history AS h
         (run, task, began_at, ended_at, bound_by, table_name, below, rows, bytes, traces, took_ms, outcome)
     SELECT $1, $2, $3::timestamptz, now(), bound_by, name, below, rows, bytes, traces,

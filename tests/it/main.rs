@@ -15,6 +15,7 @@ mod cli;
 mod digest;
 mod faults;
 mod gate;
+mod halts;
 mod harness;
 mod harness_test;
 mod in_place;
