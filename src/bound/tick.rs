@@ -3,9 +3,10 @@
 
 use super::census::{self, Scope};
 use super::decide::{self, Decision};
-use super::delete::{self, Order, Report};
+use super::delete::{self, Ended, Order, Report};
 use super::facts;
 use super::index::{self, Ensured};
+use super::vacuum::{self, Vacuumed};
 use crate::db::lease::Lease;
 use crate::db::prune::TableCut;
 use crate::values::OpUlid;
@@ -55,18 +56,37 @@ pub struct TaskOutcome {
     /// What it deleted, where it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deleted: Option<Report>,
+    /// What came of a VACUUM that earlier deletions were owed, where nothing
+    /// was to delete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vacuum: Option<Vacuumed>,
     /// What came of the index.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<Ensured>,
+    /// Why it may not go on, where it did not come to an end by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub halted: Option<String>,
     /// READ_ONLY kept it from acting.
     pub read_only: bool,
+}
+
+impl TaskOutcome {
+    fn of(task: Which, work: &Work) -> Self {
+        let read_only = work.settings.read_only;
+        Self { task, decision: None, deleted: None, vacuum: None, index: None, halted: None, read_only }
+    }
+
+    /// Whether it goes on where it ended, as soon as it has a turn.
+    pub fn is_out_of_time(&self) -> bool {
+        self.deleted.as_ref().is_some_and(|report| report.ended == Ended::OutOfTime)
+    }
 }
 
 /// Does the tasks that are on, one after the other. Those that are off only
 /// say so.
 ///
 /// # Errors
-/// It may not go on before the first deletion, the lease is lost, or the
+/// It may not go on before the first task, the lease is lost, or the
 /// database's.
 pub async fn tick(
     work: &Work,
@@ -81,21 +101,27 @@ pub async fn tick(
     }
     let mut outcomes = Vec::new();
     for task in Which::ALL.into_iter().filter(|task| which.contains(task)) {
-        outcomes.push(match task {
-            Which::Index => ensure_index(work, lease, pacer).await?,
-            _ => prune(work, lease, pacer, task).await?,
+        let done = match task {
+            Which::Index => ensure_index(work, lease, pacer).await,
+            _ => prune(work, lease, pacer, task).await,
+        };
+        outcomes.push(match done {
+            // What the tasks before it did stays, and is told.
+            Err(Stop::Halt(halt)) => {
+                TaskOutcome { halted: Some(halt.to_string()), ..TaskOutcome::of(task, work) }
+            }
+            done => done?,
         });
     }
     Ok(outcomes)
 }
 
 async fn ensure_index(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<TaskOutcome, Stop> {
-    let read_only = work.settings.read_only;
-    let index = match work.settings.bounding.ensure_index && !read_only {
-        true => Some(index::ensure(work, lease, pacer).await?),
-        false => None,
-    };
-    Ok(TaskOutcome { task: Which::Index, decision: None, deleted: None, index, read_only })
+    let mut outcome = TaskOutcome::of(Which::Index, work);
+    if work.settings.bounding.ensure_index && !outcome.read_only {
+        outcome.index = Some(index::ensure(work, lease, pacer).await?);
+    }
+    Ok(outcome)
 }
 
 async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -> Result<TaskOutcome, Stop> {
@@ -106,10 +132,14 @@ async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -
         Which::Dormant => decide::dormant(&facts),
         _ => decide::retention(&facts),
     };
-    let read_only = work.settings.read_only;
-    let mut outcome = TaskOutcome { task, decision: None, deleted: None, index: None, read_only };
+    let mut outcome = TaskOutcome::of(task, work);
+    let set = &work.settings.bounding;
+    let is_on = match task {
+        Which::Dormant => set.dormant_cleanup && !set.keep_dormant,
+        _ => set.retention_days > 0 || set.retention_bytes > 0,
+    };
     if let Decision::Prune { cuts } = &decision
-        && !read_only
+        && !outcome.read_only
         && !cuts.is_empty()
     {
         let cut = |of: &decide::Bounded| TableCut {
@@ -128,6 +158,8 @@ async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -
                 .then(|| OpUlid::first_of_ms(now_ms.saturating_sub(threshold))),
         };
         outcome.deleted = Some(delete::run(work, lease, pacer, &order, BUDGET).await?);
+    } else if is_on && !outcome.read_only {
+        outcome.vacuum = vacuum::after(work, lease, pacer).await?;
     }
     outcome.decision = Some(decision);
     Ok(outcome)

@@ -1,6 +1,7 @@
 //! Contract 5 as an operator sees it: the real binary, with and without a
 //! daemon, and what is left in the database after whatever happened.
 
+mod halts;
 mod jobs;
 mod kills;
 mod node;
