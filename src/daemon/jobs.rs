@@ -94,6 +94,9 @@ impl Bulk {
         };
         let client = self.work.db.client().await?;
         let now = self.work.clock.now();
+        for id in jobs::expired(&client, now).await? {
+            warn!(job = id, "a job that no daemon began within a day is expired, and is not done");
+        }
         if jobs::interrupted(&client, now).await? > 0 {
             info!("jobs that were begun and cut off are ended");
         }

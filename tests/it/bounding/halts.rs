@@ -87,3 +87,23 @@ async fn little_disk_is_no_reason_not_to_count() {
     assert_eq!(retention["deleted"]["ended"], "halted", "{pruned}");
     assert_eq!(bench.left().await, 220);
 }
+
+#[tokio::test]
+async fn a_job_of_days_ago_is_not_done() {
+    let bench = Bench::new().await;
+    let args = r#"{"kind": "census", "scope": "now", "percent": 100}"#;
+    bench
+        .run(&format!(
+            "INSERT INTO opsward.jobs (kind, args, requested_at)
+             SELECT 'census', '{args}', now() - ago FROM unnest(ARRAY[interval '25 hours', '23 hours']) ago"
+        ))
+        .await;
+    let daemon = bench.daemon().await;
+    bench.until("SELECT bool_and(finished_at IS NOT NULL) FROM opsward.jobs").await;
+    let started = "SELECT count(*) FROM opsward.jobs WHERE started_at IS NOT NULL AND requested_at";
+    assert_eq!(bench.number(&format!("{started} < now() - interval '1 day'")).await, 0);
+    assert_eq!(bench.number(&format!("{started} > now() - interval '1 day'")).await, 1);
+    daemon.line(|l| l.contains("WARN") && l.contains("expired")).await;
+    let expired = "SELECT count(*) FROM opsward.jobs WHERE outcome -> 'trouble' ->> 'text' LIKE '%expired%'";
+    assert_eq!(bench.number(expired).await, 1);
+}
