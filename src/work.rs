@@ -4,10 +4,12 @@
 
 use crate::clock::Clock;
 use crate::db::lease::Lease;
+use crate::db::maintain::{self, Ended};
 use crate::db::{self, Db, pace, stats};
 use crate::metrics::Metrics;
 use crate::settings::{Settings, Window};
 use crate::values::{Host, Progress};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -85,6 +87,15 @@ pub enum Patience {
     Wait,
 }
 
+/// What a long statement does to the volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Room {
+    /// It takes room: too little disk ends it.
+    Takes,
+    /// It makes room, or takes hardly any.
+    Makes,
+}
+
 /// The pace of one run.
 pub struct Pacer {
     work: Work,
@@ -96,6 +107,7 @@ pub struct Pacer {
     rested: Instant,
     looked: Option<(Instant, pace::Signs, Option<u64>)>,
     may_checkpoint: bool,
+    halted: Option<Halt>,
 }
 
 /// Why a run ended early, or what went wrong.
@@ -121,6 +133,7 @@ impl Pacer {
             rested: Instant::now(),
             looked: None,
             may_checkpoint: true,
+            halted: None,
         }
     }
 
@@ -138,19 +151,46 @@ impl Pacer {
     /// # Errors
     /// It may not, or the database's.
     pub async fn turn(&mut self, lease: &mut Lease) -> Result<Option<u64>, Stop> {
+        self.turn_above(lease, self.floor).await
+    }
+
+    /// As [`Pacer::turn`], for work that hardly writes: it may go on as long as
+    /// the server can.
+    ///
+    /// # Errors
+    /// It may not, or the database's.
+    pub async fn turn_reading(&mut self, lease: &mut Lease) -> Result<Option<u64>, Stop> {
+        self.turn_above(lease, WAL_SEGMENT).await
+    }
+
+    /// Why the last turn was refused or the last statement ended early.
+    pub fn halted(&self) -> Option<&Halt> {
+        self.halted.as_ref()
+    }
+
+    async fn turn_above(&mut self, lease: &mut Lease, floor: u64) -> Result<Option<u64>, Stop> {
+        let turned = self.wait_turn(lease, floor).await;
+        self.halted = match &turned {
+            Err(Stop::Halt(halt)) => Some(halt.clone()),
+            _ => None,
+        };
+        turned
+    }
+
+    async fn wait_turn(&mut self, lease: &mut Lease, floor: u64) -> Result<Option<u64>, Stop> {
         let worked = self.rested.elapsed();
         loop {
             if self.work.stop.is_cancelled() {
                 return Err(Halt::Stopped.into());
             }
             let (signs, free) = self.look().await?;
-            match self.halt(&signs, free) {
+            match self.halt(&signs, free, floor) {
                 Some(Halt::LittleDisk { .. })
                     if signs.wal_bytes > LAST_WAL && self.checkpoint(lease.client()?).await? =>
                 {
                     // WAL may have been what filled it; look once more.
                     let (signs, free) = self.look().await?;
-                    if let Some(halt) = self.halt(&signs, free) {
+                    if let Some(halt) = self.halt(&signs, free, floor) {
                         return Err(halt.into());
                     }
                     continue;
@@ -163,9 +203,7 @@ impl Pacer {
                 Some(halt) => return Err(halt.into()),
                 None => {}
             }
-            if let Some(free) = free
-                && signs.wal_bytes > (free / WAL_PART).max(LEAST_WAL)
-            {
+            if is_much_wal(&signs, free) {
                 self.checkpoint(lease.client()?).await?;
             }
             let percent = u32::from(self.percent.unwrap_or(signs.percent).clamp(1, 100));
@@ -188,34 +226,61 @@ impl Pacer {
         self.rested = Instant::now();
     }
 
-    /// Attends a long statement on the lease's connection: makes the server
-    /// checkpoint meanwhile where WAL would fill the volume.
-    pub async fn attend<T>(&mut self, statement: impl Future<Output = T>) -> T {
-        let done = tokio::select! {
-            done = statement => done,
-            never = self.keep_room() => match never {},
+    /// Runs a long statement on the lease's connection, watched for who waits
+    /// behind it; makes the server checkpoint meanwhile where WAL would fill
+    /// the volume. What ends a run between two batches ends this one, too.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn watch(
+        &mut self,
+        lease: &mut Lease,
+        statement: &str,
+        settings: &[(&str, String)],
+        room: Room,
+    ) -> db::Result<Ended> {
+        let (db, stop) = (self.work.db.clone(), self.work.stop.child_token());
+        let floor = if room == Room::Takes { self.floor } else { 0 };
+        let ended = tokio::select! {
+            ended = maintain::watched(lease, &db, statement, settings, &stop) => ended,
+            never = self.attend(floor, &stop) => match never {},
         };
+        if matches!(ended, Ok(Ended::Stopped)) && self.work.stop.is_cancelled() {
+            self.halted = Some(Halt::Stopped);
+        }
         // It had its own throttle: no rest is due for it.
         self.rested = Instant::now();
-        done
+        ended
     }
 
-    async fn keep_room(&mut self) -> std::convert::Infallible {
+    async fn attend(&mut self, floor: u64, end: &CancellationToken) -> Infallible {
+        let mut said = false;
         loop {
             sleep(LOOK_EVERY).await;
-            let looked: db::Result<()> = async {
-                let (signs, free) = self.look().await?;
-                if free.is_some_and(|free| signs.wal_bytes > (free / WAL_PART).max(LEAST_WAL)) {
-                    let mut client = self.work.db.client().await?;
-                    self.checkpoint(&mut client).await?;
+            match self.must_end(floor).await {
+                Ok(Some(halt)) => {
+                    self.halted = Some(halt);
+                    end.cancel();
                 }
-                Ok(())
-            }
-            .await;
-            if let Err(error) = looked {
-                warn!(%error, "the disk is not watched for a moment");
+                Ok(None) => {}
+                Err(error) if !std::mem::replace(&mut said, true) => {
+                    warn!(%error, "pause, window and disk are not watched for a moment");
+                }
+                Err(_) => {}
             }
         }
+    }
+
+    /// Why a statement that is under way must end.
+    async fn must_end(&mut self, floor: u64) -> db::Result<Option<Halt>> {
+        let (mut signs, mut free) = self.look().await?;
+        let is_little = free.is_some_and(|free| free < floor) && signs.wal_bytes > LAST_WAL;
+        if is_little || is_much_wal(&signs, free) {
+            let mut client = self.work.db.client().await?;
+            self.checkpoint(&mut client).await?;
+            (signs, free) = self.look().await?;
+        }
+        Ok(self.halt(&signs, free, floor))
     }
 
     /// The delay that makes a VACUUM work as large a share of the time as the
@@ -248,13 +313,13 @@ impl Pacer {
         Ok((signs, free))
     }
 
-    fn halt(&self, signs: &pace::Signs, free: Option<u64>) -> Option<Halt> {
+    fn halt(&self, signs: &pace::Signs, free: Option<u64>, floor: u64) -> Option<Halt> {
         let window = self.work.settings.bounding.window;
         let now = self.work.clock.now().as_second();
         match (signs.paused_at, window, free) {
             (Some(at), ..) => Some(Halt::Paused(at)),
             (_, Some(window), _) if !window.contains(now) => Some(Halt::OutsideWindow(window)),
-            (.., Some(free)) if free < self.floor => Some(Halt::LittleDisk { free, floor: self.floor }),
+            (.., Some(free)) if free < floor => Some(Halt::LittleDisk { free, floor }),
             _ => None,
         }
     }
@@ -274,6 +339,10 @@ impl Pacer {
             () = self.work.stop.cancelled() => {}
         }
     }
+}
+
+fn is_much_wal(signs: &pace::Signs, free: Option<u64>) -> bool {
+    free.is_some_and(|free| signs.wal_bytes > (free / WAL_PART).max(LEAST_WAL))
 }
 
 fn delay_ms(percent: u8) -> f64 {

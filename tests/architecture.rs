@@ -70,6 +70,7 @@ const FROZEN: &[(&str, &str)] = &[
     ("0002_bounding.sql", "e1060840ef0bb120f82d9030ffb48256a19ed2b8b07529b1c276580d211f2f3e"),
     ("0003_replay.sql", "c04bcfc8ae01374ef7f59a084e0033b2fb2ab08115cc5a4ae35be005146ec503"),
     ("0004_reclaim.sql", "f20a6e17fc728827f16350f9f6f48d122af8ca96b0c86b451739bf0c464330e7"),
+    ("0005_unvacuumed.sql", "6c2efeb456cb7ffeee2653d7ae4937b6e1f63e03247f1f19e95de2ee8dadcff5"),
 ];
 
 fn is_below(path: &str, prefix: &str) -> bool {

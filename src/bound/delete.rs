@@ -8,7 +8,7 @@
 use super::vacuum::{self, Vacuumed};
 use crate::db::lease::Lease;
 use crate::db::prune::{self, Batch, Doomed, Locked, Range, Run, TableCut, Trouble};
-use crate::db::{self, Error};
+use crate::db::{self, Error, maintain};
 use crate::values::{OpUlid, Progress, latest_plausible};
 use crate::work::{BatchSize, Halt, Pacer, Stop, Work};
 use serde::Serialize;
@@ -23,6 +23,8 @@ const TARGET: Duration = Duration::from_millis(100);
 const FIRST_ROWS: u32 = 2_000;
 /// Rows that go between two VACUUMs at most (contract 5).
 const VACUUM_EVERY: u64 = 10_000_000;
+/// After one in the middle of a run that did not come to its end.
+const VACUUM_AGAIN: Duration = Duration::from_secs(60);
 /// A dormant table is looked at for recent ops every so many batches.
 const LOOK_EVERY: u64 = 50;
 /// Failed batches in a row after which a run gives up.
@@ -99,7 +101,7 @@ pub struct Report {
     /// How it ended.
     #[serde(flatten)]
     pub ended: Ended,
-    /// What came of the VACUUM after it; `None` where nothing was deleted.
+    /// What came of the VACUUM after it; `None` where none was due.
     pub vacuum: Option<Vacuumed>,
 }
 
@@ -142,9 +144,7 @@ pub async fn run(
         }
     }
     report.ended = ended?;
-    if report.rows() > 0 {
-        report.vacuum = Some(vacuum::after(work, lease, pacer).await?);
-    }
+    report.vacuum = vacuum::after(work, lease, pacer).await?;
     info!(
         task = order.task,
         rows = report.rows(),
@@ -170,7 +170,10 @@ struct Deleting<'a> {
     /// Those that were too many to remember.
     unkept: u64,
     until: Instant,
+    /// Rows deleted since a VACUUM came to its end, by earlier runs too.
     since_vacuum: u64,
+    /// No VACUUM in the middle of the run before this.
+    vacuum_from: Instant,
     failures: u32,
     report: Report,
 }
@@ -190,6 +193,7 @@ impl<'a> Deleting<'a> {
             unkept: 0,
             until: Instant::now() + budget,
             since_vacuum: 0,
+            vacuum_from: Instant::now(),
             failures: 0,
             report: Report {
                 tables: BTreeMap::new(),
@@ -205,7 +209,11 @@ impl<'a> Deleting<'a> {
 
     async fn all(&mut self, lease: &mut Lease, pacer: &mut Pacer) -> Result<Ended, Stop> {
         let tables: Vec<&str> = self.order.cuts.iter().map(|cut| cut.table.as_str()).collect();
-        let mut from = prune::begin_at(&self.work.db.client().await?, &tables).await?;
+        let mut from = {
+            let client = self.work.db.client().await?;
+            self.since_vacuum = maintain::unvacuumed(&client).await?;
+            prune::begin_at(&client, &tables).await?
+        };
         loop {
             let Some(until) = self.cuts.iter().map(|cut| cut.below).max() else {
                 return Ok(Ended::Done { locked: 0 });
@@ -214,10 +222,12 @@ impl<'a> Deleting<'a> {
                 return Ok(Ended::OutOfTime);
             }
             pacer.turn(lease).await?;
-            if self.since_vacuum >= VACUUM_EVERY {
-                // One that yields is made up for at the next of these.
-                self.since_vacuum = 0;
-                vacuum::once(self.work, lease, pacer).await?;
+            if self.since_vacuum >= VACUUM_EVERY && Instant::now() >= self.vacuum_from {
+                match vacuum::once(self.work, lease, pacer).await? {
+                    Vacuumed::Done => self.since_vacuum = 0,
+                    _ => self.vacuum_from = Instant::now() + VACUUM_AGAIN,
+                }
+                continue;
             }
             let range = Range { from: from.clone(), until, rows: self.size.rows() };
             let began = Instant::now();

@@ -3,11 +3,12 @@
 //! it is `uninstall`'s, or the operator's.
 
 use crate::db::lease::Lease;
-use crate::db::maintain::{self, Ended};
-use crate::db::{self, Db, Error, index};
+use crate::db::maintain::Ended;
+use crate::db::{self, Db, index};
 use crate::values::Progress;
-use crate::work::{Halt, Pacer, Stop, Work};
+use crate::work::{Halt, Pacer, Room, Stop, Work};
 use serde::Serialize;
+use std::convert::Infallible;
 use std::time::Duration;
 use tracing::{info, warn};
 
@@ -47,66 +48,65 @@ pub async fn ensure(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result
         Err(error) => return Err(error),
     };
     for leftover in &found.leftovers {
-        match watched(work, lease, &index::drop_sql(leftover)).await? {
+        match pacer.watch(lease, &index::drop_sql(leftover), &[], Room::Makes).await? {
             Ended::Done => info!(index = leftover, "an invalid index of a failed build is dropped"),
-            ended => return Ok(ensured(ended)),
+            ended => return ensured(ended, pacer),
         }
     }
     if let Some(name) = found.there {
         return Ok(Ensured::There(name));
     }
     let keep = work.settings.bounding.min_free_disk;
-    if let Some(why) = no_room(found.bytes, free, keep) {
+    if let Some(why) = no_room(found.bytes, found.wal_bytes, free, keep) {
         warn!("the index on (table, ulid) is not made: {why}");
         return Ok(Ensured::Refused(why));
     }
     index::own(lease).await?;
     let made = {
-        let making = watched(work, lease, index::MAKE);
+        let making = pacer.watch(lease, index::MAKE, &[], Room::Takes);
         tokio::select! {
             made = making => made?,
-            error = tell_progress(work) => return Err(error.into()),
+            never = tell_progress(work) => match never {},
         }
     };
-    if made != Ended::Done {
+    if made == Ended::Yielded {
         // What it left is invalid: dropped by the next try.
         info!("the index on (table, ulid) is not made yet: another session waited behind it");
     }
-    Ok(ensured(made))
+    ensured(made, pacer)
 }
 
-async fn watched(work: &Work, lease: &mut Lease, sql: &str) -> db::Result<Ended> {
-    maintain::watched(lease, &work.db, sql, &[], &work.stop).await
-}
-
-fn ensured(ended: Ended) -> Ensured {
-    match ended {
-        Ended::Done => Ensured::Made,
-        Ended::Yielded => Ensured::Yielded,
-        Ended::Stopped => Ensured::Stopped,
+fn ensured(ended: Ended, pacer: &Pacer) -> Result<Ensured, Stop> {
+    match (ended, pacer.halted()) {
+        (Ended::Done, _) => Ok(Ensured::Made),
+        (Ended::Yielded, _) => Ok(Ensured::Yielded),
+        (Ended::Stopped, None | Some(Halt::Stopped)) => Ok(Ensured::Stopped),
+        (Ended::Stopped, Some(halt)) => Err(halt.clone().into()),
     }
 }
 
-/// Why it does not fit, if it does not.
-pub(super) fn no_room(bytes: u64, free: Option<u64>, keep: u64) -> Option<String> {
+/// Why it does not fit, if it does not. WAL of it may lie beside it.
+pub(super) fn no_room(bytes: u64, wal: u64, free: Option<u64>, keep: u64) -> Option<String> {
     match free {
         None => Some(format!(
             "it takes about {bytes} bytes and free disk is unknown: OPENAUDIO_MEDIORUM_PGDATA_PATH names a \
              directory of the database's volume"
         )),
-        Some(free) if free < bytes.saturating_add(keep) => Some(format!(
-            "it takes about {bytes} bytes, {free} are free, and OPENAUDIO_MEDIORUM_MIN_FREE_DISK keeps {keep}"
+        Some(free) if free < bytes.saturating_add(wal).saturating_add(keep) => Some(format!(
+            "it takes about {bytes} bytes and up to {wal} of WAL, {free} are free, and \
+             OPENAUDIO_MEDIORUM_MIN_FREE_DISK keeps {keep}"
         )),
         Some(_) => None,
     }
 }
 
-/// Tells how far the build is, for as long as it is asked; ends only when the
-/// database fails.
-async fn tell_progress(work: &Work) -> Error {
+/// Tells how far the build is, for as long as it is asked. The build goes on
+/// where that can't be read.
+async fn tell_progress(work: &Work) -> Infallible {
     async fn read(db: &Db) -> db::Result<Option<(String, u64, u64)>> {
         index::progress(&db.client().await?).await
     }
+    let mut said = false;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         match read(&work.db).await {
@@ -118,7 +118,10 @@ async fn tell_progress(work: &Work) -> Error {
                 ..Progress::default()
             }),
             Ok(None) => {}
-            Err(error) => return error,
+            Err(error) if !std::mem::replace(&mut said, true) => {
+                warn!(%error, "how far the index is can't be told");
+            }
+            Err(_) => {}
         }
     }
 }
@@ -129,8 +132,8 @@ mod tests {
 
     #[test]
     fn it_must_fit() {
-        assert!(no_room(100, None, 10).is_some_and(|w| w.contains("PGDATA_PATH")));
-        assert!(no_room(100, Some(109), 10).is_some_and(|w| w.contains("109")));
-        assert_eq!(no_room(100, Some(110), 10), None);
+        assert!(no_room(100, 50, None, 10).is_some_and(|w| w.contains("PGDATA_PATH")));
+        assert!(no_room(100, 50, Some(159), 10).is_some_and(|w| w.contains("159") && w.contains("50")));
+        assert_eq!(no_room(100, 50, Some(160), 10), None);
     }
 }

@@ -281,13 +281,17 @@ fn index(facts: &Facts, around: &Surroundings) -> TaskPlan {
         return switched("index", Some(State::NothingToDo), "the index on (table, ulid) is there");
     }
     let mut blockers = may_not(around, Need::Index);
-    blockers.extend(no_room(around.index.bytes, around.free_bytes, set.min_free_disk).map(|text| Blocker {
-        code: "no_room",
-        subject: String::new(),
-        text,
-        fix: "make room, or lower OPENAUDIO_MEDIORUM_MIN_FREE_DISK".into(),
-        since: around.now,
-    }));
+    blockers.extend(
+        no_room(around.index.bytes, around.index.wal_bytes, around.free_bytes, set.min_free_disk).map(
+            |text| Blocker {
+                code: "no_room",
+                subject: String::new(),
+                text,
+                fix: "make room, or lower OPENAUDIO_MEDIORUM_MIN_FREE_DISK".into(),
+                since: around.now,
+            },
+        ),
+    );
     wanted(switched("index", Some(State::WouldRun), "an index on (table, ulid) is missing"), blockers)
 }
 

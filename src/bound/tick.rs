@@ -7,6 +7,7 @@ use super::delete::{self, Ended, Order, Report};
 use super::facts;
 use super::index::{self, Ensured};
 use super::recent::{self, Looked};
+use super::vacuum::{self, Vacuumed};
 use crate::db::lease::Lease;
 use crate::db::prune::TableCut;
 use crate::values::{Notice, OpUlid};
@@ -60,16 +61,38 @@ pub struct TaskOutcome {
     /// What it deleted, where it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deleted: Option<Report>,
+    /// What came of a VACUUM that earlier deletions were owed, where nothing
+    /// was to delete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vacuum: Option<Vacuumed>,
     /// What came of the index.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<Ensured>,
+    /// Why it may not go on, where it did not come to an end by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub halted: Option<String>,
     /// READ_ONLY kept it from acting.
     pub read_only: bool,
 }
 
 impl TaskOutcome {
-    fn of(task: Which, read_only: bool) -> Self {
-        Self { task, decision: None, notices: Vec::new(), deleted: None, index: None, read_only }
+    fn of(task: Which, work: &Work) -> Self {
+        let read_only = work.settings.read_only;
+        Self {
+            task,
+            decision: None,
+            notices: Vec::new(),
+            deleted: None,
+            vacuum: None,
+            index: None,
+            halted: None,
+            read_only,
+        }
+    }
+
+    /// Whether it goes on where it ended, as soon as it has a turn.
+    pub fn is_out_of_time(&self) -> bool {
+        self.deleted.as_ref().is_some_and(|report| report.ended == Ended::OutOfTime)
     }
 }
 
@@ -77,7 +100,7 @@ impl TaskOutcome {
 /// say so.
 ///
 /// # Errors
-/// It may not go on before the first deletion, the lease is lost, or the
+/// It may not go on before the first task, the lease is lost, or the
 /// database's.
 pub async fn tick(
     work: &Work,
@@ -92,21 +115,27 @@ pub async fn tick(
     }
     let mut outcomes = Vec::new();
     for task in Which::ALL.into_iter().filter(|task| which.contains(task)) {
-        outcomes.push(match task {
-            Which::Index => ensure_index(work, lease, pacer).await?,
-            _ => prune(work, lease, pacer, task).await?,
+        let done = match task {
+            Which::Index => ensure_index(work, lease, pacer).await,
+            _ => prune(work, lease, pacer, task).await,
+        };
+        outcomes.push(match done {
+            // What the tasks before it did stays, and is told.
+            Err(Stop::Halt(halt)) => {
+                TaskOutcome { halted: Some(halt.to_string()), ..TaskOutcome::of(task, work) }
+            }
+            done => done?,
         });
     }
     Ok(outcomes)
 }
 
 async fn ensure_index(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<TaskOutcome, Stop> {
-    let read_only = work.settings.read_only;
-    let index = match work.settings.bounding.ensure_index && !read_only {
-        true => Some(index::ensure(work, lease, pacer).await?),
-        false => None,
-    };
-    Ok(TaskOutcome { index, ..TaskOutcome::of(Which::Index, read_only) })
+    let mut outcome = TaskOutcome::of(Which::Index, work);
+    if work.settings.bounding.ensure_index && !outcome.read_only {
+        outcome.index = Some(index::ensure(work, lease, pacer).await?);
+    }
+    Ok(outcome)
 }
 
 async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -> Result<TaskOutcome, Stop> {
@@ -117,14 +146,14 @@ async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -
         Which::Dormant => decide::dormant(&facts),
         _ => decide::retention(&facts),
     };
-    let read_only = work.settings.read_only;
-    let mut outcome = TaskOutcome::of(task, read_only);
-    if !decision.is_off() {
+    let mut outcome = TaskOutcome::of(task, work);
+    let is_on = !decision.is_off();
+    if is_on {
         outcome.notices = decide::gate(&facts).notices;
         outcome.notices.extend(decide::size_notice(&facts).filter(|_| task == Which::Retention));
     }
     if let Decision::Prune { cuts } = &decision
-        && !read_only
+        && !outcome.read_only
         && !cuts.is_empty()
     {
         let cut = |of: &decide::Bounded| TableCut {
@@ -148,6 +177,8 @@ async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -
         if !order.cuts.is_empty() {
             outcome.deleted = Some(delete(work, lease, pacer, &mut order).await?);
         }
+    } else if is_on && !outcome.read_only {
+        outcome.vacuum = vacuum::after(work, lease, pacer).await?;
     }
     outcome.decision = Some(decision);
     Ok(outcome)

@@ -4,12 +4,13 @@
 
 use crate::db::lease::Lease;
 use crate::db::maintain::{self, Ended};
-use crate::work::{Halt, Pacer, Stop, Work};
+use crate::work::{Halt, Pacer, Room, Stop, Work};
 use serde::Serialize;
 use std::time::Duration;
 use tracing::info;
 
-/// Tries after a run; what yields every time is left to the next run.
+/// Tries after a run; what yields every time is left to the next run, whether
+/// that deletes anything or not.
 const TRIES: u32 = 3;
 /// Between two tries: whoever waited has its turn.
 const REST: Duration = Duration::from_secs(2);
@@ -40,11 +41,16 @@ impl Vacuumed {
     }
 }
 
-/// The VACUUM that follows a run: tried again a few times where it yielded.
+/// The VACUUM that is due after deletions, of this run or an earlier one whose
+/// VACUUM did not come to its end: tried again a few times where it yielded.
+/// `None` where none is due.
 ///
 /// # Errors
 /// The database's.
-pub async fn after(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<Vacuumed, Stop> {
+pub async fn after(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<Option<Vacuumed>, Stop> {
+    if maintain::unvacuumed(&work.db.client().await?).await? == 0 {
+        return Ok(None);
+    }
     let mut vacuumed = Vacuumed::Yielded;
     for _ in 0..TRIES {
         vacuumed = once(work, lease, pacer).await?;
@@ -56,7 +62,7 @@ pub async fn after(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<
             () = work.stop.cancelled() => break,
         }
     }
-    Ok(vacuumed)
+    Ok(Some(vacuumed))
 }
 
 /// One VACUUM.
@@ -82,10 +88,11 @@ async fn vacuum(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<Vac
         return Ok(Vacuumed::Denied);
     }
     let settings = [("vacuum_cost_delay", format!("{:.2}ms", pacer.cost_delay_ms()))];
-    let vacuum = maintain::watched(lease, &work.db, maintain::VACUUM, &settings, &work.stop);
-    let ended = pacer.attend(vacuum).await?;
-    Ok(match ended {
-        Ended::Done => Vacuumed::Done,
+    Ok(match pacer.watch(lease, maintain::VACUUM, &settings, Room::Makes).await? {
+        Ended::Done => {
+            maintain::vacuumed(lease).await?;
+            Vacuumed::Done
+        }
         Ended::Yielded => Vacuumed::Yielded,
         Ended::Stopped => Vacuumed::Stopped,
     })

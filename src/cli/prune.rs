@@ -52,12 +52,14 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let is_blocked = |task: &Value| {
         let blockers = task["decision"]["blockers"].as_array();
         task["read_only"] == true
+            || task["halted"].is_string()
+            || (task["deleted"]["ended"] == "halted" && rows(task) == 0)
             || task["index"]["outcome"] == "refused"
             || blockers.is_some_and(|all| !all.iter().any(is_off))
     };
     let refused = args.get_flag("strict") && (tasks.iter().any(is_blocked) || report["halted"].is_string());
     let changed = tasks.iter().any(|t| rows(t) > 0 || t["index"]["outcome"] == "made");
-    let denied = tasks.iter().any(|t| t["deleted"]["vacuum"] == "denied");
+    let denied = tasks.iter().any(|t| t["deleted"]["vacuum"] == "denied" || t["vacuum"] == "denied");
     let warning = denied.then(|| {
         Warning::new(
             "vacuum_denied",
@@ -107,6 +109,12 @@ fn told(task: &Value) -> String {
     }
     if let Some(ended) = task["deleted"]["ended"].as_str().filter(|ended| *ended != "done") {
         lines.push(format!("ended: {ended} {}", text(&task["deleted"]["why"])));
+    }
+    if let Some(outcome) = task["vacuum"].as_str() {
+        lines.push(format!("a VACUUM was due after earlier deletions: {outcome}"));
+    }
+    if let Some(why) = task["halted"].as_str() {
+        lines.push(format!("halted: {why}"));
     }
     if let Some(outcome) = task["index"]["outcome"].as_str() {
         lines.push(format!("{outcome} {}", text(&task["index"]["detail"])));

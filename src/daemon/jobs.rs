@@ -3,20 +3,24 @@
 
 use crate::bound::census::{self, Finished, Scope};
 use crate::bound::guard;
-use crate::bound::tick::{self, Which};
+use crate::bound::tick::{self, TaskOutcome, Which};
+use crate::bound::vacuum;
 use crate::db::lease::{Lease, Slot, Turn};
-use crate::db::{Client, jobs};
+use crate::db::{self, Client, jobs};
 use crate::job::{Ended, Job, Trouble, carry_out};
 use crate::reclaim::{Action, Request};
 use crate::supervisor::{Next, Outcome};
 use crate::values::Progress;
-use crate::work::{Pacer, Patience, Stop, Work};
-use std::sync::Arc;
+use crate::work::{Halt, Pacer, Patience, Stop, Work};
+use jiff::Timestamp;
+use std::collections::HashMap;
+use std::mem::{Discriminant, discriminant};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// How often it is looked for a job, and progress written.
 const EVERY: Duration = Duration::from_secs(1);
@@ -26,15 +30,24 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// How long one task of the daemon keeps its turn while others wait.
 const TURN: Duration = Duration::from_secs(60);
 
-/// A run that has to end before it is done is no failure: it comes again.
-fn halted<T>(result: Result<T, Stop>) -> anyhow::Result<Option<T>> {
-    match result {
-        Ok(done) => Ok(Some(done)),
-        Err(Stop::Halt(halt)) => {
-            info!("bulk work waits: {halt}");
-            Ok(None)
+/// How often it is looked whether `opsward resume` was said.
+const PAUSED: Duration = Duration::from_secs(10);
+/// How often it is looked whether there is disk again; each look may checkpoint.
+const LITTLE_DISK: Duration = Duration::from_secs(60);
+/// A window that opens later than this is looked at again before: clocks move.
+const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
+
+/// When work that was halted comes again: as soon as it may go on, not at the
+/// next tick of its schedule, which a window could be shorter than.
+fn after(halt: &Halt, now: Timestamp) -> Next {
+    match halt {
+        Halt::Stopped => Next::Scheduled,
+        Halt::Paused(_) => Next::After(PAUSED),
+        Halt::LittleDisk { .. } => Next::After(LITTLE_DISK),
+        Halt::OutsideWindow(window) => {
+            let opens = Duration::from_secs(window.opens_in(now.as_second()));
+            Next::After(opens.clamp(EVERY, LONGEST_WAIT))
         }
-        Err(Stop::Db(error)) => Err(error.into()),
     }
 }
 
@@ -66,11 +79,13 @@ pub(super) struct Bulk {
     pub(super) slot: Slot,
     work: Work,
     said_held: Arc<AtomicBool>,
+    /// What was said of tasks that wait.
+    said: Arc<Mutex<HashMap<&'static str, Discriminant<Halt>>>>,
 }
 
 impl Bulk {
     pub(super) fn new(work: Work) -> Self {
-        Self { slot: Slot::default(), work, said_held: Arc::default() }
+        Self { slot: Slot::default(), work, said_held: Arc::default(), said: Arc::default() }
     }
 
     /// The work of one run, which `stop` ends at the next batch.
@@ -102,6 +117,9 @@ impl Bulk {
         };
         let client = self.work.db.client().await?;
         let now = self.work.clock.now();
+        for id in jobs::expired(&client, now).await? {
+            warn!(job = id, "a job that no daemon began within a day is expired, and is not done");
+        }
         if jobs::interrupted(&client, now).await? > 0 {
             info!("jobs that were begun and cut off are ended");
         }
@@ -132,10 +150,26 @@ impl Bulk {
         let work = self.work(stop);
         let mut pacer = Pacer::new(&work, None, Patience::End);
         let report = census::run_once(&work, turn.lease()?, &mut pacer, Scope::Due, TURN).await;
-        Ok(match halted(report)? {
-            Some(report) if report.finished != Finished::All => Next::After(AGAIN),
-            _ => Next::Scheduled,
-        })
+        let is_all = match report {
+            Ok(report) => report.finished == Finished::All,
+            Err(Stop::Halt(_)) => false,
+            Err(Stop::Db(error)) => return Err(error.into()),
+        };
+        Ok(self.next("census", &pacer, if is_all { Next::Scheduled } else { Next::After(AGAIN) }))
+    }
+
+    /// When a task comes again: what halted it is no failure, and is said once.
+    fn next(&self, task: &'static str, pacer: &Pacer, otherwise: Next) -> Next {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(halt) = pacer.halted() else {
+            said.remove(task);
+            return otherwise;
+        };
+        let kind = discriminant(halt);
+        if said.insert(task, kind) != Some(kind) {
+            info!(task, "bulk work waits: {halt}");
+        }
+        after(halt, self.work.clock.now())
     }
 
     /// One tick of a task that bounds the log.
@@ -145,8 +179,22 @@ impl Bulk {
         };
         let work = self.work(stop);
         let mut pacer = Pacer::new(&work, None, Patience::End);
-        halted(tick::tick(&work, turn.lease()?, &mut pacer, &[which]).await)?;
-        Ok(Next::Scheduled)
+        let lease = turn.lease()?;
+        // Asked first: the census is not brought up to date for nothing.
+        let ticked = match pacer.turn(lease).await {
+            Ok(_) => tick::tick(&work, lease, &mut pacer, &[which]).await,
+            Err(halt @ Stop::Halt(Halt::LittleDisk { .. })) => {
+                // What is due of it makes room.
+                vacuum::after(&work, lease, &mut pacer).await.and(Err(halt))
+            }
+            Err(stop) => Err(stop),
+        };
+        let goes_on = match ticked {
+            Ok(outcomes) => outcomes.iter().any(TaskOutcome::is_out_of_time),
+            Err(Stop::Halt(_)) => false,
+            Err(Stop::Db(error)) => return Err(error.into()),
+        };
+        Ok(self.next(which.word(), &pacer, if goes_on { Next::After(AGAIN) } else { Next::Scheduled }))
     }
 
     /// Puts the replay guard on the log or takes it away, as the setting says.
@@ -168,7 +216,7 @@ impl Bulk {
         (id, job): (i64, &Job),
         turn: &mut Turn,
         stop: CancellationToken,
-    ) -> anyhow::Result<Ended> {
+    ) -> db::Result<Ended> {
         let (told, mut progress) = watch::channel(Progress::default());
         let work = Work {
             stop: stop.child_token(),
@@ -184,11 +232,39 @@ impl Bulk {
                 () = tokio::time::sleep(EVERY) => {
                     give_way(client, job, &work.stop).await;
                     if progress.has_changed().unwrap_or(false) {
-                        let now = serde_json::to_value(&*progress.borrow_and_update())?;
-                        jobs::progress(client, id, &now).await?;
+                        // The job goes on though nobody can be told how far it is.
+                        let now = serde_json::to_value(&*progress.borrow_and_update()).unwrap_or_default();
+                        if let Err(error) = jobs::progress(client, id, &now).await {
+                            debug!(%error, "the progress of a job is not written");
+                        }
                     }
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Window;
+
+    #[test]
+    fn what_was_halted_comes_as_soon_as_it_may() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let window = Halt::OutsideWindow(Window::parse("01:00-01:30").unwrap());
+        let waits = |time: &str| match after(&window, at(time)) {
+            Next::After(wait) => wait.as_secs(),
+            next => panic!("{next:?}"),
+        };
+        assert_eq!(waits("2026-06-30T00:59:58Z"), 2);
+        assert_eq!(waits("2026-06-30T00:59:59.9Z"), 1);
+        assert_eq!(waits("2026-06-30T00:15:00Z"), 45 * 60);
+        assert_eq!(waits("2026-06-30T01:30:00Z"), 3_600, "a clock may be set");
+        let now = at("2026-06-30T00:00:00Z");
+        for halt in [Halt::Paused(now), Halt::LittleDisk { free: 1, floor: 2 }] {
+            assert!(matches!(after(&halt, now), Next::After(wait) if wait <= Duration::from_secs(60)));
+        }
+        assert_eq!(after(&Halt::Stopped, now), Next::Scheduled);
     }
 }

@@ -7,6 +7,7 @@ use deadpool_postgres::{Manager, ManagerConfig, Pool, PoolError, RecyclingMethod
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_postgres::CancelToken;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -29,6 +30,7 @@ const OLDEST_SERVER: u32 = 130_000;
 #[derive(Clone)]
 pub struct Db {
     pool: Pool,
+    tls: MakeRustlsConnect,
     shown: Arc<str>,
 }
 
@@ -46,7 +48,9 @@ impl Db {
         let mut misses = Vec::new();
         for name in names {
             let target = DbTarget { dbname: Some(name.to_owned()), ..target.clone() };
-            let db = Self { pool: pool(&target, application_name, size)?, shown: target.shown().into() };
+            let tls = MakeRustlsConnect::new(tls_config(&target)?);
+            let pool = pool(&target, application_name, size, tls.clone())?;
+            let db = Self { pool, tls, shown: target.shown().into() };
             match db.check().await {
                 Ok(()) => return Ok(db),
                 // Only "not here" lets the search go on.
@@ -63,6 +67,14 @@ impl Db {
     /// Away or denied; away too when all stayed busy.
     pub async fn client(&self) -> Result<Client> {
         self.pool.get().await.map_err(|e| self.pool_error(e))
+    }
+
+    /// Asks the server to cancel what a session is at; needs no session itself.
+    ///
+    /// # Errors
+    /// Away or denied. That the server does it is not told.
+    pub async fn cancel(&self, session: &CancelToken) -> Result<()> {
+        session.cancel_query(self.tls.clone()).await.map_err(|e| self.connect_error(&e))
     }
 
     /// `host:port/database`, for messages.
@@ -175,10 +187,10 @@ fn is_tls(error: &tokio_postgres::Error) -> bool {
     error.to_string().contains("TLS") && !line
 }
 
-fn pool(target: &DbTarget, application_name: &str, size: usize) -> Result<Pool> {
+fn pool(target: &DbTarget, application_name: &str, size: usize, tls: MakeRustlsConnect) -> Result<Pool> {
     let manager = Manager::from_config(
         config(target, application_name),
-        MakeRustlsConnect::new(tls_config(target)?),
+        tls,
         ManagerConfig { recycling_method: RecyclingMethod::Fast },
     );
     Pool::builder(manager)

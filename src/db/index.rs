@@ -21,6 +21,9 @@ pub struct Found {
     pub leftovers: Vec<String>,
     /// Bytes that the index is estimated to take.
     pub bytes: u64,
+    /// Bytes of WAL that the server may keep of it (`max_wal_size`), the index's
+    /// own at most.
+    pub wal_bytes: u64,
     /// Whether this role may make an index on the log.
     pub may: bool,
 }
@@ -31,10 +34,12 @@ pub struct Found {
 /// The database's.
 pub async fn find(client: &Client) -> Result<Found> {
     let row = client.query_one(FIND, &[&NAME]).await.doing("look at the indexes of ops")?;
+    let natural = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
     Ok(Found {
         there: row.get(0),
         leftovers: row.get(1),
-        bytes: u64::try_from(row.get::<_, i64>(2)).unwrap_or(0),
+        bytes: natural(2),
+        wal_bytes: natural(4).min(natural(2)),
         may: row.get(3),
     })
 }
@@ -55,7 +60,8 @@ const FIND: &str = r#"
            ARRAY(SELECT format('%I.%I', 'public', relname) FROM indexes
                  WHERE NOT indisvalid AND (relname = $1::text OR relname ~ '_cc(new|old)[0-9]*$')),
            (pg_relation_size('public.ops_pkey') + greatest(c.reltuples, 0) * 24 * 1.1)::bigint,
-           pg_has_role(c.relowner, 'USAGE')
+           pg_has_role(c.relowner, 'USAGE'),
+           (SELECT setting::bigint << 20 FROM pg_settings WHERE name = 'max_wal_size')
     FROM pg_class c WHERE c.oid = 'public.ops'::regclass"#;
 
 /// Drops a leftover without holding anybody up.

@@ -53,7 +53,8 @@ pub async fn add(client: &Client, kind: &str, args: &Value, now: Timestamp) -> R
 const ADD: &str = "
     INSERT INTO opsward.jobs (kind, args, requested_at) VALUES ($1, $2::text::jsonb, $3) RETURNING id";
 
-/// Takes the oldest job that nobody has begun; jobs a day old go on the way.
+/// Takes the oldest job that nobody has begun, of the last day: what was asked
+/// for longer ago may not be wanted any more. Jobs 30 days old go on the way.
 ///
 /// # Errors
 /// The database's.
@@ -68,6 +69,7 @@ const FORGET: &str = "
 const CLAIM: &str = "
     UPDATE opsward.jobs SET started_at = $1
     WHERE id = (SELECT id FROM opsward.jobs WHERE started_at IS NULL AND finished_at IS NULL
+                  AND requested_at >= $1::timestamptz - interval '1 day'
                 ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING id, kind, args::text, started_at, finished_at, progress::text, outcome::text";
 
@@ -86,6 +88,23 @@ const INTERRUPTED: &str = r#"
                     "fix": "run the command again: it goes on"}}'
     WHERE started_at IS NOT NULL AND finished_at IS NULL"#;
 
+/// Ends what nobody has begun within a day; returns the jobs' numbers.
+///
+/// # Errors
+/// The database's.
+pub async fn expired(client: &Client, now: Timestamp) -> Result<Vec<i64>> {
+    let rows = client.query(EXPIRED, &[&now]).await.doing("end expired jobs")?;
+    Ok(rows.iter().map(|r| r.get(0)).collect())
+}
+
+const EXPIRED: &str = r#"
+    UPDATE opsward.jobs SET finished_at = $1,
+        outcome = '{"trouble": {"exit": 75, "text": "no daemon began the job within a day: it is expired",
+                    "fix": "run the command again where it is still wanted"}}'
+    WHERE started_at IS NULL AND finished_at IS NULL
+      AND requested_at < $1::timestamptz - interval '1 day'
+    RETURNING id"#;
+
 /// Takes a job back that nobody has begun; says whether it was there.
 ///
 /// # Errors
@@ -94,7 +113,8 @@ pub async fn withdraw(client: &Client, id: i64) -> Result<bool> {
     Ok(client.execute(WITHDRAW, &[&id]).await.doing("take a job back")? > 0)
 }
 
-const WITHDRAW: &str = "DELETE FROM opsward.jobs WHERE id = $1 AND started_at IS NULL";
+const WITHDRAW: &str =
+    "DELETE FROM opsward.jobs WHERE id = $1 AND started_at IS NULL AND finished_at IS NULL";
 
 /// Writes how far a job is.
 ///

@@ -60,15 +60,18 @@ impl Lease {
         Ok(Ok(lease))
     }
 
-    /// An idle lease is not to be ended by the server; this session is never
+    /// An idle lease is not to be ended by the server, and what it is at is not
+    /// to outlive this process: nobody would watch it. This session is never
     /// handed back to the pool.
     async fn sessions_own(&self) -> Result<()> {
-        let sql = "SET idle_session_timeout = 0";
-        match self.get()?.batch_execute(sql).await {
-            // Servers before 14 do not know it, and do not end sessions.
-            Err(e) if e.as_db_error().is_some() => Ok(()),
-            done => done.doing("keep the lease"),
+        for sql in ["SET idle_session_timeout = 0", "SET client_connection_check_interval = '1s'"] {
+            match self.get()?.batch_execute(sql).await {
+                // Servers before 14 do not know them, and do not end sessions.
+                Err(e) if e.as_db_error().is_some() => {}
+                done => done.doing("keep the lease")?,
+            }
         }
+        Ok(())
     }
 
     fn get(&self) -> Result<&Client> {
@@ -128,6 +131,23 @@ impl Drop for Lease {
         }
     }
 }
+
+/// Bounds each of the statements that follow in a batch by what is left of the
+/// batch's time, in so many parts; sent along with the first of them, it costs
+/// no answer of its own. A batch that is late fails by it, and is rolled back.
+///
+/// # Errors
+/// The database's.
+pub async fn bound(tx: &Transaction<'_>, parts: i32) -> Result<()> {
+    let statement = tx.prepare_cached(BOUND).await.doing("bound a batch")?;
+    tx.query_one(&statement, &[&parts]).await.doing("bound a batch")?;
+    Ok(())
+}
+
+/// 4 s from its BEGIN on: the rest of contract 1's 5 s is for its COMMIT.
+const BOUND: &str = "
+    SELECT set_config('statement_timeout', greatest(1,
+        (4000 - extract(epoch FROM clock_timestamp() - now()) * 1000) / $1::int)::int::text, true)";
 
 const TAKE: &str = "SELECT pg_try_advisory_lock($1), pg_backend_pid()";
 const BOUNDS: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '4s'; \

@@ -12,6 +12,7 @@ pub const MIGRATIONS: &[(&str, &str)] = &[
     ("bounding", include_str!("migrations/0002_bounding.sql")),
     ("replay", include_str!("migrations/0003_replay.sql")),
     ("reclaim", include_str!("migrations/0004_reclaim.sql")),
+    ("unvacuumed", include_str!("migrations/0005_unvacuumed.sql")),
 ];
 
 /// One number in Postgres' space of advisory locks: "opsward" in ASCII.

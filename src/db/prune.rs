@@ -8,6 +8,7 @@
 use super::connect::Client;
 use super::error::{Doing, Error, Result};
 pub use super::error::{Trouble, trouble};
+use super::lease::bound;
 use super::prune_sql::{cuts_sql, doomed_sql, sql};
 use super::{census, watermark};
 use crate::records::models;
@@ -21,6 +22,9 @@ use tokio_postgres::types::ToSql;
 const SKIPPED_BY_NODES: &str = "blobs";
 /// Floors stay this far behind now (contract 5): 2 h.
 pub const YOUNGEST_MS: u64 = 2 * 3_600_000;
+
+/// Of a batch after its deletion, the caller's own and one to spare with them.
+const LAST_STATEMENTS: i32 = 6;
 
 /// On whose behalf a batch deletes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -125,10 +129,10 @@ pub async fn batch(
     tx.batch_execute(PLAN).await.doing("begin a batch")?;
     let statement = tx.prepare_cached(PAGE).await.doing("read a range of the log")?;
     let until = range.until.as_str();
-    let row = tx
-        .query_one(&statement, &[&range.from, &until, &i64::from(range.rows)])
-        .await
-        .doing("read a range of the log")?;
+    let (_, row) = tokio::try_join!(biased; bound(tx, 1), async {
+        let params: [&(dyn ToSql + Sync); 3] = [&range.from, &until, &i64::from(range.rows)];
+        tx.query_one(&statement, &params).await.doing("read a range of the log")
+    })?;
     let mut page: Vec<&str> = row.get(0);
     let next = (page.len() > range.rows as usize).then(|| page.pop()).flatten();
     let end = next.unwrap_or(until);
@@ -151,8 +155,11 @@ pub async fn batch(
     if batch.gone.is_empty() {
         advance(tx, span, left).await?;
     } else {
-        // Sent together: each waits for no answer of the others.
+        // Sent together: each waits for no answer of the others. In the order
+        // of their answers: what fails first says why, the rest only that.
         tokio::try_join!(
+            biased;
+            bound(tx, LAST_STATEMENTS),
             census::subtract(tx, &of_days),
             remember(tx, run, &batch.gone, doomed),
             advance(tx, span, left)
@@ -260,7 +267,8 @@ async fn delete(
     let statement = tx.prepare_cached(sql).await.doing("delete ops")?;
     let params: [&(dyn ToSql + Sync); 6] =
         [&span.from, &span.end, &span.odd, &values.tables, &values.ulids, &days.starts];
-    let rows = tx.query(&statement, &params).await.doing("delete ops")?;
+    let deleted = async { tx.query(&statement, &params).await.doing("delete ops") };
+    let (_, rows) = tokio::try_join!(biased; bound(tx, 1), deleted)?;
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
     let read = |r: &tokio_postgres::Row| {
         let gone = Gone {
@@ -357,6 +365,8 @@ pub(super) const RAISE_HORIZONS: &str = r#"
     SET horizon = greatest(f.horizon COLLATE "C", excluded.horizon COLLATE "C"), raised_at = now()"#;
 
 const ADD: &str = "
+    WITH more AS (
+        UPDATE opsward.unvacuumed SET rows = rows + (SELECT sum(n) FROM unnest($7::bigint[]) n))
     INSERT INTO opsward.history AS h
         (run, task, began_at, ended_at, bound_by, table_name, below, rows, bytes, traces, took_ms, outcome)
     SELECT $1, $2, $3::timestamptz, now(), bound_by, name, below, rows, bytes, traces,

@@ -182,6 +182,14 @@ impl Window {
     }
 }
 
+impl Window {
+    /// Seconds from a time, in seconds since the Unix epoch, until it opens.
+    pub fn opens_in(self, second: i64) -> u64 {
+        let day = DAY as i64;
+        (i64::from(self.from) * 60 - second.rem_euclid(day)).rem_euclid(day) as u64
+    }
+}
+
 impl std::fmt::Display for Window {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let [a, b] = [self.from, self.to].map(|m| (m / 60, m % 60));

@@ -453,3 +453,33 @@ async fn an_index_that_does_not_fit_is_refused_with_the_figures() {
     assert!(why.contains("MIN_FREE_DISK"), "{why}");
     assert_eq!(bench.number("SELECT count(*) FROM opsward.owned").await, 0);
 }
+
+#[tokio::test]
+async fn a_batch_whose_statements_take_too_long_together_is_made_smaller() {
+    let bench = Bench::new().await;
+    let made = Ops::new(11).take(1_200);
+    bench.log(&made).await;
+    // Each of them is in time; a transaction of both is not, for many rows.
+    bench
+        .run(
+            "CREATE TABLE batches (xid xid8, rows bigint);
+             CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF TG_TABLE_NAME = 'ops' THEN
+                     INSERT INTO public.batches SELECT pg_current_xact_id(), count(*) FROM gone;
+                 END IF;
+                 IF EXISTS (SELECT FROM public.batches WHERE xid = pg_current_xact_id() AND rows > 200) THEN
+                     PERFORM pg_sleep(2.5);
+                 END IF;
+                 RETURN NULL; END $$;
+             CREATE TRIGGER slow AFTER DELETE ON ops REFERENCING OLD TABLE AS gone
+                 FOR EACH STATEMENT EXECUTE FUNCTION slow();
+             CREATE TRIGGER slow AFTER INSERT ON opsward.floors FOR EACH STATEMENT EXECUTE FUNCTION slow()",
+        )
+        .await;
+    let below = middle(&made);
+    let report = bench.delete(&order(below)).await.unwrap();
+    assert_eq!((report.rows(), report.ended), (600, Ended::Done { locked: 0 }));
+    let most = bench.number("SELECT max(rows) FROM batches").await;
+    assert!(most <= 200, "a batch of {most} rows lived for five seconds");
+    bench.holds_together(below).await;
+}

@@ -85,7 +85,7 @@ impl<'w> Walk<'w> {
             if self.pass.until.is_some_and(|until| self.day >= until) {
                 self.open(lease).await?;
             }
-            pacer.turn(lease).await?;
+            pacer.turn_reading(lease).await?;
             if let Some(wait) = self.due.checked_duration_since(Instant::now()) {
                 pacer.idle(wait).await;
             }

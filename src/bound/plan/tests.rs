@@ -19,7 +19,7 @@ fn around() -> Surroundings {
         },
         free_bytes: None,
         paused_at: None,
-        index: index::Found { there: None, leftovers: Vec::new(), bytes: 100, may: true },
+        index: index::Found { there: None, leftovers: Vec::new(), bytes: 100, wal_bytes: 0, may: true },
         lacking: Vec::new(),
         census_at: None,
         routed: Routed::Routed,

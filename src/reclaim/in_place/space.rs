@@ -6,6 +6,7 @@ use super::super::{Result, Run};
 use super::wait;
 use crate::db::maintain::{self, Ended};
 use crate::db::{self, Doing, in_place, prune, reclaim as store};
+use crate::work::Room;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -62,8 +63,7 @@ async fn held(run: &mut Run<'_>) -> Result<bool> {
 /// A statement that others may have to wait for; whether it came to its end.
 async fn watched(run: &mut Run<'_>, statement: &str) -> Result<bool> {
     let settings = [("vacuum_cost_delay", format!("{:.2}ms", run.pacer.cost_delay_ms()))];
-    let work = maintain::watched(run.lease, &run.work.db, statement, &settings, &run.work.stop);
-    match run.pacer.attend(work).await? {
+    match run.pacer.watch(run.lease, statement, &settings, Room::Makes).await? {
         Ended::Done => return Ok(true),
         Ended::Yielded => info!(statement, "another session waited behind it: tried again later"),
         // The next turn says so.
