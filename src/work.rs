@@ -21,7 +21,7 @@ const WAL_PART: u64 = 4;
 const LEAST_WAL: u64 = 16 << 20;
 /// Whatever is set, so much stays free: the server makes WAL by segments of
 /// 16 MiB, and goes down where it cannot (seen on a full volume).
-const WAL_SEGMENT: u64 = 16 << 20;
+pub const WAL_SEGMENT: u64 = 16 << 20;
 /// Before giving up for lack of disk, so little WAL is worth a checkpoint, too.
 const LAST_WAL: u64 = 1 << 20;
 /// How often the signs are read: batches may be shorter.
@@ -65,14 +65,14 @@ pub enum Halt {
     #[error("outside OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW={0}")]
     OutsideWindow(Window),
     /// Too little disk is free.
-    #[error(
-        "only {free} bytes are free on the database's volume, OPENAUDIO_MEDIORUM_MIN_FREE_DISK asks for {floor}"
-    )]
+    #[error("only {free} bytes are free on the database's volume, {whose} asks for {floor}")]
     LittleDisk {
         /// Bytes free.
         free: u64,
         /// Bytes asked for.
         floor: u64,
+        /// What asks for them.
+        whose: &'static str,
     },
 }
 
@@ -91,11 +91,13 @@ pub struct Pacer {
     /// `--pace` of a command, before the database's.
     percent: Option<u8>,
     patience: Patience,
-    /// Bytes that must be free.
-    floor: u64,
+    /// Bytes that must be free, and what asks for them.
+    floor: (u64, &'static str),
     rested: Instant,
     looked: Option<(Instant, pace::Signs, Option<u64>)>,
     may_checkpoint: bool,
+    /// Ends the statement that is attended.
+    end: CancellationToken,
 }
 
 /// Why a run ended early, or what went wrong.
@@ -112,7 +114,7 @@ pub enum Stop {
 impl Pacer {
     /// A pace for one run; `percent` is the command's own word, 1 to 100.
     pub fn new(work: &Work, percent: Option<u8>, patience: Patience) -> Self {
-        let floor = work.settings.bounding.min_free_disk.max(WAL_SEGMENT);
+        let floor = lifted(work.settings.bounding.min_free_disk, "OPENAUDIO_MEDIORUM_MIN_FREE_DISK");
         Self {
             work: work.clone(),
             percent,
@@ -121,12 +123,15 @@ impl Pacer {
             rested: Instant::now(),
             looked: None,
             may_checkpoint: true,
+            end: work.stop.child_token(),
         }
     }
 
     /// Lowers the free-disk floor: for work whose purpose is to give disk back.
     pub fn with_floor(mut self, bytes: u64) -> Self {
-        self.floor = self.floor.min(bytes).max(WAL_SEGMENT);
+        if bytes < self.floor.0 {
+            self.floor = lifted(bytes, "work that gives disk back");
+        }
         self
     }
 
@@ -188,8 +193,16 @@ impl Pacer {
         self.rested = Instant::now();
     }
 
+    /// What ends the next statement that is attended: the signal to stop, and
+    /// that the disk is all but full.
+    pub fn ending(&mut self) -> CancellationToken {
+        self.end = self.work.stop.child_token();
+        self.end.clone()
+    }
+
     /// Attends a long statement on the lease's connection: makes the server
-    /// checkpoint meanwhile where WAL would fill the volume.
+    /// checkpoint meanwhile where WAL would fill the volume, and has it end
+    /// where that is not enough.
     pub async fn attend<T>(&mut self, statement: impl Future<Output = T>) -> T {
         let done = tokio::select! {
             done = statement => done,
@@ -205,9 +218,14 @@ impl Pacer {
             sleep(LOOK_EVERY).await;
             let looked: db::Result<()> = async {
                 let (signs, free) = self.look().await?;
-                if free.is_some_and(|free| signs.wal_bytes > (free / WAL_PART).max(LEAST_WAL)) {
+                let is_full = free.is_some_and(|free| free < WAL_SEGMENT);
+                if is_full || free.is_some_and(|free| signs.wal_bytes > (free / WAL_PART).max(LEAST_WAL)) {
                     let mut client = self.work.db.client().await?;
                     self.checkpoint(&mut client).await?;
+                }
+                if is_full && self.look().await?.1.is_some_and(|free| free < WAL_SEGMENT) {
+                    warn!("the disk is all but full: what is being done ends here");
+                    self.end.cancel();
                 }
                 Ok(())
             }
@@ -254,7 +272,10 @@ impl Pacer {
         match (signs.paused_at, window, free) {
             (Some(at), ..) => Some(Halt::Paused(at)),
             (_, Some(window), _) if !window.contains(now) => Some(Halt::OutsideWindow(window)),
-            (.., Some(free)) if free < self.floor => Some(Halt::LittleDisk { free, floor: self.floor }),
+            (.., Some(free)) if free < self.floor.0 => {
+                let (floor, whose) = self.floor;
+                Some(Halt::LittleDisk { free, floor, whose })
+            }
             _ => None,
         }
     }
@@ -273,6 +294,14 @@ impl Pacer {
             () = sleep(wait) => {}
             () = self.work.stop.cancelled() => {}
         }
+    }
+}
+
+/// A floor is never below what the server needs.
+fn lifted(bytes: u64, whose: &'static str) -> (u64, &'static str) {
+    match bytes < WAL_SEGMENT {
+        true => (WAL_SEGMENT, "the server's WAL"),
+        false => (bytes, whose),
     }
 }
 

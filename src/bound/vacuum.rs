@@ -82,7 +82,8 @@ async fn vacuum(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<Vac
         return Ok(Vacuumed::Denied);
     }
     let settings = [("vacuum_cost_delay", format!("{:.2}ms", pacer.cost_delay_ms()))];
-    let vacuum = maintain::watched(lease, &work.db, maintain::VACUUM, &settings, &work.stop);
+    let stop = pacer.ending();
+    let vacuum = maintain::watched(lease, &work.db, maintain::VACUUM, &settings, &stop);
     let ended = pacer.attend(vacuum).await?;
     Ok(match ended {
         Ended::Done => Vacuumed::Done,
