@@ -276,7 +276,8 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
         ));
     };
     let signs = db::pace::signs(client).await?;
-    let standing = db::preflight::standing(client).await?;
+    let mut standing = db::preflight::standing(client).await?;
+    standing.lease = db::lease::other(client).await?.map(|holder| holder.to_string());
     let fingerprint = db::clone::traits(client, db::clone::OPS).await?.fingerprint();
     let census = db::census::load(client).await?;
     let directory = standing.data_directory.as_deref();

@@ -187,6 +187,11 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
     plan.seconds = (bytes / rate * 100.0 / f64::from(facts.asked.percent.max(1))) as u64 + 1;
     plan.obstacles = obstacles(facts, &plan);
     let standing = facts.standing;
+    if let Some(holder) = &standing.lease {
+        plan.notes.push(format!(
+            "The lease is held by {holder}: a daemon does what it is handed, anything else is waited for with --wait."
+        ));
+    }
     if !standing.long.is_empty() {
         let text = format!("transactions that hold old rows or locks: {}", standing.long.join("; "));
         plan.notes.push(text);
@@ -319,6 +324,12 @@ fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
         "privilege",
         format!("the role {} does not own the table ops", standing.role),
         "use the node's own role in OPENAUDIO_DB_URL, or GRANT it to opsward's role",
+    );
+    stands(
+        swap && standing.owner && !standing.grants.is_empty(),
+        "privilege",
+        format!("the role {} may not put another table in the place of ops", standing.role),
+        &format!("{}; or use --mode in-place", standing.grants.join("; ")),
     );
     stands(
         !standing.plain,
