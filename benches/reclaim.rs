@@ -13,12 +13,13 @@ mod cluster;
 mod target;
 
 use cluster::{Cluster, Stop};
+use futures_util::FutureExt;
 use opsward::clock::Clock;
 use opsward::db::lease::Lease;
 use opsward::db::{self, Db, in_place, maintain, migrate};
 use opsward::metrics::Metrics;
 use opsward::reclaim::decide::{Checkpoint, Mode, Phase, Survivors};
-use opsward::reclaim::{self, Action, Request};
+use opsward::reclaim::{self, Action, Gate, Request};
 use opsward::settings::{Policy, Source, load};
 use opsward::values::{Host, OpUlid};
 use opsward::work::Work;
@@ -232,8 +233,12 @@ async fn run(place: &Place<'_>, mode: Mode) -> String {
     };
     db::reclaim::save(&client, &at.json()).await.unwrap();
     let mut lease = Lease::take(&place.db).await.unwrap().ok().unwrap();
-    let request = Request { action: Action::Resume, pace: Some(100), ..Request::default() };
-    reclaim::run(&work, &mut lease, &request).await.unwrap();
+    let cuts = TABLES.map(|t| (t.to_owned(), cut())).into();
+    let gate = Gate { cuts, ceiling: Some(cut()), ..Gate::default() };
+    let request =
+        Request { action: Action::Resume, pace: Some(100), gate: gate.clone(), ..Request::default() };
+    let ask = || std::future::ready(Ok(gate.clone())).boxed();
+    reclaim::run(&work, &mut lease, &request, &ask).await.unwrap();
     let traces: i64 =
         client.query_one("SELECT pg_total_relation_size('opsward.traces')", &[]).await.unwrap().get(0);
     let mut laps = laps.lock().unwrap().clone();
