@@ -5,7 +5,7 @@
 //! `cargo test --test it in_place::a_full_volume -- --ignored`.
 
 use crate::harness::node::{Generation, Load, Writer, node_starts};
-use crate::harness::{Cluster, Database, Ops, Stop, cluster, ops};
+use crate::harness::{Cluster, Database, Ops, Start, Stop, cluster, ops};
 use futures_util::FutureExt;
 use opsward::clock::Clock;
 use opsward::db::lease::Lease;
@@ -335,6 +335,31 @@ async fn an_abort_in_reindex_leaves_no_half_made_index() {
     assert_eq!(report.outcome, Outcome::Aborted("told to".into()));
     bench.survivors_are_right(cut()).await;
     assert_eq!(bench.schema(), schema);
+}
+
+#[tokio::test]
+async fn nor_does_uninstall_in_the_middle_of_it() {
+    let bench = Bench::new(2_000, 1_000_000).await;
+    bench.begun(window()).await;
+    assert!(matches!(bench.until("reindex").await, Err(Error::Halted(_))));
+    assert!(bench.client.batch_execute(LEFTOVER).await.is_err());
+    // The last session's lease may still be ending.
+    drop(bench.lease().await);
+    let uninstalled = async {
+        loop {
+            let url = bench.database.url();
+            let uninstall = Start::new(&["uninstall", "--yes"]).env("OPENAUDIO_DB_URL", url);
+            let ran = uninstall.env("OPENAUDIO_NODE_ENDPOINT", "http://n1.example").output().await;
+            if ran.code != Some(4) {
+                return ran;
+            }
+        }
+    };
+    let ran = uninstalled.await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let left = "SELECT (SELECT count(*) FROM pg_index WHERE indrelid = 'ops'::regclass AND NOT indisvalid)
+                     + (SELECT count(*) FROM pg_namespace WHERE nspname = 'opsward')";
+    assert_eq!(bench.number(left).await, 0);
 }
 
 /// One that does not come to its end is told by where it is, not by its rows'

@@ -4,7 +4,7 @@
 use super::*;
 use crate::work;
 use opsward::bound::tick::{self, Which};
-use opsward::db::{self, maintain};
+use opsward::db::{self, maintain, uninstall};
 use opsward::work::{Halt, Pacer, Patience, Stop};
 use tokio::sync::watch;
 use tokio_postgres::Client;
@@ -351,6 +351,34 @@ async fn a_vacuum_against_wraparound_is_not_queued_behind() {
     let report = while_(bed.work_on(&work, &request), over).await;
     assert_eq!(report.unwrap().outcome, Outcome::Done);
     bed.nothing_is_left().await;
+}
+
+/// `uninstall` never makes the log's readers queue for long: it lets them pass,
+/// and comes again.
+#[tokio::test]
+async fn uninstall_gives_a_lock_up_and_comes_again() {
+    let bed = Bed::new(400).await;
+    bed.held().await;
+    let (reader, client) = (bed.database.client().await, bed.database.client().await);
+    reader.batch_execute("BEGIN; LOCK TABLE ops IN ACCESS SHARE MODE").await.unwrap();
+    let uninstall::Found::Ours(owned) = uninstall::find(&bed.work.db.client().await.unwrap()).await.unwrap()
+    else {
+        panic!("nothing of ours")
+    };
+    let mut lease = bed.lease().await;
+    let waits = "SELECT count(*) FROM pg_locks WHERE relation = 'public.ops'::regclass AND NOT granted";
+    let released = async {
+        for _ in 0..2 {
+            until(&client, &format!("SELECT ({waits}) > 0")).await;
+            until(&client, &format!("SELECT ({waits}) = 0")).await;
+        }
+        reader.batch_execute("COMMIT").await.unwrap();
+    };
+    let removed = while_(uninstall::remove(&mut lease, &owned), released).await;
+    assert_eq!(removed.unwrap(), uninstall::Removal::Done);
+    let left = "SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'opsward%')
+                     + (SELECT count(*) FROM pg_namespace WHERE nspname = 'opsward')";
+    assert_eq!(bed.number(left).await, 0);
 }
 
 /// A role that owns the log as a member may lack what a swap needs besides;
