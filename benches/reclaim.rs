@@ -13,11 +13,12 @@ mod bed;
 
 use bed::cluster::{self, Cluster, binary};
 use bed::{SPAN, START, TABLES, target};
+use futures_util::FutureExt;
 use opsward::clock::Clock;
 use opsward::db::lease::Lease;
 use opsward::db::{self, Db, in_place, maintain, migrate};
 use opsward::reclaim::decide::{Checkpoint, Mode, Phase, Survivors};
-use opsward::reclaim::{self, Action, Outcome, Request};
+use opsward::reclaim::{self, Action, Gate, Outcome, Request};
 use opsward::settings::Policy;
 use opsward::values::OpUlid;
 use std::collections::BTreeMap;
@@ -272,8 +273,12 @@ async fn run(place: &Place<'_>, mode: Mode) -> String {
     };
     db::reclaim::save(&client, &at.json()).await.unwrap();
     let mut lease = Lease::take(&place.db).await.unwrap().ok().unwrap();
-    let request = Request { action: Action::Resume, pace: Some(100), ..Request::default() };
-    let report = reclaim::run(&work, &mut lease, &request).await.unwrap();
+    let cuts = TABLES.map(|t| (t.to_owned(), cut())).into();
+    let gate = Gate { cuts, ceiling: Some(cut()), ..Gate::default() };
+    let request =
+        Request { action: Action::Resume, pace: Some(100), gate: gate.clone(), ..Request::default() };
+    let ask = || std::future::ready(Ok(gate.clone())).boxed();
+    let report = reclaim::run(&work, &mut lease, &request, &ask).await.unwrap();
     assert_eq!(report.outcome, Outcome::Done);
     let traces: i64 =
         client.query_one("SELECT pg_total_relation_size('opsward.traces')", &[]).await.unwrap().get(0);

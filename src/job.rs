@@ -8,6 +8,7 @@ use crate::db;
 use crate::db::lease::Lease;
 use crate::reclaim;
 use crate::work::{Halt, Pacer, Patience, Stop, Work};
+use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -122,11 +123,16 @@ pub async fn carry_out(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
     report.map_or_else(Ended::Trouble, Ended::Report)
 }
 
-/// A reclaim; what may go is asked when it begins, not when it was handed over.
+/// A reclaim; what may go is asked when it begins, not when it was handed over,
+/// and again before it is lost.
 async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -> Result<Value, Trouble> {
     let gate = gate_of_reclaim(work).await?;
     let request = reclaim::Request { gate, ..request.clone() };
-    match reclaim::run(work, lease, &request).await {
+    let ask = || {
+        let work = work.clone();
+        async move { gate_of_reclaim(&work).await }.boxed()
+    };
+    match reclaim::run(work, lease, &request, &ask).await {
         Ok(report) => Ok(json!(report)),
         Err(reclaim::Error::Refused { why, fix }) => Err(Trouble::refused(why, fix)),
         Err(reclaim::Error::Db(error)) => Err(error.into()),

@@ -23,7 +23,7 @@ const WAL_PART: u64 = 4;
 const LEAST_WAL: u64 = 16 << 20;
 /// Whatever is set, so much stays free: the server makes WAL by segments of
 /// 16 MiB, and goes down where it cannot (seen on a full volume).
-const WAL_SEGMENT: u64 = 16 << 20;
+pub const WAL_SEGMENT: u64 = 16 << 20;
 /// Before giving up for lack of disk, so little WAL is worth a checkpoint, too.
 const LAST_WAL: u64 = 1 << 20;
 /// How often the signs are read: batches may be shorter.
@@ -67,14 +67,14 @@ pub enum Halt {
     #[error("outside OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW={0}")]
     OutsideWindow(Window),
     /// Too little disk is free.
-    #[error(
-        "only {free} bytes are free on the database's volume, OPENAUDIO_MEDIORUM_MIN_FREE_DISK asks for {floor}"
-    )]
+    #[error("only {free} bytes are free on the database's volume, {whose} asks for {floor}")]
     LittleDisk {
         /// Bytes free.
         free: u64,
         /// Bytes asked for.
         floor: u64,
+        /// What asks for them.
+        whose: &'static str,
     },
 }
 
@@ -96,14 +96,29 @@ pub enum Room {
     Makes,
 }
 
+/// Bytes that must be free, and what asks for them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Floor {
+    bytes: u64,
+    whose: &'static str,
+}
+
+/// Below it the server itself is in danger.
+const LOWEST: Floor = Floor { bytes: WAL_SEGMENT, whose: "the server's WAL" };
+
+impl Floor {
+    fn new(bytes: u64, whose: &'static str) -> Self {
+        if bytes < LOWEST.bytes { LOWEST } else { Self { bytes, whose } }
+    }
+}
+
 /// The pace of one run.
 pub struct Pacer {
     work: Work,
     /// `--pace` of a command, before the database's.
     percent: Option<u8>,
     patience: Patience,
-    /// Bytes that must be free.
-    floor: u64,
+    floor: Floor,
     rested: Instant,
     looked: Option<(Instant, pace::Signs, Option<u64>)>,
     may_checkpoint: bool,
@@ -124,7 +139,7 @@ pub enum Stop {
 impl Pacer {
     /// A pace for one run; `percent` is the command's own word, 1 to 100.
     pub fn new(work: &Work, percent: Option<u8>, patience: Patience) -> Self {
-        let floor = work.settings.bounding.min_free_disk.max(WAL_SEGMENT);
+        let floor = Floor::new(work.settings.bounding.min_free_disk, "OPENAUDIO_MEDIORUM_MIN_FREE_DISK");
         Self {
             work: work.clone(),
             percent,
@@ -139,7 +154,9 @@ impl Pacer {
 
     /// Lowers the free-disk floor: for work whose purpose is to give disk back.
     pub fn with_floor(mut self, bytes: u64) -> Self {
-        self.floor = self.floor.min(bytes).max(WAL_SEGMENT);
+        if bytes < self.floor.bytes {
+            self.floor = Floor::new(bytes, "work that gives disk back");
+        }
         self
     }
 
@@ -160,7 +177,7 @@ impl Pacer {
     /// # Errors
     /// It may not, or the database's.
     pub async fn turn_reading(&mut self, lease: &mut Lease) -> Result<Option<u64>, Stop> {
-        self.turn_above(lease, WAL_SEGMENT).await
+        self.turn_above(lease, LOWEST).await
     }
 
     /// Why the last turn was refused or the last statement ended early.
@@ -168,7 +185,7 @@ impl Pacer {
         self.halted.as_ref()
     }
 
-    async fn turn_above(&mut self, lease: &mut Lease, floor: u64) -> Result<Option<u64>, Stop> {
+    async fn turn_above(&mut self, lease: &mut Lease, floor: Floor) -> Result<Option<u64>, Stop> {
         let turned = self.wait_turn(lease, floor).await;
         self.halted = match &turned {
             Err(Stop::Halt(halt)) => Some(halt.clone()),
@@ -177,7 +194,7 @@ impl Pacer {
         turned
     }
 
-    async fn wait_turn(&mut self, lease: &mut Lease, floor: u64) -> Result<Option<u64>, Stop> {
+    async fn wait_turn(&mut self, lease: &mut Lease, floor: Floor) -> Result<Option<u64>, Stop> {
         let worked = self.rested.elapsed();
         loop {
             if self.work.stop.is_cancelled() {
@@ -240,7 +257,8 @@ impl Pacer {
         room: Room,
     ) -> db::Result<Ended> {
         let (db, stop) = (self.work.db.clone(), self.work.stop.child_token());
-        let floor = if room == Room::Takes { self.floor } else { 0 };
+        // What makes room goes on while the server itself has enough.
+        let floor = if room == Room::Takes { self.floor } else { LOWEST };
         let ended = tokio::select! {
             ended = maintain::watched(lease, &db, statement, settings, &stop) => ended,
             never = self.attend(floor, &stop) => match never {},
@@ -253,7 +271,7 @@ impl Pacer {
         ended
     }
 
-    async fn attend(&mut self, floor: u64, end: &CancellationToken) -> Infallible {
+    async fn attend(&mut self, floor: Floor, end: &CancellationToken) -> Infallible {
         let mut said = false;
         loop {
             sleep(LOOK_EVERY).await;
@@ -272,9 +290,9 @@ impl Pacer {
     }
 
     /// Why a statement that is under way must end.
-    async fn must_end(&mut self, floor: u64) -> db::Result<Option<Halt>> {
+    async fn must_end(&mut self, floor: Floor) -> db::Result<Option<Halt>> {
         let (mut signs, mut free) = self.look().await?;
-        let is_little = free.is_some_and(|free| free < floor) && signs.wal_bytes > LAST_WAL;
+        let is_little = free.is_some_and(|free| free < floor.bytes) && signs.wal_bytes > LAST_WAL;
         if is_little || is_much_wal(&signs, free) {
             let mut client = self.work.db.client().await?;
             self.checkpoint(&mut client).await?;
@@ -313,13 +331,15 @@ impl Pacer {
         Ok((signs, free))
     }
 
-    fn halt(&self, signs: &pace::Signs, free: Option<u64>, floor: u64) -> Option<Halt> {
+    fn halt(&self, signs: &pace::Signs, free: Option<u64>, floor: Floor) -> Option<Halt> {
         let window = self.work.settings.bounding.window;
         let now = self.work.clock.now().as_second();
         match (signs.paused_at, window, free) {
             (Some(at), ..) => Some(Halt::Paused(at)),
             (_, Some(window), _) if !window.contains(now) => Some(Halt::OutsideWindow(window)),
-            (.., Some(free)) if free < floor => Some(Halt::LittleDisk { free, floor }),
+            (.., Some(free)) if free < floor.bytes => {
+                Some(Halt::LittleDisk { free, floor: floor.bytes, whose: floor.whose })
+            }
             _ => None,
         }
     }

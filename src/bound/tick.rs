@@ -10,8 +10,10 @@ use super::recent::{self, Looked};
 use super::vacuum::{self, Vacuumed};
 use crate::db::lease::Lease;
 use crate::db::prune::TableCut;
-use crate::values::{Notice, OpUlid};
+use crate::db::reclaim;
+use crate::values::{Blocker, Notice, OpUlid};
 use crate::work::{Pacer, Stop, Work};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -138,13 +140,28 @@ async fn ensure_index(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Resu
     Ok(outcome)
 }
 
+/// A swap under way: what is deleted beside it is noted for it, and too much
+/// ends it; what is to go it leaves out itself.
+async fn copying(lease: &mut Lease, now: Timestamp) -> Result<Option<Blocker>, Stop> {
+    let unfinished = reclaim::unfinished(&*lease.client()?).await?;
+    Ok(unfinished.filter(|of| of.mode == "swap").map(|of| Blocker {
+        code: "reclaim",
+        subject: String::new(),
+        text: format!("a reclaim in mode swap is unfinished, in its phase {}", of.phase),
+        fix: "`opsward reclaim --resume` goes on with it, or `--swap` where it is held; `--abort` undoes it"
+            .to_owned(),
+        since: now,
+    }))
+}
+
 async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -> Result<TaskOutcome, Stop> {
     let now = work.clock.now();
     let facts = facts::gather(lease.client()?, &work.settings, &work.own, now).await?;
     facts::note(lease.client()?, &facts, now).await?;
-    let decision = match task {
-        Which::Dormant => decide::dormant(&facts),
-        _ => decide::retention(&facts),
+    let decision = match (copying(lease, now).await?, task) {
+        (Some(copying), _) => Decision::Skip { blockers: vec![copying] },
+        (None, Which::Dormant) => decide::dormant(&facts),
+        (None, _) => decide::retention(&facts),
     };
     let mut outcome = TaskOutcome::of(task, work);
     let is_on = !decision.is_off();

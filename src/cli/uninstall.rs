@@ -2,10 +2,18 @@
 
 use super::confirm::{self, confirm};
 use super::{Command, Context, Output, Run};
-use crate::db::uninstall::{Found, Owned, Removal, find, remove};
+use crate::db::Db;
+use crate::db::lease::Lease;
+use crate::db::maintain::{Ended, watched};
+use crate::db::uninstall::{Found, Owned, PAUSE, Removal, TRIES, find, leftovers, remove};
 use crate::show::{Changed, Done, ExitCode, Failure, Outcome};
 use clap::ArgMatches;
 use serde_json::json;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+/// Pooled connections: the lease's, a watcher's, one to look.
+const POOL: usize = 3;
 
 /// The command.
 pub(super) const COMMAND: Command = Command {
@@ -16,9 +24,8 @@ pub(super) const COMMAND: Command = Command {
 };
 
 async fn run(context: &Context, args: &ArgMatches) -> Outcome {
-    let db = context.open_db("uninstall", 1).await?;
-    let mut client = db.client().await?;
-    let owned = match find(&client).await? {
+    let db = context.open_db("uninstall", POOL).await?;
+    let owned = match find(&db.client().await?).await? {
         Found::Nothing => {
             return Ok(done(Changed::No, &[], format!("{} holds nothing of opsward.", db.shown())));
         }
@@ -41,20 +48,48 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         listed(&owned)
     );
     confirm(context, args, &what)?;
-    match remove(&mut client, &owned).await? {
+    let mut lease = match Lease::take(&db).await? {
+        Ok(lease) => lease,
+        Err(Some(holder)) if holder.is_daemon() => return Err(daemon_connected(&db)),
+        Err(holder) => {
+            let holder = holder.map_or("a session not to be seen".into(), |h| h.to_string());
+            let text = format!("the lease is held by {holder}: nothing was removed");
+            return Err(Failure::new(ExitCode::Held, "lease_held", text).fix("wait until it ends"));
+        }
+    };
+    for drop in leftovers(&*lease.client()?).await? {
+        let mut tries = 0;
+        while watched(&mut lease, &db, &drop, &[], &CancellationToken::new()).await? != Ended::Done {
+            tries += 1;
+            if tries == TRIES {
+                return Err(blocked(&format!("other sessions waited behind each {drop}")));
+            }
+            sleep(PAUSE).await;
+        }
+    }
+    match remove(&mut lease, &owned).await? {
         Removal::Done => {
             let text = format!("Removed from {}: {}.", db.shown(), listed(&owned));
             Ok(done(Changed::Yes, &owned, text))
         }
-        Removal::DaemonConnected => {
-            let text = format!("a daemon is connected to {}: nothing was removed", db.shown());
-            Err(Failure::new(ExitCode::Held, "daemon_connected", text).fix("stop it first"))
+        Removal::DaemonConnected => Err(daemon_connected(&db)),
+        Removal::Blocked(holders) => {
+            Err(blocked(&format!("others held what was to go at every try: {}", holders.join("; "))))
         }
         Removal::Changed => {
             Err(refused("what opsward owns changed meanwhile: nothing was removed".to_owned())
                 .fix("look again"))
         }
     }
+}
+
+fn daemon_connected(db: &Db) -> Failure {
+    let text = format!("a daemon is connected to {}: nothing was removed", db.shown());
+    Failure::new(ExitCode::Held, "daemon_connected", text).fix("stop it first")
+}
+
+fn blocked(text: &str) -> Failure {
+    Failure::new(ExitCode::Failed, "blocked", text).fix("`opsward uninstall` goes on once they are done")
 }
 
 fn refused(text: String) -> Failure {

@@ -7,23 +7,59 @@ use tokio_postgres::error::SqlState;
 
 /// Before a lock that keeps writers out: it waits 100 ms at most (set when the
 /// transaction began), makes an autovacuum yield within them, and no statement
-/// takes longer. A session that hangs meanwhile is ended by the server.
+/// takes longer. A session that hangs meanwhile is ended by the server. Nor does
+/// the lock wait for the disk: its commit may be lost in a crash, as a whole,
+/// and whatever commits after it comes after it in WAL.
 ///
 /// # Errors
 /// The database's.
 pub async fn strong(tx: &Transaction<'_>) -> Result<()> {
+    // Not prepared later than what it is sent along with.
+    tx.prepare_cached(BOUND).await.doing("prepare a lock")?;
     tx.batch_execute(STRONG).await.doing("prepare a lock")
 }
 
 /// Only a superuser may set `deadlock_timeout`.
 const STRONG: &str = "SET LOCAL statement_timeout = '200ms'; \
-    SET LOCAL idle_in_transaction_session_timeout = '500ms'; \
-    SELECT set_config('deadlock_timeout', '20ms', true) WHERE current_setting('is_superuser') = 'on'";
+    SET LOCAL idle_in_transaction_session_timeout = '200ms'; \
+    SET LOCAL synchronous_commit = off; \
+    SELECT set_config('deadlock_timeout', '20ms', true) WHERE current_setting('is_superuser') = 'on'; \
+    SELECT set_config('opsward.since', clock_timestamp()::text, true)";
+
+/// Bounds the next statement by what is left of the 200 ms since [`strong`]:
+/// the server counts each one anew. Sent along with it, it costs no answer.
+///
+/// # Errors
+/// The database's.
+pub async fn bound(tx: &Transaction<'_>) -> Result<()> {
+    let statement = tx.prepare_cached(BOUND).await.doing("bound a lock")?;
+    tx.query_one(&statement, &[]).await.doing("bound a lock")?;
+    Ok(())
+}
+
+const BOUND: &str = "
+    SELECT set_config('statement_timeout', greatest(1, 200 - 1000 * extract(
+        epoch FROM clock_timestamp() - current_setting('opsward.since')::timestamptz))::int::text, true)";
+
+/// Whether a VACUUM to prevent wraparound is at the log, as far as this role
+/// may see it.
+///
+/// # Errors
+/// The database's.
+pub async fn wraparound(client: &impl GenericClient) -> Result<bool> {
+    let statement = client.prepare_cached(WRAPAROUND).await.doing("look for a VACUUM of ops")?;
+    Ok(client.query_one(&statement, &[]).await.doing("look for a VACUUM of ops")?.get(0))
+}
+
+/// The words are the server's own: no statement begins so.
+const WRAPAROUND: &str = "
+    SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+                   AND query LIKE 'autovacuum: VACUUM% public.ops (to prevent wraparound)')";
 
 /// Whether a lock could not be had in time, or not be held long enough.
 pub fn is_contended(error: &Error) -> bool {
     let codes = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED, SqlState::QUERY_CANCELED];
-    error.code().is_some_and(|code| codes.contains(code))
+    matches!(error, Error::TooLong(_)) || error.code().is_some_and(|code| codes.contains(code))
 }
 
 /// Who holds a lock on a table that is in the way of a strong one, each in
@@ -54,24 +90,25 @@ const HOLDERS: &str = "
 /// The database's; see [`is_contended`].
 pub async fn install(tx: &Transaction<'_>) -> Result<String> {
     tx.batch_execute(INSTALL).await.doing("note the writes to ops")?;
-    tx.execute(OWN, &[]).await.doing("remember the triggers")?;
-    identity(tx).await.map(Option::unwrap_or_default)
+    let (_, which) = tokio::try_join!(biased; bound(tx), identity(tx))?;
+    Ok(which.unwrap_or_default())
 }
 
-/// Not to be rolled back, `setval` comes last.
-const INSTALL: &str = "
+/// One statement, so that one timeout bounds it. Not to be rolled back,
+/// `setval` comes last.
+const INSTALL: &str = "DO $install$ BEGIN
     CREATE TRIGGER opsward_capture AFTER INSERT OR UPDATE OR DELETE ON public.ops
         FOR EACH ROW EXECUTE FUNCTION opsward.capture();
     CREATE TRIGGER opsward_capture_truncate AFTER TRUNCATE ON public.ops
         FOR EACH STATEMENT EXECUTE FUNCTION opsward.capture();
     ALTER TABLE public.ops ENABLE ALWAYS TRIGGER opsward_capture;
     ALTER TABLE public.ops ENABLE ALWAYS TRIGGER opsward_capture_truncate;
-    SELECT setval('opsward.capture_state', 1)";
-const OWN: &str = "
     INSERT INTO opsward.owned (kind, name, drop_sql) VALUES ('trigger', 'opsward_capture',
         'DROP TRIGGER IF EXISTS opsward_capture ON public.ops; \
          DROP TRIGGER IF EXISTS opsward_capture_truncate ON public.ops')
-    ON CONFLICT DO NOTHING";
+    ON CONFLICT DO NOTHING;
+    PERFORM setval('opsward.capture_state', 1);
+    END $install$";
 
 /// From now on nothing is noted, whoever writes: no lock is needed for it.
 ///
@@ -89,20 +126,14 @@ const SWITCH_OFF: &str = "SELECT setval('opsward.capture_state', 5)";
 /// # Errors
 /// The database's; see [`is_contended`].
 pub async fn remove(tx: &Transaction<'_>) -> Result<()> {
-    tx.batch_execute(REMOVE).await.doing("remove the triggers")?;
-    disown(tx).await
+    tx.batch_execute(REMOVE).await.doing("remove the triggers")
 }
 
-const REMOVE: &str = "DROP TRIGGER IF EXISTS opsward_capture ON public.ops; \
-    DROP TRIGGER IF EXISTS opsward_capture_truncate ON public.ops";
-
-/// The triggers are gone, with their table.
-pub(super) async fn disown(tx: &Transaction<'_>) -> Result<()> {
-    tx.execute(DISOWN, &[]).await.doing("forget the triggers")?;
-    Ok(())
-}
-
-const DISOWN: &str = "DELETE FROM opsward.owned WHERE kind = 'trigger' AND name = 'opsward_capture'";
+const REMOVE: &str = "DO $remove$ BEGIN
+    DROP TRIGGER IF EXISTS opsward_capture ON public.ops;
+    DROP TRIGGER IF EXISTS opsward_capture_truncate ON public.ops;
+    DELETE FROM opsward.owned WHERE kind = 'trigger' AND name = 'opsward_capture';
+    END $remove$";
 
 /// What the catalog says of a swap under way.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -70,7 +70,9 @@ const TRAITS: &str = r#"
     SELECT 'index ' || i.relname,
            concat_ws(' | ', replace(pg_get_indexdef(i.oid), ' ON ' || c.shown || ' USING ', ' ON ops USING '),
                      x.indisprimary, x.indisunique, x.indimmediate, x.indisclustered, x.indisreplident,
-                     i.reltablespace, obj_description(i.oid, 'pg_class'))
+                     i.reltablespace, obj_description(i.oid, 'pg_class'),
+                     (SELECT string_agg(a.attnum || ':' || a.attstattarget, ',' ORDER BY a.attnum)
+                      FROM pg_attribute a WHERE a.attrelid = i.oid AND a.attstattarget >= 0))
     FROM c JOIN pg_index x ON x.indrelid = c.oid AND x.indisvalid JOIN pg_class i ON i.oid = x.indexrelid
     UNION ALL
     SELECT 'constraint ' || k.conname,
@@ -90,6 +92,8 @@ const TRAITS: &str = r#"
        OR d.classid = 'pg_constraint'::regclass
           AND d.objid NOT IN (SELECT k.oid FROM pg_constraint k WHERE k.conrelid = c.oid)
        OR d.classid = 'pg_class'::regclass AND d.objid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = c.oid)
+    UNION ALL
+    SELECT 'parent ' || inhparent::regclass, '' FROM c JOIN pg_inherits ON inhrelid = c.oid
     UNION ALL
     SELECT 'statistics ' || s.stxname, pg_get_statisticsobjdef(s.oid)
     FROM c JOIN pg_statistic_ext s ON s.stxrelid = c.oid
@@ -155,6 +159,11 @@ const SCRIPT: &str = r#"
                                  attname, attstattarget)
         FROM pg_attribute
         WHERE attrelid = 'public.ops'::regclass AND attnum > 0 AND NOT attisdropped AND attstattarget >= 0
+        UNION ALL
+        SELECT 5, 10000 + a.attnum, format('ALTER INDEX opsward.%I ALTER COLUMN %s SET STATISTICS %s',
+                                           i.relname, a.attnum, a.attstattarget)
+        FROM c JOIN pg_index x ON x.indrelid = c.oid AND x.indisvalid JOIN pg_class i ON i.oid = x.indexrelid
+        JOIN pg_attribute a ON a.attrelid = i.oid AND a.attstattarget >= 0
         UNION ALL
         SELECT 6, attnum, format('ALTER TABLE opsward.ops_next ALTER COLUMN %I SET (%s)',
                                  attname, string_agg(o, ', '))

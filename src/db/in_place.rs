@@ -3,6 +3,8 @@
 
 use super::error::{Doing, Result};
 use deadpool_postgres::{GenericClient, Transaction};
+use std::time::Duration;
+use tokio::time::Instant;
 use tokio_postgres::Row;
 
 /// What the log takes on disk, in pages and bytes.
@@ -92,6 +94,8 @@ pub struct Moved {
 
 /// Pages that are emptied at once: so few rows at most are moved in vain.
 const STRIDE: u64 = 32;
+/// A transaction's rows stay locked until its end: no stride begins after this.
+const LONGEST: Duration = Duration::from_millis(100);
 /// Tries of rows that landed behind their stride: the free space map goes
 /// round once, and half of them find room in front each time, or there is none.
 const TRIES: usize = 8;
@@ -99,14 +103,16 @@ const TRIES: usize = 8;
 /// Moves the rows of the pages `from..to` in front of them, from the end on, by
 /// updates that change nothing. Until the transaction ends, what was moved away
 /// leaves no free space, so a page that takes its own rows back is full at some
-/// time. It ends early where rows find no room; they stay where they are.
+/// time. It ends early where rows find no room; they stay where they are. It
+/// ends as well when it took [`LONGEST`]: what it says tells where.
 ///
 /// # Errors
 /// The database's.
 pub async fn empty_pages(tx: &Transaction<'_>, from: u64, to: u64) -> Result<Moved> {
     tx.batch_execute(PLAN).await.doing("begin to move rows")?;
     let mut moved = Moved { from: to, ..Moved::default() };
-    while moved.from > from && moved.stuck == 0 {
+    let begun = Instant::now();
+    while moved.from > from && moved.stuck == 0 && (moved.from == to || begun.elapsed() < LONGEST) {
         let start = moved.from.saturating_sub(STRIDE).max(from);
         tx.batch_execute("SAVEPOINT stride").await.doing("begin to move rows")?;
         moved.stuck = stride(tx, &tid(start), &tid(moved.from)).await?;

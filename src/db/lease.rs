@@ -169,6 +169,16 @@ pub async fn holder(client: &Client) -> Result<Option<Holder>> {
     Ok(row.map(|r| Holder { pid: r.get(0), application: r.get(1), since: r.get(2) }))
 }
 
+/// Who holds it, if it is not this very session.
+///
+/// # Errors
+/// The database's.
+pub async fn other(client: &Client) -> Result<Option<Holder>> {
+    let Some(found) = holder(client).await? else { return Ok(None) };
+    let own = client.query_one("SELECT pg_backend_pid()", &[]).await.doing("look who holds the lease")?;
+    Ok(Some(found).filter(|found| found.pid != own.get::<_, i32>(0)))
+}
+
 const HOLDER: &str = "
     SELECT l.pid, coalesce(a.application_name, ''), coalesce(a.backend_start, now())
     FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid

@@ -35,6 +35,10 @@ pub struct Standing {
     pub archiving: Option<String>,
     /// Transactions older than 5 s, in words.
     pub long: Vec<String>,
+    /// Statements that give what a swap needs beyond owning the table.
+    pub grants: Vec<String>,
+    /// Another session that holds the lease, in words.
+    pub lease: Option<String>,
 }
 
 /// Reads it.
@@ -59,6 +63,8 @@ pub async fn standing(client: &impl GenericClient) -> Result<Standing> {
         dependents: words(client, DEPENDENTS).await?,
         hindrances: words(client, HINDRANCES).await?,
         long: words(client, LONG).await?,
+        grants: words(client, GRANTS).await?,
+        lease: None,
     })
 }
 
@@ -109,6 +115,12 @@ const DEPENDENTS: &str = "
     SELECT 'foreign key ' || conname FROM pg_constraint
     WHERE conrelid = 'public.ops'::regclass AND contype = 'f'
     UNION ALL
+    SELECT format('constraint %s, which is NOT VALID', conname) FROM pg_constraint
+    WHERE conrelid = 'public.ops'::regclass AND contype = 'c' AND NOT convalidated
+    UNION ALL
+    SELECT format('table %s that it inherits from', inhparent::regclass) FROM pg_inherits
+    WHERE inhrelid = 'public.ops'::regclass
+    UNION ALL
     SELECT 'publication ' || pubname || ' for all tables' FROM pg_publication WHERE puballtables
     UNION ALL
     SELECT 'publication ' || pubname FROM pg_publication_tables
@@ -123,6 +135,17 @@ const HINDRANCES: &str = "
     UNION ALL SELECT format('table %s that inherits from it', inhrelid::regclass) FROM pg_inherits
     WHERE inhparent = 'public.ops'::regclass
     ORDER BY 1";
+
+/// The new table is made in our schema and given to the log's owner; then both
+/// change schemas. Only superusers need no leave.
+const GRANTS: &str = "
+    WITH o AS (SELECT relowner AS owner FROM pg_class WHERE oid = 'public.ops'::regclass)
+    SELECT format('GRANT CREATE ON SCHEMA opsward TO %s', owner::regrole) FROM o
+    WHERE owner <> current_user::regrole AND to_regnamespace('opsward') IS NOT NULL
+      AND current_setting('is_superuser') = 'off' AND NOT has_schema_privilege(owner, 'opsward', 'CREATE')
+    UNION ALL
+    SELECT format('GRANT CREATE ON SCHEMA public TO %s', current_user::regrole)
+    WHERE NOT has_schema_privilege('public', 'CREATE')";
 
 const LONG: &str = "
     SELECT format('process %s (%s, %s) for %s s: %s', pid, coalesce(usename, backend_type),

@@ -35,7 +35,7 @@ pub async fn save(client: &impl GenericClient, checkpoint: &Value) -> Result<()>
     Ok(())
 }
 
-const SAVE: &str = "
+pub(super) const SAVE: &str = "
     INSERT INTO opsward.reclaim (checkpoint, updated_at) VALUES ($1::text::jsonb, clock_timestamp())
     ON CONFLICT (one) DO UPDATE SET checkpoint = excluded.checkpoint, updated_at = excluded.updated_at";
 
@@ -50,7 +50,8 @@ pub async fn forget(client: &impl GenericClient) -> Result<()> {
 
 const FORGET: &str = "DELETE FROM opsward.reclaim";
 
-/// Empties what only one reclaim uses.
+/// Empties what only one reclaim uses. A dump that reads it, or an autovacuum,
+/// is in the way of a TRUNCATE, not of deleting what mostly is little.
 ///
 /// # Errors
 /// The database's.
@@ -58,7 +59,13 @@ pub async fn clear(client: &impl GenericClient) -> Result<()> {
     client.batch_execute(CLEAR).await.doing("clear what a reclaim left")
 }
 
-const CLEAR: &str = "TRUNCATE opsward.captured, opsward.reclaim_kept, opsward.reclaim_drops";
+const CLEAR: &str = "DO $clear$ BEGIN
+    TRUNCATE opsward.captured, opsward.reclaim_kept, opsward.reclaim_drops;
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    DELETE FROM opsward.captured;
+    DELETE FROM opsward.reclaim_kept;
+    DELETE FROM opsward.reclaim_drops;
+END $clear$";
 
 /// A reclaim that is under way or was interrupted.
 #[derive(Clone, PartialEq, Eq, Debug)]

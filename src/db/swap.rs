@@ -7,6 +7,9 @@ use super::{capture, prune};
 use crate::values::OpUlid;
 use deadpool_postgres::Transaction;
 use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+use tokio_postgres::types::ToSql;
 
 /// Noted keys that the last replay takes on at most, under the lock.
 const LAST_KEYS: u32 = 500;
@@ -22,6 +25,8 @@ pub struct Expected<'a> {
     pub columns: &'a Columns,
     /// Keys below it are remembered as kept.
     pub ceiling: &'a str,
+    /// What is written then.
+    pub after: After<'a>,
 }
 
 /// What came of a try.
@@ -37,53 +42,115 @@ pub enum Swapped {
     Differs(Vec<String>),
 }
 
+/// What is written in the transaction of a swap.
+#[derive(Clone, Debug)]
+pub struct After<'a> {
+    /// The reclaim's name in the history.
+    pub run: &'a str,
+    /// When it began.
+    pub began: Timestamp,
+    /// What is gone.
+    pub losses: &'a [Loss],
+    /// The checkpoint.
+    pub checkpoint: &'a Value,
+}
+
+/// What is written of one table when it has been swapped.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Loss {
+    /// The table.
+    pub table: String,
+    /// The lowest ULID that stays.
+    pub below: OpUlid,
+    /// Compacted, and not cut: it raises the horizon, not the floor.
+    pub compacted: bool,
+    /// Rows, bytes without indexes, traces.
+    pub sums: [u64; 3],
+}
+
 /// Puts the new table in the log's place, in the transaction that
 /// [`capture::strong`] prepared: the lock, the last replay, the last checks,
-/// the names, our triggers. Only `Yes` may be committed.
+/// the names, our triggers, floors and horizons over what is gone, the history,
+/// the checkpoint. Only `Yes` may be committed.
 ///
 /// # Errors
 /// The database's; see [`capture::is_contended`].
 pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapped> {
+    let After { run, began, losses, checkpoint } = &expected.after;
+    let losses = serde_json::to_string(losses).unwrap_or_default();
+    let words: [&(dyn ToSql + Sync); 4] = [run, &began.to_string(), &losses, &checkpoint.to_string()];
+    tx.execute(WORDS, &words).await.doing("prepare the swap")?;
+    let script = script();
+    tx.prepare_cached(LEFT).await.doing("prepare the swap")?;
     tx.batch_execute(LOCK).await.doing("lock the log")?;
     // From here on nobody writes, and every statement sees all that was.
-    let standing = capture::standing(tx).await?;
+    let (_, standing, of_ops, of_next) = tokio::try_join!(
+        biased;
+        capture::bound(tx),
+        capture::standing(tx),
+        traits(tx, OPS),
+        traits(tx, NEXT),
+    )?;
     let noted = standing.firing && standing.state == 1 && standing.next && !standing.old;
     if !noted || standing.triggers.as_deref() != Some(expected.capture) {
         return Ok(Swapped::Changed);
     }
-    if traits(tx, OPS).await?.fingerprint() != expected.fingerprint
-        || traits(tx, NEXT).await?.fingerprint() != expected.fingerprint
-    {
+    if of_ops.fingerprint() != expected.fingerprint || of_next.fingerprint() != expected.fingerprint {
         return Ok(Swapped::Changed);
     }
-    let keys = replay(tx, expected.columns, Copied::All, (expected.ceiling, LAST_KEYS)).await?;
-    let left = tx.query_one(LEFT, &[]).await.doing("look for unreplayed writes")?;
-    if left.get(0) {
+    let last = replay(tx, expected.columns, Copied::All, (expected.ceiling, LAST_KEYS));
+    let (_, keys) = tokio::try_join!(biased; capture::bound(tx), last)?;
+    let (_, differs, left) =
+        tokio::try_join!(biased; capture::bound(tx), recheck(tx, expected.columns, &keys), left(tx))?;
+    if left {
         return Ok(Swapped::Behind);
     }
-    let differs = recheck(tx, expected.columns, &keys).await?;
     if !differs.is_empty() {
         return Ok(Swapped::Differs(differs));
     }
-    let script = tx.query(SCRIPT, &[]).await.doing("read the names of ops")?;
-    let script: Vec<String> = script.iter().map(|r| r.get(0)).collect();
-    tx.batch_execute(&script.join("; ")).await.doing("swap the tables")?;
-    capture::disown(tx).await?;
+    let done = async { tx.batch_execute(&script).await.doing("swap the tables") };
+    tokio::try_join!(biased; capture::bound(tx), done)?;
     Ok(Swapped::Yes)
 }
 
+/// The script takes no parameters.
+const WORDS: &str = "
+    SELECT set_config('opsward.run', $1, true), set_config('opsward.began', $2, true),
+           set_config('opsward.losses', $3, true), set_config('opsward.checkpoint', $4, true)";
+
 /// The new table first: an autovacuum of it yields while nobody waits yet.
-const LOCK: &str = "LOCK TABLE opsward.ops_next IN ACCESS EXCLUSIVE MODE; \
-    LOCK TABLE public.ops IN ACCESS EXCLUSIVE MODE";
+const LOCK: &str = "DO $lock$ BEGIN
+    LOCK TABLE opsward.ops_next IN ACCESS EXCLUSIVE MODE;
+    LOCK TABLE public.ops IN ACCESS EXCLUSIVE MODE;
+    END $lock$";
+
+async fn left(tx: &Transaction<'_>) -> Result<bool> {
+    let statement = tx.prepare_cached(LEFT).await.doing("look for unreplayed writes")?;
+    Ok(tx.query_one(&statement, &[]).await.doing("look for unreplayed writes")?.get(0))
+}
+
 const LEFT: &str = "SELECT EXISTS (SELECT FROM opsward.captured)";
+
+/// All that changes, as one statement: one timeout bounds it.
+fn script() -> String {
+    SCRIPT
+        .replace("RAISE_FLOORS", prune::RAISE_FLOORS)
+        .replace("RAISE_HORIZONS", prune::RAISE_HORIZONS)
+        .replace("SAVE", super::reclaim::SAVE)
+}
 
 /// Names of indexes are one a schema: the old ones make room. Triggers of ours
 /// but the capture come back on the new table, after the last replay.
-const SCRIPT: &str = r#"
-    SELECT statement FROM (
+const SCRIPT: &str = r#"DO $swap$
+DECLARE
+    steps text[];
+    step text;
+    gone CONSTANT jsonb := current_setting('opsward.losses');
+BEGIN
+    SELECT array_agg(words ORDER BY place, n) INTO steps FROM (
         SELECT 1 AS place, i.oid::bigint AS n,
                format('ALTER INDEX public.%I RENAME TO %I', i.relname,
-                      'ops_old_' || row_number() OVER (ORDER BY i.oid) || '_idx') AS statement
+                      'ops_old_' || row_number() OVER (ORDER BY i.oid) || '_idx') AS words
         FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = 'public.ops'::regclass
         UNION ALL SELECT 2, 0, 'ALTER TABLE public.ops RENAME TO ops_old'
         UNION ALL SELECT 3, 0, 'ALTER TABLE public.ops_old SET SCHEMA opsward'
@@ -98,53 +165,27 @@ const SCRIPT: &str = r#"
                    WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'DISABLE' END, t.tgname)
         FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace = 'opsward'::regnamespace
         WHERE t.tgrelid = 'public.ops'::regclass AND NOT t.tgisinternal AND p.proname <> 'capture'
-          AND t.tgenabled <> 'O') script
-    ORDER BY place, n"#;
-
-/// What is written of one table when it has been swapped.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Loss {
-    /// The table.
-    pub table: String,
-    /// The lowest ULID that stays.
-    pub below: OpUlid,
-    /// Compacted, and not cut: it raises the horizon, not the floor.
-    pub compacted: bool,
-    /// Rows, bytes without indexes, traces.
-    pub sums: [u64; 3],
-}
-
-/// Raises floors and horizons over what is gone, and adds to the history.
-///
-/// # Errors
-/// The database's.
-pub async fn remember(tx: &Transaction<'_>, run: &str, began: Timestamp, losses: &[Loss]) -> Result<()> {
-    for (compacted, raise) in [(false, prune::RAISE_FLOORS), (true, prune::RAISE_HORIZONS)] {
-        let of: Vec<&Loss> = losses.iter().filter(|l| l.compacted == compacted).collect();
-        let tables: Vec<&str> = of.iter().map(|l| l.table.as_str()).collect();
-        let belows: Vec<&str> = of.iter().map(|l| l.below.as_str()).collect();
-        let statement = tx.prepare_cached(raise).await.doing("raise floors")?;
-        tx.execute(&statement, &[&tables, &belows]).await.doing("raise floors")?;
-    }
-    for loss in losses {
-        let [rows, bytes, traces] = loss.sums.map(|n| i64::try_from(n).unwrap_or(i64::MAX));
-        let bound_by = if loss.compacted { "compact" } else { "window" };
-        tx.execute(
-            ADD,
-            &[&run, &loss.table, &began, &loss.below.as_str(), &rows, &bytes, &traces, &bound_by],
-        )
-        .await
-        .doing("write the history")?;
-    }
-    Ok(())
-}
-
-const ADD: &str = "
+          AND t.tgenabled <> 'O') script;
+    FOREACH step IN ARRAY steps LOOP
+        EXECUTE step;
+    END LOOP;
+    DELETE FROM opsward.owned WHERE kind = 'trigger' AND name = 'opsward_capture';
+    EXECUTE $floors$ RAISE_FLOORS $floors$ USING
+        ARRAY(SELECT l ->> 'table' FROM jsonb_array_elements(gone) l WHERE NOT (l ->> 'compacted')::boolean),
+        ARRAY(SELECT l ->> 'below' FROM jsonb_array_elements(gone) l WHERE NOT (l ->> 'compacted')::boolean);
+    EXECUTE $horizons$ RAISE_HORIZONS $horizons$ USING
+        ARRAY(SELECT l ->> 'table' FROM jsonb_array_elements(gone) l WHERE (l ->> 'compacted')::boolean),
+        ARRAY(SELECT l ->> 'below' FROM jsonb_array_elements(gone) l WHERE (l ->> 'compacted')::boolean);
     INSERT INTO opsward.history
         (run, task, table_name, began_at, ended_at, below, rows, bytes, traces, bound_by, took_ms, outcome)
-    VALUES ($1, 'reclaim', $2, $3::timestamptz, now(), $4, $5, $6, $7, $8,
-            greatest(0, extract(epoch FROM now() - $3) * 1000)::bigint, 'done')
-    ON CONFLICT (run, task, table_name) DO NOTHING";
+    SELECT current_setting('opsward.run'), 'reclaim', l ->> 'table', b.at, now(), l ->> 'below',
+           (l #>> '{sums,0}')::bigint, (l #>> '{sums,1}')::bigint, (l #>> '{sums,2}')::bigint,
+           CASE WHEN (l ->> 'compacted')::boolean THEN 'compact' ELSE 'window' END,
+           greatest(0, extract(epoch FROM now() - b.at) * 1000)::bigint, 'done'
+    FROM jsonb_array_elements(gone) l, (SELECT current_setting('opsward.began')::timestamptz AS at) b
+    ON CONFLICT (run, task, table_name) DO NOTHING;
+    EXECUTE $save$ SAVE $save$ USING current_setting('opsward.checkpoint');
+END $swap$"#;
 
 /// Drops the replaced table, and makes the census count again what it lost.
 ///

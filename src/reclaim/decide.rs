@@ -100,8 +100,19 @@ impl Phase {
         }
     }
 
+    /// Whether it gives disk back, or itself looks for what it needs: that little
+    /// is free is no reason against it then.
+    pub fn frees(self) -> bool {
+        matches!(self, Self::Drop | Self::Vacuum | Self::Truncate | Self::Reindex)
+    }
+
+    /// Whether ops are still to be lost: the gate has to agree.
+    pub fn is_open(self) -> bool {
+        self.follows() || matches!(self, Self::Prepare | Self::Capture | Self::Delete | Self::Compact)
+    }
+
     /// Whether the new table stands beside the log and follows it.
-    fn follows(self) -> bool {
+    pub fn follows(self) -> bool {
         matches!(self, Self::Judge | Self::Copy | Self::Replay | Self::Analyze | Self::Verify | Self::Swap)
     }
 
@@ -137,6 +148,9 @@ pub struct Survivors {
     pub cuts: BTreeMap<String, OpUlid>,
     /// By table, compacted below this ULID.
     pub compact: BTreeMap<String, OpUlid>,
+    /// The window is the longest that fits, whatever is set.
+    #[serde(default)]
+    pub fitted: bool,
 }
 
 /// What was dropped of one table.
@@ -242,8 +256,8 @@ pub struct Facts {
     pub fingerprint: String,
     /// The capture.
     pub capture: Capture,
-    /// Whether the new table stands in our schema.
-    pub next: bool,
+    /// What the new table in our schema is like, where it stands there.
+    pub next: Option<String>,
     /// Whether the replaced table does.
     pub old: bool,
 }
@@ -263,16 +277,19 @@ pub enum Step {
     DropCapture,
     /// The new table is dropped.
     DropNext,
+    /// What an interrupted REINDEX left is dropped.
+    DropLeftover,
     /// The checkpoint goes: it is all over.
     Finish,
 }
 
 /// What is done next in place: an abort ends where it stands, what was deleted
-/// is deleted.
-pub fn next_in_place(at: &Checkpoint) -> Step {
-    match at.aborting.is_some() || at.phase == Phase::Done {
-        true => Step::Finish,
-        false => Step::Work(at.phase),
+/// is deleted. `leftover`: an interrupted REINDEX left an index.
+pub fn next_in_place(at: &Checkpoint, leftover: bool) -> Step {
+    match (at.aborting.is_some(), at.phase) {
+        (true, Phase::Reindex) if leftover => Step::DropLeftover,
+        (true, _) | (_, Phase::Done) => Step::Finish,
+        (false, phase) => Step::Work(phase),
     }
 }
 
@@ -287,6 +304,12 @@ pub fn next_of_swap(at: &Checkpoint, facts: &Facts) -> Step {
     }
     if at.aborting.is_some() {
         return undo(facts, Step::Finish);
+    }
+    if facts.old {
+        return Step::Abort(
+            "a table opsward.ops_old is there, and the log could not go by that name: drop it or rename it"
+                .into(),
+        );
     }
     if at.phase == Phase::Prepare {
         return undo(facts, Step::Work(Phase::Prepare));
@@ -307,13 +330,14 @@ pub fn next_of_swap(at: &Checkpoint, facts: &Facts) -> Step {
 fn undo(facts: &Facts, then: Step) -> Step {
     match facts {
         Facts { capture: Capture::Intact(_) | Capture::Broken(_), .. } => Step::DropCapture,
-        Facts { next: true, .. } => Step::DropNext,
+        Facts { next: Some(_), .. } => Step::DropNext,
         _ => then,
     }
 }
 
 enum Changed {
     Table,
+    Next,
     Capture(&'static str),
     Gone(&'static str),
 }
@@ -324,6 +348,9 @@ impl Changed {
             Self::Table => {
                 "the table ops was changed meanwhile: its columns, indexes or other attributes".into()
             }
+            Self::Next => "the new table opsward.ops_next was changed: its grants, indexes or other \
+                attributes are no longer those of ops"
+                .into(),
             Self::Capture(why) => format!("not every write to ops was noted: {why}"),
             Self::Gone(what) => format!("{what} is gone: somebody removed it"),
         }
@@ -334,8 +361,10 @@ fn changed(at: &Checkpoint, facts: &Facts) -> Option<Changed> {
     if at.fingerprint.as_ref() != Some(&facts.fingerprint) {
         return Some(Changed::Table);
     }
-    if !facts.next {
-        return Some(Changed::Gone("the new table"));
+    match &facts.next {
+        None => return Some(Changed::Gone("the new table")),
+        Some(next) if *next != facts.fingerprint => return Some(Changed::Next),
+        Some(_) => {}
     }
     if !at.phase.follows() {
         return None;
@@ -382,7 +411,7 @@ mod tests {
 
     fn facts() -> Facts {
         let capture = Capture::Intact("c".into());
-        Facts { fingerprint: "a".into(), capture, next: true, old: false }
+        Facts { fingerprint: "a".into(), capture, next: Some("a".into()), old: false }
     }
 
     #[test]
@@ -391,7 +420,7 @@ mod tests {
         assert_eq!(next_of_swap(&at(Phase::Prepare), &facts), Step::DropCapture);
         facts.capture = Capture::Absent;
         assert_eq!(next_of_swap(&at(Phase::Prepare), &facts), Step::DropNext);
-        facts.next = false;
+        facts.next = None;
         assert_eq!(next_of_swap(&at(Phase::Prepare), &facts), Step::Work(Phase::Prepare));
     }
 
@@ -405,7 +434,7 @@ mod tests {
             assert_eq!(next_of_swap(&at, &facts), Step::DropCapture, "{phase:?}");
             facts.capture = Capture::Absent;
             assert_eq!(next_of_swap(&at, &facts), Step::DropNext, "{phase:?}");
-            facts.next = false;
+            facts.next = None;
             assert_eq!(next_of_swap(&at, &facts), Step::Finish, "{phase:?}");
         }
     }
@@ -414,7 +443,7 @@ mod tests {
     fn after_the_swap_an_abort_drops_the_old_table() {
         let (mut at, mut facts) = (at(Phase::Drop), facts());
         at.aborting = Some("told to".into());
-        (facts.old, facts.next, facts.capture) = (true, false, Capture::Absent);
+        (facts.old, facts.next, facts.capture) = (true, None, Capture::Absent);
         assert_eq!(next_of_swap(&at, &facts), Step::Work(Phase::Drop));
         facts.old = false;
         assert_eq!(next_of_swap(&at, &facts), Step::Finish);
@@ -447,5 +476,35 @@ mod tests {
         assert_eq!(next_of_swap(&at, &facts()), Step::Work(Phase::Swap));
         at.hold = true;
         assert_eq!(next_of_swap(&at, &facts()), Step::Hold);
+    }
+
+    /// What is there under our names stays as it was made, or there is no swap:
+    /// under the lock it could only be tried again and again.
+    #[test]
+    fn a_new_table_that_was_changed_and_a_name_that_is_taken_undo_it() {
+        let changed = Facts { next: Some("b".into()), ..facts() };
+        let taken = Facts { old: true, ..facts() };
+        for phase in [Phase::Capture, Phase::Copy, Phase::Verify, Phase::Swap] {
+            for (facts, word) in [(&changed, "ops_next"), (&taken, "ops_old")] {
+                let step = next_of_swap(&at(phase), facts);
+                assert!(matches!(&step, Step::Abort(why) if why.contains(word)), "{phase:?}: {step:?}");
+            }
+        }
+        assert!(matches!(next_of_swap(&at(Phase::Prepare), &taken), Step::Abort(_)));
+        // The log itself is asked first: it may begin anew.
+        let both = Facts { fingerprint: "b".into(), ..facts() };
+        assert!(matches!(next_of_swap(&at(Phase::Copy), &both), Step::Anew(_)));
+    }
+
+    #[test]
+    fn an_abort_in_place_takes_the_leftover_of_its_reindex_along() {
+        let mut at = at(Phase::Reindex);
+        assert_eq!(next_in_place(&at, true), Step::Work(Phase::Reindex));
+        at.aborting = Some("told to".into());
+        assert_eq!(next_in_place(&at, true), Step::DropLeftover);
+        assert_eq!(next_in_place(&at, false), Step::Finish);
+        // An index in the making then is somebody else's.
+        at.phase = Phase::Move;
+        assert_eq!(next_in_place(&at, true), Step::Finish);
     }
 }

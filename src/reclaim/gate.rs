@@ -1,9 +1,12 @@
 //! How far a reclaim may go: the gate of retention, with its windows.
 
+use super::decide::Survivors;
 use crate::bound::decide::{self, DAY_MS, Facts};
+use crate::db;
 use crate::records::models;
 use crate::settings::Keep;
 use crate::values::{BoundBy, OpUlid};
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -30,6 +33,9 @@ pub struct Gate {
     pub blockers: Vec<String>,
 }
 
+/// Asks the gate what may go now: whoever runs a reclaim knows how.
+pub type Ask<'a> = &'a (dyn Fn() -> BoxFuture<'static, db::Result<Gate>> + Send + Sync);
+
 impl Gate {
     /// The lowest ULID that stays under a window that begins at `from`; `None`
     /// where the gate is closed.
@@ -38,6 +44,29 @@ impl Gate {
             needed.max(OpUlid::first_of_ms(from.ms().saturating_sub(hold_ms)))
         });
         Some(from.min(held).min(self.ceiling?))
+    }
+
+    /// Why what was chosen to go may no longer, each as a sentence; empty where
+    /// it may. Between the choice and the last op are days: a peer may have
+    /// come, or gone back.
+    pub fn forbids(&self, survivors: &Survivors) -> Vec<String> {
+        let Some(ceiling) = self.ceiling.filter(|_| self.blockers.is_empty()) else {
+            let closed = self.blockers.join("; ");
+            return vec![if closed.is_empty() { "the gate is closed".into() } else { closed }];
+        };
+        let cuts = survivors.cuts.iter().map(|(table, cut)| {
+            let set = self.cuts.get(table).copied();
+            (table, cut, if survivors.fitted { set.max(Some(ceiling)) } else { set })
+        });
+        let compact = survivors.compact.iter().map(|(table, below)| (table, below, Some(ceiling)));
+        let forbidden = cuts.chain(compact).filter_map(|(table, chosen, may)| match may {
+            None => Some(format!("no window is set for {table} any more")),
+            Some(may) if *chosen > may => {
+                Some(format!("ops of {table} below {chosen} were to go, now only those below {may} may"))
+            }
+            Some(_) => None,
+        });
+        forbidden.collect()
     }
 }
 
@@ -64,5 +93,37 @@ pub fn of(facts: &Facts) -> Gate {
         ceiling: Some(at(LEAST_WINDOW_MS)),
         held: needed.map(|needed| (needed, decide::ms(facts.settings.reader_hold))),
         blockers: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn day(n: u64) -> OpUlid {
+        OpUlid::first_of_ms(1_700_000_000_000 + n * DAY_MS)
+    }
+
+    fn of_uploads(day: OpUlid) -> BTreeMap<String, OpUlid> {
+        BTreeMap::from([("uploads".to_owned(), day)])
+    }
+
+    #[test]
+    fn what_was_chosen_goes_only_while_the_gate_agrees() {
+        let gate = Gate { cuts: of_uploads(day(10)), ceiling: Some(day(30)), ..Gate::default() };
+        let cut = |n| Survivors { cuts: of_uploads(day(n)), ..Survivors::default() };
+        let compact = |n| Survivors { compact: of_uploads(day(n)), ..Survivors::default() };
+        let is_refused = |gate: &Gate, survivors: &Survivors| !gate.forbids(survivors).is_empty();
+        assert!(!is_refused(&gate, &cut(10)) && is_refused(&gate, &cut(11)));
+        assert!(!is_refused(&gate, &compact(30)) && is_refused(&gate, &compact(31)));
+        // What fits is shorter than what is set, never above the gate.
+        let fitted = |n| Survivors { fitted: true, ..cut(n) };
+        assert!(!is_refused(&gate, &fitted(30)) && is_refused(&gate, &fitted(31)));
+
+        let unset = Gate { cuts: BTreeMap::new(), ..gate.clone() };
+        assert!(is_refused(&unset, &cut(10)) && !is_refused(&unset, &fitted(10)));
+        let blocked = Gate { blockers: vec!["a peer has no cursor".into()], ..gate };
+        assert_eq!(blocked.forbids(&cut(1)), ["a peer has no cursor"]);
+        assert!(is_refused(&Gate::default(), &Survivors::default()));
     }
 }

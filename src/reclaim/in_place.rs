@@ -10,23 +10,24 @@ mod space;
 
 use super::compact::{Bounds, Chain, Compactor, LONGEST, LogOp, Pass, Verdict};
 use super::decide::{Checkpoint, Gone, Phase};
+use super::walk::watched;
 use super::{Error, Result, Run};
-use crate::db::prune::{self, Batch, Doomed, Locked, Range, TableCut, Trouble};
+use crate::db::prune::{self, Batch, Doomed, Locked, Range, TableCut};
 use crate::db::{self, Doing, clone, copy, maintain, reclaim as store};
 use crate::values::OpUlid;
 use crate::work::BatchSize;
 use std::time::Duration;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::warn;
 
 /// A transaction is steered to this: a node that starts waits for three of them
 /// one after the other, and 200 ms is the worst that may be.
 const TARGET: Duration = Duration::from_millis(50);
 /// Rows of the first batch that deletes.
 const FIRST_ROWS: u32 = 2_000;
-/// Between two tries of what somebody else is in the way of.
+/// Between two tries of a row that somebody else has locked, and how many
+/// there are.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
-/// Failed batches in a row after which it gives up.
 const TRIES: u32 = 50;
 /// Rows that were locked and are tried again at the end; others stay.
 const LOCKED_KEPT: usize = 1_000;
@@ -34,9 +35,8 @@ const LOCKED_KEPT: usize = 1_000;
 /// What a process keeps between two batches; it is lost with it.
 pub(super) struct Kept {
     phase: Option<Phase>,
-    size: BatchSize,
-    locked: Locked,
-    failures: u32,
+    pub(super) size: BatchSize,
+    pub(super) locked: Locked,
     /// Of what somebody else was in the way of.
     tries: u32,
     compactor: Option<Compactor>,
@@ -56,7 +56,6 @@ impl Default for Kept {
             phase: None,
             size: BatchSize::new(FIRST_ROWS, 1, TARGET),
             locked: Locked::Wait,
-            failures: 0,
             tries: 0,
             compactor: None,
             drops: Vec::new(),
@@ -82,7 +81,7 @@ pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
     if run.place.phase != Some(phase) {
         run.place = Kept::of(phase, run.work.settings.bounding.batch_limit);
     }
-    let done = match phase {
+    match phase {
         Phase::Delete => delete(run).await,
         Phase::Compact => compact(run).await,
         Phase::Vacuum => space::vacuum(run).await,
@@ -90,33 +89,35 @@ pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
         Phase::Move => space::move_rows(run).await,
         Phase::Truncate => space::truncate(run).await,
         _ => space::reindex(run).await,
-    };
-    match done {
-        Ok(()) => {
-            run.place.failures = 0;
-            Ok(())
-        }
-        Err(Error::Db(error)) => recover(run, error).await,
-        Err(error) => Err(error),
     }
 }
 
-/// A failed batch left nothing; the same is tried again, smaller or later.
-async fn recover(run: &mut Run<'_>, error: db::Error) -> Result<()> {
-    let trouble = prune::trouble(&error);
-    run.place.failures += 1;
-    if trouble == Trouble::Fatal || run.place.failures > TRIES {
-        return Err(error.into());
-    }
-    debug!(%error, "a batch is tried again");
-    match trouble {
-        Trouble::TooLong => run.place.size.too_long(),
-        _ => {
-            run.place.locked = Locked::Skip;
-            wait(run, "a lock on ops".into(), RETRY_AFTER).await;
-        }
+/// The statement that drops what an interrupted REINDEX left.
+pub(super) async fn leftover(run: &mut Run<'_>) -> Result<Option<String>> {
+    Ok(db::in_place::leftovers(&*run.lease.client()?).await?.into_iter().next())
+}
+
+/// Drops the next of them, unless somebody waits behind it: then later.
+pub(super) async fn drop_leftover(run: &mut Run<'_>) -> Result<()> {
+    if let Some(drop) = leftover(run).await?
+        && !watched(run, &drop).await?
+    {
+        wait(run, "the sessions that waited behind DROP INDEX".into(), space::REST).await;
     }
     Ok(())
+}
+
+/// Writes into the history how it came out.
+pub(super) async fn end(run: &mut Run<'_>) -> Result<()> {
+    let outcome = match &run.at.aborting {
+        Some(why) => format!("ended early: {why}; what was deleted stays deleted"),
+        None => {
+            let figures = db::stats::figures(&*run.lease.client()?).await?;
+            let after = figures.ops_bytes + figures.index_bytes;
+            format!("done; {} bytes before, {after} after", run.at.bytes_before)
+        }
+    };
+    Ok(prune::end(run.lease.client()?, &run.at.run, &outcome).await?)
 }
 
 /// Waits a while and says for what; a signal to stop ends it.
@@ -292,24 +293,23 @@ async fn compact(run: &mut Run<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What nobody needs of the part that was judged last.
+/// A batch of what nobody needs of the part that was judged last, from the
+/// oldest on.
 async fn delete_drops(run: &mut Run<'_>) -> Result<()> {
-    let drops = run.place.drops.clone();
+    let drops = &run.place.drops;
     let (Some(first), Some(last)) = (drops.iter().min(), drops.iter().max()) else { return Ok(()) };
+    let until = OpUlid::first_of_ms(last.ms() + 1);
+    let range = Range { from: first.to_string(), until, rows: 2 * run.place.size.rows() + FIRST_ROWS };
     let (task, mut at) = (task(run), run.at.clone());
-    let (mut from, until) = (Some(first.to_string()), OpUlid::first_of_ms(last.ms() + 1));
     let tx = run.lease.begin().await?;
-    while let Some(next) = from {
-        let range = Range { from: next, until, rows: 2 * run.place.size.rows() + FIRST_ROWS };
-        let batch = prune::batch(&tx, &task, &range, Doomed::Listed(&drops), run.place.locked).await?;
-        let done = at.done;
-        count(&mut at, &batch);
-        at.done = done;
-        from = batch.next;
-    }
+    let batch = prune::batch(&tx, &task, &range, Doomed::Listed(drops), run.place.locked).await?;
+    let done = at.done;
+    count(&mut at, &batch);
+    at.done = done;
     store::save(&tx, &at.json()).await?;
     tx.commit().await.doing("commit a batch")?;
-    run.place.drops.clear();
+    let next = batch.next;
+    run.place.drops.retain(|drop| next.as_ref().is_some_and(|next| drop.as_str() >= next.as_str()));
     run.at = at;
     Ok(())
 }

@@ -15,20 +15,20 @@ pub mod plan;
 pub mod reset;
 mod swap;
 pub mod verify;
+mod walk;
 
 use crate::db::{self, Doing, lease::Lease};
 use crate::settings::Policy;
 use crate::values::Progress;
 use crate::work::{Pacer, Patience, Stop, Work};
-use decide::{Checkpoint, Mode, Phase, Step};
-pub use gate::Gate;
+use decide::{Checkpoint, Mode, Phase, Survivors};
+pub use gate::{Ask, Gate};
 use jiff::Timestamp;
 use plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use tokio::time::Instant;
-use tracing::{info, warn};
 
 /// What an operator asks of a reclaim; a job carries it.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -94,7 +94,8 @@ pub enum Outcome {
     Done,
     /// It waits for `opsward reclaim --swap`.
     Held,
-    /// It is undone; nothing is left of it. Says why.
+    /// It is undone; nothing is left of it, but what a mode in-place deleted
+    /// stays deleted. Says why.
     Aborted(String),
 }
 
@@ -146,6 +147,10 @@ pub struct Run<'a> {
     pub pacer: Pacer,
     /// What is remembered; a step writes it in the transaction of its effect.
     pub at: Checkpoint,
+    /// How the gate is asked again before anything is lost for good.
+    ask: Ask<'a>,
+    /// Batches that failed, one after the other.
+    failures: u32,
     /// What mode swap keeps between two batches.
     kept: swap::Kept,
     /// The phase, since when this process is in it, and what was done then.
@@ -192,17 +197,22 @@ impl Run<'_> {
 ///
 /// # Errors
 /// It was told to stop, a guard refused, or the database's.
-pub async fn run(work: &Work, lease: &mut Lease, request: &Request) -> Result<Report> {
+pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>) -> Result<Report> {
     let at = checkpoint(work, lease, request).await?;
-    let mut pacer = Pacer::new(work, at.pace, Patience::Wait);
+    let patience = match at.mode {
+        // It has something to do while it waits.
+        Mode::Swap => Patience::End,
+        Mode::InPlace => Patience::Wait,
+    };
+    let mut pacer = Pacer::new(work, at.pace, patience);
     if at.mode == Mode::InPlace {
         pacer = pacer.with_floor(plan::IN_PLACE_FLOOR);
     }
     let begun = Cell::new((Phase::Done, Instant::now(), 0));
     let (kept, place) = (swap::Kept::default(), in_place::Kept::default());
-    let mut run = Run { work, lease, pacer, at, kept, place, begun };
+    let mut run = Run { work, lease, pacer, at, ask, failures: 0, kept, place, begun };
     run.save().await?;
-    let ended = walk(&mut run).await;
+    let ended = walk::walk(&mut run).await;
     work.metrics.reclaim_phase.reset();
     let outcome = ended?;
     let figures = db::stats::figures(&*run.lease.client()?).await?;
@@ -243,13 +253,21 @@ async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result
             "`opsward reclaim --plan` shows what one would do",
         )
     };
+    if work.settings.read_only && request.action != Action::Abort {
+        let why = "READ_ONLY is set: ops stays as it is";
+        let fix = "set OPENAUDIO_MEDIORUM_READ_ONLY=false to reclaim; `opsward reclaim --abort` undoes one";
+        return Err(Error::refused(why, fix));
+    }
     match (request.action, there) {
         (Action::Start, None) => begin(work, lease, request).await,
         (Action::Start, Some(at)) => {
             let (why, fix) = unfinished_words(at.mode.word(), at.phase.word());
             Err(Error::refused(why, fix))
         }
-        (Action::Resume, Some(at)) => Ok(Checkpoint { pace: request.pace.or(at.pace), ..at }),
+        (Action::Resume, Some(at)) => {
+            agreed(&request.gate, &at)?;
+            Ok(Checkpoint { pace: request.pace.or(at.pace), ..at })
+        }
         (Action::Resume, None) => Err(nothing("go on with")),
         (Action::Abort, Some(mut at)) => {
             at.aborting.get_or_insert_with(|| "told to".into());
@@ -257,6 +275,7 @@ async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result
         }
         (Action::Abort, None) => Err(nothing("undo")),
         (Action::Swap, Some(at)) if at.hold && at.phase == Phase::Swap => {
+            agreed(&request.gate, &at)?;
             Ok(Checkpoint { hold: false, ..at })
         }
         (Action::Swap, Some(at)) => Err(Error::refused(
@@ -265,6 +284,21 @@ async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result
         )),
         (Action::Swap, None) => Err(nothing("swap")),
     }
+}
+
+/// Makes sure that what was chosen to go may go still.
+fn agreed(gate: &Gate, at: &Checkpoint) -> Result<()> {
+    let forbidden = match at.aborting.is_none() && at.phase.is_open() {
+        true => gate.forbids(&at.survivors),
+        false => Vec::new(),
+    };
+    if forbidden.is_empty() {
+        return Ok(());
+    }
+    Err(Error::refused(
+        format!("what this reclaim was to drop may not go now: {}", forbidden.join("; ")),
+        "`opsward plan` shows what lifts it, then `opsward reclaim --resume` goes on; `--abort` undoes it",
+    ))
 }
 
 /// What a reclaim would do, and what stands in its way. Writes nothing.
@@ -283,7 +317,8 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
         ));
     };
     let signs = db::pace::signs(client).await?;
-    let standing = db::preflight::standing(client).await?;
+    let mut standing = db::preflight::standing(client).await?;
+    standing.lease = db::lease::other(client).await?.map(|holder| holder.to_string());
     let fingerprint = db::clone::traits(client, db::clone::OPS).await?.fingerprint();
     let census = db::census::load(client).await?;
     let horizons = db::floors::horizons(client).await?.into_iter().collect();
@@ -323,10 +358,6 @@ fn unfinished_words(mode: &str, phase: &str) -> (String, String) {
 
 /// A new reclaim: only as the plan that was read, and with nothing in its way.
 async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Checkpoint> {
-    if work.settings.read_only {
-        let why = "READ_ONLY is set: ops stays as it is";
-        return Err(Error::refused(why, "set OPENAUDIO_MEDIORUM_READ_ONLY=false to reclaim"));
-    }
     let plan = plan(work, lease.client()?, request).await?;
     if let Some(hash) = request.apply.as_ref().filter(|hash| **hash != plan.hash) {
         let why = format!(
@@ -349,7 +380,7 @@ async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Chec
         run: format!("reclaim-{}", now.as_millisecond()),
         mode: plan.mode,
         policy: plan.policy,
-        survivors: plan.survivors,
+        survivors: Survivors { fitted: request.fit, ..plan.survivors },
         pace: request.pace,
         hold: request.hold,
         phase: Phase::first(plan.mode),
@@ -368,57 +399,4 @@ async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Chec
         bytes_before: plan.space.table + plan.space.indexes,
         began_ms: now.as_millisecond(),
     })
-}
-
-/// Walks a reclaim from its checkpoint to its end, or to where it is held.
-///
-/// # Errors
-/// It was told to stop, a guard refused, or the database's.
-pub async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
-    loop {
-        let step = match run.at.mode {
-            Mode::Swap => {
-                let facts = swap::facts(run).await?;
-                decide::next_of_swap(&run.at, &facts)
-            }
-            Mode::InPlace => decide::next_in_place(&run.at),
-        };
-        match step {
-            Step::Work(phase) => {
-                let by_page = matches!(phase, Phase::Move | Phase::Truncate | Phase::Reindex);
-                run.tell(if by_page { "pages" } else { "rows" }, None);
-                run.pacer.turn(run.lease).await?;
-                match run.at.mode {
-                    Mode::Swap => swap::step(run, phase).await?,
-                    Mode::InPlace => in_place::step(run, phase).await?,
-                }
-            }
-            Step::Hold => return Ok(Outcome::Held),
-            Step::Anew(why) => {
-                info!(why, "the reclaim begins anew");
-                run.at.anew();
-                run.save().await?;
-            }
-            Step::Abort(why) => {
-                warn!(why, "the reclaim is undone");
-                run.at.aborting = Some(why);
-                run.save().await?;
-            }
-            step @ (Step::DropCapture | Step::DropNext) => swap::undo(run, &step).await?,
-            Step::Finish => {
-                finish(run).await?;
-                return Ok(match run.at.aborting.take() {
-                    Some(why) if run.at.phase != Phase::Done => Outcome::Aborted(why),
-                    _ => Outcome::Done,
-                });
-            }
-        }
-    }
-}
-
-async fn finish(run: &mut Run<'_>) -> Result<()> {
-    let tx = run.lease.begin().await?;
-    db::reclaim::forget(&tx).await?;
-    tx.commit().await.doing("commit the checkpoint")?;
-    Ok(())
 }

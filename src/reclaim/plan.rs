@@ -186,6 +186,11 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
         plan.notes.push(format!("{days} days are the longest window that fits, instead of {set}."));
     }
     let standing = facts.standing;
+    if let Some(holder) = &standing.lease {
+        plan.notes.push(format!(
+            "The lease is held by {holder}: a daemon does what it is handed, anything else is waited for with --wait."
+        ));
+    }
     if !standing.long.is_empty() {
         let text = format!("Transactions that hold old rows or locks: {}", standing.long.join("; "));
         plan.notes.push(text);

@@ -8,11 +8,12 @@
 
 use super::compact::{Bounds, Chain, Compactor, LONGEST, LogOp, Pass, Verdict};
 use super::decide::{Capture, Checkpoint, Facts, Gone, Phase, Step};
+use super::walk::watched;
 use super::{Result, Run};
-use crate::db::clone::{self, Columns, OPS, columns, traits};
+use crate::db::clone::{self, Columns, NEXT, OPS, columns, traits};
 use crate::db::copy::{self, Copied, Doomed};
-use crate::db::swap::{Expected, Loss, Swapped};
-use crate::db::{self, Doing, capture, maintain, reclaim as store};
+use crate::db::swap::{After, Expected, Loss, Swapped};
+use crate::db::{self, Doing, capture, reclaim as store};
 use crate::values::OpUlid;
 use crate::work::BatchSize;
 use std::time::Duration;
@@ -28,6 +29,8 @@ const ROWS: (u32, u32) = (2_000, 50_000);
 const KEYS: u32 = 2_000;
 /// How often writes are replayed while something else is done.
 const REPLAY_EVERY: Duration = Duration::from_secs(5);
+/// The same, while it waits to go on.
+const KEEP_UP_EVERY: Duration = Duration::from_secs(60);
 /// Fewer keys than this left: the swap's last replay takes them.
 const NEARLY_ALL: usize = 100;
 /// Between two tries of a lock that writers wait behind (contract 6).
@@ -37,9 +40,11 @@ const LOCKED_AT_MOST: Duration = Duration::from_millis(200);
 
 /// What a process keeps between two batches; it is lost with it.
 pub(super) struct Kept {
-    size: BatchSize,
+    pub(super) size: BatchSize,
     /// When nearly all that was noted had been replayed.
     replayed: Option<Instant>,
+    /// The same, while it waits.
+    kept_up: Option<Instant>,
     compactor: Option<Compactor>,
     phase: Option<Phase>,
 }
@@ -47,7 +52,7 @@ pub(super) struct Kept {
 impl Default for Kept {
     fn default() -> Self {
         let size = BatchSize::new(ROWS.0, ROWS.1, TARGET);
-        Self { size, replayed: None, compactor: None, phase: None }
+        Self { size, replayed: None, kept_up: None, compactor: None, phase: None }
     }
 }
 
@@ -67,7 +72,11 @@ pub(super) async fn facts(run: &mut Run<'_>) -> Result<Facts> {
         }
         (Some(_), true, _) => Capture::Broken("it is switched off"),
     };
-    Ok(Facts { fingerprint, capture, next: standing.next, old: standing.old })
+    let next = match standing.next {
+        true => Some(traits(&*client, NEXT).await?.fingerprint()),
+        false => None,
+    };
+    Ok(Facts { fingerprint, capture, next, old: standing.old })
 }
 
 /// A batch of a phase's work.
@@ -85,7 +94,14 @@ pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
     match phase {
         Phase::Prepare => prepare(run).await,
         Phase::Capture => install(run).await,
-        Phase::Judge => judge(run).await,
+        Phase::Judge => {
+            let judged = judge(run).await;
+            if judged.is_err() {
+                // It may have judged ops whose verdicts are lost.
+                run.kept.compactor = None;
+            }
+            judged
+        }
         Phase::Copy => copy_range(run).await,
         Phase::Replay => follow(run).await,
         Phase::Analyze => analyze(run).await,
@@ -119,6 +135,9 @@ async fn prepare(run: &mut Run<'_>) -> Result<()> {
 
 /// Triggers take the lock that writers hold: one short try.
 async fn install(run: &mut Run<'_>) -> Result<()> {
+    if wraparound(run).await? {
+        return Ok(());
+    }
     let mut at = run.at.clone();
     let begun = Instant::now();
     let tx = run.lease.begin().await?;
@@ -126,7 +145,8 @@ async fn install(run: &mut Run<'_>) -> Result<()> {
     let done: db::Result<()> = async {
         at.capture = Some(capture::install(&tx).await?);
         at.advance();
-        store::save(&tx, &at.json()).await
+        let saved = at.json();
+        tokio::try_join!(biased; capture::bound(&tx), store::save(&tx, &saved)).map(|_| ())
     }
     .await;
     if !commit_in_time(tx, begun, done).await? {
@@ -154,8 +174,18 @@ async fn commit_in_time(
     }
 }
 
+/// Waits where a VACUUM to prevent wraparound is at the log: it yields to
+/// nobody, and a lock that queues behind it would hold writers up in vain.
+async fn wraparound(run: &mut Run<'_>) -> Result<bool> {
+    let runs = capture::wraparound(&*run.lease.client()?).await?;
+    if runs {
+        contended(run, OPS).await?;
+    }
+    Ok(runs)
+}
+
 /// Says who is in the way, and waits.
-async fn contended(run: &mut Run<'_>, table: &str) -> Result<()> {
+pub(super) async fn contended(run: &mut Run<'_>, table: &str) -> Result<()> {
     let holders = capture::holders(&*run.lease.client()?, table).await?;
     let waiting = match holders.is_empty() {
         true => format!("a lock on {table}"),
@@ -167,6 +197,16 @@ async fn contended(run: &mut Run<'_>, table: &str) -> Result<()> {
     tokio::select! {
         () = sleep(BETWEEN_TRIES) => {}
         () = stop.cancelled() => {}
+    }
+    Ok(())
+}
+
+/// Replays what is noted while nothing else may be done: it stays little, and
+/// the capture knows that it is attended to.
+pub(super) async fn keep_up(run: &mut Run<'_>) -> Result<()> {
+    let lately = run.kept.kept_up.is_some_and(|at| at.elapsed() < KEEP_UP_EVERY);
+    if run.at.phase.follows() && !lately && replay(run).await? < KEYS as usize {
+        run.kept.kept_up = Some(Instant::now());
     }
     Ok(())
 }
@@ -255,9 +295,8 @@ async fn follow(run: &mut Run<'_>) -> Result<()> {
 /// Nobody waits on the new table; VACUUM sets the bits that readers of a new
 /// table would have to set, ANALYZE is bounded as every statement is.
 async fn analyze(run: &mut Run<'_>) -> Result<()> {
-    let stop = run.work.stop.clone();
-    let ended = maintain::watched(run.lease, &run.work.db, clone::VACUUM_NEXT, &[], &stop).await?;
-    if ended != maintain::Ended::Done {
+    if !watched(run, clone::VACUUM_NEXT).await? {
+        run.pacer.idle(BETWEEN_TRIES).await;
         return Ok(());
     }
     if let Err(error) = clone::analyze(&*run.lease.client()?).await {
@@ -292,7 +331,7 @@ async fn verify(run: &mut Run<'_>) -> Result<()> {
 
 async fn swap(run: &mut Run<'_>) -> Result<()> {
     // Nearly all is replayed outside the lock, again and again.
-    if replay(run).await? >= NEARLY_ALL || run.at.aborting.is_some() {
+    if replay(run).await? >= NEARLY_ALL || run.at.aborting.is_some() || wraparound(run).await? {
         return Ok(());
     }
     let mut at = run.at.clone();
@@ -305,6 +344,7 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
         capture: run.at.capture.as_deref().unwrap_or_default(),
         columns: &columns,
         ceiling: &ceiling,
+        after: After { run: &at.run, began, losses: &losses, checkpoint: &saved },
     };
     let tx = run.lease.begin().await?;
     capture::strong(&tx).await?;
@@ -313,10 +353,6 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
     let mut came = Swapped::Changed;
     let done: db::Result<()> = async {
         came = db::swap::swap(&tx, &expected).await?;
-        if came == Swapped::Yes {
-            db::swap::remember(&tx, &at.run, began, &losses).await?;
-            store::save(&tx, &saved).await?;
-        }
         Ok(())
     }
     .await;
@@ -324,8 +360,8 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
         tx.rollback().await.doing("give a lock back")?;
         return match came {
             Swapped::Differs(keys) => distrust(run, &keys).await,
-            // The next look at the catalog says what.
-            _ => Ok(()),
+            // The next look at the catalog says what; who waited has a turn.
+            _ => contended(run, OPS).await,
         };
     }
     if !commit_in_time(tx, begun, done).await? {
@@ -353,6 +389,8 @@ fn losses(at: &Checkpoint) -> Vec<Loss> {
     at.gone.iter().filter(|(_, gone)| gone.rows > 0).filter_map(|(table, gone)| of(table, gone)).collect()
 }
 
+/// The swap's commit may not be on disk yet. This one is made durable, and with
+/// it all before it: WAL has one order.
 async fn drop_old(run: &mut Run<'_>) -> Result<()> {
     let losses = losses(&run.at);
     let tx = run.lease.begin().await?;
@@ -370,6 +408,9 @@ async fn drop_old(run: &mut Run<'_>) -> Result<()> {
 pub(super) async fn undo(run: &mut Run<'_>, step: &Step) -> Result<()> {
     if *step == Step::DropCapture {
         capture::switch_off(&*run.lease.client()?).await?;
+        if wraparound(run).await? {
+            return Ok(());
+        }
     }
     let begun = Instant::now();
     let tx = run.lease.begin().await?;

@@ -5,14 +5,15 @@
 //! `cargo test --test it in_place::a_full_volume -- --ignored`.
 
 use crate::harness::node::{Generation, Load, Writer, node_starts};
-use crate::harness::{Cluster, Database, Ops, Stop, cluster, ops};
+use crate::harness::{Cluster, Database, Ops, Start, Stop, cluster, ops};
+use futures_util::FutureExt;
 use opsward::clock::Clock;
 use opsward::db::lease::Lease;
 use opsward::db::{self, Db, in_place};
 use opsward::metrics::Metrics;
 use opsward::reclaim::compact::{Bounds, Chain, Compactor, LogOp, Pass, Verdict};
 use opsward::reclaim::decide::{Checkpoint, Mode, Phase, Survivors};
-use opsward::reclaim::{self, Action, Error, Outcome, Report, Request};
+use opsward::reclaim::{self, Action, Error, Gate, Outcome, Report, Request};
 use opsward::settings::{self, Policy, Settings, Source};
 use opsward::values::{Host, OpUlid, Progress};
 use opsward::work::Work;
@@ -171,8 +172,13 @@ impl Bench {
 
     async fn asked(&self, action: Action, work: &Work) -> Result<Report, Error> {
         let mut lease = self.lease().await;
-        let request = Request { action, pace: Some(100), ..Request::default() };
-        reclaim::run(work, &mut lease, &request).await
+        let late = OpUlid::first_of_ms(Clock::System.now_ms() - DAY);
+        let cuts =
+            ["uploads", "storage_and_db_sizes", "qm_audio_analyses"].map(|t| (t.to_owned(), late)).into();
+        let gate = Gate { cuts, ceiling: Some(late), ..Gate::default() };
+        let request = Request { action, pace: Some(100), gate: gate.clone(), ..Request::default() };
+        let ask = || std::future::ready(Ok(gate.clone())).boxed();
+        reclaim::run(work, &mut lease, &request, &ask).await
     }
 
     /// What survives is what was there, less what the window drops; nothing is
@@ -367,6 +373,76 @@ async fn an_abort_leaves_the_table_as_it_is() {
     let report = bench.asked(Action::Abort, &bench.work).await.unwrap();
     assert_eq!(report.outcome, Outcome::Aborted("told to".into()));
     bench.survivors_are_right(cut()).await;
+    let told = "SELECT count(*) FROM opsward.history WHERE outcome = 'ended early: told to; what was deleted stays deleted'";
+    assert_eq!(bench.number(told).await, 3);
+    assert_eq!(bench.number("SELECT count(*) FROM opsward.history WHERE outcome = 'unfinished'").await, 0);
+}
+
+/// What a REINDEX CONCURRENTLY leaves that is cut off: here an invalid index of
+/// such a name.
+const LEFTOVER: &str = "CREATE UNIQUE INDEX CONCURRENTLY ops_pkey_ccnew ON ops (host)";
+
+#[tokio::test]
+async fn an_abort_in_reindex_leaves_no_half_made_index() {
+    let bench = Bench::new(2_000, 1_000_000).await;
+    let schema = bench.schema();
+    bench.begun(window()).await;
+    assert!(matches!(bench.until("reindex").await, Err(Error::Halted(_))));
+    assert!(bench.client.batch_execute(LEFTOVER).await.is_err());
+    let report = bench.asked(Action::Abort, &bench.work).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Aborted("told to".into()));
+    bench.survivors_are_right(cut()).await;
+    assert_eq!(bench.schema(), schema);
+}
+
+#[tokio::test]
+async fn nor_does_uninstall_in_the_middle_of_it() {
+    let bench = Bench::new(2_000, 1_000_000).await;
+    bench.begun(window()).await;
+    assert!(matches!(bench.until("reindex").await, Err(Error::Halted(_))));
+    assert!(bench.client.batch_execute(LEFTOVER).await.is_err());
+    // The last session's lease may still be ending.
+    drop(bench.lease().await);
+    let uninstalled = async {
+        loop {
+            let url = bench.database.url();
+            let uninstall = Start::new(&["uninstall", "--yes"]).env("OPENAUDIO_DB_URL", url);
+            let ran = uninstall.env("OPENAUDIO_NODE_ENDPOINT", "http://n1.example").output().await;
+            if ran.code != Some(4) {
+                return ran;
+            }
+        }
+    };
+    let ran = uninstalled.await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let left = "SELECT (SELECT count(*) FROM pg_index WHERE indrelid = 'ops'::regclass AND NOT indisvalid)
+                     + (SELECT count(*) FROM pg_namespace WHERE nspname = 'opsward')";
+    assert_eq!(bench.number(left).await, 0);
+}
+
+/// One that does not come to its end is told by where it is, not by its rows'
+/// locks: a row of the last pages takes longer than a transaction may.
+#[tokio::test]
+async fn a_transaction_that_moves_rows_ends_though_its_range_does_not() {
+    let bench = Bench::new(3_000, 1_000_000).await;
+    bench.run("DELETE FROM ops WHERE ulid < (SELECT max(ulid) FROM ops) AND right(ulid, 1) <> '7'").await;
+    bench.run("VACUUM (TRUNCATE off, INDEX_CLEANUP on) ops").await;
+    bench
+        .run(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                 'BEGIN PERFORM pg_sleep(0.11); RETURN NEW; END';
+             CREATE TRIGGER slow BEFORE UPDATE ON ops FOR EACH ROW
+                 WHEN (OLD.ulid LIKE '%0000003000') EXECUTE FUNCTION slow()",
+        )
+        .await;
+    let pages = bench.size().await.pages;
+    let mut client = bench.client_of_pool().await;
+    let tx = client.transaction().await.unwrap();
+    let moved = in_place::empty_pages(&tx, pages / 3, pages).await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(moved.from < pages && moved.from > pages / 3, "{moved:?} of {pages}");
+    let left = format!("SELECT count(*) FROM ops WHERE ctid >= '({},0)'", moved.from);
+    assert_eq!((bench.number(&left).await, moved.stuck, moved.locked), (0, 0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -432,13 +432,12 @@ async fn the_index_is_made_once_and_uninstall_takes_it_away() {
         index::ensure(&bench.work, &mut lease, &mut pacer).await.unwrap(),
         Ensured::There("opsward_ops_table_ulid".into())
     );
-    drop(lease);
-    let mut client = bench.db.client().await.unwrap();
+    let client = bench.db.client().await.unwrap();
     let opsward::db::uninstall::Found::Ours(owned) = opsward::db::uninstall::find(&client).await.unwrap()
     else {
         panic!("nothing of ours");
     };
-    opsward::db::uninstall::remove(&mut client, &owned).await.unwrap();
+    opsward::db::uninstall::remove(&mut lease, &owned).await.unwrap();
     assert_eq!(bench.number(valid).await, 1);
 }
 

@@ -2,6 +2,8 @@
 
 use crate::harness::node::{Generation, Load, Writer, node_starts};
 use crate::harness::{Database, MadeOp, Ops, ops};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use opsward::clock::Clock;
 use opsward::db::lease::Lease;
 use opsward::metrics::Metrics;
@@ -19,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 mod between;
 mod load;
 mod locks;
+mod stands;
 
 const DAY_MS: u64 = 86_400_000;
 const PHASES: [&str; 9] =
@@ -36,6 +39,11 @@ fn settings(database: &Database) -> Settings {
     ]);
     let source = Source { env, ..Source::process() };
     load(&source).unwrap().settings
+}
+
+/// A gate that says the same whenever it is asked.
+fn asked(gate: Gate) -> impl Fn() -> BoxFuture<'static, opsward::db::Result<Gate>> {
+    move || std::future::ready(Ok(gate.clone())).boxed()
 }
 
 /// A log of 100 days, and all that a reclaim of it needs.
@@ -76,14 +84,18 @@ impl Bed {
         Self { database, work, cut, ops }
     }
 
-    fn request(&self, policy: Policy) -> Request {
+    fn gate(&self) -> Gate {
         let tables = ["uploads", "qm_audio_analyses", "audio_previews", "storage_and_db_sizes"];
         let cuts = tables.iter().map(|t| ((*t).to_owned(), self.cut)).collect();
+        Gate { cuts, ceiling: Some(OpUlid::first_of_ms(now_ms() - 7_200_000)), ..Gate::default() }
+    }
+
+    fn request(&self, policy: Policy) -> Request {
         Request {
             mode: Some(Mode::Swap),
             policy: Some(policy),
             pace: Some(100),
-            gate: Gate { cuts, ceiling: Some(OpUlid::first_of_ms(now_ms() - 7_200_000)), ..Gate::default() },
+            gate: self.gate(),
             ..Request::default()
         }
     }
@@ -99,8 +111,12 @@ impl Bed {
     }
 
     async fn run(&self, request: &Request) -> Result<Report, Error> {
+        self.work_on(&self.work, request).await
+    }
+
+    async fn work_on(&self, work: &Work, request: &Request) -> Result<Report, Error> {
         let mut lease = self.lease().await;
-        reclaim::run(&self.work, &mut lease, request).await
+        reclaim::run(work, &mut lease, request, &asked(self.gate())).await
     }
 
     /// Runs until a phase is about to begin its first batch, as if killed.
@@ -114,12 +130,11 @@ impl Bed {
             seen(progress);
         });
         let work = Work { stop, tell, ..self.work.clone() };
-        let mut lease = self.lease().await;
-        reclaim::run(&work, &mut lease, request).await.unwrap_err()
+        self.work_on(&work, request).await.unwrap_err()
     }
 
     fn again(&self, action: Action) -> Request {
-        Request { action, pace: Some(100), ..Request::default() }
+        Request { action, pace: Some(100), gate: self.gate(), ..Request::default() }
     }
 
     /// The schema but ours, as `pg_dump` writes it.
@@ -412,6 +427,16 @@ async fn what_a_swap_cannot_carry_is_refused() {
         ("CREATE PUBLICATION p FOR ALL TABLES", "DROP PUBLICATION p", "publication p"),
         ("CREATE RULE r AS ON DELETE TO ops DO INSTEAD NOTHING", "DROP RULE r ON ops", "rule r"),
         ("CREATE TABLE child () INHERITS (ops)", "DROP TABLE child", "table child"),
+        (
+            "CREATE TABLE par (LIKE ops); ALTER TABLE ops INHERIT par",
+            "ALTER TABLE ops NO INHERIT par; DROP TABLE par",
+            "table par",
+        ),
+        (
+            "ALTER TABLE ops ADD CONSTRAINT no_dog CHECK (host <> 'dog') NOT VALID",
+            "ALTER TABLE ops DROP CONSTRAINT no_dog",
+            "constraint no_dog",
+        ),
         ("CREATE POLICY p ON ops", "DROP POLICY p ON ops", "policy p"),
         ("CREATE FUNCTION f(ops) RETURNS int LANGUAGE sql AS 'SELECT 1'", "DROP FUNCTION f", "function f"),
     ] {
@@ -447,6 +472,7 @@ async fn every_attribute_comes_along() {
                  ADD CONSTRAINT no_cat CHECK (host <> 'cat'), ADD COLUMN gone int,
                  SET (fillfactor = 90, toast.autovacuum_vacuum_threshold = 77);
              ALTER TABLE ops REPLICA IDENTITY FULL, DROP COLUMN gone;
+             CREATE INDEX by_lower ON ops (lower(host)); ALTER INDEX by_lower ALTER COLUMN 1 SET STATISTICS 33;
              CREATE INDEX by_table ON ops (\"table\", ulid) WITH (fillfactor = 80);
              ALTER TABLE ops CLUSTER ON by_table",
         )

@@ -2,11 +2,10 @@
 //! indexes written anew.
 
 use super::super::decide::Phase;
+use super::super::walk::watched;
 use super::super::{Result, Run};
-use super::wait;
-use crate::db::maintain::{self, Ended};
-use crate::db::{self, Doing, in_place, prune, reclaim as store};
-use crate::work::Room;
+use super::{drop_leftover, leftover, wait};
+use crate::db::{self, Doing, in_place, maintain, reclaim as store};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -16,7 +15,7 @@ pub(super) const PAGES: (u32, u32) = (64, 2_048);
 /// How often it is looked whether an old snapshot is gone.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Whoever waited behind a VACUUM has its turn (contract 6: at least 2 s).
-const REST: Duration = Duration::from_secs(2);
+pub(super) const REST: Duration = Duration::from_secs(2);
 /// Between two tries of a REINDEX, and how many there are.
 const REINDEX_REST: Duration = Duration::from_secs(10);
 const REINDEX_TRIES: u32 = 6;
@@ -58,18 +57,6 @@ async fn held(run: &mut Run<'_>) -> Result<bool> {
     }
     wait(run, holder, LOOK_AGAIN).await;
     Ok(true)
-}
-
-/// A statement that others may have to wait for; whether it came to its end.
-async fn watched(run: &mut Run<'_>, statement: &str) -> Result<bool> {
-    let settings = [("vacuum_cost_delay", format!("{:.2}ms", run.pacer.cost_delay_ms()))];
-    match run.pacer.watch(run.lease, statement, &settings, Room::Makes).await? {
-        Ended::Done => return Ok(true),
-        Ended::Yielded => info!(statement, "another session waited behind it: tried again later"),
-        // The next turn says so.
-        Ended::Stopped => {}
-    }
-    Ok(false)
 }
 
 /// Goes on to the next phase.
@@ -169,7 +156,7 @@ pub(super) async fn move_rows(run: &mut Run<'_>) -> Result<()> {
     if range.stuck > 0 {
         return moved(run, range.from).await;
     }
-    run.place.size.took(u32::try_from(to - from).unwrap_or(u32::MAX), begun.elapsed());
+    run.place.size.took(u32::try_from(to - range.from).unwrap_or(u32::MAX), begun.elapsed());
     Ok(())
 }
 
@@ -226,16 +213,12 @@ pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
 /// The next index that is larger than it has to be; after the last one it is
 /// all done.
 pub(super) async fn reindex(run: &mut Run<'_>) -> Result<()> {
-    let client = run.lease.client()?;
-    if let Some(drop) = in_place::leftovers(&*client).await?.into_iter().next() {
-        if !watched(run, &drop).await? {
-            wait(run, "the sessions that waited behind DROP INDEX".into(), REST).await;
-        }
-        return Ok(());
+    if leftover(run).await?.is_some() {
+        return drop_leftover(run).await;
     }
-    let bloated = in_place::bloated(&*client).await?;
+    let bloated = in_place::bloated(&*run.lease.client()?).await?;
     let Some(index) = bloated.into_iter().find(|index| !run.place.left.contains(&index.name)) else {
-        return finish(run).await;
+        return advance(run).await;
     };
     let floor = run.work.settings.bounding.min_free_disk.min(super::super::plan::IN_PLACE_FLOOR);
     let needs = 2 * index.anew + floor;
@@ -255,13 +238,4 @@ pub(super) async fn reindex(run: &mut Run<'_>) -> Result<()> {
     }
     wait(run, "the sessions that waited behind REINDEX".into(), REINDEX_REST).await;
     Ok(())
-}
-
-async fn finish(run: &mut Run<'_>) -> Result<()> {
-    let client = run.work.db.client().await?;
-    let figures = db::stats::figures(&client).await?;
-    let after = figures.ops_bytes + figures.index_bytes;
-    let outcome = format!("done; {} bytes before, {after} after", run.at.bytes_before);
-    prune::end(&client, &run.at.run, &outcome).await?;
-    advance(run).await
 }

@@ -37,6 +37,12 @@ pub(super) fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
         "use the node's own role in OPENAUDIO_DB_URL, or GRANT it to opsward's role",
     );
     stands(
+        swap && standing.owner && !standing.grants.is_empty(),
+        "privilege",
+        format!("the role {} may not put another table in the place of ops", standing.role),
+        &format!("{}; or use --mode in-place", standing.grants.join("; ")),
+    );
+    stands(
         !standing.plain,
         "table",
         "ops is no plain, logged table".into(),

@@ -34,8 +34,9 @@ impl Bed {
             line.let_go();
             std::future::pending::<()>().await;
         };
+        let ask = asked(self.gate());
         let ended = tokio::select! {
-            ended = reclaim::run(&work, &mut lease, request) => ended,
+            ended = reclaim::run(&work, &mut lease, request, &ask) => ended,
             () = meddle => unreachable!(),
         };
         assert!(meddled.get(), "the statement never came: {ended:?}");

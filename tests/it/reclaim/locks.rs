@@ -34,8 +34,9 @@ async fn waits(bed: &Bed, request: Request, words: [&str; 2], release: impl Asyn
         println!("{}", waiting.unwrap_or_default());
         std::future::pending::<()>().await;
     };
+    let ask = asked(bed.gate());
     let report = tokio::select! {
-        report = reclaim::run(&work, &mut lease, &request) => report.unwrap(),
+        report = reclaim::run(&work, &mut lease, &request, &ask) => report.unwrap(),
         () = released => unreachable!(),
     };
     let written = writer.stop().await;

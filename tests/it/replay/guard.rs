@@ -86,12 +86,12 @@ async fn the_guard_is_owned_and_leaves_nothing() {
     bench.run("ALTER TABLE ops DISABLE TRIGGER ALL").await;
     assert_eq!(ensure(&work, &mut lease).await.unwrap(), Outcome::Changed, "disabled");
     assert_eq!(bench.text("SELECT name FROM opsward.owned").await, "opsward_replay_guard");
-    let mut client = bench.db.client().await.unwrap();
+    let client = bench.db.client().await.unwrap();
     let opsward::db::uninstall::Found::Ours(owned) = opsward::db::uninstall::find(&client).await.unwrap()
     else {
         panic!("nothing to uninstall");
     };
-    opsward::db::uninstall::remove(&mut client, &owned).await.unwrap();
+    opsward::db::uninstall::remove(&mut lease, &owned).await.unwrap();
     assert_eq!(bench.text(triggers).await, "");
     assert_eq!(bench.text("SELECT nspname FROM pg_namespace WHERE nspname = 'opsward'").await, "");
 }

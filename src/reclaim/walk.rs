@@ -1,0 +1,191 @@
+//! The line that every reclaim walks: a step, whatever it is, then the next.
+//! Waiting, failed batches and the end are the same in both modes.
+
+use super::decide::{self, Mode, Phase, Step};
+use super::{Error, Outcome, Result, Run, agreed, in_place, swap};
+use crate::db::maintain::Ended;
+use crate::db::prune::{Locked, Trouble, trouble};
+use crate::db::{self, Doing};
+use crate::work::{Halt, Room, Stop, WAL_SEGMENT};
+use std::time::Duration;
+use tracing::{debug, info, warn};
+
+/// How often it is looked whether a pause or a window is over.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Between two tries of what somebody else is in the way of.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// Failed batches in a row after which it gives up.
+const TRIES: u32 = 50;
+
+/// Walks a reclaim from its checkpoint to its end, or to where it is held.
+///
+/// # Errors
+/// It was told to stop, a guard refused, or the database's.
+pub(super) async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
+    loop {
+        let step = match run.at.mode {
+            Mode::Swap => match swap::facts(run).await {
+                Ok(facts) => decide::next_of_swap(&run.at, &facts),
+                // The catalog's words on ops wait for its locks, too.
+                Err(error) => {
+                    again(run, error, |_| Trouble::Contended).await?;
+                    continue;
+                }
+            },
+            Mode::InPlace => {
+                let leftover = run.at.aborting.is_some() && in_place::leftover(run).await?.is_some();
+                decide::next_in_place(&run.at, leftover)
+            }
+        };
+        match step {
+            Step::Work(phase) => {
+                run.tell("rows", None);
+                if turn(run, phase).await? == Turn::Over {
+                    continue;
+                }
+                let done = match run.at.mode {
+                    Mode::Swap => swap::step(run, phase).await,
+                    Mode::InPlace => in_place::step(run, phase).await,
+                };
+                settle(run, done).await?;
+            }
+            Step::Hold => return Ok(Outcome::Held),
+            Step::Anew(why) => {
+                info!(why, "the reclaim begins anew");
+                run.at.anew();
+                run.save().await?;
+            }
+            Step::Abort(why) => {
+                warn!(why, "the reclaim is undone");
+                run.at.aborting = Some(why);
+                run.save().await?;
+            }
+            step @ (Step::DropCapture | Step::DropNext) => {
+                go_on(run)?;
+                swap::undo(run, &step).await?;
+            }
+            Step::DropLeftover => {
+                go_on(run)?;
+                in_place::drop_leftover(run).await?;
+            }
+            Step::Finish => {
+                if run.at.mode == Mode::InPlace {
+                    in_place::end(run).await?;
+                }
+                finish(run).await?;
+                return Ok(match run.at.aborting.take() {
+                    // What was swapped is done, whatever was told afterwards.
+                    Some(why) if !matches!(run.at.phase, Phase::Drop | Phase::Done) => Outcome::Aborted(why),
+                    _ => Outcome::Done,
+                });
+            }
+        }
+    }
+}
+
+/// Whether a step's turn came, or it was overtaken while it waited.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Come,
+    Over,
+}
+
+/// Waits until a phase may do its next batch.
+async fn turn(run: &mut Run<'_>, phase: Phase) -> Result<Turn> {
+    if phase == Phase::Drop {
+        // The disk comes back at once and at no cost: it waits for nothing.
+        return go_on(run).map(|()| Turn::Come);
+    }
+    loop {
+        let halt = match run.pacer.turn(run.lease).await {
+            Ok(_) => break,
+            Err(Stop::Halt(Halt::LittleDisk { free, .. })) if phase.frees() && free >= WAL_SEGMENT => break,
+            Err(Stop::Halt(halt @ (Halt::Paused(_) | Halt::OutsideWindow(_)))) => halt,
+            Err(stop) => return Err(stop.into()),
+        };
+        run.tell("rows", Some(halt.to_string()));
+        let kept_up = swap::keep_up(run).await;
+        settle(run, kept_up).await?;
+        if run.at.aborting.is_some() {
+            return Ok(Turn::Over);
+        }
+        run.pacer.idle(LOOK_AGAIN).await;
+    }
+    if phase == Phase::Swap {
+        let gate = (run.ask)().await?;
+        agreed(&gate, &run.at)?;
+    }
+    Ok(Turn::Come)
+}
+
+/// Told to stop, it ends here.
+fn go_on(run: &Run<'_>) -> Result<()> {
+    match run.work.stop.is_cancelled() {
+        true => Err(Halt::Stopped.into()),
+        false => Ok(()),
+    }
+}
+
+/// A failed batch left nothing; the same is tried again, smaller or later.
+async fn settle(run: &mut Run<'_>, done: Result<()>) -> Result<()> {
+    match done {
+        Ok(()) => run.failures = 0,
+        Err(error) => again(run, error, |trouble| trouble).await?,
+    }
+    Ok(())
+}
+
+/// Makes ready for another try, unless none would help.
+async fn again(run: &mut Run<'_>, error: Error, means: impl Fn(Trouble) -> Trouble) -> Result<()> {
+    let Error::Db(error) = error else { return Err(error) };
+    let trouble = match trouble(&error) {
+        Trouble::Fatal => Trouble::Fatal,
+        trouble => means(trouble),
+    };
+    run.failures += 1;
+    if trouble == Trouble::Fatal || run.failures > TRIES {
+        return Err(error.into());
+    }
+    debug!(%error, "a batch is tried again");
+    match (trouble, run.at.mode) {
+        (Trouble::TooLong, Mode::Swap) => run.kept.size.too_long(),
+        (Trouble::TooLong, Mode::InPlace) => run.place.size.too_long(),
+        _ => {
+            run.place.locked = Locked::Skip;
+            run.tell("rows", Some("a lock on ops".into()));
+            run.pacer.idle(RETRY_AFTER).await;
+        }
+    }
+    Ok(())
+}
+
+/// A statement that others may have to wait for, at the pace, as long as there
+/// is room for what it writes; whether it came to its end.
+pub(super) async fn watched(run: &mut Run<'_>, statement: &str) -> Result<bool> {
+    let settings = [("vacuum_cost_delay", format!("{:.2}ms", run.pacer.cost_delay_ms()))];
+    let room = if run.at.phase == Phase::Reindex { Room::Takes } else { Room::Makes };
+    match run.pacer.watch(run.lease, statement, &settings, room).await? {
+        Ended::Done => return Ok(true),
+        Ended::Yielded => info!(statement, "another session waited behind it: tried again later"),
+        // The next turn says so.
+        Ended::Stopped => {}
+    }
+    Ok(false)
+}
+
+/// It is all over: what only this one used is emptied, for which somebody who
+/// reads it, as a dump does, is waited for.
+async fn finish(run: &mut Run<'_>) -> Result<()> {
+    loop {
+        let tx = run.lease.begin().await?;
+        match db::reclaim::forget(&tx).await {
+            Ok(()) => return Ok(tx.commit().await.doing("commit the checkpoint")?),
+            Err(error) if db::capture::is_contended(&error) => {
+                tx.rollback().await.doing("give a lock back")?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        swap::contended(run, "opsward.captured").await?;
+        go_on(run)?;
+    }
+}
