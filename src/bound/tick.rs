@@ -158,11 +158,15 @@ async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -
     let now = work.clock.now();
     let facts = facts::gather(lease.client()?, &work.settings, &work.own, now).await?;
     facts::note(lease.client()?, &facts, now).await?;
-    let decision = match (copying(lease, now).await?, task) {
-        (Some(copying), _) => Decision::Skip { blockers: vec![copying] },
-        (None, Which::Dormant) => decide::dormant(&facts),
-        (None, _) => decide::retention(&facts),
+    let mut decision = match task {
+        Which::Dormant => decide::dormant(&facts),
+        _ => decide::retention(&facts),
     };
+    if matches!(decision, Decision::Prune { .. })
+        && let Some(copying) = copying(lease, now).await?
+    {
+        decision = Decision::Skip { blockers: vec![copying] };
+    }
     let mut outcome = TaskOutcome::of(task, work);
     let is_on = !decision.is_off();
     if is_on {

@@ -10,7 +10,7 @@ mod space;
 
 use super::compact::{Bounds, Chain, Compactor, LONGEST, LogOp, Pass, Verdict};
 use super::decide::{Checkpoint, Gone, Phase};
-use super::walk::watched;
+use super::walk::{unit, watched};
 use super::{Error, Result, Run};
 use crate::db::prune::{self, Batch, Doomed, Locked, Range, TableCut};
 use crate::db::{self, Doing, clone, copy, maintain, reclaim as store};
@@ -124,13 +124,6 @@ pub(super) async fn end(run: &mut Run<'_>) -> Result<()> {
 async fn wait(run: &mut Run<'_>, waiting: String, time: Duration) {
     run.tell(unit(run.at.phase), Some(waiting));
     run.pacer.idle(time).await;
-}
-
-fn unit(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Delete | Phase::Compact | Phase::Rewrite => "rows",
-        _ => "pages",
-    }
 }
 
 /// The history's name for it.
