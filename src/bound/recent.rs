@@ -14,7 +14,7 @@ use tokio::time::Instant;
 const TARGET: Duration = Duration::from_millis(200);
 /// Rows of the first slice, and the most of any.
 const FIRST_ROWS: u32 = 2_000;
-const MOST_ROWS: u32 = 100_000;
+const MOST_ROWS: u32 = 50_000;
 
 /// What came of a look.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,7 +38,8 @@ pub async fn look(
 ) -> Result<Looked, Stop> {
     let mut silent = tables.to_vec();
     let mut active = Vec::new();
-    let latest = latest_plausible(work.clock.now_ms());
+    let now_ms = work.clock.now_ms();
+    let latest = latest_plausible(now_ms);
     let mut after = OpUlid::last_of_ms(since.ms().saturating_sub(1)).to_string();
     let (mut size, mut narrowed) = (BatchSize::new(FIRST_ROWS, MOST_ROWS, TARGET), None);
     let mut read = 0;
@@ -48,7 +49,7 @@ pub async fn look(
         }
         pacer.turn(lease).await?;
         let (to, rows, began) = (narrowed.unwrap_or(latest), size.rows(), Instant::now());
-        let slice = match recent::slice(lease, &silent, &after, to, rows).await {
+        let slice = match recent::slice(lease, &silent, &after, (to, now_ms), rows).await {
             Ok(slice) => slice,
             Err(error) if ops::is_out_of_time(&error) => {
                 // Dead entries of the index are what takes long, or rows.
