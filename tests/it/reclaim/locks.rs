@@ -23,13 +23,13 @@ async fn waits(bed: &Bed, request: Request, words: [&str; 2], release: impl Asyn
     let work = Work { tell: Arc::new(move |progress| drop(tell.send_replace(progress))), ..bed.work.clone() };
     let load = Load { rate: 100, late_by: Duration::from_secs(20 * 86_400), ..Load::default() };
     let writer = Writer::start(&bed.database.cluster().config(bed.database.name()), &load, 5).await;
+    writer.more(10).await;
     let mut lease = bed.lease().await;
     let released = async {
         let named =
             |p: &Progress| p.waiting.as_ref().is_some_and(|w| words.iter().all(|word| w.contains(word)));
         let waiting = told.wait_for(named).await.unwrap().waiting.clone();
-        // Between two tries and behind one.
-        writer.more(250).await;
+        writer.more(50).await;
         release().await;
         println!("{}", waiting.unwrap_or_default());
         std::future::pending::<()>().await;
