@@ -61,7 +61,7 @@ impl Gate {
         let host = by["host"].as_str().map_or(String::new(), |host| format!(" {host}"));
         // A minute, lest a plan that takes its time is an hour off.
         let hours = (now_ms() + 60_000 - below.ms()) / HOUR_MS;
-        let ours = ["no_replay_guard", "no_readers", "reclaim"];
+        let ours = ["no_replay_guard", "no_readers", "routing_unknown", "reclaim"];
         let codes = plan["notices"].as_array().unwrap().iter().filter_map(|n| n["code"].as_str());
         let codes = codes.filter(|code| !ours.contains(code)).map(str::to_owned).collect();
         (hours, format!("{}{host}", by["by"].as_str().unwrap()), codes)
