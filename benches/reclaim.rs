@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 use opsward::clock::Clock;
 use opsward::db::lease::Lease;
 use opsward::db::{self, Db, in_place, maintain, migrate};
-use opsward::reclaim::decide::{Checkpoint, Mode, Phase, Survivors};
+use opsward::reclaim::decide::{Checkpoint, Mode, Survivors};
 use opsward::reclaim::{self, Action, Gate, Outcome, Request};
 use opsward::settings::Policy;
 use opsward::values::OpUlid;
@@ -248,28 +248,12 @@ async fn run(place: &Place<'_>, mode: Mode) -> String {
     });
     let client = place.db.client().await.unwrap();
     let figures = db::stats::figures(&client).await.unwrap();
+    let survivors = Survivors { cuts: TABLES.map(|t| (t.to_owned(), cut())).into(), ..Survivors::default() };
     let at = Checkpoint {
-        run: "bench".into(),
-        mode,
-        policy: Policy::Window,
-        survivors: Survivors { cuts: TABLES.map(|t| (t.to_owned(), cut())).into(), ..Survivors::default() },
         pace: Some(100),
-        hold: false,
-        phase: Phase::first(mode),
-        position: String::new(),
-        pass: 0,
-        passes: 1,
-        done: 0,
-        total: None,
-        gone: BTreeMap::new(),
-        fingerprint: None,
-        capture: None,
-        locked: Vec::new(),
-        settled: None,
-        starts: 1,
-        aborting: None,
         bytes_before: figures.ops_bytes + figures.index_bytes,
         began_ms: Clock::System.now().as_millisecond(),
+        ..Checkpoint::begin("bench".into(), mode, Policy::Window, survivors)
     };
     db::reclaim::save(&client, &at.json()).await.unwrap();
     let mut lease = Lease::take(&place.db).await.unwrap().ok().unwrap();

@@ -55,20 +55,21 @@ const BY_KEY: &str = "SET LOCAL enable_mergejoin = off";
 /// The database's.
 pub async fn range(tx: &Transaction<'_>, after: &str, rows: u32) -> Result<Range> {
     tx.batch_execute(PLAN).await.doing("begin a range")?;
-    let sql = format!("SELECT ulid {} LIMIT $2", rows_after(after));
+    // As one value: a row for each key takes twice the time.
+    let sql = format!("SELECT ARRAY(SELECT ulid {} LIMIT $2)", rows_after(after));
     let statement = tx.prepare_cached(&sql).await.doing("find a range of the log")?;
     let rows = at_least_two(rows);
-    let found = tx.query(&statement, &[&after, &rows]).await.doing("find a range of the log")?;
+    let row = tx.query_one(&statement, &[&after, &rows]).await.doing("find a range of the log")?;
+    let found: Vec<&str> = row.get(0);
     // Judged here: an expression for it costs the server more than all the rest.
-    let odd = found.iter().map(|r| r.get::<_, &str>(0)).filter(|u| OpUlid::parse(u).is_none());
-    let odd: Vec<&str> = odd.collect();
+    let odd: Vec<&str> = found.iter().copied().filter(|u| OpUlid::parse(u).is_none()).collect();
     if !odd.is_empty() {
         tx.execute(KEEP, &[&odd]).await.doing("keep rows without a ULID")?;
     }
     let full = i64::try_from(found.len()).is_ok_and(|found| found >= rows);
     Ok(Range {
         after: after.to_owned(),
-        until: found.last().filter(|_| full).map(|r| r.get(0)),
+        until: found.last().filter(|_| full).map(|&last| last.to_owned()),
         rows: found.len() as u64,
     })
 }

@@ -215,6 +215,33 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// At its beginning, when nothing is done yet.
+    pub fn begin(run: String, mode: Mode, policy: Policy, survivors: Survivors) -> Self {
+        Self {
+            run,
+            mode,
+            policy,
+            survivors,
+            pace: None,
+            hold: false,
+            phase: Phase::first(mode),
+            position: String::new(),
+            pass: 0,
+            passes: 1,
+            done: 0,
+            total: None,
+            gone: BTreeMap::new(),
+            fingerprint: None,
+            capture: None,
+            locked: Vec::new(),
+            settled: None,
+            starts: 1,
+            aborting: None,
+            bytes_before: 0,
+            began_ms: 0,
+        }
+    }
+
     /// Goes on to the next phase.
     pub fn advance(&mut self) {
         self.phase = self.phase.next(&self.survivors);
@@ -384,29 +411,9 @@ mod tests {
     use super::*;
 
     fn at(phase: Phase) -> Checkpoint {
-        Checkpoint {
-            run: "r".into(),
-            mode: Mode::Swap,
-            policy: Policy::Window,
-            survivors: Survivors::default(),
-            pace: None,
-            hold: false,
-            phase,
-            position: String::new(),
-            pass: 0,
-            passes: 1,
-            done: 0,
-            total: None,
-            gone: BTreeMap::new(),
-            fingerprint: Some("a".into()),
-            capture: Some("c".into()),
-            locked: Vec::new(),
-            settled: None,
-            starts: 1,
-            aborting: None,
-            bytes_before: 0,
-            began_ms: 0,
-        }
+        let (fingerprint, capture) = (Some("a".into()), Some("c".into()));
+        let begun = Checkpoint::begin("r".into(), Mode::Swap, Policy::Window, Survivors::default());
+        Checkpoint { phase, fingerprint, capture, ..begun }
     }
 
     fn facts() -> Facts {

@@ -376,27 +376,15 @@ async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Chec
     let rows: u64 = plan.tables.iter().map(|t| t.rows).sum();
     // About every tenth op changes a record that compaction must remember.
     let memory = usize::try_from(work.settings.bounding.reclaim_memory).unwrap_or(usize::MAX);
+    let survivors = Survivors { fitted: request.fit, ..plan.survivors };
+    let run = format!("reclaim-{}", now.as_millisecond());
     Ok(Checkpoint {
-        run: format!("reclaim-{}", now.as_millisecond()),
-        mode: plan.mode,
-        policy: plan.policy,
-        survivors: Survivors { fitted: request.fit, ..plan.survivors },
         pace: request.pace,
         hold: request.hold,
-        phase: Phase::first(plan.mode),
-        position: String::new(),
-        pass: 0,
         passes: compact::passes(memory, rows / 10),
-        done: 0,
         total: Some(rows),
-        gone: BTreeMap::new(),
-        fingerprint: None,
-        capture: None,
-        locked: Vec::new(),
-        settled: None,
-        starts: 1,
-        aborting: None,
         bytes_before: plan.space.table + plan.space.indexes,
         began_ms: now.as_millisecond(),
+        ..Checkpoint::begin(run, plan.mode, plan.policy, survivors)
     })
 }

@@ -12,7 +12,7 @@ use opsward::db::lease::Lease;
 use opsward::db::{self, Db, in_place};
 use opsward::metrics::Metrics;
 use opsward::reclaim::compact::{Bounds, Chain, Compactor, LogOp, Pass, Verdict};
-use opsward::reclaim::decide::{Checkpoint, Mode, Phase, Survivors};
+use opsward::reclaim::decide::{Checkpoint, Mode, Survivors};
 use opsward::reclaim::{self, Action, Error, Gate, Outcome, Report, Request};
 use opsward::settings::{self, Policy, Settings, Source};
 use opsward::values::{Host, OpUlid, Progress};
@@ -137,27 +137,10 @@ impl Bench {
     async fn begun(&self, survivors: Survivors) {
         let figures = db::stats::figures(&self.db.client().await.unwrap()).await.unwrap();
         let at = Checkpoint {
-            run: "reclaim-test".into(),
-            mode: Mode::InPlace,
-            policy: Policy::Window,
-            survivors,
             pace: Some(100),
-            hold: false,
-            phase: Phase::Delete,
-            position: String::new(),
-            pass: 0,
-            passes: 1,
-            done: 0,
-            total: None,
-            gone: BTreeMap::new(),
-            fingerprint: None,
-            capture: None,
-            locked: Vec::new(),
-            settled: None,
-            starts: 1,
-            aborting: None,
             bytes_before: figures.ops_bytes + figures.index_bytes,
             began_ms: Clock::System.now().as_millisecond(),
+            ..Checkpoint::begin("reclaim-test".into(), Mode::InPlace, Policy::Window, survivors)
         };
         db::reclaim::save(&self.client_of_pool().await, &at.json()).await.unwrap();
     }

@@ -16,6 +16,9 @@ pub(super) const PAGES: (u32, u32) = (64, 2_048);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Whoever waited behind a VACUUM has its turn (contract 6: at least 2 s).
 pub(super) const REST: Duration = Duration::from_secs(2);
+/// The same where it is over in a moment: a writer at the end of the table, a
+/// snapshot of a short statement.
+const SHORT_REST: Duration = Duration::from_millis(500);
 /// Between two tries of a REINDEX, and how many there are.
 const REINDEX_REST: Duration = Duration::from_secs(10);
 const REINDEX_TRIES: u32 = 6;
@@ -78,7 +81,7 @@ pub(super) async fn vacuum(run: &mut Run<'_>) -> Result<()> {
     let gone: u64 = run.at.gone.values().map(|gone| gone.rows).sum();
     if dead > gone / 10 && run.place.tries < SEEN_TRIES {
         run.place.tries += 1;
-        wait(run, SEEN.into(), REST).await;
+        wait(run, SEEN.into(), SHORT_REST).await;
         return Ok(());
     }
     advance(run).await
@@ -175,7 +178,7 @@ pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
         return Ok(());
     }
     if !watched(run, maintain::VACUUM_AND_TRUNCATE).await? {
-        wait(run, "the sessions that waited behind VACUUM".into(), REST).await;
+        wait(run, "the sessions that waited behind VACUUM".into(), SHORT_REST).await;
         return Ok(());
     }
     let pages = in_place::size(&*run.lease.client()?).await?.pages;
@@ -189,7 +192,7 @@ pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
     {
         // To move rows again would only take more room.
         run.place.tries += 1;
-        wait(run, SEEN.into(), REST).await;
+        wait(run, SEEN.into(), SHORT_REST).await;
         return Ok(());
     }
     run.at.pass = if gained > little { 0 } else { run.at.pass + 1 };
