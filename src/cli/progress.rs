@@ -66,9 +66,10 @@ pub(super) fn rows(what: &str, rows: u64, place: &str) -> Progress {
 fn line(progress: &Progress) -> String {
     let amount = |n: u64| match progress.unit.as_str() {
         "bytes" => format::bytes(n),
-        unit => format!("{n} {unit}"),
+        unit => format!("{} {unit}", format::count(n)),
     };
     let mut line = match progress.total {
+        _ if progress.unit.is_empty() => progress.phase.clone(),
         Some(total) if total > 0 => format!(
             "{}: {} of {} ({} %)",
             progress.phase,
@@ -101,8 +102,10 @@ mod tests {
             eta_seconds: Some(90),
             waiting: None,
         };
-        assert_eq!(line(&progress), "census: 500 rows of 2000 rows (25 %), about 1m 30s left");
+        assert_eq!(line(&progress), "census: 500 rows of 2,000 rows (25 %), about 1m 30s left");
         let open = Progress { total: None, eta_seconds: None, waiting: Some("paused".into()), ..progress };
         assert_eq!(line(&open), "census: 500 rows; paused");
+        let uncounted = Progress { phase: "swap".into(), unit: String::new(), ..open };
+        assert_eq!(line(&uncounted), "swap; paused");
     }
 }

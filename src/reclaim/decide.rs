@@ -138,6 +138,17 @@ impl Phase {
             Self::Done => "done",
         }
     }
+
+    /// What it counts; `None` where there is nothing to count.
+    pub fn unit(self) -> Option<&'static str> {
+        match self {
+            Self::Judge | Self::Copy | Self::Verify | Self::Delete | Self::Compact | Self::Rewrite => {
+                Some("rows")
+            }
+            Self::Move => Some("pages"),
+            _ => None,
+        }
+    }
 }
 
 /// What does not survive, fixed when a reclaim begins. What is written

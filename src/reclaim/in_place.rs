@@ -10,7 +10,7 @@ mod space;
 
 use super::compact::{Bounds, Chain, Compactor, LONGEST, LogOp, Pass, Verdict};
 use super::decide::{Checkpoint, Gone, Phase};
-use super::walk::{unit, watched};
+use super::walk::watched;
 use super::{Error, Result, Run};
 use crate::db::prune::{self, Batch, Doomed, Locked, Range, TableCut};
 use crate::db::{self, Doing, clone, copy, maintain, reclaim as store};
@@ -111,18 +111,14 @@ pub(super) async fn drop_leftover(run: &mut Run<'_>) -> Result<()> {
 pub(super) async fn end(run: &mut Run<'_>) -> Result<()> {
     let outcome = match &run.at.aborting {
         Some(why) => format!("ended early: {why}; what was deleted stays deleted"),
-        None => {
-            let figures = db::stats::figures(&*run.lease.client()?).await?;
-            let after = figures.ops_bytes + figures.index_bytes;
-            format!("done; {} bytes before, {after} after", run.at.bytes_before)
-        }
+        None => "done".to_owned(),
     };
     Ok(prune::end(run.lease.client()?, &run.at.run, &outcome).await?)
 }
 
 /// Waits a while and says for what; a signal to stop ends it.
 async fn wait(run: &mut Run<'_>, waiting: String, time: Duration) {
-    run.tell(unit(run.at.phase), Some(waiting));
+    run.tell(Some(waiting));
     run.pacer.idle(time).await;
 }
 

@@ -172,7 +172,7 @@ impl Run<'_> {
     }
 
     /// Tells how far the phase is.
-    pub fn tell(&self, unit: &str, waiting: Option<String>) {
+    pub fn tell(&self, waiting: Option<String>) {
         let phase = self.at.phase;
         let (seen, since, from) = self.begun.get();
         if seen != phase {
@@ -180,12 +180,14 @@ impl Run<'_> {
             self.work.metrics.reclaim_phase.with_label_values(&[phase.word()]).set(1);
             self.begun.set((phase, Instant::now(), self.at.done));
         }
-        let rate = self.at.done.saturating_sub(from) as f64 / since.elapsed().as_secs_f64().max(0.001);
-        let left = self.at.total.map(|total| total.saturating_sub(self.at.done) as f64);
+        let (unit, done) = phase.unit().map_or(("", 0), |unit| (unit, self.at.done));
+        let total = self.at.total.filter(|_| phase.unit().is_some());
+        let rate = done.saturating_sub(from) as f64 / since.elapsed().as_secs_f64().max(0.001);
+        let left = total.map(|total| total.saturating_sub(done) as f64);
         (self.work.tell)(Progress {
             phase: phase.word().into(),
-            done: self.at.done,
-            total: self.at.total,
+            done,
+            total,
             unit: unit.into(),
             eta_seconds: left.filter(|_| seen == phase && rate > 0.0).map(|left| (left / rate) as u64),
             waiting,

@@ -192,7 +192,7 @@ pub(super) async fn contended(run: &mut Run<'_>, table: &str) -> Result<()> {
         false => format!("a lock on {table}, held by {}", holders.join("; ")),
     };
     info!(waiting, "the reclaim tries again");
-    run.tell("rows", Some(waiting));
+    run.tell(Some(waiting));
     let stop = run.work.stop.clone();
     tokio::select! {
         () = sleep(BETWEEN_TRIES) => {}

@@ -39,7 +39,7 @@ pub(super) async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
         };
         match step {
             Step::Work(phase) => {
-                run.tell(unit(phase), None);
+                run.tell(None);
                 if turn(run, phase).await? == Turn::Over {
                     continue;
                 }
@@ -83,14 +83,6 @@ pub(super) async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
     }
 }
 
-/// What a phase is measured in.
-pub(super) fn unit(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Move | Phase::Truncate | Phase::Reindex => "pages",
-        _ => "rows",
-    }
-}
-
 /// Whether a step's turn came, or it was overtaken while it waited.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Turn {
@@ -111,7 +103,7 @@ async fn turn(run: &mut Run<'_>, phase: Phase) -> Result<Turn> {
             Err(Stop::Halt(halt @ (Halt::Paused(_) | Halt::OutsideWindow(_)))) => halt,
             Err(stop) => return Err(stop.into()),
         };
-        run.tell(unit(phase), Some(halt.to_string()));
+        run.tell(Some(halt.to_string()));
         let kept_up = swap::keep_up(run).await;
         settle(run, kept_up).await?;
         if run.at.aborting.is_some() {
@@ -160,7 +152,7 @@ async fn again(run: &mut Run<'_>, error: Error, means: impl Fn(Trouble) -> Troub
         (Trouble::TooLong, Mode::InPlace) => run.place.size.too_long(),
         _ => {
             run.place.locked = Locked::Skip;
-            run.tell(unit(run.at.phase), Some("a lock on ops".into()));
+            run.tell(Some("a lock on ops".into()));
             run.pacer.idle(RETRY_AFTER).await;
         }
     }
