@@ -10,7 +10,7 @@ use bed::{cluster, median, ms, target};
 use opsward::bound::census::{Finished, Scope, run_once};
 use opsward::db::lease::Lease;
 use opsward::db::{Db, migrate};
-use opsward::work::{Pacer, Patience};
+use opsward::work::Pacer;
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 5;
@@ -70,7 +70,7 @@ async fn census(db: &Db) -> u64 {
             break lease;
         }
     };
-    let mut pacer = Pacer::new(&work, Some(100), Patience::End);
+    let mut pacer = Pacer::new(&work, Some(100));
     let budget = Duration::from_secs(3_600);
     let report = run_once(&work, &mut lease, &mut pacer, Scope::Full, budget).await.unwrap();
     assert_eq!(report.finished, Finished::All);

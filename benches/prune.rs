@@ -20,7 +20,7 @@ use opsward::db::ops::Lent;
 use opsward::db::prune::TableCut;
 use opsward::db::{Db, migrate};
 use opsward::values::OpUlid;
-use opsward::work::{Pacer, Patience};
+use opsward::work::Pacer;
 use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -208,7 +208,7 @@ async fn delete_half(db: &Db, log: &Log) -> (Report, Duration) {
         }
     });
     let mut lease = Lease::take(db).await.unwrap().ok().unwrap();
-    let mut pacer = Pacer::new(&work, Some(100), Patience::End);
+    let mut pacer = Pacer::new(&work, Some(100));
     let cut = |table: &&str| TableCut { table: (*table).into(), below: log.half, bound_by: "age".into() };
     let cuts = TABLES.iter().map(cut).collect();
     let order = Order { run: "bench".into(), task: "retention", cuts, active_since: None };

@@ -20,7 +20,7 @@ use opsward::db::lease::Lease;
 use opsward::db::prune::TableCut;
 use opsward::db::{Db, migrate};
 use opsward::values::OpUlid;
-use opsward::work::{Pacer, Patience, Work};
+use opsward::work::{Pacer, Work};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
@@ -103,7 +103,7 @@ fn copy(writer: &mut history::Writer, from: u64) -> String {
 }
 
 async fn retain(work: &Work, lease: &mut Lease, day: u64, below: OpUlid) -> Report {
-    let mut pacer = Pacer::new(work, Some(100), Patience::End);
+    let mut pacer = Pacer::new(work, Some(100));
     let cut = |table: &&str| TableCut { table: (*table).into(), below, bound_by: "age".into() };
     let cuts = TABLES.iter().map(cut).collect();
     let order = Order { run: format!("day {day}"), task: "retention", cuts, active_since: None };

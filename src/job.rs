@@ -2,12 +2,13 @@
 //! daemon that holds the lease; both come through `carry_out`.
 
 use crate::bound::census::{self, Finished, Scope};
+use crate::bound::decide::Facts;
 use crate::bound::facts;
 use crate::bound::tick::{self, Which};
 use crate::db;
 use crate::db::lease::Lease;
 use crate::reclaim;
-use crate::work::{Halt, Pacer, Patience, Stop, Work};
+use crate::work::{Halt, Pacer, Stop, Work};
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -110,7 +111,7 @@ pub async fn carry_out(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
     let report = match job {
         Job::Census { scope, percent } => count(work, lease, *scope, *percent).await,
         Job::Prune { tasks, percent } => {
-            let mut pacer = Pacer::new(work, *percent, Patience::End);
+            let mut pacer = Pacer::new(work, *percent);
             let ticked = tick::tick(work, lease, &mut pacer, tasks).await;
             match ticked {
                 Ok(outcomes) => Ok(json!({ "tasks": outcomes })),
@@ -126,11 +127,11 @@ pub async fn carry_out(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
 /// A reclaim; what may go is asked when it begins, not when it was handed over,
 /// and again before it is lost.
 async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -> Result<Value, Trouble> {
-    let gate = gate_of_reclaim(work).await?;
+    let gate = gate_of_reclaim(work, reclaim::gate::of).await?;
     let request = reclaim::Request { gate, ..request.clone() };
     let ask = || {
         let work = work.clone();
-        async move { gate_of_reclaim(&work).await }.boxed()
+        async move { gate_of_reclaim(&work, reclaim::gate::still).await }.boxed()
     };
     match reclaim::run(work, lease, &request, &ask).await {
         Ok(report) => Ok(json!(report)),
@@ -146,10 +147,13 @@ async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -
 ///
 /// # Errors
 /// The database's.
-pub async fn gate_of_reclaim(work: &Work) -> db::Result<reclaim::Gate> {
+pub async fn gate_of_reclaim(
+    work: &Work,
+    of: impl FnOnce(&Facts) -> reclaim::Gate,
+) -> db::Result<reclaim::Gate> {
     let client = work.db.client().await?;
     let facts = facts::gather(&client, &work.settings, &work.own, work.clock.now()).await?;
-    Ok(reclaim::gate::of(&facts))
+    Ok(of(&facts))
 }
 
 /// One run of a census that takes turns with others; they follow each other.
@@ -161,7 +165,7 @@ async fn count(
     scope: CensusScope,
     percent: Option<u8>,
 ) -> Result<Value, Trouble> {
-    let mut pacer = Pacer::new(work, percent, Patience::End);
+    let mut pacer = Pacer::new(work, percent);
     let scope = match scope {
         CensusScope::Now => Scope::Now,
         CensusScope::Full => Scope::Full,

@@ -78,15 +78,6 @@ pub enum Halt {
     },
 }
 
-/// What is done when work is paused or outside its window.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Patience {
-    /// It ends, to come again at its next tick.
-    End,
-    /// It waits where it stands.
-    Wait,
-}
-
 /// What a long statement does to the volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Room {
@@ -117,7 +108,6 @@ pub struct Pacer {
     work: Work,
     /// `--pace` of a command, before the database's.
     percent: Option<u8>,
-    patience: Patience,
     floor: Floor,
     rested: Instant,
     looked: Option<(Instant, pace::Signs, Option<u64>)>,
@@ -138,12 +128,11 @@ pub enum Stop {
 
 impl Pacer {
     /// A pace for one run; `percent` is the command's own word, 1 to 100.
-    pub fn new(work: &Work, percent: Option<u8>, patience: Patience) -> Self {
+    pub fn new(work: &Work, percent: Option<u8>) -> Self {
         let floor = Floor::new(work.settings.bounding.min_free_disk, "OPENAUDIO_MEDIORUM_MIN_FREE_DISK");
         Self {
             work: work.clone(),
             percent,
-            patience,
             floor,
             rested: Instant::now(),
             looked: None,
@@ -210,11 +199,6 @@ impl Pacer {
                     if let Some(halt) = self.halt(&signs, free, floor) {
                         return Err(halt.into());
                     }
-                    continue;
-                }
-                Some(Halt::Paused(_) | Halt::OutsideWindow(_)) if self.patience == Patience::Wait => {
-                    self.looked = None;
-                    self.sleep(Duration::from_secs(1)).await;
                     continue;
                 }
                 Some(halt) => return Err(halt.into()),

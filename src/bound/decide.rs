@@ -68,6 +68,8 @@ pub struct Facts {
     /// What a byte of the census takes on disk, its part of the indexes
     /// included; at least 1.
     pub overhead: f64,
+    /// The phase of a swap that is unfinished.
+    pub swapping: Option<String>,
     /// Since when each blocker stands, by code and subject.
     pub since: BTreeMap<(String, String), Timestamp>,
 }
@@ -212,7 +214,17 @@ fn dormant_tables(facts: &Facts) -> Vec<String> {
 
 type Bounds = Vec<(String, (OpUlid, BoundBy))>;
 
-fn decided(facts: &Facts, blockers: Vec<Blocker>, bounds: impl FnOnce(&Gate) -> Bounds) -> Decision {
+fn decided(facts: &Facts, mut blockers: Vec<Blocker>, bounds: impl FnOnce(&Gate) -> Bounds) -> Decision {
+    // What is deleted beside a swap is noted for it, and too much ends it; what
+    // is to go it leaves out itself.
+    if let Some(phase) = facts.swapping.as_ref().filter(|_| !blockers.iter().any(Blocker::is_off)) {
+        blockers.push(blocker(
+            facts,
+            ("reclaim", ""),
+            format!("a reclaim in mode swap is unfinished, in its phase {phase}"),
+            "`opsward reclaim --resume` goes on with it, or `--swap` where it is held; `--abort` undoes it",
+        ));
+    }
     if !blockers.is_empty() {
         return Decision::Skip { blockers };
     }

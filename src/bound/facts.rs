@@ -3,7 +3,7 @@
 use super::decide::{self, ClockFact, Decision, Facts, PeerFact, ReaderFact};
 use super::forecast;
 use super::plan::{Routed, Surroundings};
-use crate::db::{self, Client, gate, guard, index, pace, privileges, readers, stats};
+use crate::db::{self, Client, gate, guard, index, pace, privileges, readers, reclaim, stats};
 use crate::settings::Settings;
 use crate::values::{Host, OpUlid, TableDay};
 use jiff::Timestamp;
@@ -31,6 +31,7 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
         census_whole: gate::counted_whole(client).await?,
         census_ms: gate::census_at(client).await?.map_or(0, ms),
         overhead: forecast::overhead(&stats::figures(client).await?),
+        swapping: reclaim::unfinished(client).await?.filter(|of| of.mode == "swap").map(|of| of.phase),
         since: gate::blockers(client).await?,
     })
 }

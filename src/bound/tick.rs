@@ -10,10 +10,8 @@ use super::recent::{self, Looked};
 use super::vacuum::{self, Vacuumed};
 use crate::db::lease::Lease;
 use crate::db::prune::TableCut;
-use crate::db::reclaim;
-use crate::values::{Blocker, Notice, OpUlid};
+use crate::values::{Notice, OpUlid};
 use crate::work::{Pacer, Stop, Work};
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -92,9 +90,11 @@ impl TaskOutcome {
         }
     }
 
-    /// Whether it goes on where it ended, as soon as it has a turn.
+    /// Whether it goes on where it ended, as soon as it has a turn. Nothing
+    /// deleted, it was the look for recent ops that took its time, and that
+    /// begins anew.
     pub fn is_out_of_time(&self) -> bool {
-        self.deleted.as_ref().is_some_and(|report| report.ended == Ended::OutOfTime)
+        self.deleted.as_ref().is_some_and(|report| report.ended == Ended::OutOfTime && report.rows() > 0)
     }
 }
 
@@ -140,33 +140,14 @@ async fn ensure_index(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Resu
     Ok(outcome)
 }
 
-/// A swap under way: what is deleted beside it is noted for it, and too much
-/// ends it; what is to go it leaves out itself.
-async fn copying(lease: &mut Lease, now: Timestamp) -> Result<Option<Blocker>, Stop> {
-    let unfinished = reclaim::unfinished(&*lease.client()?).await?;
-    Ok(unfinished.filter(|of| of.mode == "swap").map(|of| Blocker {
-        code: "reclaim",
-        subject: String::new(),
-        text: format!("a reclaim in mode swap is unfinished, in its phase {}", of.phase),
-        fix: "`opsward reclaim --resume` goes on with it, or `--swap` where it is held; `--abort` undoes it"
-            .to_owned(),
-        since: now,
-    }))
-}
-
 async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -> Result<TaskOutcome, Stop> {
     let now = work.clock.now();
     let facts = facts::gather(lease.client()?, &work.settings, &work.own, now).await?;
     facts::note(lease.client()?, &facts, now).await?;
-    let mut decision = match task {
+    let decision = match task {
         Which::Dormant => decide::dormant(&facts),
         _ => decide::retention(&facts),
     };
-    if matches!(decision, Decision::Prune { .. })
-        && let Some(copying) = copying(lease, now).await?
-    {
-        decision = Decision::Skip { blockers: vec![copying] };
-    }
     let mut outcome = TaskOutcome::of(task, work);
     let is_on = !decision.is_off();
     if is_on {

@@ -9,7 +9,7 @@ use crate::db::lease::Lease;
 use crate::db::{Db, gate, migrate};
 use crate::show::{Done, Failure, Outcome, plan_text};
 use crate::values::Host;
-use crate::work::{Pacer, Patience, Stop};
+use crate::work::{Pacer, Stop};
 use clap::ArgMatches;
 use std::time::Duration;
 
@@ -65,7 +65,7 @@ async fn first_look(context: &Context, db: &Db) -> Result<(), Failure> {
         return Ok(());
     };
     let work = lease::work(context, context.self_host()?.clone(), db.clone())?;
-    let mut pacer = Pacer::new(&work, None, Patience::End);
+    let mut pacer = Pacer::new(&work, None);
     match census::run_once(&work, &mut lease, &mut pacer, Scope::Due, FIRST_LOOK).await {
         // Paused, or outside its window: what is there has to do.
         Ok(_) | Err(Stop::Halt(_)) => Ok(()),

@@ -138,7 +138,7 @@ async fn planned(context: &Context, request: &mut Request) -> Result<Plan, Failu
     let db = context.open_db("reclaim", 2).await?;
     migrate::migrate(&mut db.client().await?).await?;
     let work = lease::work(context, context.self_host()?.clone(), db.clone())?;
-    request.gate = gate_of_reclaim(&work).await?;
+    request.gate = gate_of_reclaim(&work, reclaim::gate::of).await?;
     reclaim::plan(&work, &db.client().await?, request).await.map_err(|error| match error {
         reclaim::Error::Refused { why, fix } => Failure::new(ExitCode::Refused, "refused", why).fix(fix),
         reclaim::Error::Db(error) => Failure::from(error),

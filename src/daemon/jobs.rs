@@ -11,7 +11,7 @@ use crate::job::{Ended, Job, Trouble, carry_out};
 use crate::reclaim::{Action, Request};
 use crate::supervisor::{Next, Outcome};
 use crate::values::Progress;
-use crate::work::{Halt, Pacer, Patience, Stop, Work};
+use crate::work::{Halt, Pacer, Stop, Work};
 use jiff::Timestamp;
 use std::collections::HashMap;
 use std::mem::{Discriminant, discriminant};
@@ -32,8 +32,9 @@ const TURN: Duration = Duration::from_secs(60);
 
 /// How often it is looked whether `opsward resume` was said.
 const PAUSED: Duration = Duration::from_secs(10);
-/// How often it is looked whether there is disk again; each look may checkpoint.
-const LITTLE_DISK: Duration = Duration::from_secs(60);
+/// How often it is looked whether there is disk again; each look may checkpoint,
+/// which on a full disk is not for free.
+const LITTLE_DISK: Duration = Duration::from_secs(600);
 /// A window that opens later than this is looked at again before: clocks move.
 const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 
@@ -118,7 +119,7 @@ impl Bulk {
         let client = self.work.db.client().await?;
         let now = self.work.clock.now();
         for id in jobs::expired(&client, now).await? {
-            warn!(job = id, "a job that no daemon began within a day is expired, and is not done");
+            warn!(job = id, "a job that was not begun within a day is expired, and is not done");
         }
         if jobs::interrupted(&client, now).await? > 0 {
             info!("jobs that were begun and cut off are ended");
@@ -126,9 +127,10 @@ impl Bulk {
         let Some(found) = jobs::claim(&client, now).await? else {
             return Ok(Next::After(EVERY));
         };
+        drop(client);
         info!(job = found.id, kind = found.kind, "a job was handed over");
         let ended = match serde_json::from_value::<Job>(found.args) {
-            Ok(job) => self.carry_out(&client, (found.id, &job), &mut turn, stop).await?,
+            Ok(job) => self.carry_out((found.id, &job), &mut turn, stop).await?,
             Err(e) => Ended::Trouble(Trouble::refused(
                 format!("the daemon does not know this job: {e}"),
                 "run the same version of opsward as the daemon",
@@ -138,6 +140,7 @@ impl Bulk {
             Ended::Report(_) => info!(job = found.id, "the job is done"),
             Ended::Trouble(t) => warn!(job = found.id, fix = t.fix, "the job ended: {}", t.text),
         }
+        let client = self.work.db.client().await?;
         jobs::finish(&client, found.id, &serde_json::to_value(&ended)?, self.work.clock.now()).await?;
         Ok(Next::After(EVERY))
     }
@@ -148,7 +151,7 @@ impl Bulk {
             return Ok(Next::After(AGAIN));
         };
         let work = self.work(stop);
-        let mut pacer = Pacer::new(&work, None, Patience::End);
+        let mut pacer = Pacer::new(&work, None);
         let report = census::run_once(&work, turn.lease()?, &mut pacer, Scope::Due, TURN).await;
         let is_all = match report {
             Ok(report) => report.finished == Finished::All,
@@ -178,7 +181,7 @@ impl Bulk {
             return Ok(Next::After(AGAIN));
         };
         let work = self.work(stop);
-        let mut pacer = Pacer::new(&work, None, Patience::End);
+        let mut pacer = Pacer::new(&work, None);
         let lease = turn.lease()?;
         // Asked first: the census is not brought up to date for nothing.
         let ticked = match pacer.turn(lease).await {
@@ -212,7 +215,6 @@ impl Bulk {
 
     async fn carry_out(
         &self,
-        client: &Client,
         (id, job): (i64, &Job),
         turn: &mut Turn,
         stop: CancellationToken,
@@ -230,6 +232,8 @@ impl Bulk {
             tokio::select! {
                 ended = &mut whole => return Ok(ended),
                 () = tokio::time::sleep(EVERY) => {
+                    // A job takes days: no session of its own is kept for them.
+                    let Ok(client) = &self.work.db.client().await else { continue };
                     give_way(client, job, &work.stop).await;
                     if progress.has_changed().unwrap_or(false) {
                         // The job goes on though nobody can be told how far it is.

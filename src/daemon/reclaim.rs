@@ -44,7 +44,7 @@ pub(super) async fn when(bulk: Bulk, when: When, said: Said, stop: CancellationT
     if !in_window || lately || state::unfinished(&client).await?.is_some() {
         return Ok(Next::Scheduled);
     }
-    let gate = gate_of_reclaim(&work).await?;
+    let gate = gate_of_reclaim(&work, reclaim::gate::of).await?;
     let request = Request { gate, ..Request::default() };
     let plan = match reclaim::plan(&work, &client, &request).await {
         Ok(plan) if is_due(when, &plan) => plan,

@@ -16,14 +16,24 @@ use tokio_postgres::error::SqlState;
 pub async fn strong(tx: &Transaction<'_>) -> Result<()> {
     // Not prepared later than what it is sent along with.
     tx.prepare_cached(BOUND).await.doing("prepare a lock")?;
-    tx.batch_execute(STRONG).await.doing("prepare a lock")
+    tx.batch_execute(STRONG).await.doing("prepare a lock")?;
+    overtake(tx).await
 }
 
-/// Only a superuser may set `deadlock_timeout`.
+/// Makes an autovacuum that is in the way of a lock yield before the lock is
+/// given up. Only a superuser may.
+///
+/// # Errors
+/// The database's.
+pub async fn overtake(tx: &Transaction<'_>) -> Result<()> {
+    tx.batch_execute(OVERTAKE).await.doing("prepare a lock")
+}
+
+const OVERTAKE: &str = "
+    SELECT set_config('deadlock_timeout', '20ms', true) WHERE current_setting('is_superuser') = 'on'";
 const STRONG: &str = "SET LOCAL statement_timeout = '200ms'; \
     SET LOCAL idle_in_transaction_session_timeout = '200ms'; \
     SET LOCAL synchronous_commit = off; \
-    SELECT set_config('deadlock_timeout', '20ms', true) WHERE current_setting('is_superuser') = 'on'; \
     SELECT set_config('opsward.since', clock_timestamp()::text, true)";
 
 /// Bounds the next statement by what is left of the 200 ms since [`strong`]:

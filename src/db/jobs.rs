@@ -99,7 +99,7 @@ pub async fn expired(client: &Client, now: Timestamp) -> Result<Vec<i64>> {
 
 const EXPIRED: &str = r#"
     UPDATE opsward.jobs SET finished_at = $1,
-        outcome = '{"trouble": {"exit": 75, "text": "no daemon began the job within a day: it is expired",
+        outcome = '{"trouble": {"exit": 75, "text": "the job was not begun within a day: it is expired",
                     "fix": "run the command again where it is still wanted"}}'
     WHERE started_at IS NULL AND finished_at IS NULL
       AND requested_at < $1::timestamptz - interval '1 day'

@@ -109,6 +109,8 @@ impl Lease {
         let pid = self.pid;
         let tx = self.client()?.transaction().await.doing("begin a batch")?;
         tx.batch_execute(BOUNDS).await.doing("begin a batch")?;
+        // Not prepared later than what it is sent along with.
+        tx.prepare_cached(BOUND).await.doing("begin a batch")?;
         let statement = tx.prepare_cached(HELD).await.doing("check the lease")?;
         let row = tx.query_one(&statement, &[&LEASE_LOCK]).await.doing("check the lease")?;
         held(pid, row.get(0), row.get(1))?;

@@ -192,6 +192,7 @@ END $swap$"#;
 /// # Errors
 /// The database's; see [`capture::is_contended`].
 pub async fn drop_old(tx: &Transaction<'_>, losses: &[Loss]) -> Result<()> {
+    capture::overtake(tx).await?;
     tx.batch_execute("DROP TABLE IF EXISTS opsward.ops_old").await.doing("drop the old table")?;
     for loss in losses {
         tx.execute(RECOUNT, &[&loss.table, &loss.below.as_str()]).await.doing("touch the census")?;
@@ -209,5 +210,6 @@ const RECOUNT: &str = "
 /// # Errors
 /// The database's.
 pub async fn drop_next(tx: &Transaction<'_>) -> Result<()> {
+    capture::overtake(tx).await?;
     tx.batch_execute("DROP TABLE IF EXISTS opsward.ops_next").await.doing("drop the new table")
 }

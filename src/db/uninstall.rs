@@ -8,6 +8,7 @@ use super::{capture, in_place, reclaim};
 use deadpool_postgres::{GenericClient, Transaction};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
+use tokio_postgres::error::SqlState;
 
 /// What there is to remove.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,7 +66,12 @@ pub async fn leftovers(client: &impl GenericClient) -> Result<Vec<String>> {
     if !row.get::<_, bool>(0) {
         return Ok(Vec::new());
     }
-    match reclaim::unfinished(client).await? {
+    let unfinished = match reclaim::unfinished(client).await {
+        // A newer schema, whose reclaims are not known here.
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_COLUMN) => None,
+        found => found?,
+    };
+    match unfinished {
         Some(of) if of.mode == "in-place" => in_place::leftovers(client).await,
         _ => Ok(Vec::new()),
     }
@@ -155,6 +161,7 @@ async fn schema(lease: &mut Lease) -> Result<Removal> {
     if let Some(not) = unlike(&tx, &[]).await? {
         return Ok(not);
     }
+    capture::overtake(&tx).await?;
     tx.batch_execute("DROP SCHEMA opsward CASCADE").await.doing("drop the schema opsward")?;
     tx.commit().await.doing("commit the uninstall")?;
     Ok(Removal::Done)

@@ -5,7 +5,7 @@ use crate::bound::decide::{self, DAY_MS, Facts};
 use crate::db;
 use crate::records::models;
 use crate::settings::Keep;
-use crate::values::{BoundBy, OpUlid};
+use crate::values::{Blocker, BoundBy, OpUlid};
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -72,7 +72,18 @@ impl Gate {
 
 /// Asks the gate.
 pub fn of(facts: &Facts) -> Gate {
-    let gate = decide::gate(facts);
+    unless(facts, |_| true)
+}
+
+/// Asks it while a reclaim is at work: clocks were compared when that began, and
+/// without a daemon nobody compares them meanwhile.
+pub fn still(facts: &Facts) -> Gate {
+    unless(facts, |blocker| blocker.code != "clock_unknown")
+}
+
+fn unless(facts: &Facts, counts: impl Fn(&Blocker) -> bool) -> Gate {
+    let mut gate = decide::gate(facts);
+    gate.blockers.retain(counts);
     if !gate.blockers.is_empty() {
         let blockers = gate.blockers.iter().map(|b| format!("{}; {}", b.text, b.fix)).collect();
         return Gate { blockers, ..Gate::default() };

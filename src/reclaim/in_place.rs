@@ -10,7 +10,6 @@ mod space;
 
 use super::compact::{Bounds, Chain, Compactor, LONGEST, LogOp, Pass, Verdict};
 use super::decide::{Checkpoint, Gone, Phase};
-use super::walk::watched;
 use super::{Error, Result, Run};
 use crate::db::prune::{self, Batch, Doomed, Locked, Range, TableCut};
 use crate::db::{self, Doing, clone, copy, maintain, reclaim as store};
@@ -99,9 +98,10 @@ pub(super) async fn leftover(run: &mut Run<'_>) -> Result<Option<String>> {
 
 /// Drops the next of them, unless somebody waits behind it: then later.
 pub(super) async fn drop_leftover(run: &mut Run<'_>) -> Result<()> {
-    if let Some(drop) = leftover(run).await?
-        && !watched(run, &drop).await?
-    {
+    let Some(drop) = leftover(run).await? else { return Ok(()) };
+    // Neither a pause nor a closed window holds an abort up.
+    let stop = run.work.stop.clone();
+    if maintain::watched(run.lease, &run.work.db, &drop, &[], &stop).await? == maintain::Ended::Yielded {
         wait(run, "the sessions that waited behind DROP INDEX".into(), space::REST).await;
     }
     Ok(())

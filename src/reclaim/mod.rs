@@ -20,7 +20,7 @@ mod walk;
 use crate::db::{self, Doing, lease::Lease};
 use crate::settings::Policy;
 use crate::values::Progress;
-use crate::work::{Pacer, Patience, Stop, Work};
+use crate::work::{Pacer, Stop, Work};
 use decide::{Checkpoint, Mode, Phase, Survivors};
 pub use gate::{Ask, Gate};
 use jiff::Timestamp;
@@ -149,6 +149,8 @@ pub struct Run<'a> {
     pub at: Checkpoint,
     /// How the gate is asked again before anything is lost for good.
     ask: Ask<'a>,
+    /// When it was asked last.
+    asked: Option<Instant>,
     /// Batches that failed, one after the other.
     failures: u32,
     /// What mode swap keeps between two batches.
@@ -201,18 +203,13 @@ impl Run<'_> {
 /// It was told to stop, a guard refused, or the database's.
 pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>) -> Result<Report> {
     let at = checkpoint(work, lease, request).await?;
-    let patience = match at.mode {
-        // It has something to do while it waits.
-        Mode::Swap => Patience::End,
-        Mode::InPlace => Patience::Wait,
-    };
-    let mut pacer = Pacer::new(work, at.pace, patience);
+    let mut pacer = Pacer::new(work, at.pace);
     if at.mode == Mode::InPlace {
         pacer = pacer.with_floor(plan::IN_PLACE_FLOOR);
     }
     let begun = Cell::new((Phase::Done, Instant::now(), 0));
     let (kept, place) = (swap::Kept::default(), in_place::Kept::default());
-    let mut run = Run { work, lease, pacer, at, ask, failures: 0, kept, place, begun };
+    let mut run = Run { work, lease, pacer, at, ask, asked: None, failures: 0, kept, place, begun };
     run.save().await?;
     let ended = walk::walk(&mut run).await;
     work.metrics.reclaim_phase.reset();
@@ -221,6 +218,7 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
     let at = run.at;
     let ended = match &outcome {
         Outcome::Done => Some("given back".to_owned()),
+        Outcome::Aborted(why) if at.mode == Mode::InPlace => Some(format!("ended early: {why}")),
         Outcome::Aborted(why) => Some(format!("undone: {why}")),
         Outcome::Held => None,
     };
@@ -378,7 +376,9 @@ async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Chec
     let rows: u64 = plan.tables.iter().map(|t| t.rows).sum();
     // About every tenth op changes a record that compaction must remember.
     let memory = usize::try_from(work.settings.bounding.reclaim_memory).unwrap_or(usize::MAX);
-    let survivors = Survivors { fitted: request.fit, ..plan.survivors };
+    // A window of a size is found by the census, which waits while this goes on.
+    let fitted = request.fit || work.settings.bounding.retention_bytes > 0;
+    let survivors = Survivors { fitted, ..plan.survivors };
     let run = format!("reclaim-{}", now.as_millisecond());
     Ok(Checkpoint {
         pace: request.pace,

@@ -13,7 +13,7 @@ use super::{Result, Run};
 use crate::db::clone::{self, Columns, NEXT, OPS, columns, traits};
 use crate::db::copy::{self, Copied, Doomed};
 use crate::db::swap::{After, Expected, Loss, Swapped};
-use crate::db::{self, Doing, capture, reclaim as store};
+use crate::db::{self, Doing, capture, maintain, reclaim as store};
 use crate::values::OpUlid;
 use crate::work::BatchSize;
 use std::time::Duration;
@@ -399,6 +399,8 @@ async fn drop_old(run: &mut Run<'_>) -> Result<()> {
         return contended(run, "opsward.ops_old").await;
     }
     capture::switch_off(&*run.lease.client()?).await?;
+    // The new table has no deleted rows.
+    maintain::vacuumed(run.lease).await?;
     run.at.advance();
     run.save().await
 }
@@ -414,15 +416,15 @@ pub(super) async fn undo(run: &mut Run<'_>, step: &Step) -> Result<()> {
     }
     let begun = Instant::now();
     let tx = run.lease.begin().await?;
-    let done = match step {
+    let (table, done) = match step {
         Step::DropCapture => match capture::strong(&tx).await {
-            Ok(()) => capture::remove(&tx).await,
-            Err(e) => Err(e),
+            Ok(()) => (OPS, capture::remove(&tx).await),
+            Err(e) => (OPS, Err(e)),
         },
-        _ => db::swap::drop_next(&tx).await,
+        _ => (clone::NEXT, db::swap::drop_next(&tx).await),
     };
     if !commit_in_time(tx, begun, done).await? {
-        return contended(run, OPS).await;
+        return contended(run, table).await;
     }
     Ok(())
 }

@@ -8,10 +8,13 @@ use crate::db::prune::{Locked, Trouble, trouble};
 use crate::db::{self, Doing};
 use crate::work::{Halt, Room, Stop, WAL_SEGMENT};
 use std::time::Duration;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 /// How often it is looked whether a pause or a window is over.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often the gate is asked again while ops go for good.
+const ASK_EVERY: Duration = Duration::from_secs(60);
 /// Between two tries of what somebody else is in the way of.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// Failed batches in a row after which it gives up.
@@ -104,6 +107,7 @@ async fn turn(run: &mut Run<'_>, phase: Phase) -> Result<Turn> {
             Err(stop) => return Err(stop.into()),
         };
         run.tell(Some(halt.to_string()));
+        run.asked = None;
         let kept_up = swap::keep_up(run).await;
         settle(run, kept_up).await?;
         if run.at.aborting.is_some() {
@@ -111,9 +115,17 @@ async fn turn(run: &mut Run<'_>, phase: Phase) -> Result<Turn> {
         }
         run.pacer.idle(LOOK_AGAIN).await;
     }
-    if phase == Phase::Swap {
-        let gate = (run.ask)().await?;
-        agreed(&gate, &run.at)?;
+    // What these do is for good.
+    let is_due = run.asked.is_none_or(|at| at.elapsed() > ASK_EVERY);
+    if is_due && matches!(phase, Phase::Swap | Phase::Delete | Phase::Compact) {
+        match (run.ask)().await {
+            Ok(gate) => agreed(&gate, &run.at)?,
+            Err(error) => {
+                again(run, error.into(), |trouble| trouble).await?;
+                return Ok(Turn::Over);
+            }
+        }
+        run.asked = Some(Instant::now());
     }
     Ok(Turn::Come)
 }

@@ -9,7 +9,7 @@ use opsward::db::{Db, census_pass, census_slice};
 use opsward::metrics::Metrics;
 use opsward::settings::{Settings, Source, load};
 use opsward::values::{Host, OpUlid};
-use opsward::work::{Halt, Pacer, Patience, Stop, Work};
+use opsward::work::{Halt, Pacer, Stop, Work};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ impl Counting {
     }
 
     async fn once(&mut self, scope: Scope, budget: Duration) -> Result<CensusReport, Stop> {
-        let mut pacer = Pacer::new(&self.work, Some(100), Patience::End);
+        let mut pacer = Pacer::new(&self.work, Some(100));
         run_once(&self.work, &mut self.lease, &mut pacer, scope, budget).await
     }
 

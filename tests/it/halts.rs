@@ -10,7 +10,7 @@ use opsward::clock::Clock;
 use opsward::db::lease::Lease;
 use opsward::db::prune::TableCut;
 use opsward::settings::{Settings, Window};
-use opsward::work::{Halt, Pacer, Patience, Stop, Work};
+use opsward::work::{Halt, Pacer, Stop, Work};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -81,7 +81,7 @@ impl Bench {
             cuts: tables.map(cut).to_vec(),
             active_since: None,
         };
-        let mut pacer = Pacer::new(&self.work, Some(percent), Patience::End);
+        let mut pacer = Pacer::new(&self.work, Some(percent));
         let run = delete::run(&self.work, lease, &mut pacer, &order, LONG);
         tokio::time::timeout(PATIENCE, run).await.expect("it ends").unwrap()
     }
@@ -89,7 +89,7 @@ impl Bench {
     /// Makes the index, while something happens.
     async fn index(&self, meanwhile: impl Future<Output = ()>) -> Result<Ensured, Stop> {
         let mut lease = self.lease().await;
-        let mut pacer = Pacer::new(&self.work, Some(100), Patience::End);
+        let mut pacer = Pacer::new(&self.work, Some(100));
         let ensure = index::ensure(&self.work, &mut lease, &mut pacer);
         let (ended, ()) = tokio::join!(tokio::time::timeout(PATIENCE, ensure), meanwhile);
         assert!(!self.is(AT_INDEX).await);

@@ -12,7 +12,7 @@ use opsward::db::prune::TableCut;
 use opsward::metrics::Metrics;
 use opsward::settings::{self, Settings, Source};
 use opsward::values::{Host, OpUlid, Progress};
-use opsward::work::{Pacer, Patience, Stop, Work};
+use opsward::work::{Pacer, Stop, Work};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_postgres::Client;
@@ -89,7 +89,7 @@ impl Bench {
     }
 
     async fn delete_with(&self, lease: &mut Lease, order: &Order) -> Result<Report, Stop> {
-        let mut pacer = Pacer::new(&self.work, Some(100), Patience::End);
+        let mut pacer = Pacer::new(&self.work, Some(100));
         delete::run(&self.work, lease, &mut pacer, order, LONG).await
     }
 
@@ -297,7 +297,7 @@ async fn a_lost_session_ends_the_run_and_leaves_nothing_half() {
             async {
                 // Whoever tells goes with it: the killer waits no longer.
                 let work = work;
-                let mut pacer = Pacer::new(&work, Some(100), Patience::End);
+                let mut pacer = Pacer::new(&work, Some(100));
                 delete::run(&work, &mut lease, &mut pacer, &order, LONG).await
             },
             kill
@@ -421,7 +421,7 @@ async fn the_index_is_made_once_and_uninstall_takes_it_away() {
     let bench = Bench::new().await;
     ops::insert(&bench.client, &Ops::new(9).take(200)).await;
     let mut lease = bench.lease().await;
-    let mut pacer = Pacer::new(&bench.work, Some(100), Patience::End);
+    let mut pacer = Pacer::new(&bench.work, Some(100));
     // What a failed build left: a unique index that its rows forbid.
     let failed = "CREATE UNIQUE INDEX CONCURRENTLY opsward_ops_table_ulid ON ops (\"table\")";
     assert!(bench.client.batch_execute(failed).await.is_err());
@@ -445,7 +445,7 @@ async fn the_index_is_made_once_and_uninstall_takes_it_away() {
 async fn an_index_that_does_not_fit_is_refused_with_the_figures() {
     let bench = Bench::with(|settings| settings.bounding.min_free_disk = 1 << 60).await;
     let mut lease = bench.lease().await;
-    let mut pacer = Pacer::new(&bench.work, Some(100), Patience::End).with_floor(0);
+    let mut pacer = Pacer::new(&bench.work, Some(100)).with_floor(0);
     let Ensured::Refused(why) = index::ensure(&bench.work, &mut lease, &mut pacer).await.unwrap() else {
         panic!("it was made");
     };

@@ -72,6 +72,7 @@ fn facts() -> Facts {
         census_whole: true,
         census_ms: NOW,
         overhead: 1.0,
+        swapping: None,
         since: BTreeMap::new(),
     }
 }
@@ -548,4 +549,19 @@ proptest! {
         }
         prop_assert_eq!(retention(&more), retention(&facts));
     }
+}
+
+#[test]
+fn an_unfinished_swap_holds_back_what_is_on() {
+    let swapping = with(|facts| facts.swapping = Some("copy".into()));
+    for decision in [retention(&swapping), dormant(&swapping)] {
+        let Decision::Skip { blockers } = decision else { panic!("{decision:?}") };
+        assert_eq!(blockers.iter().map(|b| b.code).collect::<Vec<_>>(), ["reclaim"]);
+        assert!(blockers[0].text.contains("copy") && blockers[0].fix.contains("--abort"));
+    }
+    let off = with(|facts| {
+        facts.swapping = Some("copy".into());
+        facts.settings.dormant_cleanup = false;
+    });
+    assert!(matches!(dormant(&off), Decision::Skip { blockers } if blockers.iter().all(|b| b.code == "off")));
 }

@@ -29,7 +29,7 @@ const FRUITLESS: u32 = 5;
 /// table is had only when nobody writes.
 const SEEN: &str = "a moment in which no transaction sees deleted rows or keeps the end of ops locked";
 /// VACUUMs after which the rest stays as it is.
-const SEEN_TRIES: u32 = 30;
+const SEEN_TRIES: u32 = 120;
 /// Pages that are not worth another pass, nor another hundredth of the table.
 const A_FEW: u64 = 32;
 /// TOAST is written anew for at least these bytes, and a quarter of it.
@@ -77,6 +77,7 @@ pub(super) async fn vacuum(run: &mut Run<'_>) -> Result<()> {
         wait(run, "the sessions that waited behind VACUUM".into(), REST).await;
         return Ok(());
     }
+    maintain::vacuumed(run.lease).await?;
     let dead = db::stats::figures(&*run.lease.client()?).await?.dead_rows;
     let gone: u64 = run.at.gone.values().map(|gone| gone.rows).sum();
     if dead > gone / 10 && run.place.tries < SEEN_TRIES {

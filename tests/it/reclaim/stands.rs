@@ -5,7 +5,7 @@ use super::*;
 use crate::work;
 use opsward::bound::tick::{self, Which};
 use opsward::db::{self, maintain, uninstall};
-use opsward::work::{Halt, Pacer, Patience, Room, Stop};
+use opsward::work::{Halt, Pacer, Room, Stop};
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
@@ -101,7 +101,7 @@ async fn little_disk_keeps_everything_else_and_says_which_floor() {
     // A file system without a single free byte.
     let none = bed.with(|settings| settings.pgdata_path = Some("/proc".into()));
     let mut lease = bed.lease().await;
-    let mut pacer = Pacer::new(&none, Some(100), Patience::End).with_floor(256 << 20);
+    let mut pacer = Pacer::new(&none, Some(100)).with_floor(256 << 20);
     let Err(Stop::Halt(halt @ Halt::LittleDisk { .. })) = pacer.turn(&mut lease).await else {
         panic!("it went on")
     };
@@ -114,7 +114,7 @@ async fn a_long_statement_ends_on_a_full_disk() {
     let bed = Bed::new(10).await;
     let none = bed.with(|settings| settings.pgdata_path = Some("/proc".into()));
     let mut lease = bed.lease().await;
-    let mut pacer = Pacer::new(&none, Some(100), Patience::End);
+    let mut pacer = Pacer::new(&none, Some(100));
     let statement = pacer.watch(&mut lease, "SELECT pg_sleep(600)", &[], Room::Makes);
     let ended = in_time(statement).await.unwrap();
     assert_eq!(ended, maintain::Ended::Stopped);
@@ -197,7 +197,7 @@ async fn the_log_of_an_unfinished_swap_is_its_own() {
         settings.bounding.min_free_disk = 0;
     });
     let ticked = async |work: &Work| {
-        let (mut lease, mut pacer) = (bed.lease().await, Pacer::new(work, Some(100), Patience::End));
+        let (mut lease, mut pacer) = (bed.lease().await, Pacer::new(work, Some(100)));
         let ticked = tick::tick(work, &mut lease, &mut pacer, &[Which::Retention]).await.unwrap();
         (ticked[0].deleted.is_some(), serde_json::to_string(&ticked).unwrap())
     };
