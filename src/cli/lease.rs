@@ -229,9 +229,11 @@ async fn by_daemon(context: &Context, db: &Db, job: &Job, to: &Holder) -> Result
             && jobs::get(&client, id).await?.is_some_and(|j| j.outcome.is_none())
         {
             let text = format!("the daemon went away while it did job {id}");
-            return Err(
-                Failure::new(ExitCode::Away, "daemon_gone", text).fix("run the command again: it goes on")
-            );
+            let fix = match job {
+                Job::Reclaim(_) => "`opsward reclaim --resume` goes on with it, `--abort` ends it",
+                _ => "run the command again: it goes on",
+            };
+            return Err(Failure::new(ExitCode::Away, "daemon_gone", text).fix(fix));
         }
     }
 }

@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(waits("2026-06-30T01:30:00Z"), 3_600, "a clock may be set");
         let now = at("2026-06-30T00:00:00Z");
         for halt in [Halt::Paused(now), Halt::LittleDisk { free: 1, floor: 2, whose: "it" }] {
-            assert!(matches!(after(&halt, now), Next::After(wait) if wait <= Duration::from_secs(60)));
+            assert!(matches!(after(&halt, now), Next::After(wait) if wait <= LITTLE_DISK));
         }
         assert_eq!(after(&Halt::Stopped, now), Next::Scheduled);
     }

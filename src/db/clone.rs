@@ -45,6 +45,18 @@ pub async fn traits(client: &impl GenericClient, table: &str) -> Result<Traits> 
     Ok(Traits(rows.iter().map(|r| (r.get(0), r.get(1))).collect()))
 }
 
+/// Which table `ops` is: its database, itself, its file.
+///
+/// # Errors
+/// The database's.
+pub async fn identity(client: &impl GenericClient) -> Result<String> {
+    Ok(client.query_one(IDENTITY, &[]).await.doing("see which table ops is")?.get(0))
+}
+
+const IDENTITY: &str = "
+    SELECT format('%s/%s/%s', d.oid, c.oid, c.relfilenode) FROM pg_class c, pg_database d
+    WHERE c.oid = 'public.ops'::regclass AND d.datname = current_database()";
+
 /// Invalid indexes are left out: a node is building them. So are our triggers:
 /// they are dealt with by themselves. And so is the version that the server
 /// itself gives each column (`pg_attver`, from PostgreSQL 15.20 on): it is

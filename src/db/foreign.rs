@@ -136,7 +136,8 @@ const RAISE: &str = "
     ON CONFLICT (table_name) DO UPDATE SET raised_at = excluded.raised_at,
         foreign_floor = greatest(f.foreign_floor, excluded.foreign_floor)";
 
-/// The highest foreign floor: a node prunes by itself.
+/// The highest foreign floor that no reset of ours raised: a node prunes by
+/// itself.
 ///
 /// # Errors
 /// The database's.
@@ -145,7 +146,10 @@ pub async fn floor(client: &Client) -> Result<Option<OpUlid>> {
     Ok(row.get::<_, Option<&str>>(0).and_then(OpUlid::parse))
 }
 
-const FLOOR: &str = "SELECT max(foreign_floor) FROM opsward.floors";
+const FLOOR: &str = "
+    SELECT max(foreign_floor) FROM opsward.floors f
+    WHERE NOT EXISTS (SELECT FROM opsward.history h
+                      WHERE h.task = 'reset' AND h.below = f.foreign_floor COLLATE \"default\")";
 
 /// Rows that others wrote below the watermark lower it; a bounded look.
 ///

@@ -447,7 +447,7 @@ mod tests {
         let phases = [Phase::Prepare, Phase::Capture, Phase::Copy, Phase::Verify, Phase::Swap];
         for phase in phases {
             let (mut at, mut facts) = (at(phase), facts());
-            at.aborting = Some("told to".into());
+            at.aborting = Some("by the operator".into());
             facts.capture = Capture::Broken("x");
             assert_eq!(next_of_swap(&at, &facts), Step::DropCapture, "{phase:?}");
             facts.capture = Capture::Absent;
@@ -460,7 +460,7 @@ mod tests {
     #[test]
     fn after_the_swap_an_abort_drops_the_old_table() {
         let (mut at, mut facts) = (at(Phase::Drop), facts());
-        at.aborting = Some("told to".into());
+        at.aborting = Some("by the operator".into());
         (facts.old, facts.next, facts.capture) = (true, None, Capture::Absent);
         assert_eq!(next_of_swap(&at, &facts), Step::Work(Phase::Drop));
         facts.old = false;
@@ -518,7 +518,7 @@ mod tests {
     fn an_abort_in_place_takes_the_leftover_of_its_reindex_along() {
         let mut at = at(Phase::Reindex);
         assert_eq!(next_in_place(&at, true), Step::Work(Phase::Reindex));
-        at.aborting = Some("told to".into());
+        at.aborting = Some("by the operator".into());
         assert_eq!(next_in_place(&at, true), Step::DropLeftover);
         assert_eq!(next_in_place(&at, false), Step::Finish);
         // An index in the making then is somebody else's.

@@ -182,6 +182,10 @@ fn count(at: &mut Checkpoint, batch: &Batch) {
 fn learned(run: &mut Run<'_>, batch: &Batch, begun: Instant) {
     run.place.size.took(u32::try_from(batch.scanned).unwrap_or(u32::MAX).max(1), begun.elapsed());
     run.place.locked = Locked::Wait;
+    show(run, batch);
+}
+
+fn show(run: &Run<'_>, batch: &Batch) {
     for gone in &batch.gone {
         let labels = ["reclaim", gone.table.as_str()];
         run.work.metrics.rows_deleted.with_label_values(&labels).inc_by(gone.rows);
@@ -297,6 +301,7 @@ async fn delete_drops(run: &mut Run<'_>) -> Result<()> {
     at.done = done;
     store::save(&tx, &at.json()).await?;
     tx.commit().await.doing("commit a batch")?;
+    show(run, &batch);
     let next = batch.next;
     run.place.drops.retain(|drop| next.as_ref().is_some_and(|next| drop.as_str() >= next.as_str()));
     run.at = at;

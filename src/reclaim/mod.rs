@@ -261,7 +261,8 @@ async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result
     match (request.action, there) {
         (Action::Start, None) => begin(work, lease, request).await,
         (Action::Start, Some(at)) => {
-            let (why, fix) = unfinished_words(at.mode.word(), at.phase.word());
+            let is_held = at.hold && at.phase == Phase::Swap;
+            let (why, fix) = unfinished_words(at.mode.word(), at.phase.word(), is_held);
             Err(Error::refused(why, fix))
         }
         (Action::Resume, Some(at)) => {
@@ -270,7 +271,7 @@ async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result
         }
         (Action::Resume, None) => Err(nothing("go on with")),
         (Action::Abort, Some(mut at)) => {
-            at.aborting.get_or_insert_with(|| "told to".into());
+            at.aborting.get_or_insert_with(|| "by the operator".into());
             Ok(at)
         }
         (Action::Abort, None) => Err(nothing("undo")),
@@ -310,7 +311,7 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
     // What fits is a window.
     let fit = request.fit.then_some(Policy::Window);
     let Some(policy) = request.policy.or(fit).or(settings.reclaim_policy) else {
-        let why = "there is no policy: what of the log is to be kept?";
+        let why = "no policy says what of the log is to be kept";
         return Err(Error::refused(
             why,
             "say --policy window or compact, or set OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY",
@@ -319,7 +320,9 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
     let signs = db::pace::signs(client).await?;
     let mut standing = db::preflight::standing(client).await?;
     standing.lease = db::lease::other(client).await?.map(|holder| holder.to_string());
-    let fingerprint = db::clone::traits(client, db::clone::OPS).await?.fingerprint();
+    let traits = db::clone::traits(client, db::clone::OPS).await?.fingerprint();
+    // A plan of another database, or of the log before a swap, is another plan.
+    let fingerprint = format!("{traits} {}", db::clone::identity(client).await?);
     let census = db::census::load(client).await?;
     let horizons = db::floors::horizons(client).await?.into_iter().collect();
     let directory = standing.data_directory.as_deref();
@@ -342,18 +345,24 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
     });
     // The sizes are of a log in between: what there is to do comes first.
     if let Some(unfinished) = db::reclaim::unfinished(client).await? {
-        let (text, fix) = unfinished_words(&unfinished.mode, &unfinished.phase);
+        let (text, fix) = unfinished_words(&unfinished.mode, &unfinished.phase, unfinished.held);
         plan.obstacles.insert(0, plan::Obstacle { code: "unfinished", text, fix });
     }
     Ok(plan)
 }
 
 /// What is said of a reclaim that stands in the way of another.
-fn unfinished_words(mode: &str, phase: &str) -> (String, String) {
-    (
-        format!("a reclaim in mode {mode} is unfinished, in its phase {phase}"),
-        "`opsward reclaim --resume` goes on with it, `--abort` ends it".to_owned(),
-    )
+fn unfinished_words(mode: &str, phase: &str, is_held: bool) -> (String, String) {
+    match is_held {
+        true => (
+            "a reclaim in mode swap is held before its swap".to_owned(),
+            "`opsward reclaim --swap` puts the new table in place, `--abort` undoes it".to_owned(),
+        ),
+        false => (
+            format!("a reclaim in mode {mode} is unfinished, in its phase {phase}"),
+            "`opsward reclaim --resume` goes on with it, `--abort` ends it".to_owned(),
+        ),
+    }
 }
 
 /// A new reclaim: only as the plan that was read, and with nothing in its way.

@@ -173,6 +173,11 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
     let bytes = (space.table + space.indexes) as f64;
     let rate = BYTES_A_SECOND[usize::from(!plan.survivors.compact.is_empty())];
     plan.seconds = (bytes / rate * 100.0 / f64::from(facts.asked.percent.max(1))) as u64 + 1;
+    if !plan.survivors.compact.is_empty() {
+        plan.notes.push(
+            "What compaction keeps is expected, not counted: one op in four, more where records have few ops.".into(),
+        );
+    }
     plan.obstacles = obstacles::obstacles(facts, &plan);
     if facts.asked.fit && plan.fit_days.is_none() && space.free.is_some_and(|free| space.swap_needs <= free) {
         plan.notes.push("All that is set to be kept fits.".into());

@@ -358,9 +358,9 @@ async fn an_abort_leaves_the_table_as_it_is() {
     bench.begun(window()).await;
     assert!(matches!(bench.until("move").await, Err(Error::Halted(_))));
     let report = bench.asked(Action::Abort, &bench.work).await.unwrap();
-    assert_eq!(report.outcome, Outcome::Aborted("told to".into()));
+    assert_eq!(report.outcome, Outcome::Aborted("by the operator".into()));
     bench.survivors_are_right(cut()).await;
-    let told = "SELECT count(*) FROM opsward.history WHERE outcome = 'ended early: told to; what was deleted stays deleted'";
+    let told = "SELECT count(*) FROM opsward.history WHERE outcome = 'ended early: by the operator; what was deleted stays deleted'";
     assert_eq!(bench.number(told).await, 3);
     assert_eq!(bench.number("SELECT count(*) FROM opsward.history WHERE outcome = 'unfinished'").await, 0);
 }
@@ -377,7 +377,7 @@ async fn an_abort_in_reindex_leaves_no_half_made_index() {
     assert!(matches!(bench.until("reindex").await, Err(Error::Halted(_))));
     assert!(bench.client.batch_execute(LEFTOVER).await.is_err());
     let report = bench.asked(Action::Abort, &bench.work).await.unwrap();
-    assert_eq!(report.outcome, Outcome::Aborted("told to".into()));
+    assert_eq!(report.outcome, Outcome::Aborted("by the operator".into()));
     bench.survivors_are_right(cut()).await;
     assert_eq!(bench.schema(), schema);
 }

@@ -23,7 +23,14 @@ pub(super) fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
         "`opsward plan` shows what lifts each",
     );
     stands(
+        facts.census.is_empty() && standing.table_bytes > 0,
+        "not_counted",
+        "the log was not counted yet: nobody knows what would stay".into(),
+        "`opsward census` counts it; the daemon does by itself",
+    );
+    stands(
         gate.ceiling.is_some()
+            && !facts.census.is_empty()
             && plan.tables.iter().all(|t| t.kept_rows == t.rows)
             && plan.space.gain() < LEAST_GAIN,
         "nothing",

@@ -138,7 +138,7 @@ async fn a_reader_is_in_the_way_of_an_abort() {
         assert_eq!(client.query_one(&noted, &[]).await.unwrap().get::<_, i64>(0), 0);
         node.batch_execute("COMMIT").await.unwrap();
     });
-    assert_eq!(report.await.outcome, Outcome::Aborted("told to".into()));
+    assert_eq!(report.await.outcome, Outcome::Aborted("by the operator".into()));
 }
 
 /// So slow that it never ends by itself.
