@@ -325,9 +325,14 @@ async fn a_range_is_emptied_to_its_first_page() {
     let pages = bench.size().await.pages;
     let mut client = bench.client_of_pool().await;
     let tx = client.transaction().await.unwrap();
-    let moved = in_place::empty_pages(&tx, pages / 3, pages).await.unwrap();
+    // It ends early where it takes long.
+    let mut to = pages;
+    while to > pages / 3 {
+        let moved = in_place::empty_pages(&tx, pages / 3, to).await.unwrap();
+        assert!(moved.stuck == 0 && moved.locked == 0 && moved.from < to, "{moved:?}");
+        to = moved.from;
+    }
     tx.commit().await.unwrap();
-    assert_eq!(moved, in_place::Moved { from: pages / 3, stuck: 0, locked: 0 });
     let left = format!("SELECT count(*) FROM ops WHERE ctid >= '({},0)'", pages / 3);
     assert_eq!(bench.number(&left).await, 0);
 }

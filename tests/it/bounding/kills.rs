@@ -34,7 +34,8 @@ impl Origin {
     }
 
     async fn prune(&self, name: &str, plan: Plan) -> (Vec<Event>, Option<Event>, Option<i32>) {
-        let start = |url| started(&self.bench.env, &["prune", "--output", "json"], url);
+        // The lease of one that was killed goes a moment after it.
+        let start = |url| started(&self.bench.env, &["prune", "--wait", "--output", "json"], url);
         let trial = trial(self.bench.database.cluster(), name, plan, start).await;
         if trial.killed_at.is_none() && trial.ran.code != Some(0) {
             println!("it was not killed, and left {:?}", trial.ran);
