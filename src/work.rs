@@ -28,6 +28,9 @@ pub const WAL_SEGMENT: u64 = 16 << 20;
 const LAST_WAL: u64 = 1 << 20;
 /// How often the signs are read: batches may be shorter.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// With less free than this every batch looks: right after a checkpoint each
+/// page that is touched goes to WAL whole, 150 MB a second were seen.
+const AMPLE: u64 = 1 << 30;
 /// The delay of a VACUUM at the gentle pace, in ms: what autovacuum uses by
 /// default.
 const GENTLE_DELAY_MS: f64 = 2.0;
@@ -303,6 +306,7 @@ impl Pacer {
     async fn look(&mut self) -> db::Result<(pace::Signs, Option<u64>)> {
         if let Some((at, signs, free)) = &self.looked
             && at.elapsed() < LOOK_EVERY
+            && free.is_none_or(|free| free >= AMPLE)
         {
             return Ok((signs.clone(), *free));
         }

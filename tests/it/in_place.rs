@@ -586,13 +586,25 @@ async fn a_full_volume_gets_most_of_itself_back() {
         rows += part;
     }
     let (free, size) = (volume.free(), bench.size().await);
+    println!("begins with {free} bytes free");
     let below = OpUlid::first_of_ms(START + 365 * DAY * rows / 800_000 * 85 / 100);
     let config = cluster.config("full");
     let writer = Writer::start(&config, &Load::default(), 3).await;
     let survivors = Survivors { cuts: window().cuts.into_keys().map(|t| (t, below)).collect(), ..window() };
     bench.begun(survivors).await;
     let began = std::time::Instant::now();
-    let report = bench.go_on().await.unwrap();
+    let report = match bench.go_on().await {
+        Ok(report) => report,
+        Err(error) => {
+            let sql = "SELECT checkpoint::text || ' traces ' || pg_total_relation_size('opsward.traces') || ' ops ' || pg_total_relation_size('ops') || ' wal ' || (SELECT count(*) || ' ' || sum(size) FROM pg_ls_waldir()) FROM opsward.reclaim";
+            let row = bench.client.query_one(sql, &[]).await.unwrap();
+            panic!(
+                "{error}: {} free {}, began with {free} free, before {size:?}",
+                row.get::<_, String>(0),
+                volume.free()
+            );
+        }
+    };
     let (took, written) = (began.elapsed(), writer.stop().await);
     bench.run("CHECKPOINT").await;
     println!(
