@@ -180,9 +180,7 @@ impl Window {
             false => minute >= self.from || minute < self.to,
         }
     }
-}
 
-impl Window {
     /// Seconds from a time, in seconds since the Unix epoch, until it opens.
     pub fn opens_in(self, second: i64) -> u64 {
         let day = DAY as i64;
