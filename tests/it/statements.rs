@@ -14,7 +14,8 @@ struct Statement {
 fn statements() -> Vec<Statement> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/db");
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(root).unwrap() {
+    let folders = ["core", "log", "state"].map(|folder| std::fs::read_dir(root.join(folder)).unwrap());
+    for entry in folders.into_iter().flatten() {
         let path = entry.unwrap().path();
         if path.extension().is_none_or(|e| e != "rs") {
             continue;

@@ -1,0 +1,230 @@
+//! The lease: a session advisory lock on a connection of its own. Whatever
+//! deletes from or rewrites `ops` runs on that very connection: the lock of a
+//! lost session is free for the next holder while another connection of the
+//! first still commits.
+
+use crate::db::connect::{Client, Db};
+use crate::db::error::{Doing, Error, Result};
+use deadpool_postgres::{Object, Transaction};
+use jiff::Timestamp;
+use std::sync::Arc;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+/// One number in Postgres' space of advisory locks: "opswardL" in ASCII.
+const LEASE_LOCK: i64 = 0x6f70_7377_6172_644c;
+
+/// The lease, held as long as this lives and its session does.
+pub struct Lease {
+    client: Option<Client>,
+    pid: i32,
+}
+
+/// Who holds the lease.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Holder {
+    /// The server's process of its session.
+    pub pid: i32,
+    /// What it calls itself: `opsward` is a daemon, `opsward prune` a command.
+    pub application: String,
+    /// When its session began.
+    pub since: Timestamp,
+}
+
+impl Holder {
+    /// Whether it is a daemon, which takes jobs.
+    pub fn is_daemon(&self) -> bool {
+        self.application == "opsward"
+    }
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (server process {}, since {})", self.application, self.pid, self.since)
+    }
+}
+
+impl Lease {
+    /// Takes the lease on a connection of the pool, which it keeps; `Err` says
+    /// who holds it, where that can be seen.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn take(db: &Db) -> Result<std::result::Result<Self, Option<Holder>>> {
+        let client = db.client().await?;
+        let taken = client.query_one(TAKE, &[&LEASE_LOCK]).await.doing("take the lease")?;
+        if !taken.get::<_, bool>(0) {
+            return Ok(Err(holder(&client).await?));
+        }
+        let lease = Self { client: Some(client), pid: taken.get(1) };
+        lease.sessions_own().await?;
+        Ok(Ok(lease))
+    }
+
+    /// An idle lease is not to be ended by the server, and what it is at is not
+    /// to outlive this process: nobody would watch it. This session is never
+    /// handed back to the pool.
+    async fn sessions_own(&self) -> Result<()> {
+        for sql in ["SET idle_session_timeout = 0", "SET client_connection_check_interval = '1s'"] {
+            match self.get()?.batch_execute(sql).await {
+                // Servers before 14 do not know them, and do not end sessions.
+                Err(e) if e.as_db_error().is_some() => {}
+                done => done.doing("keep the lease")?,
+            }
+        }
+        Ok(())
+    }
+
+    fn get(&self) -> Result<&Client> {
+        self.client.as_ref().ok_or_else(|| Error::Away("the lease is given back".into()))
+    }
+
+    /// The server's process of its session.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The connection that holds it.
+    ///
+    /// # Errors
+    /// None while the lease is held.
+    pub fn client(&mut self) -> Result<&mut Client> {
+        self.client.as_mut().ok_or_else(|| Error::Away("the lease is given back".into()))
+    }
+
+    /// Makes sure that the session still lives and still holds the lock.
+    ///
+    /// # Errors
+    /// It does not: whatever was being done has to end.
+    pub async fn check(&self) -> Result<()> {
+        let row = self.get()?.query_one(HELD, &[&LEASE_LOCK]).await.doing("check the lease")?;
+        held(self.pid, row.get(0), row.get(1))
+    }
+
+    /// Begins a transaction of a batch: bounded in time, never waiting for a
+    /// lock over 100 ms, and only while the lease is held.
+    ///
+    /// # Errors
+    /// The lease is lost, or the database's.
+    pub async fn begin(&mut self) -> Result<Transaction<'_>> {
+        let pid = self.pid;
+        let tx = self.client()?.transaction().await.doing("begin a batch")?;
+        tx.batch_execute(BOUNDS).await.doing("begin a batch")?;
+        // Not prepared later than what it is sent along with.
+        tx.prepare_cached(BOUND).await.doing("begin a batch")?;
+        let statement = tx.prepare_cached(HELD).await.doing("check the lease")?;
+        let row = tx.query_one(&statement, &[&LEASE_LOCK]).await.doing("check the lease")?;
+        held(pid, row.get(0), row.get(1))?;
+        Ok(tx)
+    }
+}
+
+fn held(pid: i32, now: i32, holds: bool) -> Result<()> {
+    match pid == now && holds {
+        true => Ok(()),
+        false => Err(Error::Away(format!("the lease is lost: its session was {pid} and is {now}"))),
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // Closed, not handed back: the lock goes with the session.
+        if let Some(client) = self.client.take() {
+            drop(Object::take(client));
+        }
+    }
+}
+
+/// Bounds each of the statements that follow in a batch by what is left of the
+/// batch's time, in so many parts; sent along with the first of them, it costs
+/// no answer of its own. A batch that is late fails by it, and is rolled back.
+///
+/// # Errors
+/// The database's.
+pub async fn bound(tx: &Transaction<'_>, parts: i32) -> Result<()> {
+    let statement = tx.prepare_cached(BOUND).await.doing("bound a batch")?;
+    tx.query_one(&statement, &[&parts]).await.doing("bound a batch")?;
+    Ok(())
+}
+
+/// 4 s from its BEGIN on: the rest of contract 1's 5 s is for its COMMIT.
+const BOUND: &str = "
+    SELECT set_config('statement_timeout', greatest(1,
+        (4000 - extract(epoch FROM clock_timestamp() - now()) * 1000) / $1::int)::int::text, true)";
+
+const TAKE: &str = "SELECT pg_try_advisory_lock($1), pg_backend_pid()";
+const BOUNDS: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '4s'; \
+    SET LOCAL synchronous_commit = on";
+
+/// A big number's lock is seen as its two halves.
+const HELD: &str = "
+    SELECT pg_backend_pid(), EXISTS (
+        SELECT FROM pg_locks
+        WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted AND objsubid = 1
+          AND classid::bigint = ($1::bigint >> 32) AND objid::bigint = ($1::bigint & 4294967295))";
+
+/// Who holds the lease now.
+///
+/// # Errors
+/// The database's.
+pub async fn holder(client: &Client) -> Result<Option<Holder>> {
+    let row = client.query_opt(HOLDER, &[&LEASE_LOCK]).await.doing("look who holds the lease")?;
+    Ok(row.map(|r| Holder { pid: r.get(0), application: r.get(1), since: r.get(2) }))
+}
+
+/// Who holds it, if it is not this very session.
+///
+/// # Errors
+/// The database's.
+pub async fn other(client: &Client) -> Result<Option<Holder>> {
+    let Some(found) = holder(client).await? else { return Ok(None) };
+    let own = client.query_one("SELECT pg_backend_pid()", &[]).await.doing("look who holds the lease")?;
+    Ok(Some(found).filter(|found| found.pid != own.get::<_, i32>(0)))
+}
+
+const HOLDER: &str = "
+    SELECT l.pid, coalesce(a.application_name, ''), coalesce(a.backend_start, now())
+    FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND l.classid::bigint = ($1::bigint >> 32) AND l.objid::bigint = ($1::bigint & 4294967295)
+    LIMIT 1";
+
+/// The one place in a process where the lease is kept: tasks take turns.
+#[derive(Clone, Default)]
+pub struct Slot(Arc<Mutex<Option<Lease>>>);
+
+/// A turn with the lease; it stays in its slot afterwards.
+pub struct Turn(OwnedMutexGuard<Option<Lease>>);
+
+impl Slot {
+    /// Waits for a turn, and makes sure of the lease, or takes it; `Err` says
+    /// who else holds it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn turn(&self, db: &Db) -> Result<std::result::Result<Turn, Option<Holder>>> {
+        let mut slot = self.0.clone().lock_owned().await;
+        let is_held = match slot.as_ref() {
+            Some(lease) => lease.check().await.is_ok(),
+            None => false,
+        };
+        if !is_held {
+            *slot = None;
+            match Lease::take(db).await? {
+                Ok(lease) => *slot = Some(lease),
+                Err(holder) => return Ok(Err(holder)),
+            }
+        }
+        Ok(Ok(Turn(slot)))
+    }
+}
+
+impl Turn {
+    /// The lease.
+    ///
+    /// # Errors
+    /// None: a turn is given with the lease.
+    pub fn lease(&mut self) -> Result<&mut Lease> {
+        self.0.as_mut().ok_or_else(|| Error::Away("the lease is given back".into()))
+    }
+}

@@ -1,0 +1,219 @@
+//! VACUUM, CREATE INDEX and their kind on `ops`: on the lease's connection,
+//! with a second one that looks whether anybody waits behind them, and cancels
+//! them then. A node's start-up waits behind every one of them.
+
+use crate::db::connect::{Client, Db};
+use crate::db::error::{Doing, Error, Result};
+use crate::db::lease::Lease;
+use deadpool_postgres::Object;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::CancelToken;
+use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// How often it is looked whether a session waits (contract 1).
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A look that takes longer is none.
+const LOOK_LONGEST: Duration = Duration::from_secs(2);
+
+/// How a statement that could be cancelled came to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// It did its work.
+    Done,
+    /// Another session waited behind it: cancelled, to be tried again later.
+    Yielded,
+    /// It was told to stop.
+    Stopped,
+}
+
+/// Runs one statement outside a transaction on the lease's connection, as long
+/// as it takes, unless another session waits behind it or `stop` says so.
+/// `settings` are `SET`s for it, undone afterwards by `RESET`. Whatever goes
+/// wrong, it is over when this returns, and the session is as it was.
+///
+/// # Errors
+/// The database's; among them that nobody could watch it, so that it was
+/// cancelled.
+pub async fn watched(
+    lease: &mut Lease,
+    db: &Db,
+    statement: &str,
+    settings: &[(&str, String)],
+    stop: &CancellationToken,
+) -> Result<Ended> {
+    let pid = lease.pid();
+    let client = lease.client()?;
+    let mut watch =
+        Watch { db, client: Some(db.client().await?), pid, session: client.cancel_token(), failed: None };
+    let settings =
+        || [("statement_timeout", "0")].into_iter().chain(settings.iter().map(|(n, v)| (*n, v.as_str())));
+    let sets: Vec<String> = settings().map(|(name, value)| format!("SET {name} = '{value}'")).collect();
+    // Together they are one transaction: all or none.
+    client.batch_execute(&sets.join("; ")).await.doing("prepare maintenance")?;
+    let mut why = Ended::Done;
+    let result = {
+        let mut work = std::pin::pin!(client.batch_execute(statement));
+        loop {
+            tokio::select! {
+                result = &mut work => break result,
+                () = sleep(LOOK_EVERY) => {
+                    if why == Ended::Done && watch.failed.is_none() {
+                        why = watch.reason(stop).await;
+                    }
+                    if why != Ended::Done || watch.failed.is_some() {
+                        watch.cancel().await;
+                    }
+                }
+            }
+        }
+    };
+    let resets: Vec<String> = settings().map(|(name, _)| format!("RESET {name}")).collect();
+    let mut reset = client.batch_execute(&resets.join("; ")).await;
+    if reset.as_ref().is_err_and(is_cancelled) {
+        // It came too late for the statement.
+        reset = client.batch_execute(&resets.join("; ")).await;
+    }
+    let ended = match (result, watch.failed) {
+        (Ok(()), _) => Ended::Done,
+        (Err(e), Some(error)) if is_cancelled(&e) => return Err(error),
+        (Err(e), None) if is_cancelled(&e) && why != Ended::Done => why,
+        (Err(e), _) => return Err(Error::of("maintain the log", e)),
+    };
+    reset.doing("end maintenance")?;
+    Ok(ended)
+}
+
+fn is_cancelled(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::QUERY_CANCELED)
+}
+
+/// The second connection; another one where it is lost.
+struct Watch<'a> {
+    db: &'a Db,
+    client: Option<Client>,
+    /// The session at work, and how it is cancelled without one.
+    pid: i32,
+    session: CancelToken,
+    /// Nobody watches any more, because of this.
+    failed: Option<Error>,
+}
+
+impl Watch<'_> {
+    /// Why the statement has to end, if it has to.
+    async fn reason(&mut self, stop: &CancellationToken) -> Ended {
+        if stop.is_cancelled() {
+            return Ended::Stopped;
+        }
+        let looked = match self.look().await {
+            Err(error) => {
+                warn!(%error, "the watch over maintenance is lost: another is begun");
+                // Not to be handed out again.
+                drop(self.client.take().map(Object::take));
+                self.look().await
+            }
+            looked => looked,
+        };
+        match looked {
+            Ok(true) => Ended::Yielded,
+            Ok(false) => Ended::Done,
+            Err(error) => {
+                self.failed = Some(error);
+                Ended::Done
+            }
+        }
+    }
+
+    /// Whether another session waits behind the one at work.
+    async fn look(&mut self) -> Result<bool> {
+        let client = match &mut self.client {
+            Some(client) => client,
+            none => none.insert(self.db.client().await?),
+        };
+        let looked = async {
+            let statement = client.prepare_cached(WAITED_FOR).await?;
+            client.query_one(&statement, &[&self.pid]).await
+        };
+        match timeout(LOOK_LONGEST, looked).await {
+            Ok(row) => Ok(row.doing("watch maintenance")?.get(0)),
+            Err(_) => Err(Error::Away("the watch over maintenance got no answer".into())),
+        }
+    }
+
+    /// Asked again and again, until the statement has ended.
+    async fn cancel(&mut self) {
+        let asked = async {
+            if self.failed.is_none()
+                && let Some(client) = &self.client
+                && client.execute(CANCEL, &[&self.pid]).await.is_ok()
+            {
+                return Ok(());
+            }
+            self.db.cancel(&self.session).await
+        };
+        match timeout(LOOK_LONGEST, asked).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "maintenance is not cancelled yet"),
+            Err(_) => debug!("maintenance is not cancelled yet"),
+        }
+    }
+}
+
+/// Only sessions that wait for a lock are asked for what they wait for. What
+/// other roles' sessions wait for is hidden in `pg_stat_activity`, not here.
+const WAITED_FOR: &str = "
+    SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+                   WHERE NOT l.granted AND a.datname = current_database()
+                     AND coalesce(a.backend_type, 'client backend') = 'client backend'
+                     AND $1 = ANY (pg_blocking_pids(l.pid)))";
+const CANCEL: &str = "SELECT pg_cancel_backend($1)";
+
+/// Space in the table is reused, none is given back: that would lock it.
+pub const VACUUM: &str = "VACUUM (TRUNCATE off, INDEX_CLEANUP on, PROCESS_TOAST on) public.ops";
+
+/// The planner is told what the table is like now.
+pub const ANALYZE: &str = "ANALYZE public.ops";
+
+/// The empty end is given back, if the lock for it can be had at once. Entries
+/// of dead rows must go from the indexes, or their pages do not count as empty.
+pub const VACUUM_AND_TRUNCATE: &str = "VACUUM (TRUNCATE on, INDEX_CLEANUP on, PROCESS_TOAST on) public.ops";
+
+/// Whether this role may VACUUM the log. Where it may not, the server only
+/// says so in a notice and skips the table.
+///
+/// # Errors
+/// The database's.
+pub async fn may_vacuum(client: &Client) -> Result<bool> {
+    let row = client.query_one(MAY_VACUUM, &[]).await.doing("look who owns the log")?;
+    Ok(row.get(0))
+}
+
+const MAY_VACUUM: &str = "
+    SELECT pg_has_role(c.relowner, 'USAGE') OR pg_has_role(d.datdba, 'USAGE')
+    FROM pg_class c, pg_database d
+    WHERE c.oid = 'public.ops'::regclass AND d.datname = current_database()";
+
+/// Rows deleted from the log since a VACUUM of it came to its end.
+///
+/// # Errors
+/// The database's.
+pub async fn unvacuumed(client: &Client) -> Result<u64> {
+    let row = client.query_one(UNVACUUMED, &[]).await.doing("see whether a VACUUM is due")?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+const UNVACUUMED: &str = "SELECT coalesce(sum(rows), 0)::bigint FROM opsward.unvacuumed";
+
+/// Remembers that a VACUUM came to its end. Nothing was deleted meanwhile: it
+/// ran on the lease's connection.
+///
+/// # Errors
+/// The database's.
+pub async fn vacuumed(lease: &mut Lease) -> Result<()> {
+    lease.client()?.execute(VACUUMED, &[]).await.doing("remember a VACUUM")?;
+    Ok(())
+}
+
+const VACUUMED: &str = "UPDATE opsward.unvacuumed SET rows = 0 WHERE rows > 0";

@@ -1,0 +1,95 @@
+//! The schema `opsward`, by versioned migrations under a lock.
+
+use crate::db::connect::Client;
+use crate::db::error::{Doing, Error, Result};
+use sha2::{Digest, Sha256};
+use tokio_postgres::error::SqlState;
+
+/// The migrations, in order; a version is its place, from 1. Frozen once
+/// released: the test of hashes fails when one changes.
+pub const MIGRATIONS: &[(&str, &str)] = &[
+    ("init", include_str!("../migrations/0001_init.sql")),
+    ("bounding", include_str!("../migrations/0002_bounding.sql")),
+    ("replay", include_str!("../migrations/0003_replay.sql")),
+    ("reclaim", include_str!("../migrations/0004_reclaim.sql")),
+    ("unvacuumed", include_str!("../migrations/0005_unvacuumed.sql")),
+    ("sessions", include_str!("../migrations/0006_sessions.sql")),
+    ("triggers", include_str!("../migrations/0007_triggers.sql")),
+    ("swap", include_str!("../migrations/0008_swap.sql")),
+    ("in_place", include_str!("../migrations/0009_in_place.sql")),
+    ("bound", include_str!("../migrations/0010_bound.sql")),
+    ("peers", include_str!("../migrations/0011_peers.sql")),
+    ("node", include_str!("../migrations/0012_node.sql")),
+];
+
+/// One number in Postgres' space of advisory locks: "opsward" in ASCII.
+const MIGRATION_LOCK: i64 = 0x006f_7073_7761_7264;
+
+/// The schema's version as this binary knows it.
+pub const LATEST: i32 = MIGRATIONS.len() as i32;
+
+/// The version of the schema in the database; 0 where there is none.
+///
+/// # Errors
+/// The database's.
+pub async fn version(client: &impl deadpool_postgres::GenericClient) -> Result<i32> {
+    let there = client.query_one(HAS_SCHEMA, &[]).await.doing("look for the schema opsward")?;
+    if !there.get::<_, bool>(0) {
+        return Ok(0);
+    }
+    let row = client.query_one(VERSION, &[]).await.doing("read the version of the schema opsward")?;
+    Ok(row.get(0))
+}
+
+const HAS_SCHEMA: &str = "SELECT to_regclass('opsward.migrations') IS NOT NULL";
+const VERSION: &str = "SELECT coalesce(max(version), 0) FROM opsward.migrations";
+
+/// Brings the schema up to this binary's version, where it is not.
+///
+/// # Errors
+/// A newer schema (both versions named), a missing privilege (with the GRANT
+/// that lifts it), or the database's.
+pub async fn migrate(client: &mut Client) -> Result<()> {
+    if version(&*client).await? == LATEST {
+        return Ok(());
+    }
+    let tx = client.transaction().await.doing("begin a migration")?;
+    tx.execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK]).await.doing("lock for a migration")?;
+    let have = version(&tx).await?;
+    if have > LATEST {
+        return Err(Error::Unfit(format!(
+            "the schema opsward is of version {have}, this opsward {} knows {LATEST}: run the newer one",
+            env!("CARGO_PKG_VERSION")
+        )));
+    }
+    if have == 0 {
+        tx.batch_execute("CREATE SCHEMA IF NOT EXISTS opsward").await.map_err(no_create)?;
+    }
+    for (number, (name, sql)) in (1..).zip(MIGRATIONS).skip(have as usize) {
+        tx.batch_execute(sql).await.doing("migrate the schema opsward")?;
+        let hash = sha256_hex(sql.as_bytes());
+        tx.execute(RECORD, &[&number, name, &hash, &env!("CARGO_PKG_VERSION")])
+            .await
+            .doing("record a migration")?;
+    }
+    tx.commit().await.doing("commit a migration")
+}
+
+const RECORD: &str =
+    "INSERT INTO opsward.migrations (version, name, sha256, applied_by) VALUES ($1, $2, $3, $4)";
+
+fn no_create(error: tokio_postgres::Error) -> Error {
+    if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        return Error::Unfit(
+            "no permission to create the schema opsward: as a superuser run \
+             GRANT CREATE ON DATABASE <the node's database> TO <opsward's role>, \
+             or use the node's own role in OPENAUDIO_DB_URL"
+                .into(),
+        );
+    }
+    Error::of("create the schema opsward", error)
+}
+
+fn sha256_hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}

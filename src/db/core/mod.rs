@@ -1,0 +1,13 @@
+//! How opsward talks to Postgres: sessions, errors, the lease, maintenance that is
+//! watched, migrations.
+
+pub mod activity;
+pub mod catalog;
+pub(in crate::db) mod connect;
+pub(in crate::db) mod error;
+pub mod lease;
+pub mod maintain;
+pub mod migrate;
+pub mod presence;
+pub mod privileges;
+pub mod uninstall;

@@ -1,0 +1,147 @@
+//! What bounding the log needs beyond pulling and serving, and what lifts its
+//! absence: asked of the catalog, never tried out.
+
+use crate::db::connect::Client;
+use crate::db::error::{Doing, Result};
+
+/// What needs a privilege.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Need {
+    /// Pulling: ops, cursors and records are written.
+    Pull,
+    /// Retention and dormant cleanup: ops are locked and deleted.
+    Delete,
+    /// VACUUM of the log.
+    Vacuum,
+    /// The index on the log.
+    Index,
+    /// The replay guard: who puts a trigger there must be able to remove it.
+    Guard,
+    /// CHECKPOINT while much is written.
+    Checkpoint,
+    /// A deadlock_timeout that lets the guard give its lock up early.
+    LockWaits,
+}
+
+/// A privilege that is missing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lacking {
+    /// What needs it.
+    pub need: Need,
+    /// The statement that lifts it, for the owner or a superuser.
+    pub lift: String,
+}
+
+impl Need {
+    /// What goes without it, in a sentence.
+    pub fn consequence(self) -> &'static str {
+        match self {
+            Self::Pull => "this role may not write all that pulling writes: no peer is pulled",
+            Self::Delete => "this role may not delete from public.ops: retention and dormant cleanup are off",
+            Self::Vacuum => "this role may not VACUUM public.ops: autovacuum alone makes room for new ops",
+            Self::Index => "this role may make no index on public.ops: the index on (table, ulid) is off",
+            Self::Guard => {
+                "this role may not put a trigger on public.ops and remove it again: the replay guard is off"
+            }
+            Self::Checkpoint => {
+                "this role may not CHECKPOINT: WAL of bulk work can fill a volume that is nearly full"
+            }
+            Self::LockWaits => {
+                "this role may not set deadlock_timeout: the replay guard may wait for autovacuum up to 100 ms"
+            }
+        }
+    }
+}
+
+/// Everything that bounding lacks, in the order of [`Need`]; `pulling` is what
+/// `stats::fitness` found missing.
+///
+/// # Errors
+/// The database's.
+pub async fn lacking(client: &Client, pulling: &[String]) -> Result<Vec<Lacking>> {
+    let row = client.query_one(LACKING, &[]).await.doing("look at the privileges")?;
+    let needs = [Need::Delete, Need::Vacuum, Need::Index, Need::Guard, Need::Checkpoint];
+    let lifts = needs.into_iter().enumerate().map(|(i, need)| (need, row.get::<_, Option<String>>(i)));
+    let mut found: Vec<Lacking> =
+        lifts.filter_map(|(need, lift)| Some(Lacking { need, lift: lift? })).collect();
+    if !pulling.is_empty() {
+        found.insert(0, Lacking { need: Need::Pull, lift: pulling.join("; ") });
+    }
+    if !may_set_deadlock_timeout(client).await? {
+        let lift: Option<String> = row.get(5);
+        let lift = lift.unwrap_or_else(|| "nothing but a superuser does before PostgreSQL 15".into());
+        found.push(Lacking { need: Need::LockWaits, lift });
+    }
+    Ok(found)
+}
+
+/// Rows are locked FOR UPDATE before they go, which takes UPDATE as well. Only
+/// an owner VACUUMs, makes indexes and drops triggers; an index needs room in
+/// the schema too.
+const LACKING: &str = "
+    WITH log AS (
+        SELECT c.oid, pg_has_role(c.relowner, 'USAGE') AS owned,
+               pg_has_role(d.datdba, 'USAGE') AS of_database,
+               format('GRANT %I TO %I', pg_get_userbyid(c.relowner), current_user) AS join_owner
+        FROM pg_class c, pg_database d
+        WHERE c.oid = to_regclass('public.ops') AND d.datname = current_database())
+    SELECT CASE WHEN NOT (has_table_privilege(oid, 'DELETE') AND has_table_privilege(oid, 'UPDATE'))
+                THEN format('GRANT UPDATE, DELETE ON public.ops TO %I', current_user) END,
+           CASE WHEN NOT (owned OR of_database) THEN join_owner END,
+           CASE WHEN NOT owned THEN join_owner
+                WHEN NOT has_schema_privilege('public', 'CREATE')
+                THEN format('GRANT CREATE ON SCHEMA public TO %I', current_user) END,
+           CASE WHEN NOT owned THEN join_owner END,
+           CASE WHEN NOT coalesce((SELECT pg_has_role(oid, 'USAGE') FROM pg_roles
+                                   WHERE rolname = 'pg_checkpoint'),
+                                  (SELECT rolsuper FROM pg_roles WHERE rolname = current_user))
+                THEN format('GRANT pg_checkpoint TO %I', current_user) END,
+           CASE WHEN current_setting('server_version_num')::int >= 150000
+                THEN format('GRANT SET ON PARAMETER deadlock_timeout TO %I', current_user) END
+    FROM log";
+
+/// Whether this role may set `deadlock_timeout`.
+///
+/// # Errors
+/// The database's.
+pub async fn may_set_deadlock_timeout(client: &Client) -> Result<bool> {
+    let row = client.query_one(IS_SUPER, &[]).await.doing("look at the privileges")?;
+    if row.get(0) || !row.get::<_, bool>(1) {
+        return Ok(row.get(0));
+    }
+    Ok(client.query_one(MAY_SET, &[]).await.doing("look at the privileges")?.get(0))
+}
+
+const IS_SUPER: &str = "
+    SELECT rolsuper, current_setting('server_version_num')::int >= 150000
+    FROM pg_roles WHERE rolname = current_user";
+/// Known from PostgreSQL 15 on.
+const MAY_SET: &str = "SELECT has_parameter_privilege('deadlock_timeout', 'SET')";
+
+/// What work that was cut off has left behind, a sentence and a remedy each.
+///
+/// # Errors
+/// The database's.
+pub async fn leftovers(client: &Client) -> Result<Vec<(String, String)>> {
+    let invalid = client.query(INVALID, &[]).await.doing("look for invalid indexes")?;
+    Ok(invalid.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+const INVALID: &str = "
+    SELECT format('the index %s on public.ops is invalid: a build of it failed or is under way', c.relname),
+           format('if nothing builds it: DROP INDEX CONCURRENTLY %I.%I', n.nspname, c.relname)
+    FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE i.indrelid = to_regclass('public.ops') AND NOT i.indisvalid ORDER BY c.relname";
+
+/// Jobs that were begun and whose daemon is gone: their numbers and kinds.
+///
+/// # Errors
+/// The database's.
+pub async fn orphaned_jobs(client: &Client) -> Result<Vec<String>> {
+    let rows = client.query(ORPHANED, &[]).await.doing("look for unfinished jobs")?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+const ORPHANED: &str = "
+    SELECT format('%s %s', kind, id) FROM opsward.jobs
+    WHERE started_at IS NOT NULL AND finished_at IS NULL ORDER BY id";

@@ -1,0 +1,182 @@
+//! Removes all that opsward made. Reads what versions of any age have in
+//! common: the schema's name, and `opsward.owned`.
+
+use crate::db::error::{Doing, Error, Result};
+use crate::db::lease::Lease;
+use crate::db::presence::PRESENCE_LOCK;
+use crate::db::{capture, in_place, reclaim};
+use deadpool_postgres::{GenericClient, Transaction};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use tokio_postgres::error::SqlState;
+
+/// What there is to remove.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// Nothing of ours.
+    Nothing,
+    /// A schema of our name that no opsward made.
+    Foreign,
+    /// The schema, and what was made outside it: kind, name, and the statement
+    /// that removes it, the last made first.
+    Ours(Vec<Owned>),
+}
+
+/// A thing outside the schema.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Owned {
+    /// What it is: an index, a trigger.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// The statement that removes it.
+    pub drop_sql: String,
+}
+
+/// Looks for what there is to remove.
+///
+/// # Errors
+/// The database's.
+pub async fn find(client: &impl GenericClient) -> Result<Found> {
+    let row = client.query_one(THERE, &[]).await.doing("look for the schema opsward")?;
+    let (schema, ours): (bool, bool) = (row.get(0), row.get(1));
+    if !schema {
+        return Ok(Found::Nothing);
+    }
+    if !ours {
+        return Ok(Found::Foreign);
+    }
+    let rows = client.query(OWNED, &[]).await.doing("read what is owned")?;
+    let owned = rows.iter().map(|r| Owned { kind: r.get(0), name: r.get(1), drop_sql: r.get(2) });
+    Ok(Found::Ours(owned.collect()))
+}
+
+const THERE: &str = "
+    SELECT to_regnamespace('opsward') IS NOT NULL,
+           to_regclass('opsward.migrations') IS NOT NULL AND to_regclass('opsward.owned') IS NOT NULL";
+const OWNED: &str = "SELECT kind, name, drop_sql FROM opsward.owned ORDER BY made_at DESC, kind, name";
+
+/// Drops of what an interrupted reclaim in place left among the log's indexes,
+/// each to be run by itself and watched.
+///
+/// # Errors
+/// The database's.
+pub async fn leftovers(client: &impl GenericClient) -> Result<Vec<String>> {
+    let row = client.query_one(RECLAIMS, &[]).await.doing("look for a reclaim")?;
+    if !row.get::<_, bool>(0) {
+        return Ok(Vec::new());
+    }
+    let unfinished = match reclaim::unfinished(client).await {
+        // A newer schema, whose reclaims are not known here.
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_COLUMN) => None,
+        found => found?,
+    };
+    match unfinished {
+        Some(of) if of.mode == "in-place" => in_place::leftovers(client).await,
+        _ => Ok(Vec::new()),
+    }
+}
+
+const RECLAIMS: &str = "SELECT to_regclass('opsward.reclaim') IS NOT NULL";
+
+/// Tries of what others hold locked: half a minute of them.
+pub const TRIES: u32 = 15;
+/// Between two tries: whoever waits behind ours gets through (contract 6).
+pub const PAUSE: Duration = Duration::from_secs(2);
+/// Waiting for a lock on the log, plus holding it (contract 6).
+const LOCKED_AT_MOST: Duration = Duration::from_millis(200);
+
+/// What came of a removal.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Removal {
+    /// All is gone.
+    Done,
+    /// A daemon is connected: nothing was done.
+    DaemonConnected,
+    /// More is owned than was shown: nothing was done.
+    Changed,
+    /// Others held it at every try: who. What is left goes another time.
+    Blocked(Vec<String>),
+}
+
+/// Removes what was `shown`, then the schema: the log is locked for the first
+/// only, as briefly as ever.
+///
+/// # Errors
+/// The lease is lost, or the database's.
+pub async fn remove(lease: &mut Lease, shown: &[Owned]) -> Result<Removal> {
+    if !shown.is_empty() {
+        match tried(lease, shown, "public.ops").await? {
+            Removal::Done => {}
+            other => return Ok(other),
+        }
+    }
+    tried(lease, &[], "opsward.traces").await
+}
+
+async fn tried(lease: &mut Lease, shown: &[Owned], table: &str) -> Result<Removal> {
+    let mut holders = Vec::new();
+    for tries in 0..TRIES {
+        if tries > 0 {
+            sleep(PAUSE).await;
+        }
+        let on_ops = !shown.is_empty();
+        if !(on_ops && capture::wraparound(&*lease.client()?).await?) {
+            let done = match on_ops {
+                true => outside(lease, shown).await,
+                false => schema(lease).await,
+            };
+            match done {
+                Err(error) if capture::is_contended(&error) => {}
+                done => return done,
+            }
+        }
+        holders = capture::holders(&*lease.client()?, table).await?;
+    }
+    Ok(Removal::Blocked(holders))
+}
+
+/// What was made outside the schema: all of it is on the log.
+async fn outside(lease: &mut Lease, shown: &[Owned]) -> Result<Removal> {
+    let tx = lease.begin().await?;
+    if let Some(not) = unlike(&tx, shown).await? {
+        return Ok(not);
+    }
+    capture::strong(&tx).await?;
+    let begun = Instant::now();
+    for thing in shown {
+        let dropped = async { tx.batch_execute(&thing.drop_sql).await.doing("remove what is owned") };
+        tokio::try_join!(biased; capture::bound(&tx), dropped)?;
+    }
+    tx.execute("DELETE FROM opsward.owned", &[]).await.doing("forget what is owned")?;
+    if begun.elapsed() > LOCKED_AT_MOST {
+        return Err(Error::TooLong("remove what is owned"));
+    }
+    tx.commit().await.doing("commit the uninstall")?;
+    Ok(Removal::Done)
+}
+
+async fn schema(lease: &mut Lease) -> Result<Removal> {
+    let tx = lease.begin().await?;
+    if let Some(not) = unlike(&tx, &[]).await? {
+        return Ok(not);
+    }
+    capture::overtake(&tx).await?;
+    tx.batch_execute("DROP SCHEMA opsward CASCADE").await.doing("drop the schema opsward")?;
+    tx.commit().await.doing("commit the uninstall")?;
+    Ok(Removal::Done)
+}
+
+/// Why it is not to be removed, where it is not as it was shown.
+async fn unlike(tx: &Transaction<'_>, shown: &[Owned]) -> Result<Option<Removal>> {
+    let row = tx.query_one(ALONE, &[&PRESENCE_LOCK]).await.doing("look for a daemon")?;
+    if !row.get::<_, bool>(0) {
+        return Ok(Some(Removal::DaemonConnected));
+    }
+    Ok(match find(tx).await? {
+        Found::Ours(owned) if owned == shown => None,
+        _ => Some(Removal::Changed),
+    })
+}
+
+const ALONE: &str = "SELECT pg_try_advisory_xact_lock($1)";

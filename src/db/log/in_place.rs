@@ -1,0 +1,326 @@
+//! Giving disk back without a copy: the rows of the log's last pages are moved
+//! to free space in front of them, then the empty tail is cut off.
+
+use crate::db::error::{Doing, Result};
+use deadpool_postgres::{GenericClient, Transaction};
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_postgres::Row;
+
+/// What the log takes on disk, in pages and bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Size {
+    /// Pages of the table itself.
+    pub pages: u64,
+    /// Bytes of the table itself.
+    pub heap: u64,
+    /// Bytes of its TOAST table with its index.
+    pub toast: u64,
+    /// Bytes of its indexes.
+    pub index: u64,
+}
+
+/// Reads what the log takes on disk.
+///
+/// # Errors
+/// The database's.
+pub async fn size(client: &impl GenericClient) -> Result<Size> {
+    let row = client.query_one(SIZE, &[]).await.doing("read the size of ops")?;
+    Ok(Size { pages: n(&row, 0), heap: n(&row, 1), toast: n(&row, 2), index: n(&row, 3) })
+}
+
+const SIZE: &str = "
+    SELECT pg_relation_size(c.oid) / current_setting('block_size')::bigint, pg_relation_size(c.oid),
+           coalesce(pg_total_relation_size(nullif(c.reltoastrelid, 0)), 0), pg_indexes_size(c.oid)
+    FROM pg_class c WHERE c.oid = 'public.ops'::regclass";
+
+fn n(row: &Row, column: usize) -> u64 {
+    u64::try_from(row.get::<_, i64>(column)).unwrap_or(0)
+}
+
+/// The next transaction: whatever is committed now has an older one.
+///
+/// # Errors
+/// The database's.
+pub async fn next_xid(client: &impl GenericClient) -> Result<u64> {
+    let row = client.query_one(NEXT_XID, &[]).await.doing("read the next transaction")?;
+    Ok(n(&row, 0))
+}
+
+const NEXT_XID: &str = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
+
+/// Who keeps the oldest thing alive that is older than a transaction, in
+/// words: a session's snapshot, a prepared transaction, a replication slot.
+/// What was deleted or moved before it can't be removed until that ends.
+///
+/// # Errors
+/// The database's.
+pub async fn holder(client: &impl GenericClient, xid: u64) -> Result<Option<String>> {
+    let statement = client.prepare_cached(HOLDER).await.doing("look for old snapshots")?;
+    let xid = i64::try_from(xid).unwrap_or(i64::MAX);
+    let row = client.query_opt(&statement, &[&xid]).await.doing("look for old snapshots")?;
+    Ok(row.map(|r| r.get(0)))
+}
+
+/// A VACUUM's snapshot holds nobody up.
+const HOLDER: &str = "
+    SELECT words FROM (
+        SELECT greatest(age(a.backend_xmin), age(a.backend_xid)),
+               format('a snapshot of process %s (%s, %s), whose query began %s', a.pid,
+                      coalesce(a.usename, a.backend_type), coalesce(nullif(a.application_name, ''), '-'),
+                      coalesce(to_char(a.query_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC'), '-'))
+        FROM pg_stat_activity a
+        WHERE a.pid <> pg_backend_pid() AND (a.datname = current_database() OR a.backend_type = 'walsender')
+          AND NOT EXISTS (SELECT FROM pg_stat_progress_vacuum v WHERE v.pid = a.pid)
+        UNION ALL
+        SELECT age(transaction), format('the prepared transaction %s of %s, begun %s', gid, owner,
+                   to_char(prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC'))
+        FROM pg_prepared_xacts WHERE database = current_database()
+        UNION ALL
+        SELECT age(xmin), format('the replication slot %s', slot_name) FROM pg_replication_slots
+    ) h(age, words)
+    WHERE age > age($1::bigint::text::xid8::xid) ORDER BY age DESC LIMIT 1";
+
+/// How a range of pages was emptied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Moved {
+    /// The first page of what is empty now.
+    pub from: u64,
+    /// Rows that found no room in front: the pages before `from` are full.
+    pub stuck: u64,
+    /// Rows that somebody else had locked.
+    pub locked: u64,
+}
+
+/// Pages that are emptied at once: so few rows at most are moved in vain.
+const STRIDE: u64 = 32;
+/// A transaction's rows stay locked until its end: no stride begins after this.
+const LONGEST: Duration = Duration::from_millis(100);
+/// Tries of rows that landed behind their stride: the free space map goes
+/// round once, and half of them find room in front each time, or there is none.
+const TRIES: usize = 8;
+
+/// Moves the rows of the pages `from..to` in front of them, from the end on, by
+/// updates that change nothing. Until the transaction ends, what was moved away
+/// leaves no free space, so a page that takes its own rows back is full at some
+/// time. It ends early where rows find no room; they stay where they are. It
+/// ends as well when it took [`LONGEST`]: what it says tells where.
+///
+/// # Errors
+/// The database's.
+pub async fn empty_pages(tx: &Transaction<'_>, from: u64, to: u64) -> Result<Moved> {
+    tx.batch_execute(PLAN).await.doing("begin to move rows")?;
+    let mut moved = Moved { from: to, ..Moved::default() };
+    let begun = Instant::now();
+    while moved.from > from && moved.stuck == 0 && (moved.from == to || begun.elapsed() < LONGEST) {
+        let start = moved.from.saturating_sub(STRIDE).max(from);
+        tx.batch_execute("SAVEPOINT stride").await.doing("begin to move rows")?;
+        moved.stuck = stride(tx, &tid(start), &tid(moved.from)).await?;
+        match moved.stuck {
+            0 => moved.from = start,
+            // Left at the end, they would keep it from being cut off.
+            _ => tx.batch_execute("ROLLBACK TO SAVEPOINT stride").await.doing("leave rows where they are")?,
+        }
+    }
+    let (low, high) = (tid(moved.from), tid(to));
+    moved.locked = n(&tx.query_one(LEFT, &[&low, &high]).await.doing("look at emptied pages")?, 0);
+    Ok(moved)
+}
+
+/// Empties a stride; returns how many rows found no room in front.
+async fn stride(tx: &Transaction<'_>, low: &str, high: &str) -> Result<u64> {
+    let first = tx.prepare_cached(MOVE).await.doing("move rows to the front")?;
+    let again = tx.prepare_cached(MOVE_AGAIN).await.doing("move rows to the front")?;
+    let row = tx.query_one(&first, &[&low, &high]).await.doing("move rows to the front")?;
+    let (mut own, mut behind): (Vec<String>, Vec<String>) = (row.get(0), row.get(1));
+    for _ in 0..TRIES {
+        while !own.is_empty() {
+            let row = tx.query_one(&again, &[&own, &low, &high]).await.doing("move rows to the front")?;
+            own = row.get(0);
+            behind.extend(row.get::<_, Vec<String>>(1));
+        }
+        if behind.is_empty() {
+            break;
+        }
+        let row = tx.query_one(&again, &[&behind, &low, &high]).await.doing("move rows to the front")?;
+        let before = behind.len();
+        (own, behind) = (row.get(0), row.get(1));
+        if behind.len() * 2 > before {
+            break;
+        }
+    }
+    Ok((own.len() + behind.len()) as u64)
+}
+
+/// Pages are read in their order, rows by their place.
+const PLAN: &str = "SET LOCAL jit = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
+    SET LOCAL plan_cache_mode = force_generic_plan";
+
+fn tid(page: u64) -> String {
+    format!("({page},0)")
+}
+
+/// $1 and $2 bound the pages. Told are the places of rows that landed in them,
+/// and of those that landed behind them. A tid is read by its text: there is no
+/// other way to its page.
+const MOVE: &str = "
+    WITH there AS MATERIALIZED (
+        SELECT ctid FROM public.ops WHERE ctid >= $1::text::tid AND ctid < $2::text::tid FOR UPDATE SKIP LOCKED),
+    moved AS (
+        UPDATE public.ops SET ulid = ulid WHERE ctid = ANY (ARRAY(SELECT ctid FROM there)) RETURNING ctid)
+    SELECT coalesce(array_agg(ctid::text) FILTER (WHERE ctid >= $1::text::tid AND ctid < $2::text::tid), '{}'),
+           coalesce(array_agg(ctid::text) FILTER (WHERE ctid >= $2::text::tid), '{}')
+    FROM moved";
+const MOVE_AGAIN: &str = "
+    WITH moved AS (
+        UPDATE public.ops SET ulid = ulid WHERE ctid = ANY ($1::text[]::tid[]) RETURNING ctid)
+    SELECT coalesce(array_agg(ctid::text) FILTER (WHERE ctid >= $2::text::tid AND ctid < $3::text::tid), '{}'),
+           coalesce(array_agg(ctid::text) FILTER (WHERE ctid >= $3::text::tid), '{}')
+    FROM moved";
+const LEFT: &str = "
+    SELECT count(*) FROM public.ops WHERE ctid >= $1::text::tid AND ctid < $2::text::tid";
+
+/// Whether nobody sees a row in the pages `from..to`; looks from the end on.
+///
+/// # Errors
+/// The database's.
+pub async fn is_empty(client: &impl GenericClient, from: u64, to: u64) -> Result<bool> {
+    let statement = client.prepare_cached(LEFT).await.doing("look at the last pages")?;
+    let mut end = to;
+    while end > from {
+        let start = end.saturating_sub(1_024).max(from);
+        let row =
+            client.query_one(&statement, &[&tid(start), &tid(end)]).await.doing("look at the last pages")?;
+        if n(&row, 0) > 0 {
+            return Ok(false);
+        }
+        end = start;
+    }
+    Ok(true)
+}
+
+/// The table that holds what does not fit into rows of the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Toast {
+    /// Its name, quoted.
+    pub name: String,
+    /// Its bytes, without its index.
+    pub bytes: u64,
+    /// Bytes of it that hold something, as the last VACUUM counted; no lower.
+    pub live: u64,
+}
+
+/// Reads its size; `None` where the log has none.
+///
+/// # Errors
+/// The database's.
+pub async fn toast(client: &impl GenericClient) -> Result<Option<Toast>> {
+    let statement = client.prepare_cached(TOAST).await.doing("read the size of the TOAST table")?;
+    let row = client.query_opt(&statement, &[]).await.doing("read the size of the TOAST table")?;
+    Ok(row.map(|r| Toast { name: r.get(0), bytes: n(&r, 1), live: n(&r, 2) }))
+}
+
+/// Four chunks fill a page; the last one of a value is shorter.
+const TOAST: &str = "
+    SELECT t.oid::regclass::text, pg_relation_size(t.oid),
+           (greatest(t.reltuples, 0) / 4 * current_setting('block_size')::bigint)::bigint
+    FROM pg_class c JOIN pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = 'public.ops'::regclass";
+
+/// Frees what rewritten rows left in the TOAST table.
+pub fn vacuum_toast(toast: &Toast) -> String {
+    format!("VACUUM (TRUNCATE off, INDEX_CLEANUP on) {}", toast.name)
+}
+
+/// What became of a batch of rows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rewritten {
+    /// The last key; `None` at the end of the log.
+    pub last: Option<String>,
+    /// Rows looked at.
+    pub scanned: u64,
+    /// Bytes of those that were written again.
+    pub bytes: u64,
+}
+
+/// Writes the data again of those of the next rows after a key that hold it
+/// out of line. A row of this size can't hold it itself (the server's target
+/// is 2,032 bytes a row).
+///
+/// # Errors
+/// The database's.
+pub async fn rewrite(tx: &Transaction<'_>, after: &str, rows: u32) -> Result<Rewritten> {
+    tx.batch_execute(PLAN).await.doing("begin to rewrite rows")?;
+    let statement = tx.prepare_cached(REWRITE).await.doing("rewrite rows")?;
+    let row = tx.query_one(&statement, &[&after, &i64::from(rows)]).await.doing("rewrite rows")?;
+    Ok(Rewritten { last: row.get(0), scanned: n(&row, 1), bytes: n(&row, 2) })
+}
+
+const REWRITE: &str = "
+    WITH page AS MATERIALIZED (
+        SELECT ulid, ctid, pg_column_size(data) AS bytes FROM public.ops
+        WHERE ulid > $1 ORDER BY ulid LIMIT $2),
+    long AS MATERIALIZED (
+        SELECT ctid, pg_column_size(data) AS bytes FROM public.ops
+        WHERE ctid = ANY (ARRAY(SELECT ctid FROM page WHERE bytes > 2000)) FOR UPDATE SKIP LOCKED),
+    written AS (
+        UPDATE public.ops SET data = data::text::jsonb WHERE ctid = ANY (ARRAY(SELECT ctid FROM long)))
+    SELECT (SELECT max(ulid) FROM page), (SELECT count(*) FROM page), (SELECT coalesce(sum(bytes), 0)::bigint FROM long)";
+
+/// An index that is larger than it has to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Bloated {
+    /// Its name with its schema, quoted.
+    pub name: String,
+    /// Its bytes.
+    pub bytes: u64,
+    /// What it would take anew, as estimated.
+    pub anew: u64,
+}
+
+/// The valid indexes of the log and of its TOAST table that would lose a third
+/// and a MiB at least, smallest first: each makes room for the next.
+///
+/// # Errors
+/// The database's.
+pub async fn bloated(client: &impl GenericClient) -> Result<Vec<Bloated>> {
+    let rows = client.query(BLOATED, &[]).await.doing("look at the indexes of ops")?;
+    Ok(rows.iter().map(|r| Bloated { name: r.get(0), bytes: n(r, 1), anew: n(r, 2) }).collect())
+}
+
+/// An entry is its header and pointer, 12 bytes, and its columns as long as
+/// ANALYZE saw them (ULIDs where it did not look); a tenth of a page is free.
+const BLOATED: &str = "
+    SELECT * FROM (
+        SELECT format('%I.%I', s.nspname, x.relname), pg_relation_size(x.oid) AS bytes,
+               (16384 + greatest(x.reltuples, 0) / 0.9 * (12 + (
+                   SELECT ceil(sum(coalesce(st.avg_width, CASE WHEN i.indrelid = c.oid THEN 27 ELSE 4 END)) / 8) * 8
+                   FROM unnest(i.indkey::int2[]) AS k(attnum)
+                   LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                   LEFT JOIN pg_stats st ON st.schemaname = 'public' AND st.tablename = 'ops'
+                     AND st.attname = a.attname AND i.indrelid = c.oid)))::bigint AS anew
+        FROM pg_class c JOIN pg_index i ON i.indrelid IN (c.oid, c.reltoastrelid)
+        JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_namespace s ON s.oid = x.relnamespace
+        WHERE c.oid = 'public.ops'::regclass AND i.indisvalid) b
+    WHERE bytes > anew * 1.5 AND bytes > anew + 1048576 ORDER BY bytes";
+
+/// Writes it anew while everybody goes on reading and writing.
+pub fn reindex(index: &Bloated) -> String {
+    format!("REINDEX INDEX CONCURRENTLY {}", index.name)
+}
+
+/// What an interrupted REINDEX left, as statements that drop it.
+///
+/// # Errors
+/// The database's.
+pub async fn leftovers(client: &impl GenericClient) -> Result<Vec<String>> {
+    let rows = client.query(LEFTOVERS, &[]).await.doing("look for leftovers of REINDEX")?;
+    Ok(rows.iter().map(|r| r.get(0)).collect())
+}
+
+/// Indexes of TOAST tables are dropped the plain way only.
+const LEFTOVERS: &str = "
+    SELECT format(CASE WHEN i.indrelid = c.oid THEN 'DROP INDEX CONCURRENTLY %I.%I' ELSE 'DROP INDEX %I.%I' END,
+                  s.nspname, x.relname)
+    FROM pg_class c JOIN pg_index i ON i.indrelid IN (c.oid, c.reltoastrelid)
+    JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_namespace s ON s.oid = x.relnamespace
+    WHERE c.oid = 'public.ops'::regclass AND NOT i.indisvalid AND x.relname ~ '_cc(new|old)[0-9]*$'";

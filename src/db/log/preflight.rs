@@ -1,0 +1,158 @@
+//! What a reclaim has to know before it begins: from the catalog and the
+//! server's own views.
+
+use crate::db::error::{Doing, Result};
+use deadpool_postgres::GenericClient;
+
+/// What stands in the way, and the sizes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Standing {
+    /// The role may change the table `ops`.
+    pub owner: bool,
+    /// The role that is logged in.
+    pub role: String,
+    /// It is a plain, logged table.
+    pub plain: bool,
+    /// Bytes of the table with its TOAST.
+    pub table_bytes: u64,
+    /// Bytes of its indexes.
+    pub index_bytes: u64,
+    /// `max_wal_size`.
+    pub max_wal_bytes: u64,
+    /// The server's data directory, where the role may see it.
+    pub data_directory: Option<String>,
+    /// What depends on the table and would not follow a swap, in words.
+    pub dependents: Vec<String>,
+    /// What depends on its rows, so that deleting them fails, or deletes more.
+    pub hindrances: Vec<String>,
+    /// Its indexes that are invalid.
+    pub invalid: Vec<String>,
+    /// Prepared transactions of this database.
+    pub prepared: Vec<String>,
+    /// Replication slots that nobody reads.
+    pub slots: Vec<String>,
+    /// WAL that could not be archived last, where that failed.
+    pub archiving: Option<String>,
+    /// Transactions older than 5 s, in words.
+    pub long: Vec<String>,
+    /// Statements that give what a swap needs beyond owning the table.
+    pub grants: Vec<String>,
+    /// Another session that holds the lease, in words.
+    pub lease: Option<String>,
+}
+
+/// Reads it.
+///
+/// # Errors
+/// The database's.
+pub async fn standing(client: &impl GenericClient) -> Result<Standing> {
+    let row = client.query_one(STANDING, &[]).await.doing("look at ops before a reclaim")?;
+    let natural = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
+    Ok(Standing {
+        owner: row.get(0),
+        role: row.get(1),
+        plain: row.get(2),
+        table_bytes: natural(3),
+        index_bytes: natural(4),
+        max_wal_bytes: natural(5),
+        data_directory: row.get(6),
+        invalid: row.get(7),
+        prepared: row.get(8),
+        slots: row.get(9),
+        archiving: row.get(10),
+        dependents: words(client, DEPENDENTS).await?,
+        hindrances: words(client, HINDRANCES).await?,
+        long: words(client, LONG).await?,
+        grants: words(client, GRANTS).await?,
+        lease: None,
+    })
+}
+
+async fn words(client: &impl GenericClient, sql: &str) -> Result<Vec<String>> {
+    let rows = client.query(sql, &[]).await.doing("look what stands in the way")?;
+    Ok(rows.iter().map(|r| r.get(0)).collect())
+}
+
+const STANDING: &str = "
+    SELECT pg_has_role(c.relowner, 'USAGE'), current_user::text,
+           c.relkind = 'r' AND c.relpersistence = 'p' AND NOT c.relispartition,
+           pg_table_size(c.oid), pg_indexes_size(c.oid),
+           (SELECT setting::bigint << 20 FROM pg_settings WHERE name = 'max_wal_size'),
+           (SELECT setting FROM pg_settings WHERE name = 'data_directory'),
+           ARRAY(SELECT x.indexrelid::regclass::text FROM pg_index x
+                 WHERE x.indrelid = c.oid AND NOT x.indisvalid),
+           ARRAY(SELECT gid FROM pg_prepared_xacts WHERE database = current_database()),
+           ARRAY(SELECT slot_name::text FROM pg_replication_slots WHERE NOT active),
+           (SELECT last_failed_wal FROM pg_stat_archiver
+            WHERE current_setting('archive_mode') <> 'off'
+              AND last_failed_time > coalesce(last_archived_time, '-infinity'))
+    FROM pg_class c WHERE c.oid = 'public.ops'::regclass";
+
+/// Whatever the catalog says depends on the table, its row type or its
+/// columns, but what belongs to it and follows. Publications of all tables and
+/// of the schema would show both tables.
+const DEPENDENTS: &str = "
+    WITH c AS (SELECT oid, reltype FROM pg_class WHERE oid = 'public.ops'::regclass),
+    own AS (
+        SELECT 'pg_class'::regclass AS classid, oid AS objid FROM c
+        UNION ALL SELECT 'pg_type'::regclass, reltype FROM c
+        UNION ALL SELECT 'pg_type'::regclass, t.typarray FROM c JOIN pg_type t ON t.oid = c.reltype
+        UNION ALL SELECT 'pg_class'::regclass, x.indexrelid FROM c JOIN pg_index x ON x.indrelid = c.oid
+        UNION ALL SELECT 'pg_constraint'::regclass, k.oid FROM c JOIN pg_constraint k ON k.conrelid = c.oid
+            WHERE k.contype IN ('p', 'u', 'c')
+        UNION ALL SELECT 'pg_attrdef'::regclass, d.oid FROM c JOIN pg_attrdef d ON d.adrelid = c.oid
+        UNION ALL SELECT 'pg_class'::regclass, r.reltoastrelid FROM c JOIN pg_class r ON r.oid = c.oid
+        UNION ALL SELECT 'pg_class'::regclass, x.indexrelid FROM c JOIN pg_class r ON r.oid = c.oid
+            JOIN pg_index x ON x.indrelid = r.reltoastrelid
+        UNION ALL SELECT 'pg_trigger'::regclass, t.oid FROM c JOIN pg_trigger t ON t.tgrelid = c.oid
+            JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace = 'opsward'::regnamespace
+        UNION ALL SELECT 'pg_trigger'::regclass, t.oid FROM c JOIN pg_trigger t ON t.tgrelid = c.oid
+            WHERE t.tgisinternal)
+    SELECT DISTINCT pg_describe_object(d.classid, d.objid, 0)
+    FROM own JOIN pg_depend d ON d.refclassid = own.classid AND d.refobjid = own.objid
+    WHERE NOT EXISTS (SELECT FROM own o WHERE o.classid = d.classid AND o.objid = d.objid)
+    UNION ALL
+    SELECT 'foreign key ' || conname FROM pg_constraint
+    WHERE conrelid = 'public.ops'::regclass AND contype = 'f'
+    UNION ALL
+    SELECT format('constraint %s, which is NOT VALID', conname) FROM pg_constraint
+    WHERE conrelid = 'public.ops'::regclass AND contype = 'c' AND NOT convalidated
+    UNION ALL
+    SELECT format('table %s that it inherits from', inhparent::regclass) FROM pg_inherits
+    WHERE inhrelid = 'public.ops'::regclass
+    UNION ALL
+    SELECT 'publication ' || pubname || ' for all tables' FROM pg_publication WHERE puballtables
+    UNION ALL
+    SELECT 'publication ' || pubname FROM pg_publication_tables
+    WHERE schemaname = 'public' AND tablename = 'ops'
+      AND pubname NOT IN (SELECT pubname FROM pg_publication WHERE puballtables)
+    ORDER BY 1";
+
+const HINDRANCES: &str = "
+    SELECT format('foreign key %s of %s', conname, conrelid::regclass) FROM pg_constraint
+    WHERE confrelid = 'public.ops'::regclass AND contype = 'f'
+    UNION ALL SELECT format('rule %s', rulename) FROM pg_rewrite WHERE ev_class = 'public.ops'::regclass
+    UNION ALL SELECT format('table %s that inherits from it', inhrelid::regclass) FROM pg_inherits
+    WHERE inhparent = 'public.ops'::regclass
+    ORDER BY 1";
+
+/// The new table is made in our schema and given to the log's owner; then both
+/// change schemas. Only superusers need no leave.
+const GRANTS: &str = "
+    WITH o AS (SELECT relowner AS owner FROM pg_class WHERE oid = 'public.ops'::regclass)
+    SELECT format('GRANT CREATE ON SCHEMA opsward TO %s', owner::regrole) FROM o
+    WHERE owner <> current_user::regrole AND to_regnamespace('opsward') IS NOT NULL
+      AND current_setting('is_superuser') = 'off' AND NOT has_schema_privilege(owner, 'opsward', 'CREATE')
+    UNION ALL
+    SELECT format('GRANT CREATE ON SCHEMA public TO %s', current_user::regrole)
+    WHERE NOT has_schema_privilege('public', 'CREATE')";
+
+const LONG: &str = "
+    SELECT format('process %s (%s, %s) for %s s: %s', pid, coalesce(usename, backend_type),
+                  coalesce(nullif(application_name, ''), '-'),
+                  extract(epoch FROM clock_timestamp() - xact_start)::bigint,
+                  left(regexp_replace(query, '\\s+', ' ', 'g'), 120))
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+      AND xact_start < clock_timestamp() - interval '5 s'
+    ORDER BY xact_start LIMIT 10";

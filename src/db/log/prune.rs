@@ -1,0 +1,491 @@
+//! Deleting ops: one batch is one transaction, in which also the traces, the
+//! floors, the history, the census and the watermark follow.
+//!
+//! A batch covers a range of the primary key from where the last one ended:
+//! it never meets the dead entries that others left, so the work is linear in
+//! rows even while another session holds an old snapshot.
+
+use crate::db::connect::Client;
+use crate::db::error::{Doing, Error, Result};
+pub use crate::db::error::{Trouble, trouble};
+use crate::db::lease::bound;
+use crate::db::prune_sql::{cuts_sql, doomed_sql, sql};
+use crate::db::{census, watermark};
+use crate::records::models;
+use crate::values::{EARLIEST_ULID, OpUlid};
+use deadpool_postgres::Transaction;
+use jiff::civil::Date;
+use jiff::{Timestamp, ToSpan};
+use tokio_postgres::types::ToSql;
+
+/// The table whose ops every node skips: it has no model, and may be named.
+const SKIPPED_BY_NODES: &str = "blobs";
+/// Floors stay this far behind now (contract 5): 2 h.
+pub const YOUNGEST_MS: u64 = 2 * 3_600_000;
+
+/// Of a batch after its deletion, the caller's own and one to spare with them.
+const LAST_STATEMENTS: i32 = 6;
+
+/// On whose behalf a batch deletes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// The run's id, one of its own.
+    pub id: String,
+    /// The task, as history and metrics name it.
+    pub task: &'static str,
+    /// When it began.
+    pub began_at: Timestamp,
+}
+
+/// What is deleted of a table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TableCut {
+    /// The table, as ops name it.
+    pub table: String,
+    /// The lowest ULID that stays.
+    pub below: OpUlid,
+    /// What keeps it from going further, for people.
+    pub bound_by: String,
+}
+
+/// A range of the primary key, from `from` on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Range {
+    /// Its first ULID.
+    pub from: String,
+    /// The first ULID after it, at most.
+    pub until: OpUlid,
+    /// Rows it covers at most.
+    pub rows: u32,
+}
+
+/// Which ops of a range go. Never those owed to the chain, of tables without a
+/// model (but `blobs`), or whose ULID is none or implausible.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Doomed<'a> {
+    /// Those of each table below a ULID; raises floors.
+    Below(&'a [TableCut]),
+    /// These; raises horizons.
+    Listed(&'a [OpUlid]),
+}
+
+/// What is done about rows that another session has locked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Locked {
+    /// They are waited for, 100 ms at most: the batch fails then. Cheaper, as
+    /// no row has to be locked before it is deleted.
+    Wait,
+    /// They are skipped, and told.
+    Skip,
+}
+
+/// What was deleted of one table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Gone {
+    /// The table.
+    pub table: String,
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of them, without indexes.
+    pub bytes: u64,
+    /// Traces that were not there before.
+    pub traces: u64,
+    /// The highest of them.
+    pub highest: OpUlid,
+}
+
+/// What came of a batch.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Batch {
+    /// Where the next one begins; `None` at the end of the range.
+    pub next: Option<String>,
+    /// Rows looked at.
+    pub scanned: u64,
+    /// What was deleted.
+    pub gone: Vec<Gone>,
+    /// What would have been, were it not locked.
+    pub skipped: Vec<OpUlid>,
+}
+
+impl Batch {
+    /// Rows deleted of all tables.
+    pub fn rows(&self) -> u64 {
+        self.gone.iter().map(|g| g.rows).sum()
+    }
+}
+
+/// One batch, in the transaction that `Lease::begin` began; commit it.
+///
+/// # Errors
+/// A cut that may not be (nothing was done), or the database's; see
+/// [`trouble`].
+pub async fn batch(
+    tx: &Transaction<'_>,
+    run: &Run,
+    range: &Range,
+    doomed: Doomed<'_>,
+    locked: Locked,
+) -> Result<Batch> {
+    tx.batch_execute(PLAN).await.doing("begin a batch")?;
+    let statement = tx.prepare_cached(PAGE).await.doing("read a range of the log")?;
+    let until = range.until.as_str();
+    let (_, row) = tokio::try_join!(biased; bound(tx, 1), async {
+        let params: [&(dyn ToSql + Sync); 3] = [&range.from, &until, &i64::from(range.rows)];
+        tx.query_one(&statement, &params).await.doing("read a range of the log")
+    })?;
+    let mut page: Vec<&str> = row.get(0);
+    let next = (page.len() > range.rows as usize).then(|| page.pop()).flatten();
+    let end = next.unwrap_or(until);
+    let odd: Vec<&str> = page.iter().filter(|u| OpUlid::parse(u).is_none()).copied().collect();
+    let columns: Vec<&str> = row.get(1);
+
+    let mut ulids = page.iter().filter_map(|u| OpUlid::parse(u));
+    let first = ulids.next();
+    let last = ulids.next_back().or(first);
+    let days = first.zip(last).map(|(first, last)| Days::of(first, last)).unwrap_or_default();
+    let span = Span { from: &range.from, end, odd: &odd };
+    let gone = delete(tx, &sql(doomed, &columns, locked), span, (doomed, &days)).await?;
+    let mut batch = Batch { next: next.map(str::to_owned), scanned: page.len() as u64, ..Batch::default() };
+    if locked == Locked::Skip {
+        batch.skipped = skipped(tx, &columns, span, doomed).await?;
+    }
+    let of_days: Vec<_> = gone.iter().map(|(day, g)| (g.table.clone(), *day, g.rows, g.bytes)).collect();
+    batch.gone = by_table(gone);
+    let left = (page.len() - odd.len()) as u64 != batch.rows();
+    if batch.gone.is_empty() {
+        advance(tx, span, left).await?;
+    } else {
+        // Sent together: each waits for no answer of the others. In the order
+        // of their answers: what fails first says why, the rest only that.
+        tokio::try_join!(
+            biased;
+            bound(tx, LAST_STATEMENTS),
+            census::subtract(tx, &of_days),
+            remember(tx, run, &batch.gone, doomed),
+            advance(tx, span, left)
+        )?;
+    }
+    Ok(batch)
+}
+
+/// The plan is pinned: the primary key in its order, and no look at the ends of
+/// the index, where dead entries gather. Nobody waits for the disk here: a crash
+/// loses the last batches whole, with their traces and floors, and they are done
+/// again; the end of a run is durable.
+const PLAN: &str = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL jit = off; \
+    SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = on; SET LOCAL work_mem = '32MB'; \
+    SET LOCAL max_parallel_workers_per_gather = 0; \
+    SET LOCAL synchronous_commit = off";
+
+/// The range's ULIDs and one more, in the order of the key. They are judged
+/// here: an expression for it costs the server as much as deleting the row.
+const PAGE: &str = "
+    SELECT ARRAY(SELECT ulid FROM public.ops WHERE ulid >= $1 AND ulid < $2
+                 ORDER BY ulid LIMIT $3::bigint + 1),
+           ARRAY(SELECT attname::text FROM pg_attribute
+                 WHERE attrelid = 'public.ops'::regclass AND attnum > 0 AND NOT attisdropped
+                 ORDER BY attnum)";
+
+/// A stretch of the log, and which rows in it have no ULID.
+#[derive(Clone, Copy)]
+struct Span<'a> {
+    from: &'a str,
+    end: &'a str,
+    odd: &'a [&'a str],
+}
+
+/// The UTC days of a stretch, and where each begins.
+#[derive(Default)]
+struct Days {
+    first: Date,
+    starts: Vec<String>,
+}
+
+impl Days {
+    fn of(first: OpUlid, last: OpUlid) -> Self {
+        let [first, last] = [first, last].map(|ulid| census::day_of(ulid.ms()));
+        Self { first, starts: census::day_starts(first, last) }
+    }
+
+    /// The day of a bucket of `width_bucket` over the starts.
+    fn day(&self, bucket: i32) -> Date {
+        self.first.saturating_add((bucket - 1).days())
+    }
+}
+
+/// The values of [`doomed_sql`], in its order.
+struct Values<'a> {
+    tables: Vec<&'a str>,
+    ulids: Vec<&'a str>,
+}
+
+impl<'a> Values<'a> {
+    fn of(doomed: Doomed<'a>) -> Self {
+        match doomed {
+            Doomed::Below(cuts) => Self {
+                tables: cuts.iter().map(|c| c.table.as_str()).collect(),
+                ulids: cuts.iter().map(|c| c.below.as_str()).collect(),
+            },
+            Doomed::Listed(ulids) => {
+                Self { tables: known().collect(), ulids: ulids.iter().map(OpUlid::as_str).collect() }
+            }
+        }
+    }
+}
+
+/// The tables that ops may be deleted of.
+fn known() -> impl Iterator<Item = &'static str> {
+    models().iter().map(|m| m.table.as_str()).chain([SKIPPED_BY_NODES])
+}
+
+/// Checks cuts: what must never be deleted is refused here, whoever asks.
+///
+/// # Errors
+/// A table without a model, or a cut younger than 2 h.
+pub fn check(cuts: &[TableCut], now_ms: u64) -> Result<()> {
+    for TableCut { table, below, .. } in cuts {
+        if !known().any(|known| known == table) {
+            return Err(Error::Unfit(format!("ops of {table} are never deleted: it has no model")));
+        }
+        if below.ms() > now_ms.saturating_sub(YOUNGEST_MS) {
+            return Err(Error::Unfit(format!(
+                "ops of {table} below {below} are not deleted: that is less than 2 h ago"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// By table and day; each row of a table has all of its traces.
+async fn delete(
+    tx: &Transaction<'_>,
+    sql: &str,
+    span: Span<'_>,
+    (doomed, days): (Doomed<'_>, &Days),
+) -> Result<Vec<(Date, Gone)>> {
+    let values = Values::of(doomed);
+    let statement = tx.prepare_cached(sql).await.doing("delete ops")?;
+    let params: [&(dyn ToSql + Sync); 6] =
+        [&span.from, &span.end, &span.odd, &values.tables, &values.ulids, &days.starts];
+    let deleted = async { tx.query(&statement, &params).await.doing("delete ops") };
+    let (_, rows) = tokio::try_join!(biased; bound(tx, 1), deleted)?;
+    let count = |n: i64| u64::try_from(n).unwrap_or(0);
+    let read = |r: &tokio_postgres::Row| {
+        let gone = Gone {
+            table: r.get(0),
+            rows: count(r.get(2)),
+            bytes: count(r.get(3)),
+            highest: OpUlid::parse(r.get(4))?,
+            traces: count(r.get(5)),
+        };
+        Some((days.day(r.get(1)), gone))
+    };
+    // Rows without a ULID are not among them.
+    Ok(rows.iter().filter_map(read).collect())
+}
+
+fn by_table(gone: Vec<(Date, Gone)>) -> Vec<Gone> {
+    let mut tables: Vec<Gone> = Vec::new();
+    for (_, of_day) in gone {
+        match tables.iter_mut().find(|of| of.table == of_day.table) {
+            Some(of) => {
+                of.rows += of_day.rows;
+                of.bytes += of_day.bytes;
+                of.highest = of.highest.max(of_day.highest);
+            }
+            None => tables.push(of_day),
+        }
+    }
+    tables
+}
+
+/// What is still there of what was to go: another session had it locked.
+async fn skipped(
+    tx: &Transaction<'_>,
+    columns: &[&str],
+    span: Span<'_>,
+    doomed: Doomed<'_>,
+) -> Result<Vec<OpUlid>> {
+    let sql = format!(
+        "SELECT o.ulid FROM public.ops o, {} WHERE {}",
+        cuts_sql(doomed),
+        doomed_sql(doomed, columns)
+    );
+    let values = Values::of(doomed);
+    let params: [&(dyn ToSql + Sync); 5] = [&span.from, &span.end, &span.odd, &values.tables, &values.ulids];
+    let statement = tx.prepare_cached(&sql).await.doing("look for skipped ops")?;
+    let rows = tx.query(&statement, &params).await.doing("look for skipped ops")?;
+    Ok(rows.iter().filter_map(|r| OpUlid::parse(r.get(0))).collect())
+}
+
+/// Raises the floors (or horizons) over what is gone, and adds to the history.
+async fn remember(tx: &Transaction<'_>, run: &Run, gone: &[Gone], doomed: Doomed<'_>) -> Result<()> {
+    let cut = |table: &str| match doomed {
+        Doomed::Below(cuts) => cuts.iter().find(|cut| cut.table == table),
+        Doomed::Listed(_) => None,
+    };
+    // As low as it may be: the millisecond after the highest that went.
+    let bound = |g: &Gone| {
+        let after = OpUlid::first_of_ms(g.highest.ms() + 1);
+        cut(&g.table).map_or(after, |cut| cut.below.min(after))
+    };
+    let bounds: Vec<OpUlid> = gone.iter().map(bound).collect();
+    let bounds: Vec<&str> = bounds.iter().map(OpUlid::as_str).collect();
+    let belows: Vec<&str> =
+        gone.iter().zip(&bounds).map(|(g, b)| cut(&g.table).map_or(*b, |c| c.below.as_str())).collect();
+    let bound_by: Vec<&str> =
+        gone.iter().map(|g| cut(&g.table).map_or("listed", |c| c.bound_by.as_str())).collect();
+    let tables: Vec<&str> = gone.iter().map(|g| g.table.as_str()).collect();
+    let counts = |of: fn(&Gone) -> u64| -> Vec<i64> {
+        gone.iter().map(|g| i64::try_from(of(g)).unwrap_or(i64::MAX)).collect()
+    };
+    let raise = match doomed {
+        Doomed::Below(_) => RAISE_FLOORS,
+        Doomed::Listed(_) => RAISE_HORIZONS,
+    };
+    let statement = tx.prepare_cached(raise).await.doing("raise floors")?;
+    tx.execute(&statement, &[&tables, &bounds]).await.doing("raise floors")?;
+    let statement = tx.prepare_cached(ADD).await.doing("write the history")?;
+    let (rows, bytes, traces) = (counts(|g| g.rows), counts(|g| g.bytes), counts(|g| g.traces));
+    let params: [&(dyn ToSql + Sync); 9] =
+        [&run.id, &run.task, &run.began_at, &bound_by, &tables, &belows, &rows, &bytes, &traces];
+    tx.execute(&statement, &params).await.doing("write the history")?;
+    Ok(())
+}
+
+pub(in crate::db) const RAISE_FLOORS: &str = r#"
+    INSERT INTO opsward.floors AS f (table_name, floor, raised_at)
+    SELECT name, floor, now() FROM unnest($1::text[], $2::text[]) AS g(name, floor)
+    ON CONFLICT (table_name) DO UPDATE
+    SET floor = greatest(f.floor COLLATE "C", excluded.floor COLLATE "C"), raised_at = now()"#;
+pub(in crate::db) const RAISE_HORIZONS: &str = r#"
+    INSERT INTO opsward.floors AS f (table_name, horizon, raised_at)
+    SELECT name, horizon, now() FROM unnest($1::text[], $2::text[]) AS g(name, horizon)
+    ON CONFLICT (table_name) DO UPDATE
+    SET horizon = greatest(f.horizon COLLATE "C", excluded.horizon COLLATE "C"), raised_at = now()"#;
+
+const ADD: &str = "
+    WITH more AS (
+        UPDATE opsward.unvacuumed SET rows = rows + (SELECT sum(n) FROM unnest($7::bigint[]) n))
+    INSERT INTO opsward.history AS h
+        (run, task, began_at, ended_at, bound_by, table_name, below, rows, bytes, traces, took_ms, outcome)
+    SELECT $1, $2, $3::timestamptz, now(), bound_by, name, below, rows, bytes, traces,
+           greatest(0, extract(epoch FROM now() - $3) * 1000)::bigint, 'unfinished'
+    FROM unnest($4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[], $9::bigint[])
+         AS g(bound_by, name, below, rows, bytes, traces)
+    ON CONFLICT (run, task, table_name) DO UPDATE
+    SET rows = h.rows + excluded.rows, bytes = h.bytes + excluded.bytes, traces = h.traces + excluded.traces,
+        ended_at = excluded.ended_at, took_ms = excluded.took_ms";
+
+/// Moves the watermark over the span, up to the first row that is left of it.
+/// Nothing is done where something is left below the span already.
+async fn advance(tx: &Transaction<'_>, span: Span<'_>, something_is_left: bool) -> Result<()> {
+    let sql = if something_is_left { ADVANCE_TO_FIRST_LEFT } else { ADVANCE };
+    let statement = tx.prepare_cached(sql).await.doing("move the watermark")?;
+    let earliest = EARLIEST_ULID;
+    let done = match something_is_left {
+        true => tx.execute(&statement, &[&span.from, &earliest, &span.end, &span.odd]).await,
+        false => tx.execute(&statement, &[&span.from, &earliest, &span.end]).await,
+    };
+    done.doing("move the watermark")?;
+    Ok(())
+}
+
+const ADVANCE: &str = "
+    UPDATE opsward.watermark SET ulid = $3::text
+    WHERE greatest(ulid, $2::text) >= $1::text AND ulid < $3::text";
+const ADVANCE_TO_FIRST_LEFT: &str = "
+    UPDATE opsward.watermark w SET ulid = f.ulid
+    FROM (SELECT o.ulid FROM public.ops o
+          WHERE o.ulid >= $1 AND o.ulid < $3 AND o.ulid <> ALL ($4::text[])
+            AND (SELECT greatest(ulid, $2::text) >= $1 FROM opsward.watermark)
+          ORDER BY o.ulid LIMIT 1) f
+    WHERE w.ulid < f.ulid";
+
+/// Writes how a run came out.
+///
+/// # Errors
+/// The database's.
+pub async fn end(client: &Client, run: &str, outcome: &str) -> Result<()> {
+    client.execute(END, &[&run, &outcome]).await.doing("write the history")?;
+    Ok(())
+}
+
+const END: &str = "UPDATE opsward.history SET outcome = $2 WHERE run = $1";
+
+/// Where a run over these tables begins: below it nothing is left of them. It
+/// is the watermark, or where their last run ended, unless the census has seen
+/// rows below that since.
+///
+/// # Errors
+/// The database's.
+pub async fn begin_at(client: &Client, tables: &[&str]) -> Result<String> {
+    let row = client.query_one(BEGIN_AT, &[&tables, &EARLIEST_ULID]).await.doing("see where to begin")?;
+    Ok(row.get(0))
+}
+
+const BEGIN_AT: &str = "
+    SELECT greatest($2::text, least(
+        greatest((SELECT ulid FROM opsward.watermark), min(coalesce(f.swept, ''))),
+        (SELECT min(c.oldest COLLATE \"default\") FROM opsward.census c
+         WHERE c.table_name = ANY ($1) AND c.rows > c.owed AND NOT c.estimated)))
+    FROM unnest($1::text[]) AS t(name) LEFT JOIN opsward.floors f ON f.table_name = t.name";
+
+/// Which of these tables have an op at or above a ULID among the newest of the
+/// log: what came since all that is recent was read, before the run.
+///
+/// # Errors
+/// The database's.
+pub async fn active(
+    tx: &Transaction<'_>,
+    tables: &[&str],
+    since: OpUlid,
+    latest: OpUlid,
+) -> Result<Vec<String>> {
+    let statement = tx.prepare_cached(ACTIVE).await.doing("look for recent ops")?;
+    let rows = tx
+        .query(&statement, &[&tables, &since.as_str(), &latest.as_str()])
+        .await
+        .doing("look for recent ops")?;
+    Ok(rows.iter().map(|r| r.get(0)).collect())
+}
+
+const ACTIVE: &str = r#"
+    SELECT DISTINCT name FROM (
+        SELECT "table" AS name FROM public.ops WHERE ulid >= $2 AND ulid <= $3
+        ORDER BY ulid DESC LIMIT 20000) newest
+    WHERE name = ANY ($1)"#;
+
+/// Remembers that nothing is left of these tables below a ULID, or below their
+/// cuts where those are lower.
+///
+/// # Errors
+/// The database's.
+pub async fn swept(tx: &Transaction<'_>, cuts: &[TableCut], to: &str) -> Result<()> {
+    let statement = tx.prepare_cached(SWEPT).await.doing("remember how far it got")?;
+    let tables: Vec<&str> = cuts.iter().map(|c| c.table.as_str()).collect();
+    let belows: Vec<&str> = cuts.iter().map(|c| c.below.as_str()).collect();
+    tx.execute(&statement, &[&tables, &belows, &to]).await.doing("remember how far it got")?;
+    Ok(())
+}
+
+const SWEPT: &str = "
+    INSERT INTO opsward.floors AS f (table_name, swept, raised_at)
+    SELECT name, least(below, $3), now() FROM unnest($1::text[], $2::text[]) AS c(name, below)
+    ON CONFLICT (table_name) DO UPDATE SET swept = greatest(f.swept, excluded.swept)";
+
+/// Moves the watermark to the first row that is left, where batches could not:
+/// they began above it, or came back to rows that had been locked.
+///
+/// # Errors
+/// The database's; among them that too many dead entries lie in between. The
+/// watermark stays then.
+pub async fn settle(tx: &Transaction<'_>, until: OpUlid, now_ms: u64) -> Result<()> {
+    let statement = tx.prepare_cached(watermark::MINIMUM).await.doing("look for the log's minimum")?;
+    let first = watermark::minimum(tx, &statement, now_ms).await?.map_or(until, |first| first.min(until));
+    let statement = tx.prepare_cached(SETTLE).await.doing("move the watermark")?;
+    tx.execute(&statement, &[&first.as_str()]).await.doing("move the watermark")?;
+    Ok(())
+}
+
+const SETTLE: &str = "UPDATE opsward.watermark SET ulid = $1::text WHERE ulid < $1::text";

@@ -1,0 +1,61 @@
+//! Ops of a table from some time on: there is no index by table, so the log is
+//! read in slices of the primary key.
+
+use crate::db::census;
+use crate::db::error::{Doing, Result};
+use crate::db::lease::Lease;
+use crate::values::OpUlid;
+
+/// What a slice of the log holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Slice {
+    /// Those of the tables that have an op in it.
+    pub found: Vec<String>,
+    /// Its last row; `None` where it is empty.
+    pub last: Option<String>,
+    /// Its rows.
+    pub rows: u64,
+}
+
+/// Looks for ops of `tables` in at most `rows` rows above `after`, up to and
+/// with `to`. A row whose ULID is none tells nothing. Days of what is found are
+/// marked: once the census has counted it, it is not looked for again.
+///
+/// # Errors
+/// The lease is lost, or the database's; among them that it took too long.
+pub async fn slice(
+    lease: &mut Lease,
+    tables: &[&str],
+    after: &str,
+    (to, now_ms): (OpUlid, u64),
+    rows: u32,
+) -> Result<Slice> {
+    let tx = lease.begin().await?;
+    tx.batch_execute(PIN).await.doing("look for recent ops")?;
+    let statement = tx.prepare_cached(SLICE).await.doing("look for recent ops")?;
+    let row = tx
+        .query_one(&statement, &[&after, &to.as_str(), &i64::from(rows), &tables])
+        .await
+        .doing("look for recent ops")?;
+    let slice =
+        Slice { found: row.get(0), last: row.get(1), rows: u64::try_from(row.get::<_, i64>(2)).unwrap_or(0) };
+    let ulids: Vec<&str> = row.get(3);
+    let days = census::late_days(ulids.into_iter().filter_map(OpUlid::parse), now_ms);
+    census::touch(&tx, &days).await?;
+    tx.commit().await.doing("look for recent ops")?;
+    Ok(slice)
+}
+
+/// Pins the plan to the primary key in its order, as pages do.
+const PIN: &str = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL jit = off; \
+    SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
+    SET LOCAL max_parallel_workers_per_gather = 0";
+const SLICE: &str = r#"
+    WITH slice AS MATERIALIZED (
+        SELECT ulid, "table" AS name FROM public.ops
+        WHERE ulid > $1::text AND ulid <= $2::text ORDER BY ulid LIMIT $3::bigint),
+    found AS (
+        SELECT name, max(ulid) AS ulid FROM slice
+        WHERE name = ANY ($4::text[]) AND ulid ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$' GROUP BY name)
+    SELECT ARRAY(SELECT name FROM found), (SELECT max(ulid) FROM slice), (SELECT count(*) FROM slice),
+           ARRAY(SELECT ulid FROM found)"#;

@@ -1,0 +1,215 @@
+//! The moment at which the new table takes the log's place.
+
+use crate::db::clone::{Columns, NEXT, OPS, traits};
+use crate::db::copy::{Copied, recheck, replay};
+use crate::db::error::{Doing, Result};
+use crate::db::{capture, prune};
+use crate::values::OpUlid;
+use deadpool_postgres::Transaction;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+use tokio_postgres::types::ToSql;
+
+/// Noted keys that the last replay takes on at most, under the lock.
+const LAST_KEYS: u32 = 500;
+
+/// What a swap has to find, or it is none.
+#[derive(Clone, Debug)]
+pub struct Expected<'a> {
+    /// What the log is like.
+    pub fingerprint: &'a str,
+    /// The capture as it was made.
+    pub capture: &'a str,
+    /// What can be written of a row.
+    pub columns: &'a Columns,
+    /// Keys below it are remembered as kept.
+    pub ceiling: &'a str,
+    /// What is written then.
+    pub after: After<'a>,
+}
+
+/// What came of a try.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Swapped {
+    /// The new table is the log, once this transaction commits.
+    Yes,
+    /// Too much was written meanwhile: replay first.
+    Behind,
+    /// Something is not as it was: look again.
+    Changed,
+    /// These keys differ: the copy is not to be trusted.
+    Differs(Vec<String>),
+}
+
+/// What is written in the transaction of a swap.
+#[derive(Clone, Debug)]
+pub struct After<'a> {
+    /// The reclaim's name in the history.
+    pub run: &'a str,
+    /// When it began.
+    pub began: Timestamp,
+    /// What is gone.
+    pub losses: &'a [Loss],
+    /// The checkpoint.
+    pub checkpoint: &'a Value,
+}
+
+/// What is written of one table when it has been swapped.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Loss {
+    /// The table.
+    pub table: String,
+    /// The lowest ULID that stays.
+    pub below: OpUlid,
+    /// Compacted, and not cut: it raises the horizon, not the floor.
+    pub compacted: bool,
+    /// Rows, bytes without indexes, traces.
+    pub sums: [u64; 3],
+}
+
+/// Puts the new table in the log's place, in the transaction that
+/// [`capture::strong`] prepared: the lock, the last replay, the last checks,
+/// the names, our triggers, floors and horizons over what is gone, the history,
+/// the checkpoint. Only `Yes` may be committed.
+///
+/// # Errors
+/// The database's; see [`capture::is_contended`].
+pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapped> {
+    let After { run, began, losses, checkpoint } = &expected.after;
+    let losses = serde_json::to_string(losses).unwrap_or_default();
+    let words: [&(dyn ToSql + Sync); 4] = [run, &began.to_string(), &losses, &checkpoint.to_string()];
+    tx.execute(WORDS, &words).await.doing("prepare the swap")?;
+    let script = script();
+    tx.prepare_cached(LEFT).await.doing("prepare the swap")?;
+    tx.batch_execute(LOCK).await.doing("lock the log")?;
+    // From here on nobody writes, and every statement sees all that was.
+    let (_, standing, of_ops, of_next) = tokio::try_join!(
+        biased;
+        capture::bound(tx),
+        capture::standing(tx),
+        traits(tx, OPS),
+        traits(tx, NEXT),
+    )?;
+    let noted = standing.firing && standing.state == 1 && standing.next && !standing.old;
+    if !noted || standing.triggers.as_deref() != Some(expected.capture) {
+        return Ok(Swapped::Changed);
+    }
+    if of_ops.fingerprint() != expected.fingerprint || of_next.fingerprint() != expected.fingerprint {
+        return Ok(Swapped::Changed);
+    }
+    let last = replay(tx, expected.columns, Copied::All, (expected.ceiling, LAST_KEYS));
+    let (_, keys) = tokio::try_join!(biased; capture::bound(tx), last)?;
+    let (_, differs, left) =
+        tokio::try_join!(biased; capture::bound(tx), recheck(tx, expected.columns, &keys), left(tx))?;
+    if left {
+        return Ok(Swapped::Behind);
+    }
+    if !differs.is_empty() {
+        return Ok(Swapped::Differs(differs));
+    }
+    let done = async { tx.batch_execute(&script).await.doing("swap the tables") };
+    tokio::try_join!(biased; capture::bound(tx), done)?;
+    Ok(Swapped::Yes)
+}
+
+/// The script takes no parameters.
+const WORDS: &str = "
+    SELECT set_config('opsward.run', $1, true), set_config('opsward.began', $2, true),
+           set_config('opsward.losses', $3, true), set_config('opsward.checkpoint', $4, true)";
+
+/// The new table first: an autovacuum of it yields while nobody waits yet.
+const LOCK: &str = "DO $lock$ BEGIN
+    LOCK TABLE opsward.ops_next IN ACCESS EXCLUSIVE MODE;
+    LOCK TABLE public.ops IN ACCESS EXCLUSIVE MODE;
+    END $lock$";
+
+async fn left(tx: &Transaction<'_>) -> Result<bool> {
+    let statement = tx.prepare_cached(LEFT).await.doing("look for unreplayed writes")?;
+    Ok(tx.query_one(&statement, &[]).await.doing("look for unreplayed writes")?.get(0))
+}
+
+const LEFT: &str = "SELECT EXISTS (SELECT FROM opsward.captured)";
+
+/// All that changes, as one statement: one timeout bounds it.
+fn script() -> String {
+    SCRIPT
+        .replace("RAISE_FLOORS", prune::RAISE_FLOORS)
+        .replace("RAISE_HORIZONS", prune::RAISE_HORIZONS)
+        .replace("SAVE", crate::db::reclaim::SAVE)
+}
+
+/// Names of indexes are one a schema: the old ones make room. Triggers of ours
+/// but the capture come back on the new table, after the last replay.
+const SCRIPT: &str = r#"DO $swap$
+DECLARE
+    steps text[];
+    step text;
+    gone CONSTANT jsonb := current_setting('opsward.losses');
+BEGIN
+    SELECT array_agg(words ORDER BY place, n) INTO steps FROM (
+        SELECT 1 AS place, i.oid::bigint AS n,
+               format('ALTER INDEX public.%I RENAME TO %I', i.relname,
+                      'ops_old_' || row_number() OVER (ORDER BY i.oid) || '_idx') AS words
+        FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = 'public.ops'::regclass
+        UNION ALL SELECT 2, 0, 'ALTER TABLE public.ops RENAME TO ops_old'
+        UNION ALL SELECT 3, 0, 'ALTER TABLE public.ops_old SET SCHEMA opsward'
+        UNION ALL SELECT 4, 0, 'ALTER TABLE opsward.ops_next SET SCHEMA public'
+        UNION ALL SELECT 5, 0, 'ALTER TABLE public.ops_next RENAME TO ops'
+        UNION ALL
+        SELECT 6, t.oid::bigint, pg_get_triggerdef(t.oid)
+        FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace = 'opsward'::regnamespace
+        WHERE t.tgrelid = 'public.ops'::regclass AND NOT t.tgisinternal AND p.proname <> 'capture'
+        UNION ALL
+        SELECT 7, t.oid::bigint, format('ALTER TABLE public.ops %s TRIGGER %I', CASE t.tgenabled
+                   WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'DISABLE' END, t.tgname)
+        FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace = 'opsward'::regnamespace
+        WHERE t.tgrelid = 'public.ops'::regclass AND NOT t.tgisinternal AND p.proname <> 'capture'
+          AND t.tgenabled <> 'O') script;
+    FOREACH step IN ARRAY steps LOOP
+        EXECUTE step;
+    END LOOP;
+    DELETE FROM opsward.owned WHERE kind = 'trigger' AND name = 'opsward_capture';
+    EXECUTE $floors$ RAISE_FLOORS $floors$ USING
+        ARRAY(SELECT l ->> 'table' FROM jsonb_array_elements(gone) l WHERE NOT (l ->> 'compacted')::boolean),
+        ARRAY(SELECT l ->> 'below' FROM jsonb_array_elements(gone) l WHERE NOT (l ->> 'compacted')::boolean);
+    EXECUTE $horizons$ RAISE_HORIZONS $horizons$ USING
+        ARRAY(SELECT l ->> 'table' FROM jsonb_array_elements(gone) l WHERE (l ->> 'compacted')::boolean),
+        ARRAY(SELECT l ->> 'below' FROM jsonb_array_elements(gone) l WHERE (l ->> 'compacted')::boolean);
+    INSERT INTO opsward.history
+        (run, task, table_name, began_at, ended_at, below, rows, bytes, traces, bound_by, took_ms, outcome)
+    SELECT current_setting('opsward.run'), 'reclaim', l ->> 'table', b.at, now(), l ->> 'below',
+           (l #>> '{sums,0}')::bigint, (l #>> '{sums,1}')::bigint, (l #>> '{sums,2}')::bigint,
+           CASE WHEN (l ->> 'compacted')::boolean THEN 'compact' ELSE 'window' END,
+           greatest(0, extract(epoch FROM now() - b.at) * 1000)::bigint, 'done'
+    FROM jsonb_array_elements(gone) l, (SELECT current_setting('opsward.began')::timestamptz AS at) b
+    ON CONFLICT (run, task, table_name) DO NOTHING;
+    EXECUTE $save$ SAVE $save$ USING current_setting('opsward.checkpoint');
+END $swap$"#;
+
+/// Drops the replaced table, and makes the census count again what it lost.
+///
+/// # Errors
+/// The database's; see [`capture::is_contended`].
+pub async fn drop_old(tx: &Transaction<'_>, losses: &[Loss]) -> Result<()> {
+    capture::overtake(tx).await?;
+    tx.batch_execute("DROP TABLE IF EXISTS opsward.ops_old").await.doing("drop the old table")?;
+    for loss in losses {
+        tx.execute(RECOUNT, &[&loss.table, &loss.below.as_str()]).await.doing("touch the census")?;
+    }
+    Ok(())
+}
+
+const RECOUNT: &str = "
+    INSERT INTO opsward.census_touched
+    SELECT DISTINCT day FROM opsward.census WHERE table_name = $1 AND oldest < $2 AND day > 'epoch'
+    ON CONFLICT DO NOTHING";
+
+/// Drops the new table.
+///
+/// # Errors
+/// The database's.
+pub async fn drop_next(tx: &Transaction<'_>) -> Result<()> {
+    capture::overtake(tx).await?;
+    tx.batch_execute("DROP TABLE IF EXISTS opsward.ops_next").await.doing("drop the new table")
+}

@@ -1,0 +1,127 @@
+//! `opsward.census_pass`: where the census stands. Written in the transaction
+//! that writes what was counted up to there, so that a pass that was killed
+//! goes on without counting anything twice.
+
+use crate::db::census::Counts;
+use crate::db::error::{Doing, Error, Result};
+use deadpool_postgres::{GenericClient, Transaction};
+use jiff::Timestamp;
+use jiff::civil::Date;
+
+/// What a pass counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// All of the log.
+    Full,
+    /// Days that were written to late or deleted from, and the recent ones.
+    Days,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Days => "days",
+        }
+    }
+}
+
+/// A pass as it stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pass {
+    /// What it counts.
+    pub kind: Kind,
+    /// When it began.
+    pub began_at: Timestamp,
+    /// When it ended; `None` while it is under way.
+    pub finished_at: Option<Timestamp>,
+    /// When one of its kind last ended.
+    pub last_finished_at: Option<Timestamp>,
+    /// The log is counted up to and with this.
+    pub position: String,
+    /// The days before it are written.
+    pub day: Date,
+    /// Where this stretch of days ends; `None` is the end of the log.
+    pub until: Option<Date>,
+    /// A day that was deleted from while it was being counted.
+    pub spoiled: Option<Date>,
+    /// What was counted and is not written yet.
+    pub counts: Counts,
+    /// Rows that it has counted.
+    pub rows: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+}
+
+/// The passes, finished or under way.
+///
+/// # Errors
+/// The database's.
+pub async fn load(client: &impl GenericClient) -> Result<Vec<Pass>> {
+    let rows = client.query(LOAD, &[]).await.doing("see where the census stands")?;
+    rows.iter().map(pass).collect()
+}
+
+fn pass(row: &tokio_postgres::Row) -> Result<Pass> {
+    let counts = serde_json::from_str(row.get(8))
+        .map_err(|e| Error::Unfit(format!("opsward.census_pass.partial cannot be read: {e}")))?;
+    let unsigned = |n: i64| u64::try_from(n).unwrap_or(0);
+    Ok(Pass {
+        kind: if row.get::<_, &str>(0) == Kind::Full.as_str() { Kind::Full } else { Kind::Days },
+        began_at: row.get(1),
+        finished_at: row.get(2),
+        last_finished_at: row.get(3),
+        position: row.get(4),
+        day: row.get(5),
+        until: row.get(6),
+        spoiled: row.get(7),
+        counts,
+        rows: unsigned(row.get(9)),
+        bytes: unsigned(row.get(10)),
+    })
+}
+
+const LOAD: &str = "
+    SELECT kind, began_at, finished_at, last_finished_at, position, day, until, spoiled,
+           partial::text, rows, bytes
+    FROM opsward.census_pass";
+
+/// Writes where a pass stands.
+///
+/// # Errors
+/// The database's.
+pub async fn save(tx: &Transaction<'_>, pass: &Pass) -> Result<()> {
+    // Plain data with text keys: it always has a JSON form.
+    let partial = serde_json::to_string(&pass.counts).unwrap_or_else(|_| "[]".into());
+    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let statement = tx.prepare_cached(SAVE).await.doing("write where the census stands")?;
+    tx.execute(
+        &statement,
+        &[
+            &pass.kind.as_str(),
+            &pass.began_at,
+            &pass.finished_at,
+            &pass.last_finished_at,
+            &pass.position,
+            &pass.day,
+            &pass.until,
+            &pass.spoiled,
+            &partial,
+            &signed(pass.rows),
+            &signed(pass.bytes),
+        ],
+    )
+    .await
+    .doing("write where the census stands")?;
+    Ok(())
+}
+
+const SAVE: &str = "
+    INSERT INTO opsward.census_pass
+        (kind, began_at, finished_at, last_finished_at, position, day, until, spoiled, partial, rows, bytes)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11)
+    ON CONFLICT (kind) DO UPDATE SET
+        began_at = excluded.began_at, finished_at = excluded.finished_at,
+        last_finished_at = excluded.last_finished_at, position = excluded.position,
+        day = excluded.day, until = excluded.until, spoiled = excluded.spoiled,
+        partial = excluded.partial, rows = excluded.rows, bytes = excluded.bytes";

@@ -1,0 +1,123 @@
+//! `opsward.cursors`, ours, and `public.cursors`, the node's. The node writes
+//! its rows by an unconditional upsert; ours of them are compare-and-set.
+
+use crate::db::connect::Client;
+use crate::db::error::{Doing, Result};
+use crate::values::{Host, NodeWrite, OpUlid, StoredCursors};
+use deadpool_postgres::GenericClient;
+use jiff::Timestamp;
+
+/// Reads both cursors of a peer.
+///
+/// # Errors
+/// The database's.
+pub async fn load(client: &Client, host: &Host) -> Result<StoredCursors> {
+    let own = client.query_opt(OWN, &[&host.as_str()]).await.doing("read our cursor")?;
+    let node = client.query_opt(NODE, &[&host.as_str()]).await.doing("read the node's cursor")?;
+    Ok(StoredCursors {
+        own: own.as_ref().map(|r| r.get(0)),
+        node_seen: own.and_then(|r| r.get(1)),
+        node: node.map(|r| r.get(1)),
+    })
+}
+
+const OWN: &str = "SELECT last_ulid, node_ulid FROM opsward.cursors WHERE host = $1";
+
+/// The node's row of a host in whatever spelling; an exact one comes first.
+const NODE: &str = "
+    SELECT host, coalesce(last_ulid, '') FROM public.cursors
+    WHERE rtrim(lower(trim(host)), '/') = $1 ORDER BY host <> $1, host LIMIT 1";
+
+/// Makes the node's cursor ours at first sight: until we have one, a sweep
+/// that fails must not begin where the node's own has got to meanwhile.
+///
+/// # Errors
+/// The database's.
+pub async fn seed(
+    client: &Client,
+    host: &Host,
+    cursor: OpUlid,
+    node: Option<&str>,
+    now: Timestamp,
+) -> Result<()> {
+    client
+        .execute(SEED, &[&host.as_str(), &cursor.as_str(), &node, &now])
+        .await
+        .doing("take over the node's cursor")?;
+    Ok(())
+}
+
+const SEED: &str = "
+    INSERT INTO opsward.cursors (host, last_ulid, node_ulid, updated_at) VALUES ($1, $2, $3, $4)
+    ON CONFLICT DO NOTHING";
+
+/// What became of a write.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Written {
+    /// What was done to the node's row.
+    pub node: NodeWrite,
+    /// What the node's row held before.
+    pub node_before: Option<String>,
+}
+
+/// Writes our cursor, then the node's row by compare-and-set: `decide` sees
+/// the row as it stands, locked, and what it says is done in the same
+/// transaction. A row that the node holds for more than 100 ms is an error.
+///
+/// # Errors
+/// The database's.
+pub async fn write(
+    client: &mut Client,
+    host: &Host,
+    cursor: OpUlid,
+    now: Timestamp,
+    decide: impl FnOnce(Option<&str>) -> NodeWrite,
+) -> Result<Written> {
+    let tx = client.transaction().await.doing("begin to write the cursor")?;
+    tx.batch_execute("SET LOCAL lock_timeout = '100ms'").await.doing("write the cursor")?;
+    let row = tx.query_opt(NODE_LOCKED, &[&host.as_str()]).await.doing("lock the node's cursor")?;
+    let found: Option<(String, String)> = row.map(|r| (r.get(0), r.get(1)));
+    let before = found.as_ref().map(|(_, ulid)| ulid.clone());
+    let node = decide(before.as_deref());
+    let text = cursor.as_str();
+    match (node, &found) {
+        (NodeWrite::Reset, _) => {
+            drop_own(&tx, host).await?;
+        }
+        (NodeWrite::Set, Some((spelled, _))) => {
+            tx.execute(NODE_SET, &[spelled, &text]).await.doing("write the node's cursor")?;
+        }
+        (NodeWrite::Set, None) => {
+            tx.execute(NODE_INSERT, &[&host.as_str(), &text]).await.doing("write the node's cursor")?;
+        }
+        (NodeWrite::Leave, _) => {}
+    }
+    if node != NodeWrite::Reset {
+        let seen = if node == NodeWrite::Set { Some(text) } else { before.as_deref() };
+        tx.execute(OWN_SET, &[&host.as_str(), &text, &seen, &now]).await.doing("write our cursor")?;
+    }
+    tx.commit().await.doing("commit the cursor")?;
+    Ok(Written { node, node_before: before })
+}
+
+const NODE_LOCKED: &str = "
+    SELECT host, coalesce(last_ulid, '') FROM public.cursors
+    WHERE rtrim(lower(trim(host)), '/') = $1 ORDER BY host <> $1, host LIMIT 1 FOR UPDATE";
+const NODE_SET: &str = "UPDATE public.cursors SET last_ulid = $2 WHERE host = $1";
+/// The node inserting the same row first is an error of ours, tried again.
+const NODE_INSERT: &str = "INSERT INTO public.cursors (host, last_ulid) VALUES ($1, $2)";
+const OWN_SET: &str = "
+    INSERT INTO opsward.cursors (host, last_ulid, node_ulid, updated_at) VALUES ($1, $2, $3, $4)
+    ON CONFLICT (host) DO UPDATE SET last_ulid = excluded.last_ulid, node_ulid = excluded.node_ulid,
+        updated_at = excluded.updated_at";
+
+/// Forgets our cursor of a peer: its log is read anew.
+///
+/// # Errors
+/// The database's.
+pub async fn drop_own(client: &impl GenericClient, host: &Host) -> Result<()> {
+    client.execute(OWN_DROP, &[&host.as_str()]).await.doing("drop our cursor")?;
+    Ok(())
+}
+
+const OWN_DROP: &str = "DELETE FROM opsward.cursors WHERE host = $1";

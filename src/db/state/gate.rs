@@ -1,0 +1,239 @@
+//! What the gate reads: peers with their cursors, samples of the node's rows,
+//! own ops that lie ahead, blockers. All of it small, none of it a scan.
+
+use crate::db::connect::Client;
+use crate::db::error::{Doing, Result};
+use crate::values::{Host, OpUlid, latest_plausible};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How far ahead of now an op of this host says that the clock is wrong.
+const AHEAD_MS: u64 = 3_600_000;
+
+/// A peer that counts, with all that is known of how far it was read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerRow {
+    /// Who.
+    pub host: Host,
+    /// When it was first seen.
+    pub first_seen: Timestamp,
+    /// Our cursor.
+    pub own: Option<String>,
+    /// What the node's row held when we last looked.
+    pub node_seen: Option<String>,
+    /// Since when it answers `[]` at one cursor.
+    pub empty_since: Option<Timestamp>,
+    /// Its clock less ours, in milliseconds, at the last page, and when that
+    /// was; `None` where it told none, or is no longer pulled.
+    pub clock: Option<(i64, Timestamp)>,
+}
+
+/// The peers that count: those of `set`, or else the active ones, and those
+/// that vanished within 7 days (contract 4).
+///
+/// # Errors
+/// The database's.
+pub async fn peers(client: &Client, set: Option<&[Host]>, now: Timestamp) -> Result<Vec<PeerRow>> {
+    let set: Option<Vec<&str>> = set.map(|hosts| hosts.iter().map(Host::as_str).collect());
+    let rows = client.query(PEERS, &[&now, &set]).await.doing("read the peers that count")?;
+    Ok(rows
+        .iter()
+        .map(|r| PeerRow {
+            host: Host::normalise(r.get(0)),
+            first_seen: r.get(1),
+            own: r.get(2),
+            node_seen: r.get(3),
+            empty_since: r.get(4),
+            clock: r.get::<_, Option<i64>>(5).zip(r.get(6)),
+        })
+        .collect())
+}
+
+const PEERS: &str = "
+    WITH counted AS (
+        SELECT host, first_seen, is_in FROM opsward.peers,
+            LATERAL (SELECT CASE WHEN $2::text[] IS NULL THEN active ELSE host = ANY($2) END) s(is_in)
+        WHERE is_in OR last_seen > $1::timestamptz - interval '7 days'
+        UNION ALL
+        SELECT DISTINCT host, $1, true FROM unnest($2) AS s(host)
+        WHERE NOT EXISTS (SELECT FROM opsward.peers p WHERE p.host = s.host))
+    SELECT k.host, k.first_seen, c.last_ulid, c.node_ulid, u.empty_since,
+           CASE WHEN k.is_in THEN u.clock_offset_ms END, u.last_ok_at
+    FROM counted k
+    LEFT JOIN opsward.cursors c ON c.host = k.host
+    LEFT JOIN opsward.pulls u ON u.host = k.host
+    ORDER BY k.host";
+
+/// Whether a set of peers was ever discovered.
+///
+/// # Errors
+/// The database's.
+pub async fn discovered(client: &Client) -> Result<bool> {
+    Ok(client.query_opt(DISCOVERED, &[]).await.doing("read the set of peers")?.is_some())
+}
+
+const DISCOVERED: &str = "SELECT FROM opsward.peer_set WHERE source = 'discovered'";
+
+/// What the node's rows hold, by host in comparable form; '' for NULL.
+///
+/// # Errors
+/// The database's.
+pub async fn node_cursors(client: &Client) -> Result<Vec<(Host, String)>> {
+    let rows = client.query(NODE_CURSORS, &[]).await.doing("read the node's cursors")?;
+    Ok(rows.iter().map(|r| (Host::normalise(r.get(0)), r.get(1))).collect())
+}
+
+const NODE_CURSORS: &str = "SELECT host, coalesce(last_ulid, '') FROM public.cursors";
+
+/// What the node's rows held in the last 30 minutes, and one look before: the
+/// value of a look stood until some time before the next.
+///
+/// # Errors
+/// The database's.
+pub async fn samples(client: &Client, now: Timestamp) -> Result<Vec<(Host, String)>> {
+    let rows = client.query(SAMPLES, &[&now]).await.doing("read what the node's cursors were")?;
+    Ok(rows.iter().map(|r| (Host::normalise(r.get(0)), r.get(1))).collect())
+}
+
+const SAMPLES: &str = "
+    SELECT host, coalesce(ulid, '') FROM opsward.cursor_samples
+    WHERE at >= coalesce((SELECT max(at) FROM opsward.cursor_samples
+                          WHERE at BETWEEN $1::timestamptz - interval '1 hour' AND $1 - interval '30 minutes'),
+                         $1 - interval '30 minutes')";
+
+/// How often the node's rows are looked at: its sweeps are 10 minutes apart.
+pub const SAMPLE_EVERY: Duration = Duration::from_secs(180);
+
+/// Looks at the node's rows of peers, and keeps what they hold for an hour.
+///
+/// # Errors
+/// The database's.
+pub async fn sample_cursors(client: &Client, now: Timestamp) -> Result<()> {
+    client.execute(SAMPLE, &[&now]).await.doing("keep what the node's cursors are")?;
+    Ok(())
+}
+
+const SAMPLE: &str = "
+    WITH gone AS (DELETE FROM opsward.cursor_samples WHERE at < $1::timestamptz - interval '1 hour')
+    INSERT INTO opsward.cursor_samples (host, at, ulid)
+    SELECT p.host, $1, min(coalesce(c.last_ulid, '') COLLATE \"C\")
+    FROM opsward.peers p JOIN public.cursors c ON rtrim(lower(trim(c.host)), '/') = p.host
+    GROUP BY p.host
+    ON CONFLICT DO NOTHING";
+
+/// The newest plausible op of `own` over an hour ahead, if there is one; of
+/// what lies ahead, the newest 10,000 ops are looked at.
+///
+/// # Errors
+/// The database's.
+pub async fn own_ahead(client: &Client, own: &Host, now: Timestamp) -> Result<Option<OpUlid>> {
+    let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
+    let (from, to) = (OpUlid::last_of_ms(now_ms.saturating_add(AHEAD_MS)), latest_plausible(now_ms));
+    let row = client
+        .query_one(OWN_AHEAD, &[&from.as_str(), &to.as_str(), &own.as_str()])
+        .await
+        .doing("look for own ops ahead of now")?;
+    Ok(row.get::<_, Option<&str>>(0).and_then(OpUlid::parse))
+}
+
+const OWN_AHEAD: &str = "
+    SELECT max(ulid) FROM (
+        SELECT ulid, host FROM public.ops WHERE ulid > $1::text AND ulid <= $2::text
+        ORDER BY ulid DESC LIMIT 10000) ahead
+    WHERE length(ulid) = 26 AND rtrim(lower(trim(host)), '/') = $3";
+
+/// Whether the log was ever counted whole.
+///
+/// # Errors
+/// The database's.
+pub async fn counted_whole(client: &Client) -> Result<bool> {
+    Ok(client.query_opt(WHOLE, &[]).await.doing("read how far the census is")?.is_some())
+}
+
+const WHOLE: &str = "SELECT FROM opsward.census_pass WHERE kind = 'full' AND last_finished_at IS NOT NULL";
+
+/// Since when what stands in the way, by code and subject.
+pub type Since = BTreeMap<(String, String), Timestamp>;
+
+/// Since when each blocker stood at the last decision.
+///
+/// # Errors
+/// The database's.
+pub async fn blockers(client: &Client) -> Result<Since> {
+    let rows = client.query(BLOCKERS, &[]).await.doing("read the blockers")?;
+    Ok(rows.iter().map(|r| ((r.get(0), r.get(1)), r.get(2))).collect())
+}
+
+const BLOCKERS: &str = "SELECT code, subject, since FROM opsward.blockers";
+
+/// Notes what stands in the way now, all of it: what is new stands since
+/// `now`, what is gone is forgotten.
+///
+/// # Errors
+/// The database's.
+pub async fn note_blockers(client: &Client, found: &[(&str, &str)], now: Timestamp) -> Result<()> {
+    let (codes, subjects): (Vec<&str>, Vec<&str>) = found.iter().copied().unzip();
+    client.execute(NOTE_BLOCKERS, &[&codes, &subjects, &now]).await.doing("note the blockers")?;
+    Ok(())
+}
+
+const NOTE_BLOCKERS: &str = "
+    WITH found AS (SELECT DISTINCT code, subject FROM unnest($1::text[], $2::text[]) AS f(code, subject)),
+    gone AS (DELETE FROM opsward.blockers b
+             WHERE NOT EXISTS (SELECT FROM found f WHERE f.code = b.code AND f.subject = b.subject))
+    INSERT INTO opsward.blockers (code, subject, since) SELECT code, subject, $3::timestamptz FROM found
+    ON CONFLICT DO NOTHING";
+
+/// One table on one UTC day, as the census has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CensusDay {
+    /// The table.
+    pub table: String,
+    /// The day.
+    pub day: jiff::civil::Date,
+    /// Rows, bytes of them, and rows that are owed to the chain.
+    pub figures: [i64; 3],
+    /// The oldest ULID.
+    pub oldest: String,
+    /// The newest ULID.
+    pub newest: String,
+    /// Sampled, not counted.
+    pub estimated: bool,
+}
+
+/// The census without implausible rows.
+///
+/// # Errors
+/// The database's.
+pub async fn census(client: &Client) -> Result<Vec<CensusDay>> {
+    let rows = client.query(CENSUS, &[]).await.doing("read the census")?;
+    Ok(rows
+        .iter()
+        .map(|r| CensusDay {
+            table: r.get(0),
+            day: r.get(1),
+            figures: [r.get(2), r.get(3), r.get(4)],
+            oldest: r.get(5),
+            newest: r.get(6),
+            estimated: r.get(7),
+        })
+        .collect())
+}
+
+const CENSUS: &str = "
+    SELECT table_name, day, rows, bytes, owed, oldest, newest, estimated FROM opsward.census
+    WHERE rows > 0 AND day > 'epoch' ORDER BY table_name, day";
+
+/// When the census was last brought up to date: by a whole look, or by what
+/// has been counted or sampled so far; `None` where there is none.
+///
+/// # Errors
+/// The database's.
+pub async fn census_at(client: &Client) -> Result<Option<Timestamp>> {
+    Ok(client.query_one(CENSUS_AT, &[]).await.doing("read how old the census is")?.get(0))
+}
+
+const CENSUS_AT: &str = "
+    SELECT coalesce((SELECT max(last_finished_at) FROM opsward.census_pass),
+                    (SELECT max(counted_at) FROM opsward.census))";

@@ -1,0 +1,180 @@
+//! Figures of the server, the database and the volume it lies on: from the
+//! catalog and the statistics only, never by a scan of `ops`.
+
+use crate::db::connect::Client;
+use crate::db::error::{Doing, Result};
+use crate::settings::DbTarget;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// What the catalog says of `ops` and of the server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Figures {
+    /// The server's version, as it says it.
+    pub server_version: String,
+    /// Bytes of the table `ops` with its TOAST, without indexes.
+    pub ops_bytes: u64,
+    /// Bytes of the indexes of `ops`.
+    pub index_bytes: u64,
+    /// Dead rows in `ops`, as the server estimates them.
+    pub dead_rows: u64,
+    /// The server's data directory, where the role may see it.
+    pub data_directory: Option<String>,
+}
+
+/// Reads the figures of `ops` and of the server.
+///
+/// # Errors
+/// The database's.
+pub async fn figures(client: &Client) -> Result<Figures> {
+    let row = client.query_one(FIGURES, &[]).await.doing("read the size of ops")?;
+    let natural = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
+    Ok(Figures {
+        server_version: row.get(0),
+        ops_bytes: natural(1),
+        index_bytes: natural(2),
+        dead_rows: natural(3),
+        data_directory: row.get(4),
+    })
+}
+
+/// `pg_settings` leaves out what the role may not see; `current_setting` fails.
+const FIGURES: &str = "
+    SELECT split_part(current_setting('server_version'), ' ', 1),
+           coalesce(pg_table_size(to_regclass('public.ops')), 0),
+           coalesce(pg_indexes_size(to_regclass('public.ops')), 0),
+           coalesce(pg_stat_get_dead_tuples(to_regclass('public.ops')), 0),
+           (SELECT setting FROM pg_settings WHERE name = 'data_directory')";
+
+/// Makes sure that the database answers.
+///
+/// # Errors
+/// The database's.
+pub async fn ping(client: &Client) -> Result<()> {
+    client.batch_execute("").await.doing("ask for a sign of life")
+}
+
+/// Free bytes on the database's volume for a role that is no superuser, and
+/// the directory that was asked: the one that is set, else the server's data
+/// directory where it is on this machine.
+pub fn free_disk(
+    set: Option<&Path>,
+    target: &DbTarget,
+    data_directory: Option<&str>,
+) -> Option<(u64, PathBuf)> {
+    let seen = || {
+        let dir = PathBuf::from(data_directory?);
+        (is_local(target) && is_data_directory(&dir)).then_some(dir)
+    };
+    let dir = set.map(Path::to_owned).or_else(seen)?;
+    let volume = rustix::fs::statvfs(&dir).ok()?;
+    Some((volume.f_bavail.saturating_mul(volume.f_frsize), dir))
+}
+
+/// A remote server's path may exist here too, and be another's.
+fn is_local(target: &DbTarget) -> bool {
+    target.hosts.iter().all(|(host, _)| {
+        host.starts_with('/')
+            || host == "localhost"
+            || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    })
+}
+
+/// Closed to others than the server's user, it can still be told from nothing.
+fn is_data_directory(dir: &Path) -> bool {
+    match std::fs::metadata(dir.join("PG_VERSION")) {
+        Ok(_) => true,
+        Err(error) => error.kind() == ErrorKind::PermissionDenied,
+    }
+}
+
+/// What `doctor` asks of the server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fitness {
+    /// The role that is logged in.
+    pub role: String,
+    /// The database's encoding.
+    pub encoding: String,
+    /// The database's collation.
+    pub locale: String,
+    /// Privileges that are missing, each as the GRANT that lifts it.
+    pub missing: Vec<String>,
+    /// Schemas that hold a relation named `ops_1`.
+    pub ops_1: Vec<String>,
+    /// The server's clock.
+    pub now: jiff::Timestamp,
+}
+
+/// Reads what `doctor` asks of the server; `tables` are the record tables.
+///
+/// # Errors
+/// The database's.
+pub async fn fitness(client: &Client, tables: &[&str]) -> Result<Fitness> {
+    let row = client.query_one(FITNESS, &[]).await.doing("look at the database")?;
+    let missing = client.query(MISSING, &[&tables]).await.doing("look at the privileges")?;
+    Ok(Fitness {
+        role: row.get(0),
+        encoding: row.get(1),
+        locale: row.get(2),
+        ops_1: row.get(3),
+        now: row.get(4),
+        missing: missing.iter().map(|r| r.get(0)).collect(),
+    })
+}
+
+const FITNESS: &str = "
+    SELECT current_user::text, pg_encoding_to_char(d.encoding)::text, d.datcollate::text,
+           ARRAY(SELECT relnamespace::regnamespace::text FROM pg_class
+                 WHERE relname = 'ops_1' ORDER BY 1),
+           clock_timestamp()
+    FROM pg_database d WHERE d.datname = current_database()";
+
+/// Opsward inserts ops and cursors, and writes whole records.
+const MISSING: &str = "
+    WITH needed(relation, privilege) AS (
+        SELECT 'ops', p FROM unnest(ARRAY['SELECT', 'INSERT']) p
+        UNION ALL SELECT 'cursors', p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) p
+        UNION ALL SELECT t, p FROM unnest($1::text[]) t,
+                                   unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p)
+    SELECT format('GRANT %s ON public.%I TO %I', string_agg(privilege, ', '), relation, current_user)
+    FROM needed
+    WHERE NOT coalesce(has_table_privilege(to_regclass(format('public.%I', relation)), privilege), true)
+    GROUP BY relation
+    UNION ALL
+    SELECT format('GRANT CREATE ON DATABASE %I TO %I', current_database(), current_user)
+    WHERE to_regnamespace('opsward') IS NULL
+      AND NOT has_database_privilege(current_database(), 'CREATE')";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::TlsMode;
+    use std::time::Duration;
+
+    fn target(host: &str) -> DbTarget {
+        DbTarget {
+            hosts: vec![(host.into(), 5432)],
+            user: "postgres".into(),
+            password: None,
+            dbname: None,
+            tls: TlsMode::Disable,
+            root_cert: None,
+            client_cert: None,
+            connect_timeout: Duration::from_secs(1),
+            params: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_remote_servers_path_is_not_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = dir.path().to_str();
+        assert_eq!(free_disk(None, &target("localhost"), text), None);
+        std::fs::write(dir.path().join("PG_VERSION"), "15").unwrap();
+        assert!(free_disk(None, &target("localhost"), text).is_some());
+        assert!(free_disk(None, &target("127.0.0.1"), text).is_some());
+        assert_eq!(free_disk(None, &target("db.example"), text), None);
+        let set = free_disk(Some(dir.path()), &target("db.example"), None);
+        assert!(set.is_some_and(|(bytes, _)| bytes > 0));
+    }
+}
