@@ -301,6 +301,10 @@ mod tests {
         assert!(!has_failure(&checks[..3]));
         let text = text(&checks);
         assert!(text.lines().all(|l| l.chars().count() <= 80), "{text}");
+        // The version changes with every migration.
+        let latest = |word: &str| format!("{word} {}", migrate::LATEST);
+        let text =
+            text.replace(&latest("version"), "version LATEST").replace(&latest("knows"), "knows LATEST");
         insta::assert_snapshot!(text);
     }
 }
