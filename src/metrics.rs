@@ -18,11 +18,10 @@ macro_rules! metrics {
         }
 
         impl Metrics {
-            /// A fresh set, each at zero.
-            ///
-            /// # Errors
-            /// Two metrics of one name: a mistake in the list.
-            pub fn new() -> prometheus::Result<Self> {
+            /// The name of every metric.
+            pub const NAMES: &[&str] = &[$(concat!("opsward_", $name)),+];
+
+            fn registered() -> prometheus::Result<Self> {
                 let registry = Registry::new();
                 $(let $field = $kind::make(concat!("opsward_", $name), $help, &[$($($label),+)?])?;
                 registry.register(Box::new($field.clone()))?;)+
@@ -34,6 +33,7 @@ macro_rules! metrics {
 
 metrics! {
     build_info: IntGaugeVec "build_info" ["version"] "Always 1; the version is a label.";
+    database_state: IntGaugeVec "database_state" ["state"] "Always 1: what the last look at the database met: up, locked (another session's lock kept it waiting), denied, away (no connection) or failed.";
     database_up: IntGauge "database_up" "1 when the last look at the database succeeded.";
     pool_in_use: IntGauge "database_connections_in_use" "Pooled connections handed out now.";
     pool_size: IntGauge "database_connections_max" "The most pooled connections there may be.";
@@ -54,11 +54,16 @@ metrics! {
     ops_replayed: IntCounter "ops_replayed_total" "Pulled ops below a floor that do not act again: what they wrote is remembered by traces.";
     guard_refused: IntCounter "guard_refused_total" "Ops that the replay guard kept out of the node's own inserts.";
     guard_failed: IntCounter "guard_failed_total" "Ops that the replay guard let pass because it met an error.";
+    guard_wanted: IntGauge "guard_wanted" "1 while the settings ask for the replay guard.";
     guard_in_place: IntGauge "guard_in_place" "1 while the replay guard is on the log.";
     foreign_prunes: IntCounter "foreign_prunes_total" "Times that somebody else was seen to have pruned the log.";
     ops_skipped: IntCounter "ops_skipped_total" "Pulled ops of table blobs, which every node skips.";
     ops_rejected: IntCounterVec "ops_rejected_total" ["code"] "Pulled ops that were refused and kept in rejected_ops, by reason.";
     reclaim_phase: IntGaugeVec "reclaim_phase" ["phase"] "1 for the phase that a reclaim is in.";
+    reclaim_progress: Gauge "reclaim_progress_ratio" "How far the phase is that a reclaim is in; 0 when none is under way or its end is unknown.";
+    reclaim_eta: IntGauge "reclaim_eta_seconds" "Seconds until the phase ends that a reclaim is in, at its rate so far; -1 where unknown.";
+    reclaim_last_step: IntGaugeVec "reclaim_last_step_timestamp_seconds" ["mode", "phase", "held"] "When a reclaim that has not ended last did something; held is true while it waits for the operator's word to swap.";
+    reclaims: IntCounterVec "reclaims_total" ["outcome"] "Reclaims that this process brought to an end: done or undone.";
     reclaim_rows_copied: IntCounter "reclaim_rows_copied_total" "Ops that a reclaim copied into the new table.";
     reclaim_locked: Histogram "reclaim_lock_seconds" "Waiting for and holding the lock under which a reclaim swaps the tables.";
     peers_held: IntGauge "peers_held" "Peers whose next op is not understood here; their cursor stays before it.";
@@ -84,6 +89,7 @@ metrics! {
     ops_index_bytes: IntGauge "ops_index_bytes" "Bytes of the indexes of ops on disk.";
     ops_dead_rows: IntGauge "ops_dead_rows" "Dead rows in ops as the server estimates them.";
     free_disk: IntGauge "free_disk_bytes" "Free bytes on the database's volume; -1 where unknown.";
+    free_disk_floor: IntGauge "free_disk_floor_bytes" "Free bytes below which bulk work that writes much stops.";
 
     census_rows: IntGaugeVec "census_rows" ["table"] "Ops in the log as last counted, by table; other is all tables without a model.";
     census_bytes: IntGaugeVec "census_bytes" ["table"] "Bytes of ops in the log as last counted, indexes left out, by table; other is all tables without a model.";
@@ -97,6 +103,24 @@ metrics! {
 }
 
 impl Metrics {
+    /// A fresh set, each at zero, and the outcomes that an alert counts shown
+    /// from the start: a counter that appears at 1 has not risen.
+    ///
+    /// # Errors
+    /// Two metrics of one name: a mistake in the list.
+    pub fn new() -> prometheus::Result<Self> {
+        let metrics = Self::registered()?;
+        for outcome in ["done", "yielded", "stopped", "denied"] {
+            metrics.vacuums.with_label_values(&[outcome]);
+        }
+        for outcome in ["done", "undone"] {
+            metrics.reclaims.with_label_values(&[outcome]);
+        }
+        metrics.reclaim_eta.set(-1);
+        metrics.free_disk.set(-1);
+        Ok(metrics)
+    }
+
     /// The text exposition of every metric, the process' own included.
     ///
     /// # Errors

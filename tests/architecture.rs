@@ -6,6 +6,8 @@
 
 #[path = "architecture/source.rs"]
 mod source;
+#[path = "architecture/watched.rs"]
+mod watched;
 
 use sha2::{Digest, Sha256};
 use source::{Source, read_all, words};

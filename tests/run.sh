@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All tests of the ordinary run, on a fresh machine too: installs what is
-# missing (PostgreSQL 15, its locale), builds, runs. Arguments go to cargo test:
+# missing (PostgreSQL 15, its locale, promtool), builds, runs. Arguments go to cargo test:
 #     bash tests/run.sh --test it serve
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 
 need_compiler
 need_postgres
+need_promtool
 # Only names of tests that fail and sums, unless one asks for a test.
 quiet=()
 [ $# -gt 0 ] || quiet=(--quiet)

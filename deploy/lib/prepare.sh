@@ -62,3 +62,18 @@ need_compiler() {
     command -v cargo >/dev/null ||
         fail "missing: cargo. Install Rust 1.95 or newer (rustup does it)"
 }
+
+# promtool alone, out of Debian's package prometheus: the package itself would
+# start a server. What cannot be had is left out, and the test says so.
+need_promtool() {
+    local tools=$PWD/target/tools
+    PATH="$tools/usr/bin:$PATH"
+    command -v promtool >/dev/null && return
+    command -v apt-get >/dev/null || return 0
+    say "fetching promtool"
+    mkdir -p "$tools"
+    (cd "$tools" && apt-get -qq download prometheus >/dev/null 2>&1 &&
+        dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool) ||
+        say "promtool cannot be had: the rules of deploy/prometheus stay unchecked"
+    rm -f "$tools"/prometheus_*.deb
+}

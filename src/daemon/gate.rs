@@ -20,7 +20,14 @@ pub(super) async fn watch(work: Work) -> Outcome {
     let metrics = &work.metrics;
     metrics.guard_in_place.set(i64::from(around.guard == Found::Right));
     plan::measure(&plan::plan(&facts, &around), metrics);
-    metrics.traces.set(overview::overview(&client).await?.traces);
+    metrics.guard_wanted.set(i64::from(work.settings.bounding.replay_guard));
+    let known = overview::overview(&client).await?;
+    metrics.traces.set(known.traces);
+    metrics.reclaim_last_step.reset();
+    if let Some(at) = known.reclaim {
+        let labels = [at.mode.as_str(), at.phase.as_str(), if at.held { "true" } else { "false" }];
+        metrics.reclaim_last_step.with_label_values(&labels).set(at.since.as_second());
+    }
     for (table, floor) in floors::all(&client).await? {
         let seconds = i64::try_from(floor.ms() / 1_000).unwrap_or(i64::MAX);
         metrics.floor.with_label_values(&[&table]).set(seconds);

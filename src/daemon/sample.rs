@@ -2,6 +2,7 @@
 //! never from `ops`.
 
 use crate::clock::Clock;
+use crate::db::prune::{Trouble, trouble};
 use crate::db::{self, Db, activity, migrate, pulls, readers, stats};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
@@ -23,6 +24,9 @@ impl Sampler {
     pub(super) async fn run_once(&self) -> Outcome {
         let read = self.read().await;
         self.metrics.database_up.set(i64::from(read.is_ok()));
+        self.metrics.database_state.reset();
+        let state = read.as_ref().map_or_else(state, |()| "up");
+        self.metrics.database_state.with_label_values(&[state]).set(1);
         Ok(read.map(|()| Next::Scheduled)?)
     }
 
@@ -38,6 +42,7 @@ impl Sampler {
         m.ops_bytes.set(gauge(figures.ops_bytes));
         m.ops_index_bytes.set(gauge(figures.index_bytes));
         m.ops_dead_rows.set(gauge(figures.dead_rows));
+        m.free_disk_floor.set(gauge(self.settings.bounding.min_free_disk));
         m.free_disk.set(free.map_or(-1, |(bytes, _)| gauge(bytes)));
         if migrate::version(&client).await? == 0 {
             return Ok(());
@@ -55,6 +60,16 @@ impl Sampler {
                 .map(|r| (r.host.as_str(), lag_seconds(r.lowest.as_ref().map(OpUlid::as_str), now))),
         );
         Ok(())
+    }
+}
+
+/// What an operator does differently about a look that failed, in a word.
+fn state(error: &db::Error) -> &'static str {
+    match trouble(error) {
+        _ if error.is_away() => "away",
+        _ if error.is_denied() => "denied",
+        Trouble::Contended | Trouble::TooLong => "locked",
+        Trouble::Fatal => "failed",
     }
 }
 

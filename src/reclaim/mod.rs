@@ -186,12 +186,16 @@ impl Run<'_> {
         let total = self.at.total.filter(|_| phase.unit().is_some());
         let rate = done.saturating_sub(from) as f64 / since.elapsed().as_secs_f64().max(0.001);
         let left = total.map(|total| total.saturating_sub(done) as f64);
+        let eta_seconds = left.filter(|_| seen == phase && rate > 0.0).map(|left| (left / rate) as u64);
+        let share = total.map_or(0.0, |total| done as f64 / total.max(1) as f64);
+        self.work.metrics.reclaim_progress.set(share);
+        self.work.metrics.reclaim_eta.set(eta_seconds.map_or(-1, |s| i64::try_from(s).unwrap_or(i64::MAX)));
         (self.work.tell)(Progress {
             phase: phase.word().into(),
             done,
             total,
             unit: unit.into(),
-            eta_seconds: left.filter(|_| seen == phase && rate > 0.0).map(|left| (left / rate) as u64),
+            eta_seconds,
             waiting,
         });
     }
@@ -213,6 +217,8 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
     run.save().await?;
     let ended = walk::walk(&mut run).await;
     work.metrics.reclaim_phase.reset();
+    work.metrics.reclaim_progress.set(0.0);
+    work.metrics.reclaim_eta.set(-1);
     let outcome = ended?;
     let figures = db::stats::figures(&*run.lease.client()?).await?;
     let at = run.at;
@@ -223,6 +229,8 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
         Outcome::Held => None,
     };
     if let Some(ended) = ended {
+        let word = if outcome == Outcome::Done { "done" } else { "undone" };
+        work.metrics.reclaims.with_label_values(&[word]).inc();
         let given_back = at.bytes_before.saturating_sub(figures.ops_bytes + figures.index_bytes);
         let began = Timestamp::from_millisecond(at.began_ms).unwrap_or(Timestamp::UNIX_EPOCH);
         db::reclaim::ended(run.lease.client()?, &at.run, began, (at.mode.word(), given_back), &ended).await?;

@@ -33,5 +33,6 @@ mod serve;
 mod sim;
 mod statements;
 mod supervision;
+mod watched;
 mod wire_test;
 mod work;
