@@ -22,7 +22,7 @@ fn text(name: &str) -> String {
 /// Words of a text that begin with a prefix and are made as metrics are.
 fn names(text: &str, prefix: &str) -> BTreeSet<String> {
     let whole = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
-    text.split(|c| !whole(c)).filter(|w| w.starts_with(prefix)).map(str::to_owned).collect()
+    text.split(|c| !whole(c)).filter(|w| w.starts_with(prefix) && *w != prefix).map(str::to_owned).collect()
 }
 
 fn dashboard() -> Value {
