@@ -6,7 +6,7 @@ mod log;
 mod state;
 
 pub use self::core::{activity, catalog, lease, maintain, migrate, presence, privileges, uninstall};
-use self::core::{connect, error};
+use self::core::{connect, error, session};
 use self::log::prune_sql;
 pub use self::log::{
     apply, capture, census_slice, clone, copy, digest, floors, foreign, guard, in_place, index, ops,
@@ -19,3 +19,4 @@ pub use self::state::{
 
 pub use self::core::connect::{Client, Db};
 pub use self::core::error::{Doing, Error, Result, describe};
+pub use self::core::session::Isolation;

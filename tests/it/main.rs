@@ -30,6 +30,7 @@ mod records;
 mod replay;
 mod reset;
 mod serve;
+mod sessions;
 mod sim;
 mod statements;
 mod supervision;

@@ -1,9 +1,12 @@
 //! One way into the database: a pool of sessions that are all set up alike.
 
 use crate::db::error::{Doing, Error, Result};
+use crate::db::session;
 use crate::settings::{DbTarget, TlsMode};
 use crate::tls::{self, Verify};
-use deadpool_postgres::{Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType};
+use deadpool_postgres::{
+    Hook, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
+};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +22,6 @@ pub type Client = deadpool_postgres::Client;
 const KNOWN_DATABASES: [&str; 2] = ["openaudio", "audius_creator_node"];
 /// How long a caller waits for a free connection.
 const WAIT: Duration = Duration::from_secs(3);
-/// No statement and no idle transaction lives longer: the node's concurrent
-/// index waits for every snapshot (contract 1).
-const STATEMENT_TIMEOUT_MS: u32 = 4_500;
 /// The oldest server that has all that is used here.
 const OLDEST_SERVER: u32 = 130_000;
 
@@ -124,6 +124,7 @@ impl Db {
     fn pool_error(&self, error: PoolError) -> Error {
         match error {
             PoolError::Backend(e) => self.connect_error(&e),
+            PoolError::PostCreateHook(HookError::Message(words)) => Error::Unfit(words.into()),
             PoolError::Timeout(TimeoutType::Wait) => {
                 Error::Away(format!("all connections to {} stayed busy for {} s", self.shown, WAIT.as_secs()))
             }
@@ -188,6 +189,7 @@ fn is_tls(error: &tokio_postgres::Error) -> bool {
 }
 
 fn pool(target: &DbTarget, application_name: &str, size: usize, tls: MakeRustlsConnect) -> Result<Pool> {
+    let server = target.shown();
     let manager = Manager::from_config(
         config(target, application_name),
         tls,
@@ -199,6 +201,12 @@ fn pool(target: &DbTarget, application_name: &str, size: usize, tls: MakeRustlsC
         .wait_timeout(Some(WAIT))
         .create_timeout(Some(target.connect_timeout + Duration::from_secs(1)))
         .recycle_timeout(Some(WAIT))
+        .post_create(Hook::async_fn(move |client, _| {
+            let server = server.clone();
+            Box::pin(async move {
+                session::check(client, &server).await.map_err(|error| HookError::message(error.to_string()))
+            })
+        }))
         .build()
         .map_err(|e| Error::Unfit(e.to_string()))
 }
@@ -226,25 +234,8 @@ fn config(target: &DbTarget, application_name: &str) -> tokio_postgres::Config {
             TlsMode::Prefer => SslMode::Prefer,
             _ => SslMode::Require,
         })
-        .options(session_options(&target.params));
+        .options(session::options(&target.params));
     config
-}
-
-/// The session's parameters. Ours come last: the last one of a name holds.
-fn session_options(params: &[(String, String)]) -> String {
-    let timeout = STATEMENT_TIMEOUT_MS.to_string();
-    let ours = [
-        ("search_path", "public,pg_temp"),
-        ("statement_timeout", timeout.as_str()),
-        ("idle_in_transaction_session_timeout", timeout.as_str()),
-        ("client_encoding", "UTF8"),
-        ("TimeZone", "UTC"),
-        ("DateStyle", "ISO"),
-    ];
-    let theirs = params.iter().map(|(k, v)| (k.as_str(), v.as_str()));
-    let escape = |v: &str| v.replace('\\', "\\\\").replace(' ', "\\ ");
-    let parts: Vec<String> = theirs.chain(ours).map(|(k, v)| format!("-c {k}={}", escape(v))).collect();
-    parts.join(" ")
 }
 
 fn tls_config(target: &DbTarget) -> Result<rustls::ClientConfig> {

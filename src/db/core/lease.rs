@@ -5,6 +5,7 @@
 
 use crate::db::connect::{Client, Db};
 use crate::db::error::{Doing, Error, Result};
+use crate::db::session::{self, Isolation};
 use deadpool_postgres::{Object, Transaction};
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -107,7 +108,7 @@ impl Lease {
     /// The lease is lost, or the database's.
     pub async fn begin(&mut self) -> Result<Transaction<'_>> {
         let pid = self.pid;
-        let tx = self.client()?.transaction().await.doing("begin a batch")?;
+        let tx = session::begin(self.client()?, Isolation::Write).await?;
         tx.batch_execute(BOUNDS).await.doing("begin a batch")?;
         // Not prepared later than what it is sent along with.
         tx.prepare_cached(BOUND).await.doing("begin a batch")?;
@@ -153,7 +154,7 @@ const BOUND: &str = "
 
 const TAKE: &str = "SELECT pg_try_advisory_lock($1), pg_backend_pid()";
 const BOUNDS: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '4s'; \
-    SET LOCAL synchronous_commit = on";
+    SET LOCAL synchronous_commit = local";
 
 /// A big number's lock is seen as its two halves.
 const HELD: &str = "

@@ -2,6 +2,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Error, Result};
+use crate::db::session::{Isolation, begin};
 use sha2::{Digest, Sha256};
 use tokio_postgres::error::SqlState;
 
@@ -53,7 +54,7 @@ pub async fn migrate(client: &mut Client) -> Result<()> {
     if version(&*client).await? == LATEST {
         return Ok(());
     }
-    let tx = client.transaction().await.doing("begin a migration")?;
+    let tx = begin(client, Isolation::Write).await?;
     tx.execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK]).await.doing("lock for a migration")?;
     let have = version(&tx).await?;
     if have > LATEST {

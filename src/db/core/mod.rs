@@ -10,4 +10,5 @@ pub mod maintain;
 pub mod migrate;
 pub mod presence;
 pub mod privileges;
+pub(in crate::db) mod session;
 pub mod uninstall;

@@ -3,6 +3,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Error, Result};
+use crate::db::session::{self, Isolation};
 use crate::records::{self, Model, Row};
 use crate::values::{Action, Op, OpUlid};
 use deadpool_postgres::Transaction;
@@ -17,7 +18,7 @@ use tokio_postgres::types::ToSql;
 /// # Errors
 /// The database's.
 pub async fn begin(client: &mut Client) -> Result<Transaction<'_>> {
-    let tx = client.transaction().await.doing("begin a batch")?;
+    let tx = session::begin(client, Isolation::Write).await?;
     tx.batch_execute(BOUNDS).await.doing("begin a batch")?;
     Ok(tx)
 }

@@ -4,6 +4,7 @@
 use crate::db::census::{Counts, EPOCH, Tally, day_ms, day_of, day_starts};
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::session::{Isolation, begin};
 use crate::db::{catalog, ops};
 use crate::records::quote_ident;
 use crate::values::{EARLIEST_MS, OpUlid, latest_plausible};
@@ -178,7 +179,7 @@ async fn counted(
 ) -> Result<Option<Slice>> {
     let sql = slice_sql(reading, range, check);
     let statement = client.prepare_cached(&sql).await.doing("prepare counting the log")?;
-    let tx = client.build_transaction().read_only(true).start().await.doing("begin to count the log")?;
+    let tx = begin(client, Isolation::Read).await?;
     tx.batch_execute(PIN).await.doing("begin to count the log")?;
     let limit = i64::from(range.rows);
     let rows = tx
@@ -257,7 +258,7 @@ fn estimate_sql(Reading { bytes, owed }: &Reading, bucket: &str) -> String {
 }
 
 async fn sampled(client: &mut Client, sql: &str, percent: f32, window: &Window) -> Result<Vec<Row>> {
-    let tx = client.build_transaction().read_only(true).start().await.doing("begin a sample")?;
+    let tx = begin(client, Isolation::Read).await?;
     // A sort of whole rows would need disk for itself, where there may be none.
     let bounds = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '4s'; \
         SET LOCAL enable_sort = off; SET LOCAL work_mem = '32MB'";

@@ -3,6 +3,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::session::{Isolation, begin};
 use crate::values::{EARLIEST_ULID, OpUlid, latest_plausible};
 use deadpool_postgres::Transaction;
 use jiff::Timestamp;
@@ -35,7 +36,7 @@ pub struct Before {
 /// # Errors
 /// The database's; among them that looking over dead rows took too long.
 pub async fn look(client: &mut Client, now_ms: u64) -> Result<(Option<Before>, Seen)> {
-    let tx = client.transaction().await.doing("look at the log")?;
+    let tx = begin(client, Isolation::Snapshot).await?;
     tx.batch_execute(BEGIN).await.doing("look at the log")?;
     let before = before(&tx).await?;
     let latest = latest_plausible(now_ms);
@@ -53,8 +54,7 @@ pub async fn look(client: &mut Client, now_ms: u64) -> Result<(Option<Before>, S
 }
 
 /// The lock first: a snapshot from before a swap would read an emptied table.
-const BEGIN: &str = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; \
-    SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '1s'; \
+const BEGIN: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '1s'; \
     LOCK TABLE public.ops IN ACCESS SHARE MODE";
 /// The lowest row that is not below its own table's floor: what is there of a
 /// table with a lower floor, or none, tells of what lies below the others'. It
@@ -102,7 +102,7 @@ const BEFORE: &str = "
 /// # Errors
 /// The database's.
 pub async fn keep(client: &mut Client, seen: &Seen, now: Timestamp) -> Result<()> {
-    let tx = client.transaction().await.doing("keep what was seen of the log")?;
+    let tx = begin(client, Isolation::Write).await?;
     tx.execute(FORGET, &[]).await.doing("keep what was seen of the log")?;
     let text = |ulid: Option<OpUlid>| ulid.map(|u| u.to_string());
     let witness = seen.witness.as_ref();
@@ -156,7 +156,7 @@ const FLOOR: &str = "
 /// # Errors
 /// The database's; among them that looking over dead rows took too long.
 pub async fn lower_watermark(client: &mut Client) -> Result<Option<OpUlid>> {
-    let tx = client.transaction().await.doing("look below the watermark")?;
+    let tx = begin(client, Isolation::Write).await?;
     tx.batch_execute(BRIEFLY).await.doing("look below the watermark")?;
     let rows = tx.query(BELOW, &[&EARLIEST_ULID]).await.doing("look below the watermark")?;
     let found = rows.iter().find_map(|r| OpUlid::parse(r.get(0)));

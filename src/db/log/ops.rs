@@ -6,6 +6,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Error, Result};
+use crate::db::session::{self, Isolation};
 use crate::db::{floors, watermark};
 use crate::values::{Host, OpUlid};
 use deadpool_postgres::Transaction;
@@ -16,7 +17,7 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, Type};
-use tokio_postgres::{IsolationLevel, Portal, RowStream, Statement};
+use tokio_postgres::{Portal, RowStream, Statement};
 
 /// The most rows that one scan yields; the next begins after its last. One
 /// more than a page scans, so that a full page knows whether the log goes on.
@@ -57,13 +58,7 @@ impl Lent {
         let rows = client.prepare_cached(ROWS).await.doing("prepare reading the log")?;
         let minimum = watermark::prepare_minimum(client).await?;
         let floors = floors::prepare_above(client).await?;
-        let tx = client
-            .build_transaction()
-            .isolation_level(IsolationLevel::RepeatableRead)
-            .read_only(true)
-            .start()
-            .await
-            .doing("begin a page")?;
+        let tx = session::begin(client, Isolation::Snapshot).await?;
         tx.batch_execute(&begin_sql(lock_wait, at_most)).await.doing("lock ops for a page")?;
         Ok(Snapshot { tx, rows, minimum, floors })
     }

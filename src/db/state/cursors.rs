@@ -3,6 +3,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::session::{Isolation, begin};
 use crate::values::{Host, NodeWrite, OpUlid, StoredCursors};
 use deadpool_postgres::GenericClient;
 use jiff::Timestamp;
@@ -73,7 +74,7 @@ pub async fn write(
     now: Timestamp,
     decide: impl FnOnce(Option<&str>) -> NodeWrite,
 ) -> Result<Written> {
-    let tx = client.transaction().await.doing("begin to write the cursor")?;
+    let tx = begin(client, Isolation::Write).await?;
     tx.batch_execute("SET LOCAL lock_timeout = '100ms'").await.doing("write the cursor")?;
     let row = tx.query_opt(NODE_LOCKED, &[&host.as_str()]).await.doing("lock the node's cursor")?;
     let found: Option<(String, String)> = row.map(|r| (r.get(0), r.get(1)));

@@ -3,6 +3,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Error, Result};
+use crate::db::session::{Isolation, begin};
 use jiff::Timestamp;
 use tokio_postgres::error::SqlState;
 
@@ -75,7 +76,7 @@ const PAUSE: &str = "
 /// # Errors
 /// The database's.
 pub async fn checkpoint(client: &mut Client) -> Result<bool> {
-    let tx = client.transaction().await.doing("prepare a checkpoint")?;
+    let tx = begin(client, Isolation::Write).await?;
     tx.batch_execute("SET LOCAL statement_timeout = 0").await.doing("prepare a checkpoint")?;
     match tx.batch_execute("CHECKPOINT").await {
         Ok(()) => tx.commit().await.doing("end a checkpoint").map(|()| true),

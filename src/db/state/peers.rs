@@ -2,6 +2,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::session::{Isolation, begin};
 use crate::values::{Host, Peer, PeerSet, PeerSource};
 use jiff::Timestamp;
 
@@ -11,7 +12,7 @@ use jiff::Timestamp;
 /// # Errors
 /// The database's.
 pub async fn replace(client: &mut Client, set: &PeerSet, via: &str, now: Timestamp) -> Result<()> {
-    let tx = client.transaction().await.doing("begin to keep the peers")?;
+    let tx = begin(client, Isolation::Write).await?;
     tx.execute(DEACTIVATE, &[&now]).await.doing("keep the peers")?;
     let hosts: Vec<&str> = set.peers.iter().map(|p| p.host.as_str()).collect();
     let wallets: Vec<&str> = set.peers.iter().map(|p| p.wallet.as_str()).collect();
