@@ -4,6 +4,7 @@
 use crate::bound::census::{self, Finished, Scope};
 use crate::bound::decide::Facts;
 use crate::bound::facts;
+use crate::bound::guard;
 use crate::bound::tick::{self, Which};
 use crate::db;
 use crate::db::lease::Lease;
@@ -127,11 +128,21 @@ pub async fn carry_out(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
 /// A reclaim; what may go is asked when it begins, not when it was handed over,
 /// and again before it is lost.
 async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -> Result<Value, Trouble> {
+    if request.action != reclaim::Action::Abort
+        && let Some(blocker) = guard::first(work, lease).await?
+    {
+        return Err(Trouble::refused(blocker.text, blocker.fix));
+    }
     let gate = gate_of_reclaim(work, reclaim::gate::of).await?;
     let request = reclaim::Request { gate, ..request.clone() };
     let ask = || {
         let work = work.clone();
-        async move { gate_of_reclaim(&work, reclaim::gate::still).await }.boxed()
+        async move {
+            let mut gate = gate_of_reclaim(&work, reclaim::gate::still).await?;
+            gate.blockers.extend(guard::gone(&work).await?);
+            Ok(gate)
+        }
+        .boxed()
     };
     match reclaim::run(work, lease, &request, &ask).await {
         Ok(report) => Ok(json!(report)),

@@ -8,7 +8,7 @@
 use super::vacuum::{self, Vacuumed};
 use crate::db::lease::Lease;
 use crate::db::prune::{self, Batch, Doomed, Locked, Range, Run, TableCut, Trouble};
-use crate::db::{self, Error, maintain};
+use crate::db::{self, Error, guard, maintain};
 use crate::values::{OpUlid, Progress, latest_plausible};
 use crate::work::{BatchSize, Halt, Pacer, Stop, Work};
 use serde::Serialize;
@@ -126,6 +126,7 @@ pub async fn run(
     budget: Duration,
 ) -> Result<Report, Stop> {
     prune::check(&order.cuts, work.clock.now_ms())?;
+    guard::announce(lease, order.cuts.iter().map(|cut| (&cut.table, cut.below))).await?;
     let mut deleting = Deleting::new(work, order, budget);
     let ended = match deleting.all(lease, pacer).await {
         Ok(ended) => Ok(ended),

@@ -2,8 +2,10 @@
 
 use crate::db::guard::{self, Change, Found, Try};
 use crate::db::lease::Lease;
+use crate::db::privileges::{self, Need};
 use crate::db::{self, replay};
-use crate::work::Work;
+use crate::values::Blocker;
+use crate::work::{Halt, Stop, Work};
 use std::time::Duration;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -26,6 +28,52 @@ pub enum Outcome {
     ReadOnly,
     /// Told to stop.
     Stopped,
+}
+
+/// Before anything is deleted: puts the guard on the log, where it is switched
+/// on, or says why that cannot be: then nothing may be deleted.
+///
+/// # Errors
+/// Told to stop, or the database's.
+pub async fn first(work: &Work, lease: &mut Lease) -> Result<Option<Blocker>, Stop> {
+    if !work.settings.bounding.replay_guard || work.settings.read_only {
+        return Ok(None);
+    }
+    let is_there = guard::find(lease.client()?).await? == Found::Right;
+    if let Some(lacking) = privileges::lacking(lease.client()?, &[])
+        .await?
+        .into_iter()
+        .find(|lacking| lacking.need == Need::Guard && !is_there)
+    {
+        let text = lacking.need.consequence().to_owned();
+        return Ok(Some(missing(work, "no_privilege", text, format!("as the owner: {}", lacking.lift))));
+    }
+    Ok(match ensure(work, lease).await? {
+        Outcome::Right | Outcome::Changed | Outcome::ReadOnly => None,
+        Outcome::Stopped => return Err(Halt::Stopped.into()),
+        Outcome::Blocked(who) => {
+            let text = format!(
+                "the replay guard is switched on and could not be put on public.ops, which others hold: {}",
+                who.join("; ")
+            );
+            Some(missing(work, "replay_guard", text, "it is tried again once they have ended".into()))
+        }
+    })
+}
+
+/// Why nothing more may be deleted, where the guard is switched on and gone.
+///
+/// # Errors
+/// The database's.
+pub async fn gone(work: &Work) -> db::Result<Option<String>> {
+    let is_wanted = work.settings.bounding.replay_guard;
+    let gone = is_wanted && guard::find(&work.db.client().await?).await? != Found::Right;
+    Ok(gone.then(|| "the replay guard is switched on and no longer on public.ops".to_owned()))
+}
+
+fn missing(work: &Work, code: &'static str, text: String, fix: String) -> Blocker {
+    let unset = "OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=false deletes without it";
+    Blocker { code, subject: String::new(), text, fix: format!("{fix}; {unset}"), since: work.clock.now() }
 }
 
 /// Has the guard on the log, as this binary makes it.

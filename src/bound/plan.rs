@@ -193,7 +193,10 @@ fn deleting(name: &'static str, decision: Decision, facts: &Facts, around: &Surr
         }
         Decision::Prune { cuts } => {
             let deletes: Vec<Delete> = cuts.into_iter().map(|bounded| delete(bounded, facts)).collect();
-            let blockers = may_not(around, Need::Delete);
+            let mut blockers = may_not(around, Need::Delete);
+            if facts.settings.replay_guard && around.guard != Found::Right && blockers.is_empty() {
+                blockers = may_not(around, Need::Guard);
+            }
             match (deletes.iter().any(|d| d.rows > 0), blockers.is_empty()) {
                 // Age needs no census to act; what it would delete is unknown then.
                 (false, _) if facts.census_whole => task(State::NothingToDo, deletes, Vec::new()),
@@ -304,7 +307,7 @@ fn guard(facts: &Facts, around: &Surroundings) -> TaskPlan {
             switched(
                 "replay_guard",
                 Some(State::WouldRun),
-                "it is not on the log: `opsward run` puts it there",
+                "it is not on the log: `opsward run` puts it there, and so does whatever deletes, before it does",
             ),
             may_not(around, Need::Guard),
         ),
@@ -344,15 +347,15 @@ fn notices(facts: &Facts, around: &Surroundings) -> Vec<Notice> {
     let lacks = match (set.replay_guard, around.guard) {
         (true, Found::Right) => None,
         (true, _) => Some(
-            "retention without the replay guard: it is switched on and not on the log, which takes `opsward run` \
-             with the role that owns public.ops",
+            "the replay guard is switched on and not on the log yet: `opsward run` puts it there, and so does \
+             whatever deletes, before it does; until then",
         ),
-        (false, _) => Some("retention without OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD"),
+        (false, _) => Some("retention without OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD:"),
     };
     if let Some(lacks) = lacks.filter(|_| set.retention_days > 0 || set.retention_bytes > 0) {
         say(
             "no_replay_guard",
-            format!("{lacks}: a peer that sends its log anew makes this node apply old ops over newer state"),
+            format!("{lacks} a peer that sends its log anew makes this node apply old ops over newer state"),
         );
     }
     match around.routed {

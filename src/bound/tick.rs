@@ -5,6 +5,7 @@ use super::census::{self, Scope};
 use super::decide::{self, Decision};
 use super::delete::{self, Ended, Order, Report};
 use super::facts;
+use super::guard;
 use super::index::{self, Ensured};
 use super::recent::{self, Looked};
 use super::vacuum::{self, Vacuumed};
@@ -177,6 +178,10 @@ async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -
             active_since,
         };
         if !order.cuts.is_empty() {
+            if let Some(blocker) = guard::first(work, lease).await? {
+                outcome.decision = Some(Decision::Skip { blockers: vec![blocker] });
+                return Ok(outcome);
+            }
             outcome.deleted = Some(delete(work, lease, pacer, &mut order).await?);
         }
     } else if is_on && !outcome.read_only {

@@ -78,6 +78,11 @@ impl Kept {
 /// A batch of a phase's work.
 pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
     if run.place.phase != Some(phase) {
+        if matches!(phase, Phase::Delete | Phase::Compact) {
+            let survivors = &run.at.survivors;
+            let cuts = survivors.cuts.iter().chain(&survivors.compact).map(|(table, below)| (table, *below));
+            db::guard::announce(run.lease, cuts).await?;
+        }
         run.place = Kept::of(phase, run.work.settings.bounding.batch_limit);
     }
     match phase {

@@ -346,6 +346,7 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
         ceiling: &ceiling,
         after: After { run: &at.run, began, losses: &losses, checkpoint: &saved },
     };
+    db::guard::announce(run.lease, losses.iter().map(|loss| (&loss.table, loss.below))).await?;
     let tx = run.lease.begin().await?;
     capture::strong(&tx).await?;
     // Bounded by the client too: a lock that waits in a queue keeps others out.

@@ -2,6 +2,7 @@
 //! daemon, and what is left in the database after whatever happened.
 
 mod gates;
+mod guarded;
 mod halts;
 mod jobs;
 mod kills;

@@ -573,13 +573,7 @@ async fn readers_meet_whole_pages_across_a_swap() {
 async fn the_guard_comes_along() {
     let bed = Bed::new(400).await;
     let client = bed.database.client().await;
-    client
-        .batch_execute(
-            "CREATE TRIGGER opsward_replay_guard BEFORE INSERT ON ops
-             FOR EACH ROW EXECUTE FUNCTION opsward.replay_guard()",
-        )
-        .await
-        .unwrap();
+    client.batch_execute(opsward::db::guard::CREATE).await.unwrap();
     let before = bed.schema();
     let request = Request { hold: true, ..bed.request(Policy::Window) };
     assert_eq!(bed.run(&request).await.unwrap().outcome, Outcome::Held);

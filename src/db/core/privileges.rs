@@ -41,7 +41,8 @@ impl Need {
             Self::Vacuum => "this role may not VACUUM public.ops: autovacuum alone makes room for new ops",
             Self::Index => "this role may make no index on public.ops: the index on (table, ulid) is off",
             Self::Guard => {
-                "this role may not put a trigger on public.ops and remove it again: the replay guard is off"
+                "this role may not put a trigger on public.ops and remove it again: the replay guard is off, \
+                 and while it is switched on nothing is deleted"
             }
             Self::Checkpoint => {
                 "this role may not CHECKPOINT: WAL of bulk work can fill a volume that is nearly full"
@@ -76,8 +77,8 @@ pub async fn lacking(client: &Client, pulling: &[String]) -> Result<Vec<Lacking>
 }
 
 /// Rows are locked FOR UPDATE before they go, which takes UPDATE as well. Only
-/// an owner VACUUMs, makes indexes and drops triggers; an index needs room in
-/// the schema too.
+/// an owner VACUUMs, makes indexes and drops triggers; an index and the guard's
+/// function need room in the schema too.
 const LACKING: &str = "
     WITH log AS (
         SELECT c.oid, pg_has_role(c.relowner, 'USAGE') AS owned,
@@ -91,7 +92,9 @@ const LACKING: &str = "
            CASE WHEN NOT owned THEN join_owner
                 WHEN NOT has_schema_privilege('public', 'CREATE')
                 THEN format('GRANT CREATE ON SCHEMA public TO %I', current_user) END,
-           CASE WHEN NOT owned THEN join_owner END,
+           CASE WHEN NOT owned THEN join_owner
+                WHEN NOT has_schema_privilege('public', 'CREATE')
+                THEN format('GRANT CREATE ON SCHEMA public TO %I', current_user) END,
            CASE WHEN NOT coalesce((SELECT pg_has_role(oid, 'USAGE') FROM pg_roles
                                    WHERE rolname = 'pg_checkpoint'),
                                   (SELECT rolsuper FROM pg_roles WHERE rolname = current_user))

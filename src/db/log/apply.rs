@@ -25,8 +25,10 @@ pub async fn begin(client: &mut Client) -> Result<Transaction<'_>> {
 
 /// The commit need not wait for the disk: the cursor is written after it, and
 /// that commit takes everything before it to the disk.
+/// `opsward.applies` tells the replay guard that an op may come in which acts in
+/// part.
 const BOUNDS: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '2s'; \
-    SET LOCAL synchronous_commit = off";
+    SET LOCAL synchronous_commit = off; SET LOCAL opsward.applies = on";
 
 /// Inserts ops into the log; says which were not there.
 ///

@@ -94,7 +94,7 @@ const TRAITS: &str = r#"
     UNION ALL
     SELECT 'trigger ' || t.tgname, replace(pg_get_triggerdef(t.oid), ' ON ' || c.shown || ' ', ' ON ops ')
     FROM c JOIN pg_trigger t ON t.tgrelid = c.oid AND NOT t.tgisinternal
-    JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace <> 'opsward'::regnamespace
+        AND NOT starts_with(t.tgname, 'opsward_')
     UNION ALL
     SELECT 'dependent ' || pg_describe_object(d.classid, d.objid, 0), ''
     FROM c JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid

@@ -1,13 +1,19 @@
-//! The replay guard on the log: a trigger that keeps ops out which would not
-//! act again (`opsward.replay_guard`, in the migrations: an upgrade replaces
-//! it there). Putting it on the log locks the log, so never for long.
+//! The replay guard: a trigger on the log that keeps ops out which would not
+//! act again, as a node would apply them over newer state.
+//!
+//! Its function stands in schema public, so that a dump of that schema alone
+//! restores and takes inserts; `opsward.guard_make()`, in the migrations, makes
+//! it. It lets pass what lies above all that was deleted or announced, for the
+//! price of the call. So whatever deletes announces it first.
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Error, Result};
 use crate::db::lease::Lease;
 use crate::db::privileges::may_set_deadlock_timeout;
+use crate::values::OpUlid;
+use jiff::Timestamp;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 
 /// Waiting for the lock and holding it (contract 6: 200 ms, or roll back).
@@ -16,7 +22,7 @@ const AT_MOST: Duration = Duration::from_millis(200);
 /// What there is of the guard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Found {
-    /// Nothing.
+    /// No trigger.
     Nothing,
     /// It is as this binary makes it.
     Right,
@@ -25,28 +31,76 @@ pub enum Found {
 }
 
 /// Looks for the guard on the log.
-///
-/// # Errors
-/// The database's.
 pub async fn find(client: &Client) -> Result<Found> {
-    let row = client.query_opt(FIND, &[&NAME]).await.doing("look for the replay guard")?;
-    Ok(match row {
+    Ok(match client.query_one(FIND, &[&NAME]).await.doing("look for the replay guard")?.get(0) {
         None => Found::Nothing,
-        Some(row) if row.get::<_, &str>(0) == DEFINITION => Found::Right,
-        Some(_) => Found::Other,
+        Some(true) => Found::Right,
+        Some(false) => Found::Other,
     })
 }
 
 /// The trigger's name.
 pub const NAME: &str = "opsward_replay_guard";
-/// As the server prints it, `O` for enabled. It is plain, not ALWAYS: what a
-/// logical subscription or a restore writes (role `replica`) is no op from a
-/// peer, and nodes write in the role `origin`.
-const DEFINITION: &str = "CREATE TRIGGER opsward_replay_guard BEFORE INSERT ON public.ops \
-    FOR EACH ROW EXECUTE FUNCTION opsward.replay_guard() O";
+/// 7: before each row of an INSERT. `O`: not ALWAYS, as what a logical
+/// subscription or a restore writes (role `replica`) is no op from a peer, and
+/// nodes write in the role `origin`.
 const FIND: &str = "
-    SELECT pg_get_triggerdef(oid) || ' ' || tgenabled::text FROM pg_trigger
-    WHERE tgrelid = to_regclass('public.ops') AND tgname = $1 AND NOT tgisinternal";
+    SELECT CASE WHEN t.oid IS NOT NULL THEN
+               coalesce(t.tgtype = 7 AND t.tgenabled = 'O' AND t.tgqual IS NULL AND p.prosecdef AND t.tgfoid = p.oid, false)
+           END
+    FROM (SELECT to_regprocedure('public.opsward_replay_guard()') AS oid) f
+    LEFT JOIN pg_proc p ON p.oid = f.oid
+    LEFT JOIN pg_trigger t
+        ON t.tgrelid = to_regclass('public.ops') AND t.tgname = $1 AND NOT t.tgisinternal";
+
+/// Tells the guard what is about to be deleted: by table, below which ULID.
+/// Nothing where there is no guard. Inserts that are under way meanwhile have
+/// asked the guard as it was: they are waited for.
+///
+/// # Errors
+/// The lease is lost, or the database's.
+pub async fn announce<'a>(
+    lease: &mut Lease,
+    cuts: impl IntoIterator<Item = (&'a String, OpUlid)>,
+) -> Result<()> {
+    let (tables, below): (Vec<&str>, Vec<String>) =
+        cuts.into_iter().map(|(table, below)| (table.as_str(), below.to_string())).unzip();
+    let tx = lease.begin().await?;
+    let raised = tx.execute(ANNOUNCE, &[&tables, &below]).await.doing("announce a deletion to the guard")?;
+    tx.commit().await.doing("announce a deletion to the guard")?;
+    if raised == 0 {
+        return Ok(());
+    }
+    let client = lease.client()?;
+    let since: Timestamp =
+        client.query_one("SELECT clock_timestamp()", &[]).await.doing("read the clock")?.get(0);
+    for _ in 0..LOOKS {
+        let row = client.query_one(UNDER_WAY, &[&since]).await.doing("look for inserts under way")?;
+        if !row.get::<_, bool>(0) {
+            break;
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}
+
+const ANNOUNCE: &str = "
+    INSERT INTO opsward.floors AS f (table_name, announced, raised_at)
+    SELECT c.name, c.below, now() FROM unnest($1::text[], $2::text[]) AS c(name, below)
+    WHERE to_regprocedure('public.opsward_replay_guard()') IS NOT NULL
+    ON CONFLICT (table_name) DO UPDATE SET announced = excluded.announced
+        WHERE excluded.announced > coalesce(f.announced, '')";
+/// A second: an insert is between its question and its row for microseconds,
+/// and a longer statement asks anew for each row.
+const LOOKS: u32 = 20;
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+const UNDER_WAY: &str = "
+    SELECT EXISTS (
+        SELECT FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+        WHERE l.relation = to_regclass('public.ops') AND l.granted AND l.mode = 'RowExclusiveLock'
+          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND l.pid <> pg_backend_pid()
+          AND (a.state IS NULL OR a.state = 'active' AND a.query_start < $1))";
 
 /// What is done with the guard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,11 +126,14 @@ pub enum Try {
 /// # Errors
 /// The lease is lost, or the database's.
 pub async fn change(lease: &mut Lease, change: Change) -> Result<Try> {
-    if change == Change::Put {
-        lease.client()?.execute(OWN, &[&NAME, &DROP]).await.doing("record the replay guard")?;
-    }
-    // A trigger that is there goes under a lock that readers are in the way of.
     let found = find(lease.client()?).await?;
+    if change == Change::Put {
+        lease
+            .client()?
+            .execute(OWN, &[&NAME, &format!("{DROP}; {DROP_FUNCTION}")])
+            .await
+            .doing("record the replay guard")?;
+    }
     let may_set = may_set_deadlock_timeout(lease.client()?).await?;
     let tx = lease.begin().await?;
     // Without the right to set the second one, autovacuum is waited for.
@@ -85,11 +142,12 @@ pub async fn change(lease: &mut Lease, change: Change) -> Result<Try> {
         tx.batch_execute("SET LOCAL deadlock_timeout = '20ms'").await.doing("prepare the replay guard")?;
     }
     let began = Instant::now();
+    // A trigger that is there goes under a lock that readers are in the way of.
     let changed = match (change, found) {
         (Change::Put, Found::Nothing) => tx.batch_execute(CREATE).await,
         (Change::Put, _) => tx.batch_execute(&format!("{DROP}; {CREATE}")).await,
-        (Change::Take, Found::Nothing) => Ok(()),
-        (Change::Take, _) => tx.batch_execute(DROP).await,
+        (Change::Take, Found::Nothing) => tx.batch_execute(DROP_FUNCTION).await,
+        (Change::Take, _) => tx.batch_execute(&format!("{DROP}; {DROP_FUNCTION}")).await,
     };
     let late = began.elapsed() > AT_MOST;
     match changed {
@@ -117,9 +175,13 @@ fn is_blocked(error: &tokio_postgres::Error) -> bool {
 const QUICKLY: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '200ms'; \
     SET LOCAL idle_in_transaction_session_timeout = '1s'";
 const DROP: &str = "DROP TRIGGER IF EXISTS opsward_replay_guard ON public.ops";
-/// Puts the guard on the log; also for a log that was rewritten.
-pub const CREATE: &str = "CREATE TRIGGER opsward_replay_guard BEFORE INSERT ON public.ops \
-    FOR EACH ROW EXECUTE FUNCTION opsward.replay_guard()";
+const DROP_FUNCTION: &str = "DROP FUNCTION IF EXISTS public.opsward_replay_guard()";
+/// Makes the guard.
+pub const CREATE: &str = "DO $guard$ BEGIN
+    PERFORM opsward.guard_make();
+    CREATE TRIGGER opsward_replay_guard BEFORE INSERT ON public.ops
+        FOR EACH ROW EXECUTE FUNCTION public.opsward_replay_guard();
+    END $guard$";
 const OWN: &str = "
     INSERT INTO opsward.owned (kind, name, drop_sql) VALUES ('trigger', $1, $2)
     ON CONFLICT (kind, name) DO UPDATE SET drop_sql = excluded.drop_sql";

@@ -105,7 +105,7 @@ const DEPENDENTS: &str = "
         UNION ALL SELECT 'pg_class'::regclass, x.indexrelid FROM c JOIN pg_class r ON r.oid = c.oid
             JOIN pg_index x ON x.indrelid = r.reltoastrelid
         UNION ALL SELECT 'pg_trigger'::regclass, t.oid FROM c JOIN pg_trigger t ON t.tgrelid = c.oid
-            JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace = 'opsward'::regnamespace
+            AND starts_with(t.tgname, 'opsward_')
         UNION ALL SELECT 'pg_trigger'::regclass, t.oid FROM c JOIN pg_trigger t ON t.tgrelid = c.oid
             WHERE t.tgisinternal)
     SELECT DISTINCT pg_describe_object(d.classid, d.objid, 0)

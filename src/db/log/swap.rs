@@ -158,13 +158,15 @@ BEGIN
         UNION ALL SELECT 5, 0, 'ALTER TABLE public.ops_next RENAME TO ops'
         UNION ALL
         SELECT 6, t.oid::bigint, pg_get_triggerdef(t.oid)
-        FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace = 'opsward'::regnamespace
-        WHERE t.tgrelid = 'public.ops'::regclass AND NOT t.tgisinternal AND p.proname <> 'capture'
+        FROM pg_trigger t
+        WHERE t.tgrelid = 'public.ops'::regclass AND NOT t.tgisinternal
+          AND starts_with(t.tgname, 'opsward_') AND NOT starts_with(t.tgname, 'opsward_capture')
         UNION ALL
         SELECT 7, t.oid::bigint, format('ALTER TABLE public.ops %s TRIGGER %I', CASE t.tgenabled
                    WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'DISABLE' END, t.tgname)
-        FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid AND p.pronamespace = 'opsward'::regnamespace
-        WHERE t.tgrelid = 'public.ops'::regclass AND NOT t.tgisinternal AND p.proname <> 'capture'
+        FROM pg_trigger t
+        WHERE t.tgrelid = 'public.ops'::regclass AND NOT t.tgisinternal
+          AND starts_with(t.tgname, 'opsward_') AND NOT starts_with(t.tgname, 'opsward_capture')
           AND t.tgenabled <> 'O') script;
     FOREACH step IN ARRAY steps LOOP
         EXECUTE step;

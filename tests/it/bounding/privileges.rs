@@ -31,7 +31,7 @@ fn flat(text: &str) -> String {
 
 #[tokio::test]
 async fn what_is_missing_is_named_and_turns_off_only_what_needs_it() {
-    let bench = Bench::new()
+    let mut bench = Bench::new()
         .await
         .with("OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD", "true")
         .with("OPENAUDIO_MEDIORUM_ENSURE_OPS_TABLE_INDEX", "true");
@@ -58,13 +58,25 @@ async fn what_is_missing_is_named_and_turns_off_only_what_needs_it() {
     for task in ["retention", "census", "discovery", "jobs"] {
         assert!(on.contains(task), "{tasks}");
     }
+    // Switched on and not to be had: nothing is deleted without it.
+    let ran = bench.start_at(&["prune", "--strict"], url.clone()).output().await;
+    assert_eq!((ran.code, bench.left().await), (Some(3), 330), "{ran:?}");
+    assert!(flat(&ran.stdout).contains(&format!("as the owner: GRANT postgres TO {role}")), "{ran:?}");
+    let said =
+        daemon.log().lines().filter(|l| l.contains("WARN") && l.contains("replay guard is off")).count();
+    assert_eq!(said, 1, "{}", daemon.log());
+    drop(daemon);
+    let guard = bench.env.iter().position(|(name, _)| name.ends_with("GUARD")).unwrap();
+    bench.env[guard].1 = "false".into();
+    let daemon = bench.start_at(&["run"], url.clone()).spawn();
+    daemon.ready().await;
+    daemon.line(|l| l.contains("tasks") && l.contains("off=")).await;
     let ran = bench.start_at(&["prune", "--output", "json"], url.clone()).output().await;
     let pruned: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!((ran.code, bench.left().await), (Some(0), 30), "{ran:?}");
     assert_eq!(pruned["warnings"][0]["code"], "vacuum_denied", "{pruned}");
     assert_eq!(pruned["warnings"][1]["code"], "free_disk_unknown", "{pruned}");
-    for words in ["free space on", "may not VACUUM", "replay guard is off", "no index", "may not CHECKPOINT"]
-    {
+    for words in ["free space on", "may not VACUUM", "no index", "may not CHECKPOINT"] {
         let times = daemon.log().lines().filter(|l| l.contains("WARN") && l.contains(words)).count();
         assert_eq!(times, 1, "{words}: {}", daemon.log());
     }

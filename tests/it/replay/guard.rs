@@ -1,10 +1,16 @@
 //! The replay guard: a node's own inserts, judged by the same rule.
 
 use super::{Bench, op, ulid, upload};
-use crate::harness::MadeOp;
+use crate::harness::cluster::binary;
+use crate::harness::{Database, MadeOp};
 use crate::work;
 use opsward::bound::guard::{Outcome, ensure, remove};
+use opsward::clock::Clock;
+use opsward::db::guard::announce;
 use opsward::db::lease::Lease;
+use opsward::db::rejected;
+use opsward::pull::retry::{Retried, retry};
+use std::process::Command;
 use tokio_postgres::Client;
 
 /// As a node applies a pulled op: the op, and its record if that was new.
@@ -50,9 +56,7 @@ async fn a_nodes_insert_is_judged_alike() {
     assert_eq!(bench.uploads().await, "a=best");
     opsward::bound::guard::count(&work).await.unwrap();
     assert_eq!((work.metrics.guard_refused.get(), work.metrics.guard_failed.get()), (4, 0));
-    // In part, without a model, of no time that can be true, no records: these pass.
-    let two = r#"[{"id":"a","status":"best"},{"id":"y","status":"y"}]"#;
-    assert!(node_applies(&mut bench.node, &op(ulid(31, 1), "update", "uploads", two)).await);
+    // Without a model, of no time that can be true, no records: these pass.
     for (ulid, table, data) in [
         (ulid(30, 11).to_string(), "blobs", r#"[{"id":"a"}]"#),
         ("01ARZ3NDEKTSV4RRFFQ69G5FAV".into(), "uploads", r#"[{"id":"a"}]"#),
@@ -62,7 +66,7 @@ async fn a_nodes_insert_is_judged_alike() {
     ] {
         bench.run(&format!("INSERT INTO ops VALUES ('{ulid}', 'h', 'update', '{table}', '{data}')")).await;
     }
-    assert_eq!(bench.text("SELECT count(*) FROM ops").await, "7");
+    assert_eq!(bench.text("SELECT count(*) FROM ops").await, "6");
     // An error of ours is none of the node's.
     bench.run("ALTER TABLE opsward.floors RENAME TO gone").await;
     assert!(node_applies(&mut bench.node, &upload(ulid(30, 1), "create", "b", "back")).await);
@@ -106,4 +110,127 @@ async fn whoever_holds_the_log_is_named() {
     assert!(who[0].contains("a node") && who[0].contains("INSERT INTO ops"), "{who:?}");
     bench.run("ROLLBACK").await;
     assert_eq!(ensure(&work, &mut lease).await.unwrap(), Outcome::Changed);
+}
+
+/// The node would apply all its records, over newer state too: the op stays
+/// out, and opsward applies the others.
+#[tokio::test]
+async fn an_op_that_acts_in_part_is_kept_for_opsward() {
+    let mut bench = Bench::new().await;
+    let work = work::on(&bench.db, |_| {});
+    let mut lease = Lease::take(&bench.db).await.unwrap().unwrap();
+    ensure(&work, &mut lease).await.unwrap();
+    bench.pull(&[upload(ulid(30, 5), "update", "a", "newer")]).await;
+    bench.prune("uploads", ulid(2, 0)).await;
+    let pulled =
+        op(ulid(31, 0), "update", "uploads", r#"[{"id":"a","status":"old"},{"id":"x","status":"x"}]"#);
+    assert_eq!(bench.pull(&[pulled]).await.sums.applied, 1);
+    assert_eq!(bench.uploads().await, "a=newer x=x", "the guard lets opsward's own pull through");
+    let two = op(ulid(31, 1), "update", "uploads", r#"[{"id":"a","status":"old"},{"id":"y","status":"y"}]"#);
+    for _ in 0..2 {
+        assert!(!node_applies(&mut bench.node, &two).await);
+    }
+    assert_eq!(bench.uploads().await, "a=newer x=x");
+    assert_eq!(bench.text("SELECT code || times FROM opsward.rejected_ops").await, "partial_replay2");
+    let mut client = bench.db.client().await.unwrap();
+    let kept = rejected::list(&client, None, 0, 10).await.unwrap();
+    assert_eq!(retry(&mut client, &kept[0], &Clock::System).await.unwrap(), Retried::Applied);
+    assert_eq!(bench.uploads().await, "a=newer x=x y=y");
+    // In the log now, whole: it comes again as any duplicate.
+    assert!(!node_applies(&mut bench.node, &two).await);
+    assert_eq!(bench.text("SELECT count(*) FROM opsward.rejected_ops").await, "0");
+}
+
+/// Whether a node's insert writes nothing and takes no transaction id.
+async fn is_free(node: &mut Client, op: &MadeOp) -> bool {
+    let insert = format!(
+        "INSERT INTO ops VALUES ('{}', '{}', '{}', '{}', '{}') ON CONFLICT DO NOTHING",
+        op.ulid, op.host, op.action, op.table, op.data
+    );
+    let tx = node.transaction().await.unwrap();
+    assert_eq!(tx.execute(&insert, &[]).await.unwrap(), 0, "a duplicate");
+    let explained = tx.query(&format!("EXPLAIN (ANALYZE, WAL) {insert}"), &[]).await.unwrap();
+    let wrote = explained.iter().any(|line| line.get::<_, &str>(0).contains("WAL:"));
+    let sql = "SELECT pg_current_xact_id_if_assigned() IS NULL";
+    let no_id: bool = tx.query_one(sql, &[]).await.unwrap().get(0);
+    tx.commit().await.unwrap();
+    no_id && !wrote
+}
+
+#[tokio::test]
+async fn a_duplicate_writes_nothing() {
+    let mut bench = Bench::new().await;
+    let work = work::on(&bench.db, |_| {});
+    let mut lease = Lease::take(&bench.db).await.unwrap().unwrap();
+    ensure(&work, &mut lease).await.unwrap();
+    let log: Vec<MadeOp> =
+        (0..60).map(|n| upload(ulid(60 - n, n), "update", &format!("r{n}"), "s")).collect();
+    let sizes = op(ulid(50, 99), "create", "storage_and_db_sizes", "[]");
+    bench.pull(&log).await;
+    bench
+        .run(&format!("INSERT INTO ops VALUES ('{}', 'h', 'create', '{}', '[]')", sizes.ulid, sizes.table))
+        .await;
+    for op in log.iter().chain([&sizes]) {
+        assert!(is_free(&mut bench.node, op).await, "no floor: {op:?}");
+    }
+    bench.prune("uploads", ulid(30, 0)).await;
+    for op in log.iter().filter(|op| op.ulid >= ulid(30, 0)).chain([&sizes]) {
+        assert!(is_free(&mut bench.node, op).await, "above the floor of its table: {op:?}");
+    }
+    // Below it, and still in the log; newer state of its record is not.
+    let old = upload(ulid(59, 77), "update", "r20", "s");
+    bench.run(&format!("ALTER TABLE ops DISABLE TRIGGER USER; INSERT INTO ops VALUES ('{}', 'h', 'update', 'uploads', '{}'); ALTER TABLE ops ENABLE TRIGGER USER", old.ulid, old.data)).await;
+    assert!(is_free(&mut bench.node, &old).await, "traced");
+}
+
+/// Between a deletion and its commit, the op that comes again waits, and then
+/// meets its trace: also where the floor was never that high before.
+#[tokio::test]
+async fn an_insert_waits_for_the_deleter_of_its_row() {
+    let mut bench = Bench::new().await;
+    let work = work::on(&bench.db, |_| {});
+    let mut lease = Lease::take(&bench.db).await.unwrap().unwrap();
+    ensure(&work, &mut lease).await.unwrap();
+    let old = upload(ulid(30, 1), "create", "a", "old");
+    bench.pull(&[old.clone(), upload(ulid(29, 1), "update", "a", "new")]).await;
+    announce(&mut lease, [(&"uploads".to_owned(), ulid(2, 0))]).await.unwrap();
+    let mut deleter = bench.database.client().await;
+    let tx = deleter.transaction().await.unwrap();
+    tx.execute(super::PRUNE, &[&"uploads", &ulid(2, 0).as_str()]).await.unwrap();
+    let (waits, committed) = tokio::join!(node_applies(&mut bench.node, &old), async {
+        let waiting = "SELECT count(*) = 1 FROM pg_stat_activity
+                       WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        while !tx.query_one(waiting, &[]).await.unwrap().get::<_, bool>(0) {}
+        tx.commit().await
+    });
+    committed.unwrap();
+    assert!(!waits, "its trace is there");
+    assert_eq!(bench.uploads().await, "a=new");
+}
+
+/// A dump of the node's own schema stands by itself.
+#[tokio::test]
+async fn a_dump_of_schema_public_restores_elsewhere() {
+    let bench = Bench::new().await;
+    let work = work::on(&bench.db, |_| {});
+    let mut lease = Lease::take(&bench.db).await.unwrap().unwrap();
+    ensure(&work, &mut lease).await.unwrap();
+    bench.pull(&[upload(ulid(30, 1), "create", "a", "old")]).await;
+    bench.prune("uploads", ulid(2, 0)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("dump");
+    let run = |program: &str, args: &[&str], database: &Database| {
+        let mut command = Command::new(binary(program));
+        command.args(args).arg("-d").arg(database.url()).arg(if program == "pg_dump" { "-f" } else { "-e" });
+        let ran = command.arg(&file).output().unwrap();
+        assert!(ran.status.success(), "{program}: {}", String::from_utf8_lossy(&ran.stderr));
+    };
+    run("pg_dump", &["-Fc", "-n", "public"], &bench.database);
+    let other = Database::new().await;
+    let mut node = other.client().await;
+    node.batch_execute("DROP SCHEMA public CASCADE").await.unwrap();
+    run("pg_restore", &[], &other);
+    for op in [upload(ulid(30, 1), "create", "a", "old"), upload(ulid(0, 1), "create", "b", "new")] {
+        assert!(node_applies(&mut node, &op).await, "{op:?}");
+    }
 }
