@@ -99,7 +99,7 @@ pub(super) fn output(args: &ArgMatches) -> OutputMode {
 pub(super) fn with_flags(mut source: Source, args: &ArgMatches) -> Source {
     let args = innermost(args);
     source.config = args.get_one::<PathBuf>(CONFIG).cloned();
-    for entry in TABLE {
+    for entry in TABLE.iter() {
         if args.value_source(entry.key) == Some(ValueSource::CommandLine)
             && let Some(text) = args.get_one::<String>(entry.key)
         {

@@ -81,7 +81,7 @@ pub(super) async fn reference(args: &ArgMatches, flag: &str, command: &str) -> R
         let parsed = settings::db_target(named).map_err(|why| {
             Failure::new(ExitCode::Usage, "usage", format!("the URL of --{flag} cannot be used: {why}"))
         })?;
-        let db = Db::open(&parsed.target, &format!("opsward {command}"), 2).await;
+        let db = Db::open(&parsed, &format!("opsward {command}"), 2).await;
         return Ok(Reference::Url(db.map_err(Error::Reference)?));
     }
     if named.contains("://") {

@@ -1,61 +1,9 @@
 //! Contract 5 and 6 as settings: what bounds the log, and the values in which
 //! it is said.
 
-use super::duration;
-use crate::values::Host;
-use std::collections::BTreeMap;
-use std::time::Duration;
-
-/// A dormant table has been silent for at least this long (contract 5).
-const DORMANT_AT_LEAST: Duration = Duration::from_secs(24 * 3600);
 /// A window longer than this is a mistake: the log is younger.
 const MOST_DAYS: u32 = 36_500;
 const DAY: u64 = 86_400;
-
-/// What bounds the log.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Bounding {
-    /// Count the log by table and day.
-    pub census: bool,
-    /// The window that is kept, in days; 0 is off.
-    pub retention_days: u32,
-    /// Bytes that the log is to stay under; 0 is off.
-    pub retention_bytes: u64,
-    /// How often retention and dormant cleanup run.
-    pub interval: Duration,
-    /// Rows a batch at most.
-    pub batch_limit: u32,
-    /// How far below the slowest peer's cursor deletion stays.
-    pub cursor_margin: Duration,
-    /// Peers and readers that hold nothing.
-    pub ignore_peers: Vec<Host>,
-    /// A peer further behind holds nothing; zero is off.
-    pub max_peer_lag: Duration,
-    /// How much longer than the window a reader may hold; zero is off.
-    pub reader_hold: Duration,
-    /// Dormant cleanup is on and not vetoed.
-    pub dormant_cleanup: bool,
-    /// The veto against dormant cleanup.
-    pub keep_dormant: bool,
-    /// How long a dormant table has been silent.
-    pub dormant_threshold: Duration,
-    /// Keep an index on ("table", ulid).
-    pub ensure_index: bool,
-    /// Protect the node's own sweeps from replays.
-    pub replay_guard: bool,
-    /// When bulk work may run; `None` is always.
-    pub window: Option<Window>,
-    /// Free bytes below which bulk work stops.
-    pub min_free_disk: u64,
-    /// What a reclaim keeps where nothing else is said.
-    pub reclaim_policy: Option<Policy>,
-    /// Bytes of memory that a reclaim may use.
-    pub reclaim_memory: u64,
-    /// When the daemon reclaims by itself.
-    pub reclaim_when: Option<When>,
-    /// What is kept of single tables instead.
-    pub tables: BTreeMap<String, Keep>,
-}
 
 /// What is kept of one table's ops.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
@@ -106,7 +54,7 @@ impl Policy {
         match text {
             "window" => Ok(Self::Window),
             "compact" => Ok(Self::Compact),
-            _ => Err("there is no such policy".into()),
+            _ => Err("there is no such policy; there are window and compact".into()),
         }
     }
 
@@ -251,24 +199,6 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         return Err("it is too large".into());
     }
     Ok(bytes as u64)
-}
-
-/// A duration that may be 0 for off.
-pub(super) fn duration_at_least(text: &str, least: Duration, shown: &str) -> Result<Duration, String> {
-    let duration = duration::parse(text)?;
-    if duration < least {
-        return Err(format!("it is shorter than {shown}"));
-    }
-    Ok(duration)
-}
-
-/// How long a dormant table has been silent: what is shorter is clamped.
-pub(super) fn dormant_threshold(text: &str, notes: &mut Vec<String>) -> Result<Duration, String> {
-    let threshold = duration::parse(text)?;
-    if threshold < DORMANT_AT_LEAST {
-        notes.push("shorter than 24h is taken as 24h".to_owned());
-    }
-    Ok(threshold.max(DORMANT_AT_LEAST))
 }
 
 #[cfg(test)]

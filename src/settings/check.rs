@@ -5,13 +5,16 @@ use super::load::{File, Shown, origin_of};
 use super::table::{TABLE, entry};
 use super::{Env, Keep, Origin, Problem, Problems, Settings, Source, Warning};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// Variables that begin so are near ours: an unknown one is likely a mistake.
 const NEAR: [&str; 3] =
     ["OPENAUDIO_MEDIORUM_OPS_", "OPENAUDIO_MEDIORUM_DORMANT_", "OPENAUDIO_MEDIORUM_SIDECAR_"];
-/// Others of the node's storage service are near when they are this close to
-/// one of ours, in letters changed.
+/// A name is misspelt when it is this close to one of ours, in letters changed.
 const NEAR_LETTERS: usize = 2;
+
+/// A dormant table has been silent for at least this long (contract 5).
+const DORMANT_AT_LEAST: Duration = Duration::from_secs(24 * 3600);
 
 /// The file's section of what is kept of single tables.
 const TABLES: &str = "tables";
@@ -81,7 +84,10 @@ pub(super) fn unknown_keys(file: &File, found: &mut Problems) {
     }
 }
 
-/// A variable that looks like one of ours and is none.
+/// A variable that looks like one of ours and is none. A misspelt one ends the
+/// start, as a misspelt key of the file does: an operator who set `READONLY`
+/// must not get a daemon that writes. One that only begins like ours may be the
+/// node's own, and warns.
 pub(super) fn unknown_variables(source: &Source, found: &mut Problems) {
     let ours: Vec<String> = TABLE
         .iter()
@@ -90,23 +96,39 @@ pub(super) fn unknown_variables(source: &Source, found: &mut Problems) {
             names.chain(entry.file_variable())
         })
         .collect();
-    let ours: Vec<&str> = ours.iter().map(String::as_str).collect();
     for (name, value) in &source.env {
-        let near = NEAR.iter().any(|prefix| name.starts_with(prefix))
-            || (name.starts_with("OPENAUDIO_MEDIORUM_")
-                && ours.iter().any(|our| distance(name, our) <= NEAR_LETTERS));
-        if near && !value.is_empty() && !ours.contains(&name.as_str()) {
+        if value.is_empty() || ours.contains(name) {
+            continue;
+        }
+        if let Some(meant) = meant(name, &ours) {
+            found.problems.push(Problem {
+                setting: name.clone(),
+                value: None,
+                origin: Origin::Environment(name.clone()),
+                why: format!("there is no such setting; did you mean {meant}?"),
+                allowed: format!("{meant}, or none of the two"),
+            });
+        } else if NEAR.iter().any(|prefix| name.starts_with(prefix)) {
             found.warnings.push(Warning::new(
                 "variable_unknown",
-                format!(
-                    "{name} is set, and opsward {} has no such setting{}",
-                    env!("CARGO_PKG_VERSION"),
-                    guess(name, &ours)
-                ),
+                format!("{name} is set, and opsward {} has no such setting", env!("CARGO_PKG_VERSION")),
                 "correct or remove it; config show lists every setting",
             ));
         }
     }
+}
+
+/// The variable of ours that a name was likely meant to be.
+fn meant(name: &str, ours: &[String]) -> Option<String> {
+    if let Some(rest) = name.strip_prefix("OPSWARD_") {
+        let key = |entry: &&super::Entry| distance(&rest.to_lowercase(), entry.key) <= 1;
+        return TABLE.iter().find(key).map(|entry| entry.variable().to_owned());
+    }
+    if !name.starts_with("OPENAUDIO_MEDIORUM_") {
+        return None;
+    }
+    let near = ours.iter().map(|our| (distance(name, our), our)).min_by_key(|(distance, _)| *distance)?;
+    (near.0 <= NEAR_LETTERS).then(|| near.1.clone())
 }
 
 /// Settings that cannot be used together, or that have no effect together.
@@ -128,6 +150,21 @@ pub(super) fn combinations(settings: &mut Settings, origins: &[Shown], found: &m
             allowed: "two different ports".to_owned(),
             ..Problem::of(entry, (origin, text.as_str()), why)
         });
+    }
+    for note in std::mem::take(&mut settings.db.notes) {
+        found.warnings.push(Warning::new(
+            "setting_partly_ignored",
+            format!("{}: {note}", written("db_url")),
+            "leave that part out, or leave it as it is",
+        ));
+    }
+    if settings.bounding.dormant_threshold < DORMANT_AT_LEAST {
+        settings.bounding.dormant_threshold = DORMANT_AT_LEAST;
+        found.warnings.push(Warning::new(
+            "setting_partly_ignored",
+            format!("{}: shorter than 24h is taken as 24h", written("dormant_ops_threshold")),
+            "set 24h or more",
+        ));
     }
     if settings.tls_self_signed && settings.env != Env::Dev {
         found.warnings.push(Warning::new(

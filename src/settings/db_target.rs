@@ -62,6 +62,8 @@ pub struct DbTarget {
     pub connect_timeout: Duration,
     /// Run-time parameters set at the start of each session.
     pub params: Vec<(String, String)>,
+    /// Sentences on what of the string was ignored or changed.
+    pub notes: Vec<String>,
 }
 
 impl DbTarget {

@@ -1,4 +1,5 @@
-//! Durations as Go's `time.ParseDuration` reads them.
+//! Durations as Go's `time.ParseDuration` reads them, and days and weeks of 24
+//! hours each.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ const MAX_NANOS: u128 = i64::MAX as u128;
 /// Digits of a fraction that can matter: an hour is 3.6e12 ns.
 const FRACTION_DIGITS: usize = 18;
 
-/// Reads `1h30m`, `2160h`, `1.5h`, `100ms` or `0`.
+/// Reads `1h30m`, `2160h`, `30d`, `2w`, `1.5h`, `100ms` or `0`.
 ///
 /// # Errors
 /// What is wrong with it; negative ones are refused too.
@@ -70,6 +71,8 @@ fn unit_nanos(unit: &str) -> Result<u128, String> {
         "s" => 1_000_000_000,
         "m" => 60_000_000_000,
         "h" => 3_600_000_000_000,
+        "d" => 86_400_000_000_000,
+        "w" => 604_800_000_000_000,
         "" => return Err("a number in it has no unit".into()),
         _ => return Err("a unit in it is unknown".into()),
     })
@@ -100,6 +103,9 @@ mod tests {
             ("2160h", 7_776_000_000),
             ("1.5h", 5_400_000),
             (".5s", 500),
+            ("30d", 2_592_000_000),
+            ("2w", 1_209_600_000),
+            ("1d12h", 129_600_000),
             ("1.s", 1_000),
             ("100ms", 100),
             ("1000us", 1),
@@ -124,7 +130,7 @@ mod tests {
             (" 1h", "no duration"),
             ("10", "no unit"),
             ("00", "no unit"),
-            ("1d", "unknown"),
+            ("1y", "unknown"),
             ("1h5", "no unit"),
             ("-1s", "negative"),
             ("9223372036854775808ns", "292 years"),

@@ -10,7 +10,7 @@ pub fn toml() -> String {
          # name the copy with --config; a flag or an environment variable goes before it.\n\
          # Written from the table of settings in the source; a test holds it.\n",
     );
-    for entry in TABLE {
+    for entry in TABLE.iter() {
         let value = entry.default.unwrap_or(entry.example);
         let value = match entry.shape {
             Shape::Switch => value.to_owned(),
@@ -35,7 +35,7 @@ pub fn markdown() -> String {
     let mut text = String::from(
         "| environment | flag | file key | default | meaning | allowed |\n|---|---|---|---|---|---|\n",
     );
-    for entry in TABLE {
+    for entry in TABLE.iter() {
         let default = entry.default.map_or("not set".into(), |text| format!("`{text}`"));
         let names: Vec<String> = variables(entry).iter().map(|name| format!("`{name}`")).collect();
         let _ = writeln!(
@@ -142,7 +142,7 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), count);
-        for entry in TABLE {
+        for entry in TABLE.iter() {
             assert!(!entry.meaning.contains('|') && !entry.allowed.contains('|'));
             assert!(!entry.meaning.ends_with('.') && !entry.allowed.ends_with('.'));
             assert!(entry.default.is_some() || !entry.example.is_empty());

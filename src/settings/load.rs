@@ -2,13 +2,10 @@
 //! order; every mistake is collected before any is reported.
 
 use super::table::{Entry, Shape, TABLE};
-use super::{Bounding, DEFAULT_FILE, DbTarget, TlsMode, check};
-use super::{Env, LogFormat, Origin, Problem, Problems, Settings, Source, Warning};
+use super::{DEFAULT_FILE, Origin, Problem, Problems, Settings, Source, Warning, check};
 use serde::Serialize;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// Settings that can be used.
 #[derive(Clone, Debug)]
@@ -53,12 +50,12 @@ type Given = (Origin, String);
 pub fn load(source: &Source) -> Result<Loaded, Problems> {
     let mut found = Problems::default();
     let file = read_file(source, &mut found);
-    // `None` only if a constant were no URL.
-    let Some(mut settings) = blank() else {
+    // An error only if a default of the table were wrong: a test reads them all.
+    let Ok(mut settings) = Settings::defaults() else {
         return Err(found);
     };
     let mut origins = Vec::with_capacity(TABLE.len());
-    for entry in TABLE {
+    for entry in TABLE.iter() {
         let given = pick(entry, source, &file, &mut found);
         origins.push(set(entry, given, &mut settings, &mut found));
     }
@@ -167,29 +164,19 @@ fn secret_file(entry: &Entry, source: &Source) -> Option<(String, PathBuf)> {
     (!path.is_empty()).then(|| (variable, PathBuf::from(path)))
 }
 
-/// Puts an entry's default, then its given value, into the settings. A value
-/// that cannot be used leaves the default there, for the checks that follow.
+/// Puts a given value into the settings, which hold the default. A value that
+/// cannot be used leaves the default there, for the checks that follow.
 fn set(entry: &Entry, given: Option<Given>, settings: &mut Settings, found: &mut Problems) -> Shown {
-    let defaulted = entry.default.map(|text| (Origin::Default, text.to_owned()));
-    let mut value = None;
+    let mut value = entry.default.map(str::to_owned);
     let mut origin = Origin::Default;
-    for (from, text) in defaulted.into_iter().chain(given) {
-        let mut notes = Vec::new();
-        match (entry.set)(settings, &text, &mut notes) {
-            Ok(()) => value = Some(text),
+    if let Some((from, text)) = given {
+        value = match (entry.set)(settings, &text) {
+            Ok(()) => Some(text),
             Err(why) => {
-                let problem = Problem::of(entry, (&from, text.as_str()), why);
-                found.problems.push(problem);
-                value = None;
+                found.problems.push(Problem::of(entry, (&from, text.as_str()), why));
+                None
             }
-        }
-        for note in notes {
-            found.warnings.push(Warning::new(
-                "setting_partly_ignored",
-                format!("{}: {note}", from.written(entry)),
-                "leave that part out, or leave it as it is",
-            ));
-        }
+        };
         origin = from;
     }
     Shown {
@@ -231,38 +218,6 @@ fn at_line(text: &str, error: &toml::de::Error) -> String {
     let before = error.span().and_then(|span| text.get(..span.start));
     let line = before.map_or(1, |before| before.matches('\n').count() + 1);
     format!("its line {line} is no TOML: {}", error.message())
-}
-
-/// Settings before any was read; the table's defaults are put over it.
-fn blank() -> Option<Settings> {
-    let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    Some(Settings {
-        db: DbTarget {
-            hosts: Vec::new(),
-            user: String::new(),
-            password: None,
-            dbname: None,
-            tls: TlsMode::Prefer,
-            root_cert: None,
-            client_cert: None,
-            connect_timeout: Duration::ZERO,
-            params: Vec::new(),
-        },
-        node_endpoint: None,
-        log_level: String::new(),
-        log_format: LogFormat::Text,
-        env: Env::Prod,
-        tls_self_signed: false,
-        listen: nowhere,
-        admin_listen: nowhere,
-        node_url: url::Url::parse("http://localhost").ok()?,
-        peers: None,
-        read_only: false,
-        sweep_peers: false,
-        sweep_interval: Duration::ZERO,
-        bounding: Bounding::default(),
-        pgdata_path: None,
-    })
 }
 
 #[cfg(test)]

@@ -82,6 +82,14 @@ pub fn batch_limit(text: &str) -> Parsed<u32> {
     }
 }
 
+/// How far below the slowest peer deletion stays.
+pub fn cursor_margin(text: &str) -> Parsed<Duration> {
+    match duration::parse(text)? {
+        margin if margin >= Duration::from_secs(60) => Ok(margin),
+        _ => Err("it is shorter than 1m".into()),
+    }
+}
+
 /// How far behind a peer may be; 0 is off. A day at least: less would drop
 /// peers that are being restarted.
 pub fn max_peer_lag(text: &str) -> Parsed<Duration> {
@@ -125,6 +133,11 @@ pub fn env(text: &str) -> Parsed<Env> {
         "dev" | "development" | "devnet" | "local" | "sandbox" => Ok(Env::Dev),
         _ => Err("there is no such network".into()),
     }
+}
+
+/// A log filter, as it is written.
+pub fn log_level(text: &str) -> Parsed<String> {
+    log_filter(text).map(|_| text.to_owned())
 }
 
 /// What a log filter says: a level for each target, the empty one for all

@@ -38,15 +38,6 @@ const IGNORED: [&str; 20] = [
     "target_session_attrs",
 ];
 
-/// A database and what of the string was not used.
-#[derive(Debug)]
-pub struct Parsed {
-    /// The database.
-    pub target: DbTarget,
-    /// Sentences on what was ignored or changed.
-    pub notes: Vec<String>,
-}
-
 /// The string's keys and values; `dbname` is kept as `database`.
 pub(super) type Raw = BTreeMap<String, String>;
 
@@ -54,7 +45,7 @@ pub(super) type Raw = BTreeMap<String, String>;
 ///
 /// # Errors
 /// What is wrong with it, without any of its text.
-pub fn parse(text: &str) -> Result<Parsed, String> {
+pub fn parse(text: &str) -> Result<DbTarget, String> {
     let mut raw = pg_text::read(text)?;
     if raw.values().any(|v| v.contains('\0')) {
         return Err("a value in it holds a zero byte".into());
@@ -69,18 +60,16 @@ pub fn parse(text: &str) -> Result<Parsed, String> {
     let (tls, root_cert) = tls(&mut raw, &hosts)?;
     let client_cert = client_cert(&mut raw)?;
     let params = params(raw, &mut notes)?;
-    Ok(Parsed {
-        target: DbTarget {
-            hosts,
-            user,
-            password,
-            dbname: Some(dbname),
-            tls,
-            root_cert,
-            client_cert,
-            connect_timeout,
-            params,
-        },
+    Ok(DbTarget {
+        hosts,
+        user,
+        password,
+        dbname: Some(dbname),
+        tls,
+        root_cert,
+        client_cert,
+        connect_timeout,
+        params,
         notes,
     })
 }

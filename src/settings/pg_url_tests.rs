@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 
 fn target(text: &str) -> DbTarget {
-    parse(text).unwrap().target
+    parse(text).unwrap()
 }
 
 fn error(text: &str) -> String {
@@ -95,8 +95,7 @@ fn what_is_ignored_is_said_and_the_rest_is_a_parameter() {
          &options=-c%20geqo%3Doff%20--join-collapse-limit=3&connect_timeout=0",
     )
     .unwrap();
-    let params: Vec<(&str, &str)> =
-        parsed.target.params.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let params: Vec<(&str, &str)> = parsed.params.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     assert_eq!(params, [("geqo", "off"), ("join_collapse_limit", "3"), ("work_mem", "64MB")]);
     assert_eq!(
         parsed.notes,
@@ -183,7 +182,7 @@ proptest! {
     #[test]
     fn what_is_shown_holds_no_password(password in "Zq7\\PC{0,8}") {
         let parsed = parse(&format!("postgres://u:{}@h/d", encode(&password))).unwrap();
-        let shown = format!("{} {} {parsed:?}", parsed.target.masked(), parsed.target.shown());
+        let shown = format!("{} {} {parsed:?}", parsed.masked(), parsed.shown());
         prop_assert!(!shown.contains("Zq7"), "{}", shown);
     }
 }

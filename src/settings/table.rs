@@ -1,14 +1,20 @@
-//! The one table of settings. Flags, environment names, file keys, defaults,
-//! help, README's table, config/opsward.toml and error texts come from it.
+//! The one table of settings. Struct fields, flags, environment names, file
+//! keys, defaults, help, README's table, config/opsward.toml and error texts
+//! come from it.
 
-use super::bounding::{self, Policy, When, Window};
-use super::{Settings, parse, pg_url};
+use super::Shape::{Secret, Switch, Text};
+use super::bounding::{self, Keep, Policy, When, Window};
+use super::duration::parse as duration;
+use super::{DbTarget, Env, LogFormat, parse, pg_url};
+use crate::values::Host;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-/// Reads a text into its field; sentences that should be known go to the list.
-type Set = fn(&mut Settings, &str, &mut Vec<String>) -> Result<(), String>;
-
 /// One setting.
+#[derive(Clone)]
 pub struct Entry {
     /// Its key in the file; with dashes for underscores, its flag.
     pub key: &'static str,
@@ -24,8 +30,8 @@ pub struct Entry {
     pub allowed: &'static str,
     /// How it is given and shown.
     pub shape: Shape,
-    /// Reads it.
-    pub set: Set,
+    /// Parses the text into the setting's field.
+    pub set: fn(&mut Settings, &str) -> Result<(), String>,
 }
 
 /// How a setting is given and shown.
@@ -35,7 +41,7 @@ pub enum Shape {
     Text(&'static str),
     /// A boolean: its flag alone means true.
     Switch,
-    /// A text that is never shown; instead, what the function says.
+    /// A text that is never shown; the function returns what is shown instead.
     Secret(&'static str, fn(&Settings) -> String),
 }
 
@@ -66,432 +72,219 @@ pub fn entry(key: &str) -> Option<&'static Entry> {
     TABLE.iter().find(|entry| entry.key == key)
 }
 
+/// Makes a struct of settings, its defaults and its entries. The third argument
+/// finds the struct in `Settings`. Each setting reads:
+///
+/// ```text
+/// field: Type = "default" (or: unset "example"), reader;
+///     "key" ["ENVIRONMENT"] shape;
+///     "meaning";
+///     "allowed";
+/// ```
+///
+/// A reader is `fn(&str) -> Result<Type, String>`; where the type is an
+/// `Option`, the reader returns what is inside.
+macro_rules! settings {
+    (@text) => { None };
+    (@text $text:literal) => { Some($text) };
+    (@value $read:expr) => { Default::default() };
+    (@value $read:expr, $text:literal) => { $read($text)?.into() };
+    ($(#[$about:meta])* $name:ident, $entries:ident, $part:expr, {
+     $($field:ident: $type:ty = $($default:literal)? $(unset $example:literal)?, $read:expr;
+        $key:literal $env:tt $shape:expr;
+        $meaning:expr;
+        $allowed:expr;)*
+    } $(#[$doc:meta])* $other:ident: $other_type:ty = $other_value:expr) => {
+        $(#[$about])*
+        #[derive(Clone, Debug)]
+        pub struct $name {
+            $(#[doc = $meaning] pub $field: $type,)*
+            $(#[$doc])* pub $other: $other_type,
+        }
+
+        impl $name {
+            /// Every default of the table.
+            pub(super) fn defaults() -> Result<Self, String> {
+                Ok(Self {
+                    $($field: settings!(@value $read $(, $default)?),)*
+                    $other: $other_value,
+                })
+            }
+        }
+
+        const $entries: &[Entry] = &[$(Entry {
+            key: $key,
+            env: &$env,
+            default: settings!(@text $($default)?),
+            example: concat!($($example)?),
+            meaning: $meaning,
+            allowed: $allowed,
+            shape: $shape,
+            set: |settings, text| {
+                $part(settings).$field = $read(text)?.into();
+                Ok(())
+            },
+        }),*];
+    };
+}
+
 const BOOLEAN: &str = "true or false (also 1, t, T, TRUE, True, 0, f, F, FALSE, False)";
 const NODE_URL: &str = "a URL of http or https without password, query and fragment";
 const SIZE: &str = "0, or a size with its unit such as 512MiB or 20GB";
 const ADDRESS: &str = "an IP address and a port, such as 0.0.0.0:1992 or [::1]:9464";
 
-/// A boolean.
-const fn switch(
-    key: &'static str,
-    env: &'static [&'static str],
-    default: &'static str,
-    meaning: &'static str,
-    set: Set,
-) -> Entry {
-    let (default, shape) = (Some(default), Shape::Switch);
-    Entry { key, env, default, example: "", meaning, allowed: BOOLEAN, shape, set }
+/// Every setting there is.
+pub static TABLE: LazyLock<Vec<Entry>> = LazyLock::new(|| [OF_DAEMON, OF_BOUNDING].concat());
+
+settings! {
+    /// Every setting, read and checked.
+    Settings, OF_DAEMON, std::convert::identity::<&mut Settings>, {
+    db: DbTarget = "postgresql://postgres:postgres@localhost:5432/openaudio", pg_url::parse;
+        "db_url" ["OPENAUDIO_DB_URL", "dbUrl"] Secret("URL", |settings| settings.db.masked());
+        "the node's database; by default whichever of openaudio and audius_creator_node holds the log";
+        "what pgx accepts: postgresql://user:password@host:port/database?sslmode=…, or key=value pairs";
+    node_endpoint: Option<Host> = unset "https://validator.example", parse::host;
+        "node_endpoint" ["OPENAUDIO_NODE_ENDPOINT", "nodeEndpoint", "creatorNodeEndpoint"] Text("URL");
+        "this validator's own public URL, as it is registered; needed to serve and to pull";
+        NODE_URL;
+    log_level: String = "info", parse::log_level;
+        "log_level" ["OPENAUDIO_LOG_LEVEL"] Text("FILTER");
+        "how much is logged; a bare level speaks of opsward, libraries stay at warn";
+        "off, error, warn, info, debug or trace, and target=level, with commas between: info,opsward::pull=debug";
+    log_format: LogFormat = "text", parse::log_format;
+        "log_format" ["OPENAUDIO_LOG_FORMAT"] Text("FORMAT");
+        "how log lines are written";
+        "text or json";
+    env: Env = "prod", parse::env;
+        "env" ["OPENAUDIO_ENV"] Text("NETWORK");
+        "the network that the node belongs to";
+        "prod, production, mainnet; stage, staging, testnet; dev, development, devnet, local, sandbox";
+    tls_self_signed: bool = "false", parse::boolean;
+        "tls_self_signed" ["OPENAUDIO_TLS_SELF_SIGNED"] Switch;
+        "accept peers' self-signed certificates; only where the network is dev";
+        BOOLEAN;
+    listen: SocketAddr = "0.0.0.0:1992", parse::listen;
+        "listen" ["OPENAUDIO_MEDIORUM_SIDECAR_LISTEN"] Text("ADDRESS");
+        "where peers are served; the sweep only";
+        ADDRESS;
+    admin_listen: SocketAddr = "127.0.0.1:9464", parse::listen;
+        "admin_listen" ["OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN"] Text("ADDRESS");
+        "where the operator is served: metrics, health, status";
+        ADDRESS;
+    node_url: url::Url = "http://localhost:80", parse::base_url;
+        "node_url" ["OPENAUDIO_MEDIORUM_NODE_URL"] Text("URL");
+        "the node as seen from here, asked for the registered peers";
+        NODE_URL;
+    peers: Option<Vec<Host>> = unset "https://a.example,https://b.example", parse::peers;
+        "peers" ["OPENAUDIO_MEDIORUM_PEERS"] Text("URLS");
+        "the peers, instead of asking the node for them";
+        "URLs of http or https with commas between, or none for no peers";
+    read_only: bool = "false", parse::boolean;
+        "read_only" ["OPENAUDIO_MEDIORUM_READ_ONLY"] Switch;
+        "write nothing outside the schema opsward";
+        BOOLEAN;
+    sweep_peers: bool = "true", parse::boolean;
+        "sweep_peers" ["OPENAUDIO_MEDIORUM_SWEEP_PEERS"] Switch;
+        "pull from peers at all";
+        BOOLEAN;
+    sweep_interval: Duration = "10m", parse::sweep_interval;
+        "sweep_interval" ["OPENAUDIO_MEDIORUM_SWEEP_INTERVAL"] Text("DURATION");
+        "how often each peer is pulled";
+        "a duration of at least 10s, such as 90s, 10m or 1h30m";
+    pgdata_path: Option<PathBuf> = unset "/pgdata", parse::directory;
+        "pgdata_path" ["OPENAUDIO_MEDIORUM_PGDATA_PATH"] Text("DIRECTORY");
+        "a directory on the database's volume, to read its free space";
+        "an absolute path";
+}
+    /// What bounds the log.
+    bounding: Bounding = Bounding::defaults()?
 }
 
-/// Every setting there is.
-pub const TABLE: &[Entry] = &[
-    Entry {
-        key: "db_url",
-        env: &["OPENAUDIO_DB_URL", "dbUrl"],
-        default: Some("postgresql://postgres:postgres@localhost:5432/openaudio"),
-        example: "",
-        meaning: "the node's database; by default whichever of openaudio and audius_creator_node holds the log",
-        allowed: "what pgx accepts: postgresql://user:password@host:port/database?sslmode=…, or key=value pairs",
-        shape: Shape::Secret("URL", |settings| settings.db.masked()),
-        set: |settings, text, notes| {
-            let parsed = pg_url::parse(text)?;
-            settings.db = parsed.target;
-            notes.extend(parsed.notes);
-            Ok(())
-        },
-    },
-    Entry {
-        key: "node_endpoint",
-        env: &["OPENAUDIO_NODE_ENDPOINT", "nodeEndpoint", "creatorNodeEndpoint"],
-        default: None,
-        example: "https://validator.example",
-        meaning: "this validator's own public URL, as it is registered; needed to serve and to pull",
-        allowed: NODE_URL,
-        shape: Shape::Text("URL"),
-        set: |settings, text, _| {
-            settings.node_endpoint = Some(parse::host(text)?);
-            Ok(())
-        },
-    },
-    Entry {
-        key: "log_level",
-        env: &["OPENAUDIO_LOG_LEVEL"],
-        default: Some("info"),
-        example: "",
-        meaning: "how much is logged; a bare level speaks of opsward, libraries stay at warn",
-        allowed: "off, error, warn, info, debug or trace, and target=level, with commas between: info,opsward::pull=debug",
-        shape: Shape::Text("FILTER"),
-        set: |settings, text, _| {
-            parse::log_filter(text)?;
-            settings.log_level = text.to_owned();
-            Ok(())
-        },
-    },
-    Entry {
-        key: "log_format",
-        env: &["OPENAUDIO_LOG_FORMAT"],
-        default: Some("text"),
-        example: "",
-        meaning: "how log lines are written",
-        allowed: "text or json",
-        shape: Shape::Text("FORMAT"),
-        set: |settings, text, _| {
-            settings.log_format = parse::log_format(text)?;
-            Ok(())
-        },
-    },
-    Entry {
-        key: "env",
-        env: &["OPENAUDIO_ENV"],
-        default: Some("prod"),
-        example: "",
-        meaning: "the network that the node belongs to",
-        allowed: "prod, production, mainnet; stage, staging, testnet; dev, development, devnet, local, sandbox",
-        shape: Shape::Text("NETWORK"),
-        set: |settings, text, _| {
-            settings.env = parse::env(text)?;
-            Ok(())
-        },
-    },
-    switch(
-        "tls_self_signed",
-        &["OPENAUDIO_TLS_SELF_SIGNED"],
-        "false",
-        "accept peers' self-signed certificates; only where the network is dev",
-        |settings, text, _| {
-            settings.tls_self_signed = parse::boolean(text)?;
-            Ok(())
-        },
-    ),
-    Entry {
-        key: "listen",
-        env: &["OPENAUDIO_MEDIORUM_SIDECAR_LISTEN"],
-        default: Some("0.0.0.0:1992"),
-        example: "",
-        meaning: "where peers are served; the sweep only",
-        allowed: ADDRESS,
-        shape: Shape::Text("ADDRESS"),
-        set: |settings, text, _| {
-            settings.listen = parse::listen(text)?;
-            Ok(())
-        },
-    },
-    Entry {
-        key: "admin_listen",
-        env: &["OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN"],
-        default: Some("127.0.0.1:9464"),
-        example: "",
-        meaning: "where the operator is served: metrics, health, status",
-        allowed: ADDRESS,
-        shape: Shape::Text("ADDRESS"),
-        set: |settings, text, _| {
-            settings.admin_listen = parse::listen(text)?;
-            Ok(())
-        },
-    },
-    Entry {
-        key: "node_url",
-        env: &["OPENAUDIO_MEDIORUM_NODE_URL"],
-        default: Some("http://localhost:80"),
-        example: "",
-        meaning: "the node as seen from here, asked for the registered peers",
-        allowed: NODE_URL,
-        shape: Shape::Text("URL"),
-        set: |settings, text, _| {
-            settings.node_url = parse::base_url(text)?;
-            Ok(())
-        },
-    },
-    Entry {
-        key: "peers",
-        env: &["OPENAUDIO_MEDIORUM_PEERS"],
-        default: None,
-        example: "https://a.example,https://b.example",
-        meaning: "the peers, instead of asking the node for them",
-        allowed: "URLs of http or https with commas between, or none for no peers",
-        shape: Shape::Text("URLS"),
-        set: |settings, text, _| {
-            settings.peers = Some(parse::peers(text)?);
-            Ok(())
-        },
-    },
-    switch(
-        "read_only",
-        &["OPENAUDIO_MEDIORUM_READ_ONLY"],
-        "false",
-        "write nothing outside the schema opsward",
-        |settings, text, _| {
-            settings.read_only = parse::boolean(text)?;
-            Ok(())
-        },
-    ),
-    switch(
-        "sweep_peers",
-        &["OPENAUDIO_MEDIORUM_SWEEP_PEERS"],
-        "true",
-        "pull from peers at all",
-        |settings, text, _| {
-            settings.sweep_peers = parse::boolean(text)?;
-            Ok(())
-        },
-    ),
-    Entry {
-        key: "sweep_interval",
-        env: &["OPENAUDIO_MEDIORUM_SWEEP_INTERVAL"],
-        default: Some("10m"),
-        example: "",
-        meaning: "how often each peer is pulled",
-        allowed: "a duration of at least 10s, such as 90s, 10m or 1h30m",
-        shape: Shape::Text("DURATION"),
-        set: |settings, text, _| {
-            settings.sweep_interval = parse::sweep_interval(text)?;
-            Ok(())
-        },
-    },
-    switch(
-        "ops_census",
-        &["OPENAUDIO_MEDIORUM_OPS_CENSUS"],
-        "true",
-        "count the log by table and day; everything that bounds the log reads it",
-        |settings, text, _| {
-            settings.bounding.census = parse::boolean(text)?;
-            Ok(())
-        },
-    ),
-    Entry {
-        key: "ops_retention_days",
-        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS"],
-        default: Some("0"),
-        example: "",
-        meaning: "delete ops older than so many days, behind every peer; 0 is off",
-        allowed: "a whole number of days from 0 to 36500",
-        shape: Shape::Text("DAYS"),
-        set: |settings, text, _| {
-            settings.bounding.retention_days = bounding::days(text)?;
-            Ok(())
-        },
-    },
-    Entry {
-        key: "ops_retention_bytes",
-        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_BYTES"],
-        default: Some("0"),
-        example: "",
-        meaning: "shorten the window so that the log and its indexes stay under this size, room that deletion leaves in them not counted; down to 7 days; 0 is off",
-        allowed: SIZE,
-        shape: Shape::Text("SIZE"),
-        set: |settings, text, _| {
-            settings.bounding.retention_bytes = bounding::size(text)?;
-            Ok(())
-        },
-    },
-    Entry {
-        key: "ops_retention_sweep_interval",
-        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_SWEEP_INTERVAL"],
-        default: Some("1h"),
-        example: "",
-        meaning: "how often retention and dormant cleanup run",
-        allowed: "a duration of at least 10s, such as 10m or 1h",
-        shape: Shape::Text("DURATION"),
-        set: |settings, text, _| {
-            settings.bounding.interval = parse::sweep_interval(text)?;
-            Ok(())
-        },
-    },
-    Entry {
-        key: "ops_retention_batch_limit",
-        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_BATCH_LIMIT"],
-        default: Some("10000"),
-        example: "",
-        meaning: "rows that one transaction deletes at most",
-        allowed: "a whole number from 100 to 100000",
-        shape: Shape::Text("ROWS"),
-        set: |settings, text, _| {
-            settings.bounding.batch_limit = parse::batch_limit(text)?;
-            Ok(())
-        },
-    },
-    Entry {
-        key: "ops_retention_cursor_margin",
-        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_CURSOR_MARGIN"],
-        default: Some("1h"),
-        example: "",
-        meaning: "how far behind the slowest peer deletion stays",
-        allowed: "a duration of at least 1m, such as 1h",
-        shape: Shape::Text("DURATION"),
-        set: |settings, text, _| {
-            settings.bounding.cursor_margin =
-                bounding::duration_at_least(text, Duration::from_secs(60), "1m")?;
-            Ok(())
-        },
-    },
-    Entry {
-        key: "ops_retention_ignore_peers",
-        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS"],
-        default: None,
-        example: "https://gone.example",
-        meaning: "peers and readers that hold nothing back",
-        allowed: "URLs of http or https with commas between, or none",
-        shape: Shape::Text("URLS"),
-        set: |settings, text, _| {
-            settings.bounding.ignore_peers = parse::peers(text)?;
-            Ok(())
-        },
-    },
-    Entry {
-        key: "ops_retention_max_peer_lag",
-        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_MAX_PEER_LAG"],
-        default: Some("0"),
-        example: "",
-        meaning: "a peer further behind than this no longer holds anything back; 0 is off",
-        allowed: "0, or a duration of at least 24h such as 720h",
-        shape: Shape::Text("DURATION"),
-        set: |settings, text, _| {
-            settings.bounding.max_peer_lag = parse::max_peer_lag(text)?;
-            Ok(())
-        },
-    },
-    Entry {
-        key: "ops_retention_reader_hold",
-        env: &["OPENAUDIO_MEDIORUM_OPS_RETENTION_READER_HOLD"],
-        default: Some("720h"),
-        example: "",
-        meaning: "how much longer than the window a reader may hold ops; 0 is off",
-        allowed: "a duration such as 720h, or 0",
-        shape: Shape::Text("DURATION"),
-        set: |settings, text, _| {
-            settings.bounding.reader_hold = bounding::duration_at_least(text, Duration::ZERO, "0")?;
-            Ok(())
-        },
-    },
-    switch(
-        "dormant_ops_cleanup",
-        &["OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP"],
-        "false",
-        "delete the old ops of tables that no longer get any",
-        |settings, text, _| {
-            settings.bounding.dormant_cleanup = parse::boolean(text)?;
-            Ok(())
-        },
-    ),
-    switch(
-        "keep_dormant_ops",
-        &["OPENAUDIO_MEDIORUM_KEEP_DORMANT_OPS"],
-        "false",
-        "the veto: dormant ops are kept whatever else is set",
-        |settings, text, _| {
-            settings.bounding.keep_dormant = parse::boolean(text)?;
-            Ok(())
-        },
-    ),
-    Entry {
-        key: "dormant_ops_threshold",
-        env: &["OPENAUDIO_MEDIORUM_DORMANT_OPS_THRESHOLD"],
-        default: Some("2160h"),
-        example: "",
-        meaning: "how long a dormant table has been without a new op",
-        allowed: "a duration; shorter than 24h is taken as 24h",
-        shape: Shape::Text("DURATION"),
-        set: |settings, text, notes| {
-            settings.bounding.dormant_threshold = bounding::dormant_threshold(text, notes)?;
-            Ok(())
-        },
-    },
-    switch(
-        "ensure_ops_table_index",
-        &["OPENAUDIO_MEDIORUM_ENSURE_OPS_TABLE_INDEX"],
-        "false",
-        "keep an index on the log by table and ULID",
-        |settings, text, _| {
-            settings.bounding.ensure_index = parse::boolean(text)?;
-            Ok(())
-        },
-    ),
-    switch(
-        "ops_replay_guard",
-        &["OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD"],
-        "false",
-        "protect the node's own sweeps from replays of deleted ops, by a trigger on the log",
-        |settings, text, _| {
-            settings.bounding.replay_guard = parse::boolean(text)?;
-            Ok(())
-        },
-    ),
-    Entry {
-        key: "maintenance_window",
-        env: &["OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW"],
-        default: None,
-        example: "01:00-05:00",
-        meaning: "when bulk work may run, in UTC; unset is always",
-        allowed: "two times of day such as 01:00-05:00; it may wrap midnight",
-        shape: Shape::Text("TIMES"),
-        set: |settings, text, _| {
-            settings.bounding.window = Some(Window::parse(text)?);
-            Ok(())
-        },
-    },
-    Entry {
-        key: "min_free_disk",
-        env: &["OPENAUDIO_MEDIORUM_MIN_FREE_DISK"],
-        default: Some("1GiB"),
-        example: "",
-        meaning: "bulk work stops while the database's volume has less than this free",
-        allowed: SIZE,
-        shape: Shape::Text("SIZE"),
-        set: |settings, text, _| {
-            settings.bounding.min_free_disk = bounding::size(text)?;
-            Ok(())
-        },
-    },
-    Entry {
-        key: "ops_reclaim_policy",
-        env: &["OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY"],
-        default: None,
-        example: "compact",
-        meaning: "what a reclaim keeps: what retention keeps, or what replay needs",
-        allowed: "window or compact",
-        shape: Shape::Text("POLICY"),
-        set: |settings, text, _| {
-            settings.bounding.reclaim_policy = Some(Policy::parse(text)?);
-            Ok(())
-        },
-    },
-    Entry {
-        key: "ops_reclaim_memory",
-        env: &["OPENAUDIO_MEDIORUM_OPS_RECLAIM_MEMORY"],
-        default: Some("256MiB"),
-        example: "",
-        meaning: "memory that a reclaim may use",
-        allowed: "a size of at least 32MiB, such as 256MiB",
-        shape: Shape::Text("SIZE"),
-        set: |settings, text, _| {
-            settings.bounding.reclaim_memory = parse::reclaim_memory(text)?;
-            Ok(())
-        },
-    },
-    Entry {
-        key: "ops_reclaim_when",
-        env: &["OPENAUDIO_MEDIORUM_OPS_RECLAIM_WHEN"],
-        default: None,
-        example: "bloat>50%",
-        meaning: "when the daemon reclaims by itself, at most once a week; unset is never",
-        allowed: "bloat>N% (10 to 95) or free<SIZE",
-        shape: Shape::Text("CONDITION"),
-        set: |settings, text, _| {
-            settings.bounding.reclaim_when = Some(When::parse(text)?);
-            Ok(())
-        },
-    },
-    Entry {
-        key: "pgdata_path",
-        env: &["OPENAUDIO_MEDIORUM_PGDATA_PATH"],
-        default: None,
-        example: "/pgdata",
-        meaning: "a directory on the database's volume, to read its free space",
-        allowed: "an absolute path",
-        shape: Shape::Text("DIRECTORY"),
-        set: |settings, text, _| {
-            settings.pgdata_path = Some(parse::directory(text)?);
-            Ok(())
-        },
-    },
-];
+fn bounding_of(settings: &mut Settings) -> &mut Bounding {
+    &mut settings.bounding
+}
+
+settings! {
+    /// What bounds the log.
+    #[derive(PartialEq, Default)]
+    Bounding, OF_BOUNDING, bounding_of, {
+    census: bool = "true", parse::boolean;
+        "ops_census" ["OPENAUDIO_MEDIORUM_OPS_CENSUS"] Switch;
+        "count the log by table and day; everything that bounds the log reads it";
+        BOOLEAN;
+    retention_days: u32 = "0", bounding::days;
+        "ops_retention_days" ["OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS"] Text("DAYS");
+        "delete ops older than so many days, behind every peer; 0 is off";
+        "a whole number of days from 0 to 36500";
+    retention_bytes: u64 = "0", bounding::size;
+        "ops_retention_bytes" ["OPENAUDIO_MEDIORUM_OPS_RETENTION_BYTES"] Text("SIZE");
+        "shorten the window so that the log and its indexes stay under this size, room that deletion leaves in them not counted; down to 7 days; 0 is off";
+        SIZE;
+    interval: Duration = "1h", parse::sweep_interval;
+        "ops_retention_sweep_interval" ["OPENAUDIO_MEDIORUM_OPS_RETENTION_SWEEP_INTERVAL"] Text("DURATION");
+        "how often retention and dormant cleanup run";
+        "a duration of at least 10s, such as 10m or 1h";
+    batch_limit: u32 = "10000", parse::batch_limit;
+        "ops_retention_batch_limit" ["OPENAUDIO_MEDIORUM_OPS_RETENTION_BATCH_LIMIT"] Text("ROWS");
+        "rows that one transaction deletes at most";
+        "a whole number from 100 to 100000";
+    cursor_margin: Duration = "1h", parse::cursor_margin;
+        "ops_retention_cursor_margin" ["OPENAUDIO_MEDIORUM_OPS_RETENTION_CURSOR_MARGIN"] Text("DURATION");
+        "how far behind the slowest peer deletion stays";
+        "a duration of at least 1m, such as 1h";
+    ignore_peers: Vec<Host> = unset "https://gone.example", parse::peers;
+        "ops_retention_ignore_peers" ["OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS"] Text("URLS");
+        "peers and readers that hold nothing back";
+        "URLs of http or https with commas between, or none";
+    max_peer_lag: Duration = "0", parse::max_peer_lag;
+        "ops_retention_max_peer_lag" ["OPENAUDIO_MEDIORUM_OPS_RETENTION_MAX_PEER_LAG"] Text("DURATION");
+        "a peer further behind than this no longer holds anything back; 0 is off";
+        "0, or a duration of at least 24h such as 720h";
+    reader_hold: Duration = "720h", duration;
+        "ops_retention_reader_hold" ["OPENAUDIO_MEDIORUM_OPS_RETENTION_READER_HOLD"] Text("DURATION");
+        "how much longer than the window a reader may hold ops; 0 is off";
+        "a duration such as 720h, or 0";
+    dormant_cleanup: bool = "false", parse::boolean;
+        "dormant_ops_cleanup" ["OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP"] Switch;
+        "delete the old ops of tables that no longer get any";
+        BOOLEAN;
+    keep_dormant: bool = "false", parse::boolean;
+        "keep_dormant_ops" ["OPENAUDIO_MEDIORUM_KEEP_DORMANT_OPS"] Switch;
+        "the veto: dormant ops are kept whatever else is set";
+        BOOLEAN;
+    dormant_threshold: Duration = "2160h", duration;
+        "dormant_ops_threshold" ["OPENAUDIO_MEDIORUM_DORMANT_OPS_THRESHOLD"] Text("DURATION");
+        "how long a dormant table has been without a new op";
+        "a duration; shorter than 24h is taken as 24h";
+    ensure_index: bool = "false", parse::boolean;
+        "ensure_ops_table_index" ["OPENAUDIO_MEDIORUM_ENSURE_OPS_TABLE_INDEX"] Switch;
+        "keep an index on the log by table and ULID";
+        BOOLEAN;
+    replay_guard: bool = "false", parse::boolean;
+        "ops_replay_guard" ["OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD"] Switch;
+        "protect the node's own sweeps from replays of deleted ops, by a trigger on the log";
+        BOOLEAN;
+    window: Option<Window> = unset "01:00-05:00", Window::parse;
+        "maintenance_window" ["OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW"] Text("TIMES");
+        "when bulk work may run, in UTC; unset is always";
+        "two times of day such as 01:00-05:00; it may wrap midnight";
+    min_free_disk: u64 = "1GiB", bounding::size;
+        "min_free_disk" ["OPENAUDIO_MEDIORUM_MIN_FREE_DISK"] Text("SIZE");
+        "bulk work stops while the database's volume has less than this free";
+        SIZE;
+    reclaim_policy: Option<Policy> = unset "compact", Policy::parse;
+        "ops_reclaim_policy" ["OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY"] Text("POLICY");
+        "what a reclaim keeps: what retention keeps, or what replay needs";
+        "window or compact";
+    reclaim_memory: u64 = "256MiB", parse::reclaim_memory;
+        "ops_reclaim_memory" ["OPENAUDIO_MEDIORUM_OPS_RECLAIM_MEMORY"] Text("SIZE");
+        "memory that a reclaim may use";
+        "a size of at least 32MiB, such as 256MiB";
+    reclaim_when: Option<When> = unset "bloat>50%", When::parse;
+        "ops_reclaim_when" ["OPENAUDIO_MEDIORUM_OPS_RECLAIM_WHEN"] Text("CONDITION");
+        "when the daemon reclaims by itself, at most once a week; unset is never";
+        "bloat>N% (10 to 95) or free<SIZE";
+}
+    /// What is kept of single tables instead of the window; from the file only.
+    tables: BTreeMap<String, Keep> = BTreeMap::new()
+}

@@ -162,6 +162,7 @@ mod tests {
             client_cert: None,
             connect_timeout: Duration::from_secs(1),
             params: Vec::new(),
+            notes: Vec::new(),
         }
     }
 

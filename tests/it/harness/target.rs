@@ -7,6 +7,7 @@ use std::time::Duration;
 /// The database of a name on a local port, by the superuser.
 pub fn local(port: u16, dbname: &str) -> DbTarget {
     DbTarget {
+        notes: Vec::new(),
         hosts: vec![("127.0.0.1".into(), port)],
         user: "postgres".into(),
         password: Some(Secret::new("postgres")),
