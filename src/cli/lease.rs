@@ -73,7 +73,7 @@ pub(super) async fn have_done(
         match Lease::take(&db).await? {
             Ok(mut lease) => {
                 let work = work(context, own, db.clone())?;
-                break in_foreground(&job, &work, &mut lease).await;
+                break until_signalled(&work.stop, carry_out(&job, &work, &mut lease)).await;
             }
             Err(Some(holder)) if holder.is_daemon() => match by_daemon(context, &db, &job, &holder).await? {
                 Handed::Ended(ended) => break ended,
@@ -163,10 +163,9 @@ pub(super) fn work(context: &Context, own: crate::values::Host, db: Db) -> Resul
     })
 }
 
-/// Works here; a signal stops it at the next batch.
-async fn in_foreground(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
-    let stop = work.stop.clone();
-    let mut whole = std::pin::pin!(carry_out(job, work, lease));
+/// Works here; a signal cancels `stop`, and the work ends at its next batch.
+pub(super) async fn until_signalled<T>(stop: &CancellationToken, whole: impl Future<Output = T>) -> T {
+    let mut whole = std::pin::pin!(whole);
     let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind).ok());
     let [mut int, mut term] = signals;
     loop {

@@ -5,14 +5,16 @@ use super::confirm::{self, confirm};
 use super::digest::{chosen, scope_flags};
 use super::progress::{Shown, rows as read};
 use super::verify::{differences, duration_flag, reference, reference_flag, result, settle_flag};
-use super::{Command, Context, Output, Run};
+use super::{Command, Context, Output, Run, lease};
 use crate::db::lease::Lease;
-use crate::db::reset::Reset;
+use crate::db::reset::is_alone;
 use crate::db::{Db, maintain, migrate};
-use crate::reclaim::reset::{Plan, complete, plan};
+use crate::reclaim::Error;
+use crate::reclaim::reset::{self, behind, complete, plan};
 use crate::reclaim::verify::{Reference, Verify};
 use crate::records::models;
 use crate::show::{Changed, Done, ExitCode, Failure, Outcome, Warning, format};
+use crate::values::Beginning;
 use clap::ArgMatches;
 use serde_json::json;
 use std::time::Duration;
@@ -30,11 +32,11 @@ pub(super) const COMMAND: Command = Command {
             .arg(reference_flag("reference"))
             .arg(settle_flag())
             .arg(duration_flag("max-age", "1h", "How old the reference may be"))
-            .arg(duration_flag(
-                "max-lock",
-                "200ms",
-                "How long the node may wait for ops, up to 4s: 10,000 young rows take some 300 ms",
-            ))
+            // Its lock once grew with the rows that stay.
+            .arg(
+                duration_flag("max-lock", "200ms", "Of no effect: a reset locks ops for 200 ms at most")
+                    .hide(true),
+            )
             .arg(confirm::flag())
     },
     output: Output::Envelope,
@@ -53,9 +55,9 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let reference = reference(args, "reference", "reset").await?;
     let db = context.open_db("reset", 3).await?;
     migrate::migrate(&mut db.client().await?).await?;
-    let mut lease = Lease::take(&db).await?.map_err(|holder| {
+    let mut held = Lease::take(&db).await?.map_err(|holder| {
         let who = holder.map_or_else(|| "another session".to_owned(), |holder| holder.to_string());
-        held(format!("the lease is held by {who}: nothing was done"))
+        is_held(format!("the lease is held by {who}: nothing was done"))
     })?;
 
     let duration = |flag: &str| args.get_one::<Duration>(flag).copied().unwrap_or_default();
@@ -81,41 +83,36 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
             "`opsward verify` lists them; once both have read the same it matches, --settle waits for that",
         ));
     }
-    let mut plan = plan(&report, &own, duration("max-lock"), context.clock.now())?;
+    let mut plan = plan(&report, &own, context.clock.now())?;
     if let Reference::Url(db) = &reference {
         plan.reference = db.shown().to_owned();
     }
     confirm(context, args, &said(&plan, db.shown()))?;
     // The answer may have taken its time.
     verify().is_fresh(&report.reference)?;
-    let done =
-        plan.carry_out(&mut lease, |rows| shown.tell(&read("ops looked at for what stays", rows, "here")));
-    let done = tokio::select! {
-        done = done => done,
-        _ = tokio::signal::ctrl_c() => {
-            return Err(Failure::new(ExitCode::Failed, "stopped", "stopped: nothing was done"));
-        }
-    };
-    shown.end();
-    match done? {
-        Reset::Done { kept, bytes, after, locked_ms } => {
-            analyze(&mut lease, &db).await;
-            let text = format!(
-                "The log begins anew: {} put back; it took {} and takes {}; ops was locked for {locked_ms} ms.",
-                format::many(kept, "row"),
-                format::bytes(bytes),
-                format::bytes(after)
-            );
-            let proof = result(&report);
-            let result = json!({ "kept": kept, "bytes_before": bytes, "bytes_after": after, "locked_ms": locked_ms,
-                "floor": plan.young, "cursors": plan.cursors.len(), "proof": proof });
-            Ok(Done::new(result, text).changed(Changed::Yes).warn(behind(&plan)))
-        }
-        Reset::DaemonConnected => Err(held("a daemon is connected: nothing was done".to_owned())),
-        Reset::Busy | Reset::TooLong | Reset::KeptOut { .. } => {
-            Err(refused("busy", "ops stayed in use: nothing was done".to_owned()))
-        }
+    if !is_alone(held.client()?).await? {
+        return Err(is_held("a daemon is connected: nothing was done".to_owned()));
     }
+    let work = lease::work(context, own, db.clone())?;
+    let done = reset::carry_out(&work, &mut held, plan.clone());
+    let done = lease::until_signalled(&work.stop, done).await.map_err(|error| match error {
+        Error::Refused { why, fix } => refused("refused", why).fix(fix),
+        Error::Halted(_) => Failure::new(ExitCode::Failed, "stopped", "stopped: nothing was done"),
+        Error::Db(error) => error.into(),
+    })?;
+    analyze(&mut held, &db).await;
+    let after = &done.report;
+    let text = format!(
+        "The log begins anew: {} stay; it took {} and takes {}; ops was locked for {} ms.",
+        format::many(done.kept, "row"),
+        format::bytes(after.bytes_before),
+        format::bytes(after.bytes_after),
+        after.locked_ms
+    );
+    let proof = result(&report);
+    let result = json!({ "kept": done.kept, "bytes_before": after.bytes_before, "bytes_after": after.bytes_after,
+        "locked_ms": after.locked_ms, "floor": plan.young, "cursors": plan.cursors.len(), "proof": proof });
+    Ok(Done::new(result, text).changed(Changed::Yes).warn(peers_behind(&plan)))
 }
 
 /// An emptied table has no dead rows to vacuum, but statistics of what it was:
@@ -128,7 +125,7 @@ async fn analyze(lease: &mut Lease, db: &Db) {
 }
 
 /// What will be done, and what others will see of it.
-fn said(plan: &Plan, shown: &str) -> String {
+fn said(plan: &Beginning, shown: &str) -> String {
     let mut said = format!(
         "The records in {shown} are those of {}.\nThis empties public.ops there, but for rows of the last \
          2 h, rows owed to the chain and rows of tables without a model; raises the floor of every record \
@@ -138,14 +135,14 @@ fn said(plan: &Plan, shown: &str) -> String {
         format::many(plan.cursors.len() as u64, "peer"),
         plan.young
     );
-    if let Some(warning) = behind(plan) {
+    if let Some(warning) = peers_behind(plan) {
         said.push_str(&format!("\nwarning: {warning}"));
     }
     said
 }
 
-fn behind(plan: &Plan) -> Option<Warning> {
-    let hosts: Vec<&str> = plan.behind().into_iter().map(|host| host.as_str()).collect();
+fn peers_behind(plan: &Beginning) -> Option<Warning> {
+    let hosts = behind(plan);
     (!hosts.is_empty()).then(|| {
         Warning::new(
             "peers_behind",
@@ -162,6 +159,6 @@ fn refused(code: &'static str, text: String) -> Failure {
     Failure::new(ExitCode::Refused, code, text)
 }
 
-fn held(text: String) -> Failure {
+fn is_held(text: String) -> Failure {
     Failure::new(ExitCode::Held, "lease_held", text).fix("stop it first")
 }

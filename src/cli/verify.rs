@@ -179,5 +179,12 @@ pub(super) fn differences(report: &Report) -> Vec<String> {
             ));
         }
     }
+    if !report.read_less_of.is_empty() {
+        lines.push(format!(
+            "this validator has read less of {} than the reference: what changed here since is told apart \
+             once it has caught up",
+            report.read_less_of.join(", ")
+        ));
+    }
     lines
 }

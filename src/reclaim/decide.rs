@@ -2,7 +2,7 @@
 //! Resuming, aborting and being found after a kill are the same choice.
 
 use crate::settings::Policy;
-use crate::values::OpUlid;
+use crate::values::{Beginning, OpUlid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -208,6 +208,9 @@ pub struct Checkpoint {
     pub fingerprint: Option<String>,
     /// Swap: the capture as it was made.
     pub capture: Option<String>,
+    /// The swap is a reset: with what the log begins anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset: Option<Beginning>,
     /// In place: rows that were locked when their batch came.
     #[serde(default)]
     pub locked: Vec<OpUlid>,
@@ -244,6 +247,7 @@ impl Checkpoint {
             gone: BTreeMap::new(),
             fingerprint: None,
             capture: None,
+            reset: None,
             locked: Vec::new(),
             settled: None,
             starts: 1,

@@ -19,7 +19,7 @@ mod walk;
 
 use crate::db::{self, Doing, lease::Lease};
 use crate::settings::Policy;
-use crate::values::Progress;
+use crate::values::{Beginning, Progress};
 use crate::work::{Pacer, Stop, Work};
 use decide::{Checkpoint, Mode, Phase, Survivors};
 pub use gate::{Ask, Gate};
@@ -50,6 +50,8 @@ pub struct Request {
     pub apply: Option<String>,
     /// What may go now; whoever runs it asks the gate.
     pub gate: Gate,
+    /// The log begins anew with this: a proof stands for the gate.
+    pub reset: Option<Beginning>,
 }
 
 /// What is asked for.
@@ -84,6 +86,8 @@ pub struct Report {
     pub dropped: BTreeMap<String, u64>,
     /// How long it has been under way.
     pub seconds: u64,
+    /// Milliseconds that the swap kept the node's writes waiting.
+    pub locked_ms: u64,
 }
 
 /// How a reclaim ended.
@@ -159,6 +163,8 @@ pub struct Run<'a> {
     begun: Cell<(Phase, Instant, u64)>,
     /// What mode in-place does.
     place: in_place::Kept,
+    /// How long the swap held its lock.
+    locked_ms: u64,
 }
 
 impl Run<'_> {
@@ -208,12 +214,13 @@ impl Run<'_> {
 pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>) -> Result<Report> {
     let at = checkpoint(work, lease, request).await?;
     let mut pacer = Pacer::new(work, at.pace);
-    if at.mode == Mode::InPlace {
+    if at.mode == Mode::InPlace || at.reset.is_some() {
         pacer = pacer.with_floor(plan::IN_PLACE_FLOOR);
     }
     let begun = Cell::new((Phase::Done, Instant::now(), 0));
     let (kept, place) = (swap::Kept::default(), in_place::Kept::default());
-    let mut run = Run { work, lease, pacer, at, ask, asked: None, failures: 0, kept, place, begun };
+    let mut run =
+        Run { work, lease, pacer, at, ask, asked: None, failures: 0, kept, place, locked_ms: 0, begun };
     run.save().await?;
     let ended = walk::walk(&mut run).await;
     work.metrics.reclaim_phase.reset();
@@ -221,8 +228,10 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
     work.metrics.reclaim_eta.set(-1);
     let outcome = ended?;
     let figures = db::stats::figures(&*run.lease.client()?).await?;
-    let at = run.at;
+    let (at, locked_ms) = (run.at, run.locked_ms);
     let ended = match &outcome {
+        // The swap wrote that down.
+        Outcome::Done if at.reset.is_some() => None,
         Outcome::Done => Some("given back".to_owned()),
         Outcome::Aborted(why) if at.mode == Mode::InPlace => Some(format!("ended early: {why}")),
         Outcome::Aborted(why) => Some(format!("undone: {why}")),
@@ -243,6 +252,7 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
         bytes_after: figures.ops_bytes + figures.index_bytes,
         dropped: at.gone.iter().map(|(table, gone)| (table.clone(), gone.rows)).collect(),
         seconds: (work.clock.now().as_millisecond() - at.began_ms).max(0) as u64 / 1000,
+        locked_ms,
     })
 }
 
@@ -267,6 +277,10 @@ async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result
         return Err(Error::refused(why, fix));
     }
     match (request.action, there) {
+        (Action::Resume, Some(at)) if at.reset.is_some() => Err(Error::refused(
+            "a reset was interrupted",
+            "`opsward reclaim --abort` undoes it; then `opsward reset` begins anew",
+        )),
         (Action::Start, None) => begin(work, lease, request).await,
         (Action::Start, Some(at)) => {
             let is_held = at.hold && at.phase == Phase::Swap;
@@ -297,7 +311,7 @@ async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result
 
 /// Makes sure that what was chosen to go may go still.
 fn agreed(gate: &Gate, at: &Checkpoint) -> Result<()> {
-    let forbidden = match at.aborting.is_none() && at.phase.is_open() {
+    let forbidden = match at.aborting.is_none() && at.phase.is_open() && at.reset.is_none() {
         true => gate.forbids(&at.survivors),
         false => Vec::new(),
     };
@@ -375,6 +389,9 @@ fn unfinished_words(mode: &str, phase: &str, is_held: bool) -> (String, String) 
 
 /// A new reclaim: only as the plan that was read, and with nothing in its way.
 async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Checkpoint> {
+    if let Some(beginning) = &request.reset {
+        return reset::begin(work, lease, beginning).await;
+    }
     let plan = plan(work, lease.client()?, request).await?;
     if let Some(hash) = request.apply.as_ref().filter(|hash| **hash != plan.hash) {
         let why = format!(

@@ -1,144 +1,150 @@
 //! `reset`: the log begun anew, after a proof that another validator holds the
-//! same records. What stays is copied aside → one short transaction empties
-//! the log and puts it back → the copy goes, whatever came of it.
+//! same records. It is a swap whose survivors are what must stay: young rows,
+//! rows owed to the chain, rows of tables without a model, and whatever is
+//! written meanwhile. Cursors and floors are raised in the swap's transaction.
 
-use super::digest::Error;
-use super::verify::Report;
-use crate::db::lease::Lease;
-use crate::db::reset::{Beginning, Keep, Reset, drop_copy, reset, users};
+use super::decide::{Checkpoint, Mode, Survivors};
+use super::digest;
+use super::verify;
+use super::{Action, Error, Gate, Outcome, Report, Request, Result};
+use crate::db::{self, lease::Lease, reset};
 use crate::records::models;
-use crate::values::{Host, OpUlid, is_plausible};
+use crate::settings::Policy;
+use crate::values::{Beginning, Host, OpUlid, is_plausible};
+use crate::work::Work;
+use futures_util::FutureExt;
 use jiff::Timestamp;
-use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 /// What is younger stays in the log: peers read each other every 10 minutes.
 const YOUNG_MS: u64 = 2 * 3_600_000;
-/// Tries for the lock, and the rest between two of them.
-const TRIES: u32 = 30;
-const BETWEEN: Duration = Duration::from_secs(2);
-/// No transaction lives over 5 s (contract 1).
-const LONGEST_LOCK: Duration = Duration::from_secs(4);
+/// How long a stop may take (contract 5: 30 s).
+const UNDO_AT_MOST: Duration = Duration::from_secs(20);
 /// Every node skips them.
 const SKIPPED: &str = "blobs";
-
-/// What a reset would do: said before it is done.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Plan {
-    /// How far each peer's log counts as read afterwards, at least.
-    pub cursors: BTreeMap<Host, OpUlid>,
-    /// Rows from here on stay; floors are raised to it.
-    pub young: OpUlid,
-    /// Whose records were found to be the same, or the reference's address.
-    pub reference: String,
-    /// How long the log may stay locked.
-    pub longest_lock: Duration,
-    now: Timestamp,
-}
 
 /// Refuses a scope that proves too little: only telemetry may be left out.
 ///
 /// # Errors
 /// The tables that must not be.
-pub fn complete(left_out: &[String]) -> Result<(), Error> {
+pub fn complete(left_out: &[String]) -> std::result::Result<(), digest::Error> {
     let may = |table: &&String| models().get(table).is_some_and(|model| model.append_only);
     let must: Vec<&str> = left_out.iter().filter(|t| !may(t)).map(String::as_str).collect();
     match must.is_empty() {
         true => Ok(()),
-        false => Err(Error::Refused(format!(
+        false => Err(digest::Error::Refused(format!(
             "the proof leaves out {}: only tables that nodes never change may be left out",
             must.join(", ")
         ))),
     }
 }
 
-/// What a reset after this proof would do.
+/// With what the log would begin anew after this proof.
 ///
 /// # Errors
 /// The proof is none.
-pub fn plan(report: &Report, own: &Host, longest_lock: Duration, now: Timestamp) -> Result<Plan, Error> {
+pub fn plan(
+    report: &verify::Report,
+    own: &Host,
+    now: Timestamp,
+) -> std::result::Result<Beginning, digest::Error> {
     complete(&report.left_out)?;
     if !report.matches {
-        return Err(Error::Refused("the records differ from those of the reference".into()));
+        return Err(digest::Error::Refused("the records differ from those of the reference".into()));
     }
     let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
     let theirs = &report.reference;
     let own_log = theirs.own.iter().zip(&theirs.newest);
     let cursors = theirs.cursors.iter().chain(own_log).filter_map(|(host, ulid)| {
         let ulid = OpUlid::parse(ulid).filter(|ulid| is_plausible(*ulid, now_ms))?;
-        Some((Host::parse(host).filter(|host| host != own)?, ulid))
+        Some((Host::parse(host).filter(|host| host != own)?.to_string(), ulid))
     });
-    Ok(Plan {
+    Ok(Beginning {
         cursors: cursors.collect(),
         young: OpUlid::first_of_ms(now_ms.saturating_sub(YOUNG_MS)),
         reference: theirs.own.clone().unwrap_or_else(|| "a database".into()),
-        longest_lock: longest_lock.min(LONGEST_LOCK),
-        now,
     })
 }
 
-impl Plan {
-    /// Peers whose logs were read less far than what stays: what they still
-    /// send from before inserts records that are missing, and changes none.
-    pub fn behind(&self) -> Vec<&Host> {
-        self.cursors.iter().filter(|(_, ulid)| **ulid < self.young).map(|(host, _)| host).collect()
-    }
+/// Peers whose logs were read less far than what stays: what they still send
+/// from before inserts records that are missing, and changes none.
+pub fn behind(beginning: &Beginning) -> Vec<&str> {
+    let behind = beginning.cursors.iter().filter(|(_, ulid)| **ulid < beginning.young);
+    behind.map(|(host, _)| host.as_str()).collect()
+}
 
-    /// Does it, or nothing. `tell` is told how many rows were looked at.
-    ///
-    /// # Errors
-    /// The database's, or the log stays in use: nothing was done then.
-    pub async fn carry_out(&self, lease: &mut Lease, tell: impl Fn(u64)) -> Result<Reset, Error> {
-        let done = self.attempt(lease, tell).await;
-        // The copy is of no use to anybody; where the session is lost, the
-        // next reset removes it.
-        let dropped = drop_copy(lease).await;
-        let done = done?;
-        dropped?;
-        Ok(done)
-    }
+/// What came of a reset.
+pub struct Done {
+    /// The swap's report.
+    pub report: Report,
+    /// Rows that are left.
+    pub kept: u64,
+}
 
-    async fn attempt(&self, lease: &mut Lease, tell: impl Fn(u64)) -> Result<Reset, Error> {
-        let tables: Vec<String> = models().iter().map(|m| m.table.clone()).collect();
-        let gone = tables.iter().cloned().chain([SKIPPED.to_owned()]).collect();
-        let keep = Keep::begin(lease, gone, self.young).await?;
-        let mut after = String::new();
-        let mut seen = 0;
-        while let Some((last, rows)) = keep.copy(lease, &after).await? {
-            after = last;
-            seen += rows;
-            tell(seen);
-        }
-        let begin = Beginning {
-            cursors: &self.cursors,
-            tables: &tables,
-            young: self.young,
-            reference: &self.reference,
-            longest_lock: self.longest_lock,
-            now: self.now,
-        };
-        for _ in 0..TRIES {
-            match reset(lease, &keep, &begin).await? {
-                Reset::Busy => sleep(BETWEEN).await,
-                Reset::TooLong => {
-                    return Err(Error::Refused(format!(
-                        "putting back what stays would lock ops for more than {} ms: nothing was done; \
-                         --max-lock lets the node wait longer",
-                        self.longest_lock.as_millis()
-                    )));
-                }
-                Reset::KeptOut { back, of } => {
-                    return Err(Error::Refused(format!(
-                        "only {back} of {of} rows could be put back: nothing was done; a trigger on ops that \
-                         is none of opsward's keeps the others out: drop it for the time",
-                    )));
-                }
-                done => return Ok(done),
-            }
-        }
-        let users = users(lease).await?;
-        let who = if users.is_empty() { String::new() } else { format!(" (now by {})", users.join("; ")) };
-        Err(Error::Refused(format!("ops stayed in use{who}: nothing was done")))
+/// Does it, or nothing: what is left of a try that failed is undone.
+///
+/// # Errors
+/// Nothing was done: somebody's reclaim is unfinished, a daemon is connected,
+/// ops is not what a swap can carry, it was told to stop, or the database's.
+pub async fn carry_out(work: &Work, lease: &mut Lease, beginning: Beginning) -> Result<Done> {
+    let request = Request { reset: Some(beginning), pace: Some(100), ..Request::default() };
+    // The proof stands for the gate: it is never asked.
+    let ask = || async { Ok(Gate::default()) }.boxed();
+    if is_left(lease).await? {
+        undo(work, lease).await?;
     }
+    let report = match super::run(work, lease, &request, &ask).await {
+        Ok(report) => report,
+        Err(error) => match is_left(lease).await? {
+            // Where the swap had been made, it is done.
+            true => undo(work, lease).await?.filter(|r| r.outcome == Outcome::Done).ok_or(error)?,
+            false => return Err(error),
+        },
+    };
+    if let Outcome::Aborted(why) = report.outcome {
+        return Err(Error::refused(format!("{why}: nothing was done"), ""));
+    }
+    Ok(Done { kept: reset::rows(&*lease.client()?).await?, report })
+}
+
+/// Whether there is something of a reset that did not come to its end.
+async fn is_left(lease: &mut Lease) -> Result<bool> {
+    let there = db::reclaim::load(&*lease.client()?).await?;
+    let there = there.and_then(|(value, _)| serde_json::from_value::<Checkpoint>(value).ok());
+    Ok(there.is_some_and(|at| at.reset.is_some()))
+}
+
+/// Removes what is left of a reset. Where somebody holds ops for longer, its
+/// triggers stay, switched off, until the next try.
+async fn undo(work: &Work, lease: &mut Lease) -> Result<Option<Report>> {
+    let work = Work { stop: CancellationToken::new(), ..work.clone() };
+    let request = Request { action: Action::Abort, ..Request::default() };
+    let ask = || async { Ok(Gate::default()) }.boxed();
+    let late = async {
+        sleep(UNDO_AT_MOST).await;
+        work.stop.cancel();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        done = super::run(&work, lease, &request, &ask) => done.map(Some),
+        () = late => Ok(None),
+    }
+}
+
+/// The checkpoint that a reset begins with.
+pub(super) async fn begin(work: &Work, lease: &mut Lease, beginning: &Beginning) -> Result<Checkpoint> {
+    let figures = db::stats::figures(&*lease.client()?).await?;
+    let now = work.clock.now().as_millisecond();
+    let tables = models().iter().map(|m| m.table.as_str()).chain([SKIPPED]);
+    let cuts = tables.map(|table| (table.to_owned(), beginning.young)).collect();
+    let survivors = Survivors { cuts, ..Survivors::default() };
+    Ok(Checkpoint {
+        pace: Some(100),
+        bytes_before: figures.ops_bytes + figures.index_bytes,
+        began_ms: now,
+        reset: Some(beginning.clone()),
+        ..Checkpoint::begin(format!("reset-{now}"), Mode::Swap, Policy::Window, survivors)
+    })
 }

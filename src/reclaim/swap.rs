@@ -124,7 +124,11 @@ async fn prepare(run: &mut Run<'_>) -> Result<()> {
         }
         Err(part) => {
             drop(tx);
-            at.aborting = Some(format!("a swap can't carry the {part} of ops: use --mode in-place"));
+            let way_out = match at.reset {
+                Some(_) => "drop it for the time",
+                None => "use --mode in-place",
+            };
+            at.aborting = Some(format!("a swap can't carry the {part} of ops: {way_out}"));
             run.at = at;
             return run.save().await;
         }
@@ -259,7 +263,8 @@ async fn copy_range(run: &mut Run<'_>) -> Result<()> {
     let doomed = doomed(&run.at, &columns);
     let copied = copy::copy(&tx, &doomed, &range).await?;
     // What was written to the range since it was found may hide what goes in it.
-    if !range.is_above(&ceiling(&run.at)) {
+    // A reset leaves no traces: the reference's records stand for what goes.
+    if at.reset.is_none() && !range.is_above(&ceiling(&run.at)) {
         for gone in copy::trace(&tx, &doomed, &range).await? {
             let sum = at.gone.entry(gone.table).or_default();
             sum.rows += gone.rows;
@@ -345,6 +350,7 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
         columns: &columns,
         ceiling: &ceiling,
         after: After { run: &at.run, began, losses: &losses, checkpoint: &saved },
+        reset: run.at.reset.as_ref().map(|begin| (begin, run.work.clock.now())),
     };
     db::guard::announce(run.lease, losses.iter().map(|loss| (&loss.table, loss.below))).await?;
     let tx = run.lease.begin().await?;
@@ -361,6 +367,10 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
         tx.rollback().await.doing("give a lock back")?;
         return match came {
             Swapped::Differs(keys) => distrust(run, &keys).await,
+            Swapped::DaemonConnected => {
+                run.at.aborting = Some("a daemon is connected".into());
+                run.save().await
+            }
             // The next look at the catalog says what; who waited has a turn.
             _ => contended(run, OPS).await,
         };
@@ -374,7 +384,8 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
         metrics.bytes_deleted.with_label_values(&["reclaim", table]).inc_by(*bytes);
     }
     metrics.reclaim_locked.observe(begun.elapsed().as_secs_f64());
-    info!(held_ms = begun.elapsed().as_millis() as u64, "the new table is the log");
+    run.locked_ms = begun.elapsed().as_millis() as u64;
+    info!(held_ms = run.locked_ms, "the new table is the log");
     run.at = at;
     Ok(())
 }

@@ -59,6 +59,9 @@ pub struct Report {
     pub reference: Header,
     /// Tables that were not compared.
     pub left_out: Vec<String>,
+    /// Peers whose logs the reference had read further, where something differs:
+    /// what changed here since can't be told from what is missing here.
+    pub read_less_of: Vec<String>,
     /// Each table's findings.
     pub tables: Vec<Found>,
 }
@@ -87,14 +90,15 @@ impl Verify<'_> {
             let side = Side { db: self.db, reference, model };
             open.push((side, side.candidates(tell).await?));
         }
-        self.settle(&mut open, &theirs, tell).await?;
+        let read_less_of = self.settle(&mut open, &theirs, tell).await?;
         let tables: Vec<Found> = open.into_iter().map(|(side, c)| c.found(&side.model.table)).collect();
         let left_out = crate::records::models()
             .iter()
             .map(|m| m.table.clone())
             .filter(|table| !tables.iter().any(|found| found.table == *table))
             .collect();
-        Ok(Report { matches: tables.iter().all(Found::matches), reference: theirs, left_out, tables })
+        let matches = tables.iter().all(Found::matches);
+        Ok(Report { matches, reference: theirs, left_out, read_less_of, tables })
     }
 
     /// Refuses a reference that would prove nothing.
@@ -166,7 +170,8 @@ impl Verify<'_> {
         open: &mut [(Side<'_>, Candidates)],
         theirs: &Header,
         tell: Tell<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<String>, Error> {
+        let mut read_less = Vec::new();
         let until = Instant::now() + self.settle;
         loop {
             for (side, candidates) in open.iter_mut() {
@@ -174,11 +179,11 @@ impl Verify<'_> {
             }
             let is_file = open.iter().any(|(side, _)| matches!(side.reference, Reference::File(_)));
             if is_file && open.iter().any(|(_, c)| !c.is_empty()) {
-                moving::let_pass(self.db, open, theirs, self.clock.now()).await?;
+                read_less = moving::let_pass((self.db, self.own), open, theirs, self.clock.now()).await?;
             }
             let left: u64 = open.iter().map(|(_, c)| c.len()).sum();
             if left == 0 || Instant::now() >= until || open.iter().any(|(_, c)| c.is_hopeless()) {
-                return Ok(());
+                return Ok(if left == 0 { Vec::new() } else { read_less });
             }
             tell("records that differ", left, "left");
             sleep(LOOK_AGAIN.min(until - Instant::now())).await;

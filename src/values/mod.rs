@@ -3,6 +3,7 @@
 //!
 //! A value is parsed once, at the edge, and carried as its type from there on.
 
+mod beginning;
 mod cursors;
 mod gate;
 mod host;
@@ -15,6 +16,7 @@ mod sweep_headers;
 mod task;
 mod ulid;
 
+pub use beginning::Beginning;
 pub use cursors::{NodeWrite, StoredCursors};
 pub use gate::{Blocker, BoundBy, GATE_NOTICES, Notice, TableDay};
 pub use host::Host;

@@ -3,8 +3,8 @@
 use crate::db::clone::{Columns, NEXT, OPS, traits};
 use crate::db::copy::{Copied, recheck, replay};
 use crate::db::error::{Doing, Result};
-use crate::db::{capture, prune};
-use crate::values::OpUlid;
+use crate::db::{capture, prune, reset};
+use crate::values::{Beginning, OpUlid};
 use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -27,6 +27,8 @@ pub struct Expected<'a> {
     pub ceiling: &'a str,
     /// What is written then.
     pub after: After<'a>,
+    /// The swap is a reset, now.
+    pub reset: Option<(&'a Beginning, Timestamp)>,
 }
 
 /// What came of a try.
@@ -38,6 +40,8 @@ pub enum Swapped {
     Behind,
     /// Something is not as it was: look again.
     Changed,
+    /// A reset found a daemon connected.
+    DaemonConnected,
     /// These keys differ: the copy is not to be trusted.
     Differs(Vec<String>),
 }
@@ -82,6 +86,12 @@ pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapp
     tx.execute(WORDS, &words).await.doing("prepare the swap")?;
     let script = script();
     tx.prepare_cached(LEFT).await.doing("prepare the swap")?;
+    if let Some((begin, now)) = expected.reset {
+        if !reset::is_alone(tx).await? {
+            return Ok(Swapped::DaemonConnected);
+        }
+        reset::raise_cursors(tx, begin, now).await?;
+    }
     tx.batch_execute(LOCK).await.doing("lock the log")?;
     // From here on nobody writes, and every statement sees all that was.
     let (_, standing, of_ops, of_next) = tokio::try_join!(
@@ -110,6 +120,10 @@ pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapp
     }
     let done = async { tx.batch_execute(&script).await.doing("swap the tables") };
     tokio::try_join!(biased; capture::bound(tx), done)?;
+    if let Some((begin, now)) = expected.reset {
+        let written = reset::begin_anew(tx, begin, run, (*began, now));
+        tokio::try_join!(biased; capture::bound(tx), written)?;
+    }
     Ok(Swapped::Yes)
 }
 

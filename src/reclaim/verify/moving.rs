@@ -7,9 +7,9 @@ use super::super::digest::Error;
 use super::super::file::Header;
 use super::compare::{Candidates, Side};
 use crate::db::Db;
-use crate::db::digest::ops_above;
+use crate::db::digest::{cursors, ops_above};
 use crate::records::{convert, models};
-use crate::values::{Action, Host, OpUlid};
+use crate::values::{Action, Host, OpUlid, is_plausible};
 use jiff::Timestamp;
 use std::collections::HashMap;
 
@@ -19,16 +19,29 @@ const LATE_MS: u64 = 2 * 3_600_000;
 /// A file this much older is no longer explained.
 const LONGEST_MS: u64 = 24 * 3_600_000;
 
-/// Lets those records pass that changed here since the file was taken.
+/// Lets those records pass that changed here since the file was taken, unless
+/// the reference had read more of some peer's log: an op that only it knows
+/// could change such a record, too. Returns those peers.
 pub(super) async fn let_pass(
-    db: &Db,
+    (db, own): (&Db, Option<&Host>),
     open: &mut [(Side<'_>, Candidates)],
     theirs: &Header,
     now: Timestamp,
-) -> Result<(), Error> {
+) -> Result<Vec<String>, Error> {
     let ms = |at: Timestamp| u64::try_from(at.as_millisecond()).unwrap_or(0);
     if ms(now).saturating_sub(ms(theirs.taken_at)) > LONGEST_MS {
-        return Ok(());
+        return Ok(Vec::new());
+    }
+    let ours = cursors(&db.client().await?, ms(now)).await?;
+    let theirs_read = theirs.cursors.iter().chain(theirs.own.iter().zip(&theirs.newest));
+    let read_less = theirs_read.filter(|(host, ulid)| {
+        own.is_none_or(|own| own.as_str() != host.as_str())
+            && OpUlid::parse(ulid).is_some_and(|ulid| is_plausible(ulid, ms(now)))
+            && ours.get(*host).is_none_or(|ours| ours.as_str() < ulid.as_str())
+    });
+    let read_less: Vec<String> = read_less.map(|(host, _)| host.clone()).collect();
+    if !read_less.is_empty() {
+        return Ok(read_less);
     }
     // The last op of each record that differs.
     let mut last: HashMap<(usize, Vec<String>), Action> = HashMap::new();
@@ -61,5 +74,5 @@ pub(super) async fn let_pass(
             candidates.let_pass(&key);
         }
     }
-    Ok(())
+    Ok(Vec::new())
 }
