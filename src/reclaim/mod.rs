@@ -51,7 +51,7 @@ pub struct Request {
     /// What may go now; whoever runs it asks the gate.
     pub gate: Gate,
     /// The log begins anew with this: a proof stands for the gate.
-    pub reset: Option<Beginning>,
+    pub reset: Option<Box<Beginning>>,
 }
 
 /// What is asked for.

@@ -89,7 +89,7 @@ pub struct Done {
 /// Nothing was done: somebody's reclaim is unfinished, a daemon is connected,
 /// ops is not what a swap can carry, it was told to stop, or the database's.
 pub async fn carry_out(work: &Work, lease: &mut Lease, beginning: Beginning) -> Result<Done> {
-    let request = Request { reset: Some(beginning), pace: Some(100), ..Request::default() };
+    let request = Request { reset: Some(Box::new(beginning)), pace: Some(100), ..Request::default() };
     // The proof stands for the gate: it is never asked.
     let ask = || async { Ok(Gate::default()) }.boxed();
     if is_left(lease).await? {
