@@ -4,7 +4,7 @@
 //! recent is read once a run, in slices, and only where something would go.
 
 use crate::db::lease::Lease;
-use crate::db::{ops, recent};
+use crate::db::{census_slice, ops, recent};
 use crate::values::{OpUlid, Progress, latest_plausible};
 use crate::work::{BatchSize, Pacer, Stop, Work};
 use std::time::Duration;
@@ -41,6 +41,8 @@ pub async fn look(
     let now_ms = work.clock.now_ms();
     let latest = latest_plausible(now_ms);
     let mut after = OpUlid::last_of_ms(since.ms().saturating_sub(1)).to_string();
+    // All ULIDs up to this millisecond are read. A key that is no ULID says nothing of time.
+    let mut passed = since.ms().saturating_sub(1);
     let (mut size, mut narrowed) = (BatchSize::new(FIRST_ROWS, MOST_ROWS, TARGET), None);
     let mut read = 0;
     while !silent.is_empty() {
@@ -54,7 +56,7 @@ pub async fn look(
             Err(error) if ops::is_out_of_time(&error) => {
                 // Dead entries of the index are what takes long, or rows.
                 size.too_long();
-                narrowed = Some(narrow(&after, to, rows).ok_or(error)?);
+                narrowed = Some(narrow(passed, to, rows).ok_or(error)?);
                 continue;
             }
             Err(error) => return Err(error.into()),
@@ -73,8 +75,10 @@ pub async fn look(
             if narrowed.take().is_none_or(|to| to >= latest) {
                 break;
             }
-            after = to.to_string();
+            passed = to.ms();
+            after = census_slice::later(lease.client()?, &after, to).await?;
         } else if let Some(last) = slice.last {
+            passed = OpUlid::parse(&last).map_or(passed, |ulid| passed.max(ulid.ms()));
             after = last;
         }
     }
@@ -82,8 +86,7 @@ pub async fn look(
 }
 
 /// Half the time of a range; `None` where it cannot be made smaller.
-fn narrow(after: &str, to: OpUlid, rows: u32) -> Option<OpUlid> {
-    let from = OpUlid::parse(after).map_or(0, |ulid| ulid.ms());
+fn narrow(from: u64, to: OpUlid, rows: u32) -> Option<OpUlid> {
     let middle = from + to.ms().saturating_sub(from) / 2;
     match middle > from {
         true => Some(OpUlid::last_of_ms(middle)),
@@ -97,11 +100,11 @@ mod tests {
 
     #[test]
     fn a_range_is_halved_down_to_one_row_of_a_millisecond() {
-        let after = OpUlid::last_of_ms(1_000_000);
+        let after = 1_000_000;
         let to = OpUlid::last_of_ms(1_000_100);
-        assert_eq!(narrow(after.as_str(), to, 100), Some(OpUlid::last_of_ms(1_000_050)));
+        assert_eq!(narrow(after, to, 100), Some(OpUlid::last_of_ms(1_000_050)));
         let next = OpUlid::last_of_ms(1_000_001);
-        assert_eq!(narrow(after.as_str(), next, 100), Some(next));
-        assert_eq!(narrow(after.as_str(), next, 1), None);
+        assert_eq!(narrow(after, next, 100), Some(next));
+        assert_eq!(narrow(after, next, 1), None);
     }
 }

@@ -39,10 +39,13 @@ pub(super) struct Kept {
     /// Of what somebody else was in the way of.
     tries: u32,
     compactor: Option<Compactor>,
-    /// What compaction dropped of the part that it judged last.
-    drops: Vec<OpUlid>,
-    /// Bytes of the TOAST table at first, and those written since its VACUUM.
-    toast: Option<(u64, u64)>,
+    /// What compaction dropped of the part that it judged last, and the key from which on it is
+    /// still to be deleted.
+    drops: (String, Vec<OpUlid>),
+    /// How far the TOAST table's values are moved.
+    toast: Option<space::Moving>,
+    /// Bytes that the last batch rewrote.
+    written: u64,
     /// Who was named last as holding an old snapshot.
     told: Option<String>,
     /// Indexes that are left as they are.
@@ -57,8 +60,9 @@ impl Default for Kept {
             locked: Locked::Wait,
             tries: 0,
             compactor: None,
-            drops: Vec::new(),
+            drops: (String::new(), Vec::new()),
             toast: None,
+            written: 0,
             told: None,
             left: Vec::new(),
         }
@@ -151,7 +155,9 @@ async fn delete(run: &mut Run<'_>) -> Result<()> {
         let tables: Vec<&str> = cuts.iter().map(|cut| cut.table.as_str()).collect();
         run.at.position = prune::begin_at(run.lease.client()?, &tables).await?;
     }
-    if run.at.position.as_str() >= until.as_str() {
+    // Set at the end of the range, and equal to no key in it. A key that is no ULID may sort on the
+    // other side of `until` by its bytes: only the database orders keys.
+    if run.at.position == until.as_str() {
         return delete_locked(run, &cuts).await;
     }
     let range = Range { from: run.at.position.clone(), until, rows: run.place.size.rows() };
@@ -231,7 +237,7 @@ async fn delete_locked(run: &mut Run<'_>, cuts: &[TableCut]) -> Result<()> {
 /// A part of the log, newest first: judged, then deleted from. A pass that was
 /// interrupted begins anew at the newest op.
 async fn compact(run: &mut Run<'_>) -> Result<()> {
-    if !run.place.drops.is_empty() {
+    if !run.place.drops.1.is_empty() {
         return delete_drops(run).await;
     }
     let mut at = run.at.clone();
@@ -269,7 +275,8 @@ async fn compact(run: &mut Run<'_>) -> Result<()> {
     }
     let (last, count) = walked?;
     at.done += count;
-    match last.filter(|_| count >= u64::from(rows)) {
+    // The key '' is the last of all.
+    match last.filter(|last| count >= u64::from(rows) && !last.is_empty()) {
         Some(last) => at.position = last,
         None if at.pass + 1 < at.passes => {
             at.pass += 1;
@@ -285,7 +292,8 @@ async fn compact(run: &mut Run<'_>) -> Result<()> {
     }
     store::save(&tx, &at.json()).await?;
     tx.commit().await.doing("judge a part of the log")?;
-    run.place.drops = drops;
+    let first = drops.iter().min().map_or(String::new(), ToString::to_string);
+    run.place.drops = (first, drops);
     run.place.size.took(u32::try_from(count).unwrap_or(u32::MAX).max(1), begun.elapsed());
     run.at = at;
     Ok(())
@@ -294,10 +302,10 @@ async fn compact(run: &mut Run<'_>) -> Result<()> {
 /// A batch of what nobody needs of the part that was judged last, from the
 /// oldest on.
 async fn delete_drops(run: &mut Run<'_>) -> Result<()> {
-    let drops = &run.place.drops;
-    let (Some(first), Some(last)) = (drops.iter().min(), drops.iter().max()) else { return Ok(()) };
+    let (from, drops) = &run.place.drops;
+    let Some(last) = drops.iter().max() else { return Ok(()) };
     let until = OpUlid::first_of_ms(last.ms() + 1);
-    let range = Range { from: first.to_string(), until, rows: 2 * run.place.size.rows() + FIRST_ROWS };
+    let range = Range { from: from.clone(), until, rows: 2 * run.place.size.rows() + FIRST_ROWS };
     let (task, mut at) = (task(run), run.at.clone());
     let tx = run.lease.begin().await?;
     let batch = prune::batch(&tx, &task, &range, Doomed::Listed(drops), run.place.locked).await?;
@@ -307,8 +315,10 @@ async fn delete_drops(run: &mut Run<'_>) -> Result<()> {
     store::save(&tx, &at.json()).await?;
     tx.commit().await.doing("commit a batch")?;
     show(run, &batch);
-    let next = batch.next;
-    run.place.drops.retain(|drop| next.as_ref().is_some_and(|next| drop.as_str() >= next.as_str()));
+    match batch.next {
+        Some(next) => run.place.drops.0 = next,
+        None => run.place.drops.1.clear(),
+    }
     run.at = at;
     Ok(())
 }

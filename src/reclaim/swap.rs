@@ -479,7 +479,8 @@ async fn judge(run: &mut Run<'_>) -> Result<()> {
     let (last, count) = walked.await?;
     copy::list(&tx, at.pass, &drops).await?;
     at.done += count;
-    match last.filter(|_| count >= u64::from(rows)) {
+    // The key '' is the last of all.
+    match last.filter(|last| count >= u64::from(rows) && !last.is_empty()) {
         Some(last) => at.position = last,
         None if at.pass + 1 < at.passes => {
             at.pass += 1;

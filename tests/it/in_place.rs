@@ -234,6 +234,49 @@ async fn the_log_shrinks_to_what_survives() {
     assert_eq!(bench.number(told).await, 3);
 }
 
+/// Values that are stored out of line although they are short, or compressed:
+/// they move, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_out_of_line_moves() {
+    let database = Database::new().await;
+    let db = database.migrated().await;
+    let bench = Bench::on(database, db, |_| {}).await;
+    let noise = "(SELECT string_agg(md5((i * 131 + j)::text), '') FROM generate_series(1, 124) j)";
+    let (start, end) = FILL.split_once("'x', (").unwrap();
+    let (_, end) = end.split_once("j)))").unwrap();
+    let short = format!("left({noise}, 1770 + (i / 10)::int % 120)");
+    let x = format!("CASE i % 10 WHEN 0 THEN {short} WHEN 5 THEN {short} || repeat('a', 3000) ELSE {noise} END");
+    bench.run(&format!("{start}'x', {x})) {end}").replace("ROWS", "8000")).await;
+    bench.run("VACUUM ANALYZE ops; ").await;
+    bench.run("CREATE TABLE before AS SELECT * FROM ops").await;
+    let out = "SELECT count(*) FROM ops WHERE pg_column_size(ROW(data)) - pg_column_size(data) <> 24";
+    assert!(bench.number(&format!("{out} AND pg_column_size(data) < 2000")).await > 400);
+    let compressed = "AND pg_column_size(data) * 2 < octet_length(data::text)";
+    assert!(bench.number(&format!("{out} {compressed}")).await > 200);
+    bench.begun(window()).await;
+    assert_eq!(bench.go_on().await.unwrap().outcome, Outcome::Done);
+    bench.survivors_are_right(cut()).await;
+    let (after, ideal) = (bench.size().await, bench.ideal().await);
+    assert!(after.toast * 100 <= ideal.toast * 130, "{after:?}, could be {ideal:?}");
+}
+
+/// The node writes all the time: the end of the table is given back all the
+/// same, however often a row lands there or a short transaction is in the way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tables_end_is_not_given_up_beside_a_writer() {
+    let bench = Bench::new(20_000, 1_000_000).await;
+    let config = bench.database.cluster().config(bench.database.name());
+    let writer = Writer::start(&config, &Load { rate: 120, ..Load::default() }, 5).await;
+    bench.begun(window()).await;
+    let report = bench.go_on().await.unwrap();
+    let written = writer.stop().await;
+    assert_eq!(report.outcome, Outcome::Done);
+    assert!(written.errors.is_empty(), "{}", written.summary());
+    let (after, ideal) = (bench.size().await, bench.ideal().await);
+    println!("{after:?}, could be {ideal:?}; {}", written.summary());
+    assert!(after.pages * 100 <= ideal.pages * 106, "{after:?}, could be {ideal:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_converges_while_the_node_writes() {
     let bench = Bench::new(12_000, 40).await;

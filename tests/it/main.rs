@@ -34,6 +34,7 @@ mod sessions;
 mod sim;
 mod statements;
 mod supervision;
+mod walks;
 mod watched;
 mod wire_test;
 mod work;

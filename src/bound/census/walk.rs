@@ -36,6 +36,8 @@ pub(super) struct Walk<'w> {
     day: Date,
     /// A range that could not be read in time is halved, down to this.
     narrowed: Option<OpUlid>,
+    /// All ULIDs up to this millisecond are counted. A key that is no ULID says nothing of time.
+    passed_ms: u64,
     size: BatchSize,
     /// Seconds a row of the last slices.
     usual: VecDeque<f64>,
@@ -61,6 +63,7 @@ impl<'w> Walk<'w> {
             day: pass.day,
             pass,
             narrowed: None,
+            passed_ms: 0,
             size: BatchSize::new(FIRST_ROWS, MOST_ROWS, TARGET),
             usual: VecDeque::new(),
             due: now,
@@ -115,7 +118,8 @@ impl<'w> Walk<'w> {
         let to = self.narrowed.unwrap_or(window.last);
         let rate = (percent < 100).then(|| GENTLE_RATE * f64::from(percent) / f64::from(db::pace::GENTLE));
         let fits = rate.map_or(f64::from(MOST_ROWS), |rate| rate / self.row_bytes);
-        let rows = self.size.rows().min(fits as u32).max(1);
+        // One row could be the key '', after which everything begins.
+        let rows = self.size.rows().min(fits as u32).max(2);
         let range = Range { after: &self.pass.position, to: (!is_open).then(|| to.as_str()), rows };
         let began = Instant::now();
         let slice = match census_slice::slice(lease.client()?, self.reading, &window, range).await {
@@ -128,7 +132,8 @@ impl<'w> Walk<'w> {
         if !is_short {
             return Ok(false);
         }
-        self.pass.position = to.to_string();
+        self.passed_ms = to.ms();
+        self.pass.position = census_slice::later(lease.client()?, &self.pass.position, to).await?;
         if self.narrowed.take().is_some_and(|to| to < window.last) {
             return Ok(false);
         }
@@ -140,7 +145,8 @@ impl<'w> Walk<'w> {
     /// entries of the index are what takes long. `false` at the end of it.
     fn narrow(&mut self, window: &Window, to: OpUlid) -> bool {
         self.size.too_long();
-        let from = OpUlid::parse(&self.pass.position).map_or_else(|| window.first_ms(), |u| u.ms());
+        let at = OpUlid::parse(&self.pass.position).map_or(0, |ulid| ulid.ms());
+        let from = at.max(self.passed_ms).max(window.first_ms());
         let middle = from + to.ms().saturating_sub(from) / 2;
         self.narrowed = (middle > from).then(|| OpUlid::last_of_ms(middle)).or(self.narrowed);
         middle > from || self.size.rows() > 1
@@ -196,6 +202,7 @@ impl<'w> Walk<'w> {
         let (first, until) = marked.map_or((recent, None), |day| (day, Some(day.saturating_add(1.day()))));
         census::forget_touched(&tx, first, until.unwrap_or(Date::MAX)).await?;
         (self.day, self.pass.day, self.pass.until) = (first, first, until);
+        self.passed_ms = 0;
         self.pass.position = OpUlid::last_of_ms(census::day_ms(first).saturating_sub(1)).to_string();
         census_pass::save(&tx, &self.pass).await?;
         tx.commit().await.doing("begin days of the census")

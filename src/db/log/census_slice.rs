@@ -212,6 +212,20 @@ async fn counted(
     Ok(Some(slice))
 }
 
+/// The later of a key and a ULID, in the order of the log's keys.
+///
+/// # Errors
+/// The database's.
+pub async fn later(client: &Client, key: &str, ulid: OpUlid) -> Result<String> {
+    if let Some(key) = OpUlid::parse(key) {
+        return Ok(key.max(ulid).to_string());
+    }
+    let row = client.query_one(LATER, &[&key, &ulid.as_str()]).await.doing("compare two keys of the log")?;
+    Ok(row.get(0))
+}
+
+const LATER: &str = "SELECT greatest($1::text, $2::text)";
+
 /// The lowest and the highest of so many OpUlids with commas between them;
 /// `None` where they are no such thing.
 fn bounds(ulids: &str, count: u64) -> Option<(&str, &str)> {

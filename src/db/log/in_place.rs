@@ -2,6 +2,7 @@
 //! to free space in front of them, then the empty tail is cut off.
 
 use crate::db::error::{Doing, Result};
+use crate::records::quote_ident;
 use deadpool_postgres::{GenericClient, Transaction};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -206,29 +207,79 @@ pub struct Toast {
     pub name: String,
     /// Its bytes, without its index.
     pub bytes: u64,
-    /// Bytes of it that hold something, as the last VACUUM counted; no lower.
-    pub live: u64,
+}
+
+impl Toast {
+    /// Frees what rewritten rows left in it.
+    pub fn vacuum(&self) -> String {
+        format!("VACUUM (TRUNCATE off, INDEX_CLEANUP on) {}", self.name)
+    }
 }
 
 /// Reads its size; `None` where the log has none.
-///
-/// # Errors
-/// The database's.
 pub async fn toast(client: &impl GenericClient) -> Result<Option<Toast>> {
     let statement = client.prepare_cached(TOAST).await.doing("read the size of the TOAST table")?;
     let row = client.query_opt(&statement, &[]).await.doing("read the size of the TOAST table")?;
-    Ok(row.map(|r| Toast { name: r.get(0), bytes: n(&r, 1), live: n(&r, 2) }))
+    Ok(row.map(|r| Toast { name: r.get(0), bytes: n(&r, 1) }))
 }
 
-/// Four chunks fill a page; the last one of a value is shorter.
 const TOAST: &str = "
-    SELECT t.oid::regclass::text, pg_relation_size(t.oid),
-           (greatest(t.reltuples, 0) / 4 * current_setting('block_size')::bigint)::bigint
+    SELECT t.oid::regclass::text, pg_relation_size(t.oid)
     FROM pg_class c JOIN pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = 'public.ops'::regclass";
 
-/// Frees what rewritten rows left in the TOAST table.
-pub fn vacuum_toast(toast: &Toast) -> String {
-    format!("VACUUM (TRUNCATE off, INDEX_CLEANUP on) {}", toast.name)
+/// The columns whose values may be stored out of line.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Movable(Vec<(String, String)>);
+
+/// Reads them from the catalog. The key is never out of line: an index takes no value that long.
+pub async fn movable(client: &impl GenericClient) -> Result<Movable> {
+    let statement = client.prepare_cached(MOVABLE).await.doing("read the columns of ops")?;
+    let rows = client.query(&statement, &[]).await.doing("read the columns of ops")?;
+    Ok(Movable(rows.iter().map(|r| (quote_ident(r.get(0)), r.get(1))).collect()))
+}
+
+const MOVABLE: &str = "
+    SELECT attname::text, format_type(atttypid, atttypmod) FROM pg_attribute
+    WHERE attrelid = 'public.ops'::regclass AND attnum > 0 AND NOT attisdropped
+      AND attlen = -1 AND attstorage <> 'p' AND attgenerated = '' AND attname <> 'ulid' ORDER BY attnum";
+
+impl Movable {
+    /// Whether a row has a value out of line. A row value holds everything in line: it takes its
+    /// header's 24 bytes more than a column that is in line itself.
+    fn is_out(&self) -> String {
+        let of = |(c, _): &(String, String)| {
+            format!("coalesce(pg_column_size(ROW({c})) - pg_column_size({c}) <> 24, false)")
+        };
+        self.0.iter().map(of).chain(["false".to_owned()]).collect::<Vec<_>>().join(" OR ")
+    }
+
+    /// Bytes of a row's values, as they are stored.
+    fn bytes(&self) -> String {
+        let of = |(c, _): &(String, String)| format!("coalesce(pg_column_size({c}), 0)");
+        self.0.iter().map(of).chain(["0".to_owned()]).collect::<Vec<_>>().join(" + ")
+    }
+
+    /// Sets each column to what it is, as a new value: the server stores that anew.
+    fn anew(&self) -> String {
+        let of = |(c, kind): &(String, String)| match kind.as_str() {
+            "text" => format!("{c} = {c} || ''"),
+            "bytea" => format!("{c} = {c} || ''::bytea"),
+            _ => format!("{c} = ({c}::text || '')::{kind}"),
+        };
+        self.0.iter().map(of).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Bytes that the log's rows hold out of line, by a sample of so many percent of its pages: rows
+/// whose values do not fit into one, and what the TOAST table adds to each.
+pub async fn out_of_line(tx: &Transaction<'_>, movable: &Movable, percent: f32) -> Result<u64> {
+    let bytes = movable.bytes();
+    let sql = format!(
+        "SELECT coalesce(sum(bytes) * 1.04 * 100 / $1::real, 0)::bigint
+         FROM (SELECT {bytes} AS bytes FROM public.ops TABLESAMPLE SYSTEM ($1::real)) s WHERE bytes > 1950"
+    );
+    let row = tx.query_one(&sql, &[&percent]).await.doing("sample the log")?;
+    Ok(n(&row, 0))
 }
 
 /// What became of a batch of rows.
@@ -242,29 +293,25 @@ pub struct Rewritten {
     pub bytes: u64,
 }
 
-/// Writes the data again of those of the next rows after a key that hold it
-/// out of line. A row of this size can't hold it itself (the server's target
-/// is 2,032 bytes a row).
-///
-/// # Errors
-/// The database's.
-pub async fn rewrite(tx: &Transaction<'_>, after: &str, rows: u32) -> Result<Rewritten> {
+/// Writes again those of the next rows after a key that hold a value out of line.
+pub async fn rewrite(tx: &Transaction<'_>, movable: &Movable, after: &str, rows: u32) -> Result<Rewritten> {
     tx.batch_execute(PLAN).await.doing("begin to rewrite rows")?;
-    let statement = tx.prepare_cached(REWRITE).await.doing("rewrite rows")?;
+    let (is_out, bytes, anew) = (movable.is_out(), movable.bytes(), movable.anew());
+    let sql = format!(
+        "WITH page AS MATERIALIZED (
+             SELECT ulid, ctid, {is_out} AS is_out FROM public.ops WHERE ulid > $1 ORDER BY ulid LIMIT $2),
+         long AS MATERIALIZED (
+             SELECT ctid, {bytes} AS bytes FROM public.ops
+             WHERE ctid = ANY (ARRAY(SELECT ctid FROM page WHERE is_out)) FOR UPDATE SKIP LOCKED),
+         written AS (
+             UPDATE public.ops SET {anew} WHERE ctid = ANY (ARRAY(SELECT ctid FROM long)))
+         SELECT (SELECT max(ulid) FROM page), (SELECT count(*) FROM page),
+                (SELECT coalesce(sum(bytes), 0)::bigint FROM long)"
+    );
+    let statement = tx.prepare_cached(&sql).await.doing("rewrite rows")?;
     let row = tx.query_one(&statement, &[&after, &i64::from(rows)]).await.doing("rewrite rows")?;
     Ok(Rewritten { last: row.get(0), scanned: n(&row, 1), bytes: n(&row, 2) })
 }
-
-const REWRITE: &str = "
-    WITH page AS MATERIALIZED (
-        SELECT ulid, ctid, pg_column_size(data) AS bytes FROM public.ops
-        WHERE ulid > $1 ORDER BY ulid LIMIT $2),
-    long AS MATERIALIZED (
-        SELECT ctid, pg_column_size(data) AS bytes FROM public.ops
-        WHERE ctid = ANY (ARRAY(SELECT ctid FROM page WHERE bytes > 2000)) FOR UPDATE SKIP LOCKED),
-    written AS (
-        UPDATE public.ops SET data = data::text::jsonb WHERE ctid = ANY (ARRAY(SELECT ctid FROM long)))
-    SELECT (SELECT max(ulid) FROM page), (SELECT count(*) FROM page), (SELECT coalesce(sum(bytes), 0)::bigint FROM long)";
 
 /// An index that is larger than it has to be.
 #[derive(Clone, PartialEq, Eq, Debug)]

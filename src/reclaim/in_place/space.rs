@@ -34,9 +34,8 @@ const SEEN_TRIES: u32 = 120;
 const A_FEW: u64 = 32;
 /// TOAST is written anew for at least these bytes, and a quarter of it.
 const LEAST_TOAST: u64 = 1 << 20;
-/// Parts of the TOAST table after each of which it is vacuumed: what a part
-/// left in front is room for the next.
-const TOAST_PARTS: u64 = 8;
+/// Pages of the log that tell how much it holds out of line.
+const SAMPLE_PAGES: f64 = 2_000.0;
 
 /// Waits a second where something older than the last change is still held, and
 /// names who holds it: moved rows would not free what they leave.
@@ -88,27 +87,37 @@ pub(super) async fn vacuum(run: &mut Run<'_>) -> Result<()> {
     advance(run).await
 }
 
+/// The TOAST table while its values move to the front.
+#[derive(Clone)]
+pub(super) struct Moving {
+    movable: in_place::Movable,
+    /// Its bytes when it began.
+    first: u64,
+    /// What the log's rows hold out of line, as sampled.
+    live: u64,
+    /// Bytes that may be written before it has to be vacuumed: what is free in it.
+    room: u64,
+}
+
 /// A batch of what is stored out of line, written anew into free space in
 /// front. Only the keys' order meets each row once.
 pub(super) async fn rewrite(run: &mut Run<'_>) -> Result<()> {
-    let toast = in_place::toast(&*run.lease.client()?).await?;
-    let Some(toast) = toast.filter(|t| run.place.toast.is_some() || is_worth_it(t)) else {
-        return advance(run).await;
+    let Some(toast) = in_place::toast(&*run.lease.client()?).await? else { return advance(run).await };
+    let moving = match run.place.toast.take() {
+        Some(moving) => moving,
+        None => match begin_rewrite(run, &toast).await? {
+            Some(moving) => moving,
+            None => return advance(run).await,
+        },
     };
-    let (first, written) = *run.place.toast.get_or_insert((toast.bytes, 0));
-    if written > first / TOAST_PARTS {
-        if watched(run, &in_place::vacuum_toast(&toast)).await? {
-            run.place.toast = Some((first, 0));
-        }
-        return Ok(());
-    }
-    if toast.bytes > first + first / 50 {
-        warn!(toast = toast.name, "it has no room for its own rows in front, and stays as it is");
-        return advance(run).await;
+    let moving = run.place.toast.insert(moving).clone();
+    // What a batch writes at most, by the one before it.
+    if moving.room < run.place.written {
+        return make_room(run, &toast, moving).await;
     }
     let (mut at, begun, rows) = (run.at.clone(), Instant::now(), run.place.size.rows());
     let tx = run.lease.begin().await?;
-    let done = in_place::rewrite(&tx, &at.position, rows).await?;
+    let done = in_place::rewrite(&tx, &moving.movable, &at.position, rows).await?;
     at.done += done.scanned;
     match done.last {
         Some(last) => at.position = last,
@@ -117,14 +126,46 @@ pub(super) async fn rewrite(run: &mut Run<'_>) -> Result<()> {
     store::save(&tx, &at.json()).await?;
     tx.commit().await.doing("commit rewritten rows")?;
     run.place.size.took(u32::try_from(done.scanned).unwrap_or(u32::MAX).max(1), begun.elapsed());
-    run.place.toast = Some((first, written + done.bytes));
+    run.place.written = done.bytes;
+    run.place.toast = Some(Moving { room: moving.room.saturating_sub(done.bytes), ..moving });
     run.at = at;
     Ok(())
 }
 
-fn is_worth_it(toast: &in_place::Toast) -> bool {
-    let free = toast.bytes.saturating_sub(toast.live);
-    free > LEAST_TOAST && free > toast.bytes / 4
+/// What there is to move, where that is worth it: a quarter of the TOAST table is free.
+async fn begin_rewrite(run: &mut Run<'_>, toast: &in_place::Toast) -> Result<Option<Moving>> {
+    if toast.bytes <= LEAST_TOAST {
+        return Ok(None);
+    }
+    let movable = in_place::movable(&*run.lease.client()?).await?;
+    let pages = in_place::size(&*run.lease.client()?).await?.pages;
+    let percent = (100.0 * SAMPLE_PAGES / pages.max(1) as f64).min(100.0) as f32;
+    let tx = run.lease.begin().await?;
+    let live = in_place::out_of_line(&tx, &movable, percent).await?.min(toast.bytes);
+    tx.rollback().await.doing("end a sample")?;
+    let free = toast.bytes - live;
+    info!(toast = toast.name, bytes = toast.bytes, live, "values stored out of line");
+    let is_worth_it = free > LEAST_TOAST && free > toast.bytes / 4;
+    Ok(is_worth_it.then(|| Moving { movable, first: toast.bytes, live, room: free }))
+}
+
+/// What was rewritten becomes free, unless that takes longer than it is worth.
+async fn make_room(run: &mut Run<'_>, toast: &in_place::Toast, moving: Moving) -> Result<()> {
+    if held(run).await? {
+        return Ok(());
+    }
+    if !watched(run, &toast.vacuum()).await? {
+        wait(run, "the sessions that waited behind VACUUM".into(), REST).await;
+        return Ok(());
+    }
+    run.at.settled = None;
+    let room = toast.bytes.saturating_sub(moving.live);
+    if toast.bytes > moving.first + moving.first / 50 || room < run.place.written {
+        warn!(toast = toast.name, "it has no room for its own rows in front, and stays as it is");
+        return advance(run).await;
+    }
+    run.place.toast = Some(Moving { room, ..moving });
+    Ok(())
 }
 
 /// A range of pages at the end, emptied; the end of it all where no room is
