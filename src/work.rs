@@ -2,13 +2,18 @@
 //! batch. Pause, pace, the maintenance window, free disk, WAL and the signal
 //! to stop are obeyed here, for every task alike.
 
+mod space;
+
 use crate::clock::Clock;
 use crate::db::lease::Lease;
 use crate::db::maintain::{self, Ended};
+use crate::db::stats::Volumes;
 use crate::db::{self, Db, pace, stats};
 use crate::metrics::Metrics;
 use crate::settings::{Settings, Window};
 use crate::values::{Host, Progress};
+use space::{AMPLE, Floor, LAST_WAL, LOOK_EVERY, LOWEST, Lack, Pulse, is_much_wal, lack};
+pub use space::{Room, WAL_SEGMENT};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,25 +21,11 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// A CHECKPOINT is asked for when WAL since the last one passes this part of
-/// the free space (contract 5: a quarter; without, a full volume fills up).
-const WAL_PART: u64 = 4;
-/// WAL below this is not worth a checkpoint: one segment of it.
-const LEAST_WAL: u64 = 16 << 20;
-/// Whatever is set, so much stays free: the server makes WAL by segments of
-/// 16 MiB, and goes down where it cannot (seen on a full volume).
-pub const WAL_SEGMENT: u64 = 16 << 20;
-/// Before giving up for lack of disk, so little WAL is worth a checkpoint, too.
-const LAST_WAL: u64 = 1 << 20;
-/// How often the signs are read: batches may be shorter.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// With less free than this every batch looks: right after a checkpoint each
-/// page that is touched goes to WAL whole, and in a quarter of a second that is
-/// enough to fill a small volume.
-const AMPLE: u64 = 1 << 30;
 /// The delay of a VACUUM at the gentle pace, in ms: what autovacuum uses by
 /// default.
 const GENTLE_DELAY_MS: f64 = 2.0;
+/// More sessions that wait for the disk slow the work down no further.
+const MOST_WAITING: u32 = 4;
 /// The longest pause between two batches.
 const LONGEST_REST: Duration = Duration::from_secs(10);
 
@@ -71,41 +62,24 @@ pub enum Halt {
     #[error("outside OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW={0}")]
     OutsideWindow(Window),
     /// Too little disk is free.
-    #[error("only {free} bytes are free on the database's volume, {whose} asks for {floor}")]
+    #[error("only {free} bytes are free on {volume}, {whose} asks for {floor}{}",
+        cause.as_ref().map(|cause| format!("; {cause}")).unwrap_or_default())]
     LittleDisk {
         /// Bytes free.
         free: u64,
+        /// Where.
+        volume: String,
         /// Bytes asked for.
         floor: u64,
         /// What asks for them.
         whose: &'static str,
+        /// What takes the space, where it is known.
+        cause: Option<String>,
     },
 }
 
-/// What a long statement does to the volume.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Room {
-    /// It takes room: too little disk ends it.
-    Takes,
-    /// It makes room, or takes hardly any.
-    Makes,
-}
-
-/// Bytes that must be free, and what asks for them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Floor {
-    bytes: u64,
-    whose: &'static str,
-}
-
-/// Below it the server itself is in danger.
-const LOWEST: Floor = Floor { bytes: WAL_SEGMENT, whose: "the server's WAL" };
-
-impl Floor {
-    fn new(bytes: u64, whose: &'static str) -> Self {
-        if bytes < LOWEST.bytes { LOWEST } else { Self { bytes, whose } }
-    }
-}
+/// What is looked at before a batch.
+type Look = (pace::Signs, Volumes);
 
 /// The pace of one run.
 pub struct Pacer {
@@ -114,7 +88,8 @@ pub struct Pacer {
     percent: Option<u8>,
     floor: Floor,
     rested: Instant,
-    looked: Option<(Instant, pace::Signs, Option<u64>)>,
+    looked: Option<(Instant, Look)>,
+    pulse: Pulse,
     may_checkpoint: bool,
     halted: Option<Halt>,
 }
@@ -140,6 +115,7 @@ impl Pacer {
             floor,
             rested: Instant::now(),
             looked: None,
+            pulse: Pulse::default(),
             may_checkpoint: true,
             halted: None,
         }
@@ -193,35 +169,37 @@ impl Pacer {
             if self.work.stop.is_cancelled() {
                 return Err(Halt::Stopped.into());
             }
-            let (signs, free) = self.look().await?;
-            match self.halt(&signs, free, floor) {
+            let look = self.look().await?;
+            let (signs, volumes) = &look;
+            self.pulse.learn(signs.lsn);
+            match self.halt(&look, floor, self.pulse) {
                 Some(Halt::LittleDisk { .. })
                     if signs.wal_bytes > LAST_WAL && self.checkpoint(lease.client()?).await? =>
                 {
                     // WAL may have been what filled it; look once more.
-                    let (signs, free) = self.look().await?;
-                    if let Some(halt) = self.halt(&signs, free, floor) {
-                        return Err(halt.into());
+                    let look = self.look().await?;
+                    if let Some(halt) = self.halt(&look, floor, self.pulse) {
+                        return Err(named(halt, lease.client()?).await.into());
                     }
                     continue;
                 }
-                Some(halt) => return Err(halt.into()),
+                Some(halt) => return Err(named(halt, lease.client()?).await.into()),
                 None => {}
             }
-            if is_much_wal(&signs, free) {
+            if is_much_wal(signs, volumes) {
                 self.checkpoint(lease.client()?).await?;
             }
-            let percent = u32::from(self.percent.unwrap_or(signs.percent).clamp(1, 100));
+            let percent = gentler(self.percent.unwrap_or(signs.percent).clamp(1, 100), signs.waiting);
             let rest = (worked * (100 - percent) / percent).min(LONGEST_REST);
             self.sleep(rest).await;
             self.rested = Instant::now();
-            return Ok(free);
+            return Ok(volumes.least());
         }
     }
 
     /// The share of time at work, 1 to 100, as it was at the last turn.
     pub fn percent(&self) -> u8 {
-        let signs = self.looked.as_ref().map_or(pace::GENTLE, |(_, signs, _)| signs.percent);
+        let signs = self.looked.as_ref().map_or(pace::GENTLE, |(_, (signs, _))| signs.percent);
         self.percent.unwrap_or(signs).clamp(1, 100)
     }
 
@@ -254,8 +232,9 @@ impl Pacer {
         if matches!(ended, Ok(Ended::Stopped)) && self.work.stop.is_cancelled() {
             self.halted = Some(Halt::Stopped);
         }
-        // It had its own throttle: no rest is due for it.
+        // It had its own throttle: no rest is due for it. Nor does its WAL tell what a batch writes.
         self.rested = Instant::now();
+        self.pulse.forget();
         ended
     }
 
@@ -279,14 +258,18 @@ impl Pacer {
 
     /// Why a statement that is under way must end.
     async fn must_end(&mut self, floor: Floor) -> db::Result<Option<Halt>> {
-        let (mut signs, mut free) = self.look().await?;
-        let is_little = free.is_some_and(|free| free < floor.bytes) && signs.wal_bytes > LAST_WAL;
-        if is_little || is_much_wal(&signs, free) {
+        let mut look = self.look().await?;
+        let (signs, volumes) = &look;
+        let is_little = volumes.least().is_some_and(|free| free < floor.bytes) && signs.wal_bytes > LAST_WAL;
+        if is_little || is_much_wal(signs, volumes) {
             let mut client = self.work.db.client().await?;
             self.checkpoint(&mut client).await?;
-            (signs, free) = self.look().await?;
+            look = self.look().await?;
         }
-        Ok(self.halt(&signs, free, floor))
+        match self.halt(&look, floor, Pulse::default()) {
+            Some(halt) => Ok(Some(named(halt, &self.work.db.client().await?).await)),
+            None => Ok(None),
+        }
     }
 
     /// The delay that makes a VACUUM work as large a share of the time as the
@@ -301,36 +284,40 @@ impl Pacer {
     /// # Errors
     /// The database's.
     pub async fn free(&mut self) -> db::Result<Option<u64>> {
-        Ok(self.look().await?.1)
+        Ok(self.look().await?.1.least())
     }
 
-    async fn look(&mut self) -> db::Result<(pace::Signs, Option<u64>)> {
-        if let Some((at, signs, free)) = &self.looked
+    async fn look(&mut self) -> db::Result<Look> {
+        if let Some((at, look)) = &self.looked
             && at.elapsed() < LOOK_EVERY
-            && free.is_none_or(|free| free >= AMPLE)
+            && look.1.least().is_none_or(|free| free >= AMPLE)
         {
-            return Ok((signs.clone(), *free));
+            return Ok(look.clone());
         }
         let signs = pace::signs(&self.work.db.client().await?).await?;
         let settings = &self.work.settings;
-        let free =
-            stats::free_disk(settings.pgdata_path.as_deref(), &settings.db, signs.data_directory.as_deref())
-                .map(|(bytes, _)| bytes);
-        self.looked = Some((Instant::now(), signs.clone(), free));
-        Ok((signs, free))
+        let volumes = stats::volumes(settings.pgdata_path.as_deref(), &settings.db, &signs.places);
+        let look = (signs, volumes);
+        self.looked = Some((Instant::now(), look.clone()));
+        Ok(look)
     }
 
-    fn halt(&self, signs: &pace::Signs, free: Option<u64>, floor: Floor) -> Option<Halt> {
+    fn halt(&self, (signs, volumes): &Look, floor: Floor, pulse: Pulse) -> Option<Halt> {
         let window = self.work.settings.bounding.window;
         let now = self.work.clock.now().as_second();
-        match (signs.paused_at, window, free) {
-            (Some(at), ..) => Some(Halt::Paused(at)),
-            (_, Some(window), _) if !window.contains(now) => Some(Halt::OutsideWindow(window)),
-            (.., Some(free)) if free < floor.bytes => {
-                Some(Halt::LittleDisk { free, floor: floor.bytes, whose: floor.whose })
-            }
-            _ => None,
+        if let Some(at) = signs.paused_at {
+            return Some(Halt::Paused(at));
         }
+        if let Some(window) = window.filter(|window| !window.contains(now)) {
+            return Some(Halt::OutsideWindow(window));
+        }
+        lack(volumes, floor, pulse).map(|Lack { volume, free }| Halt::LittleDisk {
+            free,
+            volume,
+            floor: floor.bytes,
+            whose: floor.whose,
+            cause: None,
+        })
     }
 
     async fn checkpoint(&mut self, client: &mut db::Client) -> db::Result<bool> {
@@ -350,8 +337,19 @@ impl Pacer {
     }
 }
 
-fn is_much_wal(signs: &pace::Signs, free: Option<u64>) -> bool {
-    free.is_some_and(|free| signs.wal_bytes > (free / WAL_PART).max(LEAST_WAL))
+/// Says what takes the space, where that can be told.
+async fn named(mut halt: Halt, client: &db::Client) -> Halt {
+    if let Halt::LittleDisk { cause, .. } = &mut halt {
+        *cause = pace::hoard(client).await.ok().flatten();
+    }
+    halt
+}
+
+/// The share of time at work, where so many sessions of others wait for the disk: they go first,
+/// unless the pace is full.
+fn gentler(percent: u8, waiting: u32) -> u32 {
+    let percent = u32::from(percent);
+    if percent == 100 { percent } else { (percent / (1 + waiting.min(MOST_WAITING))).max(1) }
 }
 
 fn delay_ms(percent: u8) -> f64 {
@@ -402,6 +400,12 @@ mod tests {
         assert!((delay_ms(25) - 2.0).abs() < 1e-9);
         assert!(delay_ms(100).abs() < 1e-9);
         assert!(delay_ms(1) > 60.0 && delay_ms(1) <= 100.0);
+    }
+
+    #[test]
+    fn who_waits_for_the_disk_goes_first() {
+        assert_eq!((gentler(25, 0), gentler(25, 1), gentler(25, 4), gentler(25, 99)), (25, 12, 5, 5));
+        assert_eq!((gentler(3, 9), gentler(100, 9)), (1, 100));
     }
 
     #[test]

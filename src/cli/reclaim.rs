@@ -102,7 +102,10 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         if request.apply.is_none() {
             confirm(context, args, &text)?;
             request.apply = Some(plan.hash);
+            // The question said so.
+            request.at_risk = true;
         }
+        request.at_risk |= is("yes");
     }
     let Some(report) = lease::have_done(context, args, Job::Reclaim(request)).await? else {
         return Ok(lease::detached());
@@ -126,7 +129,15 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
             "undone, the log is as it was, and nothing is left beside it: {}",
             aborted["aborted"].as_str().unwrap_or_default()
         ),
-        _ => format!("the log took {before} and takes {after}"),
+        _ => {
+            let (before_bytes, after_bytes) = (number("bytes_before"), number("bytes_after"));
+            let expected = report["bytes_expected"].as_u64();
+            // The census counts without what pages waste.
+            let much = expected.filter(|expected| after_bytes > expected + expected / 4 + (16 << 20));
+            let nothing = if after_bytes >= before_bytes { "; nothing was given back" } else { "" };
+            let told = much.map(|expected| format!("; the plan expected about {}: what is in the way of more is in the log and in `opsward status`", format::bytes(expected)));
+            format!("the log took {before} and takes {after}{nothing}{}", told.unwrap_or_default())
+        }
     };
     let told_to = action == Action::Abort;
     let undone = report["outcome"].is_object() && !told_to;
@@ -186,6 +197,7 @@ fn shown(plan: &Plan) -> String {
         lines.push("The census has only sampled the log: `opsward census --full` counts it.".into());
     }
     lines.extend(plan.notes.iter().cloned());
+    lines.extend(plan.risks.iter().map(|o| format!("Only with --yes: {}.", o.text)));
     lines.extend(plan.obstacles.iter().map(|o| format!("In the way: {}; {}.", o.text, o.fix)));
     lines.join("\n")
 }

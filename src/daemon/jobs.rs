@@ -266,7 +266,8 @@ mod tests {
         assert_eq!(waits("2026-06-30T00:15:00Z"), 45 * 60);
         assert_eq!(waits("2026-06-30T01:30:00Z"), 3_600, "a clock may be set");
         let now = at("2026-06-30T00:00:00Z");
-        for halt in [Halt::Paused(now), Halt::LittleDisk { free: 1, floor: 2, whose: "it" }] {
+        let little = Halt::LittleDisk { free: 1, volume: "v".into(), floor: 2, whose: "it", cause: None };
+        for halt in [Halt::Paused(now), little] {
             assert!(matches!(after(&halt, now), Next::After(wait) if wait <= LITTLE_DISK));
         }
         assert_eq!(after(&Halt::Stopped, now), Next::Scheduled);

@@ -54,7 +54,7 @@ pub(super) async fn when(bulk: Bulk, when: When, said: Said, stop: CancellationT
             return Ok(Next::Scheduled);
         }
     };
-    if let Some(obstacle) = plan.obstacles.first() {
+    if let Some(obstacle) = plan.obstacles.first().or(plan.risks.first()) {
         said.say(obstacle);
         return Ok(Next::Scheduled);
     }

@@ -10,11 +10,11 @@ use self::core::{connect, error, session};
 use self::log::prune_sql;
 pub use self::log::{
     apply, capture, census_slice, clone, copy, digest, floors, foreign, guard, in_place, index, ops,
-    preflight, prune, recent, replay, reset, swap, watermark,
+    preflight, prune, recent, replay, reset, swap, traced, watermark,
 };
 pub use self::state::{
-    census, census_pass, cursors, gate, history, jobs, overview, pace, peers, pulls, readers, reclaim,
-    rejected, stats,
+    census, census_pass, covers, cursors, gate, history, jobs, overview, pace, peers, pulls, readers,
+    reclaim, rejected, stats,
 };
 
 pub use self::core::connect::{Client, Db};

@@ -12,6 +12,7 @@
 //! walk may begin or stop anywhere.
 
 mod covers;
+pub(super) mod walk;
 
 use crate::records::{self, Model, Row, models};
 use crate::values::{Action, Host, OpUlid, is_plausible};
@@ -104,7 +105,8 @@ pub fn passes(memory_bytes: usize, keys: u64) -> u32 {
 }
 
 /// One walk over the log. Over all passes each op is judged `Keep` or `Drop`
-/// exactly once; a pass that was interrupted begins anew at the newest op.
+/// exactly once. A part of the log that could not be dealt with is taken back;
+/// what was remembered of the parts before it can be stored and recalled.
 ///
 /// A record is known by the first 127 bits of the SHA-256 of its table and
 /// key. An op would be lost if two keys shared them: for 20 million records
@@ -116,6 +118,8 @@ pub struct Compactor {
     pass: Pass,
     covers: Covers,
     last: Option<OpUlid>,
+    /// `last` when the part began.
+    kept: Option<OpUlid>,
 }
 
 impl Compactor {
@@ -128,7 +132,32 @@ impl Compactor {
             pass,
             covers: Covers::new(bounds.memory_bytes),
             last: None,
+            kept: None,
         }
+    }
+
+    /// What was learned since the part began, 16 bytes a record.
+    pub fn learned(&self) -> Vec<u8> {
+        self.covers.fresh().flat_map(u128::to_be_bytes).collect()
+    }
+
+    /// Learns again what [`Compactor::learned`] told of a part before.
+    pub fn recall(&mut self, learned: &[u8]) {
+        let (covers, _) = learned.as_chunks();
+        covers.iter().for_each(|cover| self.covers.recall(u128::from_be_bytes(*cover)));
+        self.keep();
+    }
+
+    /// The part is dealt with: the next one begins.
+    pub fn keep(&mut self) {
+        self.covers.keep();
+        self.kept = self.last;
+    }
+
+    /// The part is judged again.
+    pub fn undo(&mut self) {
+        self.covers.undo();
+        self.last = self.kept;
     }
 
     /// Judges the next older op.

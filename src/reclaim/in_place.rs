@@ -8,13 +8,15 @@
 
 mod space;
 
-use super::compact::{Bounds, Chain, Compactor, LONGEST, LogOp, Pass, Verdict};
+use super::compact;
 use super::decide::{Checkpoint, Gone, Phase};
-use super::{Error, Result, Run};
+use super::{Result, Run};
+use crate::db::in_place::Holders;
 use crate::db::prune::{self, Batch, Doomed, Locked, Range, TableCut};
-use crate::db::{self, Doing, clone, copy, maintain, reclaim as store};
+use crate::db::{self, Doing, maintain, reclaim as store};
 use crate::values::OpUlid;
 use crate::work::BatchSize;
+use deadpool_postgres::Transaction;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
@@ -38,10 +40,6 @@ pub(super) struct Kept {
     pub(super) locked: Locked,
     /// Of what somebody else was in the way of.
     tries: u32,
-    compactor: Option<Compactor>,
-    /// What compaction dropped of the part that it judged last, and the key from which on it is
-    /// still to be deleted.
-    drops: (String, Vec<OpUlid>),
     /// How far the TOAST table's values are moved.
     toast: Option<space::Moving>,
     /// Bytes that the last batch rewrote.
@@ -59,8 +57,6 @@ impl Default for Kept {
             size: BatchSize::new(FIRST_ROWS, 1, TARGET),
             locked: Locked::Wait,
             tries: 0,
-            compactor: None,
-            drops: (String::new(), Vec::new()),
             toast: None,
             written: 0,
             told: None,
@@ -91,7 +87,7 @@ pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
     }
     match phase {
         Phase::Delete => delete(run).await,
-        Phase::Compact => compact(run).await,
+        Phase::Compact => compact::walk::step(run).await,
         Phase::Vacuum => space::vacuum(run).await,
         Phase::Rewrite => space::rewrite(run).await,
         Phase::Move => space::move_rows(run).await,
@@ -103,6 +99,14 @@ pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
 /// The statement that drops what an interrupted REINDEX left.
 pub(super) async fn leftover(run: &mut Run<'_>) -> Result<Option<String>> {
     Ok(db::in_place::leftovers(&*run.lease.client()?).await?.into_iter().next())
+}
+
+/// Those that are not written anew yet stay as they are.
+pub(super) async fn leave_indexes(run: &mut Run<'_>, error: &db::Error) -> Result<()> {
+    warn!(%error, "the disk is full: the other indexes stay as they are");
+    let bloated = db::in_place::bloated(&*run.lease.client()?).await?;
+    run.place.left.extend(bloated.into_iter().map(|index| index.name));
+    Ok(())
 }
 
 /// Drops the next of them, unless somebody waits behind it: then later.
@@ -132,18 +136,20 @@ async fn wait(run: &mut Run<'_>, waiting: String, time: Duration) {
 }
 
 /// The history's name for it.
-fn task(run: &Run<'_>) -> prune::Run {
+pub(super) fn task(run: &Run<'_>) -> prune::Run {
     let began_at = jiff::Timestamp::from_millisecond(run.at.began_ms).unwrap_or_default();
     prune::Run { id: run.at.run.clone(), task: "reclaim", began_at }
 }
 
 /// What lies below the cuts, from the oldest on; then what was locked.
 async fn delete(run: &mut Run<'_>) -> Result<()> {
-    if run.at.position.is_empty() && !maintain::may_vacuum(run.lease.client()?).await? {
-        return Err(Error::refused(
-            "this role does not own public.ops and may not VACUUM it",
-            "use the node's own role in OPENAUDIO_DB_URL, or GRANT that role TO it",
-        ));
+    if run.at.position.is_empty() {
+        space::may_vacuum(run).await?;
+        // Of these nobody knows when they let go: before anything is lost, they have to.
+        if space::held(run, Holders::Remote).await? {
+            return Ok(());
+        }
+        run.at.settled = None;
     }
     let cuts: Vec<TableCut> = run.at.survivors.cuts.iter().map(cut).collect();
     let Some(until) = cuts.iter().map(|cut| cut.below).max() else {
@@ -172,7 +178,7 @@ async fn delete(run: &mut Run<'_>) -> Result<()> {
     store::save(&tx, &at.json()).await?;
     tx.commit().await.doing("commit a batch")?;
     run.at = at;
-    learned(run, &batch, begun);
+    learned(run, batch.scanned, &[batch], begun);
     Ok(())
 }
 
@@ -180,7 +186,7 @@ fn cut((table, below): (&String, &OpUlid)) -> TableCut {
     TableCut { table: table.clone(), below: *below, bound_by: "reclaim".into() }
 }
 
-fn count(at: &mut Checkpoint, batch: &Batch) {
+pub(super) fn count(at: &mut Checkpoint, batch: &Batch) {
     at.done += batch.scanned;
     for of in &batch.gone {
         let gone = at.gone.entry(of.table.clone()).or_insert(Gone { rows: 0, bytes: 0, traces: 0 });
@@ -190,14 +196,11 @@ fn count(at: &mut Checkpoint, batch: &Batch) {
     }
 }
 
-fn learned(run: &mut Run<'_>, batch: &Batch, begun: Instant) {
-    run.place.size.took(u32::try_from(batch.scanned).unwrap_or(u32::MAX).max(1), begun.elapsed());
+/// A batch of so many rows is committed.
+pub(super) fn learned(run: &mut Run<'_>, rows: u64, done: &[Batch], begun: Instant) {
+    run.place.size.took(u32::try_from(rows).unwrap_or(u32::MAX).max(1), begun.elapsed());
     run.place.locked = Locked::Wait;
-    show(run, batch);
-}
-
-fn show(run: &Run<'_>, batch: &Batch) {
-    for gone in &batch.gone {
+    for gone in done.iter().flat_map(|batch| &batch.gone) {
         let labels = ["reclaim", gone.table.as_str()];
         run.work.metrics.rows_deleted.with_label_values(&labels).inc_by(gone.rows);
         run.work.metrics.bytes_deleted.with_label_values(&labels).inc_by(gone.bytes);
@@ -234,91 +237,25 @@ async fn delete_locked(run: &mut Run<'_>, cuts: &[TableCut]) -> Result<()> {
     Ok(())
 }
 
-/// A part of the log, newest first: judged, then deleted from. A pass that was
-/// interrupted begins anew at the newest op.
-async fn compact(run: &mut Run<'_>) -> Result<()> {
-    if !run.place.drops.1.is_empty() {
-        return delete_drops(run).await;
-    }
-    let mut at = run.at.clone();
-    let begun = Instant::now();
-    let columns = clone::columns(&*run.lease.client()?).await?;
-    let bounds = Bounds {
-        memory_bytes: usize::try_from(run.work.settings.bounding.reclaim_memory).unwrap_or(usize::MAX),
-        self_host: run.work.own.clone(),
-        below: at.survivors.compact.values().max().copied().unwrap_or(OpUlid::first_of_ms(0)),
-        now: run.work.clock.now(),
-    };
-    let pass = Pass { number: at.pass, of: at.passes.max(1) };
-    if run.place.compactor.is_none() {
-        at.position.clear();
-        at.done = 0;
-    }
-    let compactor = run.place.compactor.get_or_insert_with(|| Compactor::new(&bounds, pass));
-    let before = (!at.position.is_empty()).then_some(at.position.as_str());
-    let (survivors, rows) = (&run.at.survivors.compact, run.place.size.rows());
-    let mut drops = Vec::new();
-    let tx = run.lease.begin().await?;
-    let walked = copy::walk(&tx, &columns, before, (rows, LONGEST), |op| {
-        let chain = if op.owed { Chain::Owed } else { Chain::Settled };
-        let data = op.data.as_deref();
-        let verdict =
-            compactor.judge(&LogOp { ulid: &op.ulid, action: &op.action, table: &op.table, data, chain });
-        let below = survivors.get(&op.table);
-        let ulid = OpUlid::parse(&op.ulid).filter(|ulid| below.is_some_and(|below| ulid < below));
-        drops.extend(ulid.filter(|_| verdict == Verdict::Drop));
-    });
-    let walked = walked.await;
-    if walked.is_err() {
-        // It has judged ops whose verdicts are lost: from the newest again.
-        run.place.compactor = None;
-    }
-    let (last, count) = walked?;
-    at.done += count;
-    // The key '' is the last of all.
-    match last.filter(|last| count >= u64::from(rows) && !last.is_empty()) {
-        Some(last) => at.position = last,
-        None if at.pass + 1 < at.passes => {
-            at.pass += 1;
-            (at.position, at.done) = (String::new(), 0);
-            run.place.compactor = None;
+/// Deletes what nobody needs of a part of the log, from the oldest on.
+pub(super) async fn delete_listed(
+    tx: &Transaction<'_>,
+    task: &prune::Run,
+    drops: &[OpUlid],
+    locked: Locked,
+) -> Result<Vec<Batch>> {
+    let (Some(first), Some(last)) = (drops.iter().min(), drops.iter().max()) else { return Ok(Vec::new()) };
+    // What the walk set for itself would cost here.
+    tx.batch_execute("SET LOCAL enable_hashjoin = on").await.doing("begin to delete what nobody needs")?;
+    let (mut from, mut batches) = (first.to_string(), Vec::new());
+    loop {
+        let range = Range { from, until: OpUlid::first_of_ms(last.ms() + 1), rows: 100_000 };
+        let batch = prune::batch(tx, task, &range, Doomed::Listed(drops), locked).await?;
+        let next = batch.next.clone();
+        batches.push(batch);
+        match next {
+            Some(next) => from = next,
+            None => return Ok(batches),
         }
-        // The end; what was dropped of the last part goes first.
-        None if drops.is_empty() => {
-            at.pass = 0;
-            at.advance();
-        }
-        None => {}
     }
-    store::save(&tx, &at.json()).await?;
-    tx.commit().await.doing("judge a part of the log")?;
-    let first = drops.iter().min().map_or(String::new(), ToString::to_string);
-    run.place.drops = (first, drops);
-    run.place.size.took(u32::try_from(count).unwrap_or(u32::MAX).max(1), begun.elapsed());
-    run.at = at;
-    Ok(())
-}
-
-/// A batch of what nobody needs of the part that was judged last, from the
-/// oldest on.
-async fn delete_drops(run: &mut Run<'_>) -> Result<()> {
-    let (from, drops) = &run.place.drops;
-    let Some(last) = drops.iter().max() else { return Ok(()) };
-    let until = OpUlid::first_of_ms(last.ms() + 1);
-    let range = Range { from: from.clone(), until, rows: 2 * run.place.size.rows() + FIRST_ROWS };
-    let (task, mut at) = (task(run), run.at.clone());
-    let tx = run.lease.begin().await?;
-    let batch = prune::batch(&tx, &task, &range, Doomed::Listed(drops), run.place.locked).await?;
-    let done = at.done;
-    count(&mut at, &batch);
-    at.done = done;
-    store::save(&tx, &at.json()).await?;
-    tx.commit().await.doing("commit a batch")?;
-    show(run, &batch);
-    match batch.next {
-        Some(next) => run.place.drops.0 = next,
-        None => run.place.drops.1.clear(),
-    }
-    run.at = at;
-    Ok(())
 }

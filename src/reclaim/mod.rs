@@ -17,9 +17,10 @@ mod swap;
 pub mod verify;
 mod walk;
 
+use crate::db::prune::Trouble;
 use crate::db::{self, Doing, lease::Lease};
 use crate::settings::Policy;
-use crate::values::{Beginning, Progress};
+use crate::values::{Beginning, OpUlid, Progress};
 use crate::work::{Pacer, Stop, Work};
 use decide::{Checkpoint, Mode, Phase, Survivors};
 pub use gate::{Ask, Gate};
@@ -28,6 +29,7 @@ use plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// What an operator asks of a reclaim; a job carries it.
@@ -48,6 +50,8 @@ pub struct Request {
     pub pace: Option<u8>,
     /// The hash of the plan that was read; another plan is refused.
     pub apply: Option<String>,
+    /// What may not fit by the estimate is tried all the same.
+    pub at_risk: bool,
     /// What may go now; whoever runs it asks the gate.
     pub gate: Gate,
     /// The log begins anew with this: a proof stands for the gate.
@@ -82,6 +86,8 @@ pub struct Report {
     pub bytes_before: u64,
     /// The same, now.
     pub bytes_after: u64,
+    /// What the plan expected of them.
+    pub bytes_expected: Option<u64>,
     /// Ops dropped, by table.
     pub dropped: BTreeMap<String, u64>,
     /// How long it has been under way.
@@ -159,12 +165,16 @@ pub struct Run<'a> {
     failures: u32,
     /// What mode swap keeps between two batches.
     kept: swap::Kept,
-    /// The phase, since when this process is in it, and what was done then.
-    begun: Cell<(Phase, Instant, u64)>,
+    /// The phase that was told last.
+    told: Cell<Phase>,
+    /// When this process began, and what was left then ([`Phase::left`]).
+    begun: (Instant, f64),
     /// What mode in-place does.
     place: in_place::Kept,
     /// How long the swap held its lock.
     locked_ms: u64,
+    /// Compaction's memory, in either mode.
+    compactor: Option<compact::Compactor>,
 }
 
 impl Run<'_> {
@@ -179,20 +189,16 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Tells how far the phase is.
+    /// Tells how far the phase is, and how long all of it will take.
     pub fn tell(&self, waiting: Option<String>) {
         let phase = self.at.phase;
-        let (seen, since, from) = self.begun.get();
-        if seen != phase {
+        if self.told.replace(phase) != phase {
             self.work.metrics.reclaim_phase.reset();
             self.work.metrics.reclaim_phase.with_label_values(&[phase.word()]).set(1);
-            self.begun.set((phase, Instant::now(), self.at.done));
         }
         let (unit, done) = phase.unit().map_or(("", 0), |unit| (unit, self.at.done));
         let total = self.at.total.filter(|_| phase.unit().is_some());
-        let rate = done.saturating_sub(from) as f64 / since.elapsed().as_secs_f64().max(0.001);
-        let left = total.map(|total| total.saturating_sub(done) as f64);
-        let eta_seconds = left.filter(|_| seen == phase && rate > 0.0).map(|left| (left / rate) as u64);
+        let eta_seconds = eta(self.begun.0.elapsed(), self.begun.1, left(&self.at));
         let share = total.map_or(0.0, |total| done as f64 / total.max(1) as f64);
         self.work.metrics.reclaim_progress.set(share);
         self.work.metrics.reclaim_eta.set(eta_seconds.map_or(-1, |s| i64::try_from(s).unwrap_or(i64::MAX)));
@@ -207,6 +213,18 @@ impl Run<'_> {
     }
 }
 
+/// What is left of a reclaim ([`Phase::left`]).
+fn left(at: &Checkpoint) -> f64 {
+    let total = at.total.filter(|total| *total > 0 && at.phase.unit().is_some());
+    at.phase.left(total.map_or(0.0, |total| at.done as f64 / total as f64), &at.survivors)
+}
+
+/// Seconds until the end, by what the first of it took; `None` until that is a hundredth of it.
+fn eta(elapsed: Duration, first: f64, left: f64) -> Option<u64> {
+    let done = first - left;
+    (done * 100.0 >= first && done > 0.0).then(|| (elapsed.as_secs_f64() / done * left) as u64)
+}
+
 /// Begins, resumes, swaps or undoes a reclaim, and walks it to its end.
 ///
 /// # Errors
@@ -217,10 +235,23 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
     if at.mode == Mode::InPlace || at.reset.is_some() {
         pacer = pacer.with_floor(plan::IN_PLACE_FLOOR);
     }
-    let begun = Cell::new((Phase::Done, Instant::now(), 0));
+    let (told, begun) = (Cell::new(Phase::Done), (Instant::now(), left(&at)));
     let (kept, place) = (swap::Kept::default(), in_place::Kept::default());
-    let mut run =
-        Run { work, lease, pacer, at, ask, asked: None, failures: 0, kept, place, locked_ms: 0, begun };
+    let mut run = Run {
+        work,
+        lease,
+        pacer,
+        at,
+        ask,
+        asked: None,
+        failures: 0,
+        kept,
+        place,
+        locked_ms: 0,
+        compactor: None,
+        told,
+        begun,
+    };
     run.save().await?;
     let ended = walk::walk(&mut run).await;
     work.metrics.reclaim_phase.reset();
@@ -228,10 +259,11 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
     work.metrics.reclaim_eta.set(-1);
     let outcome = ended?;
     let figures = db::stats::figures(&*run.lease.client()?).await?;
-    let (at, locked_ms) = (run.at, run.locked_ms);
+    let (at, locked_ms, after) = (run.at, run.locked_ms, figures.ops_bytes + figures.index_bytes);
     let ended = match &outcome {
         // The swap wrote that down.
         Outcome::Done if at.reset.is_some() => None,
+        Outcome::Done if after >= at.bytes_before => Some("done, but nothing was given back".to_owned()),
         Outcome::Done => Some("given back".to_owned()),
         Outcome::Aborted(why) if at.mode == Mode::InPlace => Some(format!("ended early: {why}")),
         Outcome::Aborted(why) => Some(format!("undone: {why}")),
@@ -240,7 +272,7 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
     if let Some(ended) = ended {
         let word = if outcome == Outcome::Done { "done" } else { "undone" };
         work.metrics.reclaims.with_label_values(&[word]).inc();
-        let given_back = at.bytes_before.saturating_sub(figures.ops_bytes + figures.index_bytes);
+        let given_back = at.bytes_before.saturating_sub(after);
         let began = Timestamp::from_millisecond(at.began_ms).unwrap_or(Timestamp::UNIX_EPOCH);
         db::reclaim::ended(run.lease.client()?, &at.run, began, (at.mode.word(), given_back), &ended).await?;
     }
@@ -249,7 +281,8 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
         mode: at.mode,
         policy: at.policy,
         bytes_before: at.bytes_before,
-        bytes_after: figures.ops_bytes + figures.index_bytes,
+        bytes_after: after,
+        bytes_expected: at.expected,
         dropped: at.gone.iter().map(|(table, gone)| (table.clone(), gone.rows)).collect(),
         seconds: (work.clock.now().as_millisecond() - at.began_ms).max(0) as u64 / 1000,
         locked_ms,
@@ -347,8 +380,8 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
     let fingerprint = format!("{traits} {}", db::clone::identity(client).await?);
     let census = db::census::load(client).await?;
     let horizons = db::floors::horizons(client).await?.into_iter().collect();
-    let directory = standing.data_directory.as_deref();
-    let free = db::stats::free_disk(work.settings.pgdata_path.as_deref(), &work.settings.db, directory);
+    let volumes = db::stats::volumes(work.settings.pgdata_path.as_deref(), &work.settings.db, &signs.places);
+    let seen = seen(work, &census, request.gate.ceiling).await?;
     let mut plan = plan::plan(&plan::Facts {
         asked: plan::Asked {
             mode: request.mode,
@@ -362,7 +395,8 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
         horizons: &horizons,
         standing: &standing,
         fingerprint: &fingerprint,
-        free: free.map(|(bytes, _)| bytes),
+        volumes: &volumes,
+        seen: &seen,
         now_ms: u64::try_from(work.clock.now().as_millisecond()).unwrap_or(0),
     });
     // The sizes are of a log in between: what there is to do comes first.
@@ -371,6 +405,43 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
         plan.obstacles.insert(0, plan::Obstacle { code: "unfinished", text, fix });
     }
     Ok(plan)
+}
+
+/// How many ranges of the log are looked at for an estimate.
+const RANGES: u64 = 16;
+
+/// Which records some of the log is about: from as many ranges below the ceiling of what may go,
+/// the same number of rows apart by the census. One that takes long says nothing.
+async fn seen(work: &Work, census: &[db::census::Entry], ceiling: Option<OpUlid>) -> Result<plan::Sampled> {
+    let mut seen = plan::Sampled::new();
+    let Some(until) = ceiling else { return Ok(seen) };
+    let mut days: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    for day in census.iter().filter(|day| day.oldest < until) {
+        let (rows, newest) = days.entry(day.oldest.ms()).or_default();
+        (*rows, *newest) = (*rows + day.rows, (*newest).max(day.newest.ms()));
+    }
+    let rows: u64 = days.values().map(|(rows, _)| rows).sum();
+    let mut client = work.db.client().await?;
+    let mut passed = 0;
+    let mut next = 0;
+    for (oldest, (here, newest)) in days {
+        while next < RANGES && next * rows / RANGES < passed + here {
+            let part = (next * rows / RANGES - passed) as f64 / here.max(1) as f64;
+            let from = OpUlid::first_of_ms(oldest + ((newest.saturating_sub(oldest)) as f64 * part) as u64);
+            next += 1;
+            match db::traced::range(&mut client, from, until).await {
+                Ok(range) => {
+                    for (table, of_table) in range {
+                        seen.entry(table).or_default().push(of_table);
+                    }
+                }
+                Err(error) if db::prune::trouble(&error) != Trouble::Fatal => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        passed += here;
+    }
+    Ok(seen)
 }
 
 /// What is said of a reclaim that stands in the way of another.
@@ -406,7 +477,10 @@ async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Chec
         };
         return Err(Error::refused(of(|o| &o.text).join("; "), of(|o| &o.fix).join("; ")));
     }
-    let now = work.clock.now();
+    if let Some(risk) = plan.risks.first().filter(|_| !request.at_risk) {
+        return Err(Error::refused(&risk.text, &risk.fix));
+    }
+    let (now, is_moves_only) = (work.clock.now(), plan.moves_only());
     let rows: u64 = plan.tables.iter().map(|t| t.rows).sum();
     // About every tenth op changes a record that compaction must remember.
     let memory = usize::try_from(work.settings.bounding.reclaim_memory).unwrap_or(usize::MAX);
@@ -414,13 +488,21 @@ async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Chec
     let fitted = request.fit || work.settings.bounding.retention_bytes > 0;
     let survivors = Survivors { fitted, ..plan.survivors };
     let run = format!("reclaim-{}", now.as_millisecond());
+    let begin = Checkpoint::begin(run, plan.mode, plan.policy, survivors);
+    let phase = match plan.mode {
+        // Nothing is to be deleted.
+        Mode::InPlace if is_moves_only => Phase::Vacuum,
+        _ => begin.phase,
+    };
     Ok(Checkpoint {
         pace: request.pace,
+        phase,
+        expected: Some(plan.space.afterwards),
         hold: request.hold,
         passes: compact::passes(memory, rows / 10),
         total: Some(rows),
         bytes_before: plan.space.table + plan.space.indexes,
         began_ms: now.as_millisecond(),
-        ..Checkpoint::begin(run, plan.mode, plan.policy, survivors)
+        ..begin
     })
 }

@@ -6,7 +6,7 @@
 //! must be there byte for byte. What is not so ends in a new start or an undo,
 //! never in a swap.
 
-use super::compact::{Bounds, Chain, Compactor, LONGEST, LogOp, Pass, Verdict};
+use super::compact;
 use super::decide::{Capture, Checkpoint, Facts, Gone, Phase, Step};
 use super::walk::watched;
 use super::{Result, Run};
@@ -45,14 +45,13 @@ pub(super) struct Kept {
     replayed: Option<Instant>,
     /// The same, while it waits.
     kept_up: Option<Instant>,
-    compactor: Option<Compactor>,
     phase: Option<Phase>,
 }
 
 impl Default for Kept {
     fn default() -> Self {
         let size = BatchSize::new(ROWS.0, ROWS.1, TARGET);
-        Self { size, replayed: None, kept_up: None, compactor: None, phase: None }
+        Self { size, replayed: None, kept_up: None, phase: None }
     }
 }
 
@@ -94,14 +93,7 @@ pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
     match phase {
         Phase::Prepare => prepare(run).await,
         Phase::Capture => install(run).await,
-        Phase::Judge => {
-            let judged = judge(run).await;
-            if judged.is_err() {
-                // It may have judged ops whose verdicts are lost.
-                run.kept.compactor = None;
-            }
-            judged
-        }
+        Phase::Judge => compact::walk::step(run).await,
         Phase::Copy => copy_range(run).await,
         Phase::Replay => follow(run).await,
         Phase::Analyze => analyze(run).await,
@@ -438,61 +430,5 @@ pub(super) async fn undo(run: &mut Run<'_>, step: &Step) -> Result<()> {
     if !commit_in_time(tx, begun, done).await? {
         return contended(run, table).await;
     }
-    Ok(())
-}
-
-/// A part of compaction's walk, newest first. What it remembers is in memory:
-/// a pass that was interrupted begins anew.
-async fn judge(run: &mut Run<'_>) -> Result<()> {
-    let mut at = run.at.clone();
-    let begun = Instant::now();
-    let columns = columns(&*run.lease.client()?).await?;
-    let fresh = run.kept.compactor.is_none();
-    let bounds = Bounds {
-        memory_bytes: usize::try_from(run.work.settings.bounding.reclaim_memory).unwrap_or(usize::MAX),
-        self_host: run.work.own.clone(),
-        below: at.survivors.compact.values().max().copied().unwrap_or(OpUlid::first_of_ms(0)),
-        now: run.work.clock.now(),
-    };
-    let pass = Pass { number: at.pass, of: at.passes.max(1) };
-    let compactor = run.kept.compactor.get_or_insert_with(|| Compactor::new(&bounds, pass));
-    let tx = run.lease.begin().await?;
-    if fresh {
-        at.position.clear();
-        at.done = 0;
-        copy::unlist(&tx, at.pass).await?;
-    }
-    let before = (!at.position.is_empty()).then_some(at.position.as_str());
-    let mut drops = Vec::new();
-    let compact = &run.at.survivors.compact;
-    let rows = run.kept.size.rows();
-    let walked = copy::walk(&tx, &columns, before, (rows, LONGEST), |op| {
-        let chain = if op.owed { Chain::Owed } else { Chain::Settled };
-        let log_op =
-            LogOp { ulid: &op.ulid, action: &op.action, table: &op.table, data: op.data.as_deref(), chain };
-        let verdict = compactor.judge(&log_op);
-        let below = compact.get(&op.table).is_some_and(|below| op.ulid.as_str() < below.as_str());
-        if verdict == Verdict::Drop && below {
-            drops.push(op.ulid.clone());
-        }
-    });
-    let (last, count) = walked.await?;
-    copy::list(&tx, at.pass, &drops).await?;
-    at.done += count;
-    // The key '' is the last of all.
-    match last.filter(|last| count >= u64::from(rows) && !last.is_empty()) {
-        Some(last) => at.position = last,
-        None if at.pass + 1 < at.passes => {
-            at.pass += 1;
-            at.position.clear();
-            at.done = 0;
-            run.kept.compactor = None;
-        }
-        None => at.advance(),
-    }
-    store::save(&tx, &at.json()).await?;
-    tx.commit().await.doing("judge a part of the log")?;
-    run.kept.size.took(count as u32, begun.elapsed());
-    run.at = at;
     Ok(())
 }

@@ -150,6 +150,9 @@ async fn settle(run: &mut Run<'_>, done: Result<()>) -> Result<()> {
 /// Makes ready for another try, unless none would help.
 async fn again(run: &mut Run<'_>, error: Error, means: impl Fn(Trouble) -> Trouble) -> Result<()> {
     let Error::Db(error) = error else { return Err(error) };
+    if error.is_disk_full() && give_back(run, &error).await? {
+        return Ok(());
+    }
     let trouble = match trouble(&error) {
         Trouble::Fatal => Trouble::Fatal,
         trouble => means(trouble),
@@ -169,6 +172,27 @@ async fn again(run: &mut Run<'_>, error: Error, means: impl Fn(Trouble) -> Troub
         }
     }
     Ok(())
+}
+
+/// The disk is full: what this took is given back at once. Whether there was anything.
+async fn give_back(run: &mut Run<'_>, error: &db::Error) -> Result<bool> {
+    if run.at.aborting.is_some() {
+        return Ok(false);
+    }
+    match (run.at.mode, run.at.phase) {
+        (Mode::Swap, Phase::Drop | Phase::Done) => Ok(false),
+        (Mode::Swap, _) => {
+            warn!(%error, "the reclaim is undone: the disk is full");
+            run.at.aborting = Some(format!("the disk is full ({error})"));
+            run.save().await.map(|()| true)
+        }
+        // What it left is dropped before the next index is looked for.
+        (Mode::InPlace, Phase::Reindex) => {
+            in_place::leave_indexes(run, error).await?;
+            Ok(true)
+        }
+        (Mode::InPlace, _) => Ok(false),
+    }
 }
 
 /// A statement that others may have to wait for, at the pace, as long as there

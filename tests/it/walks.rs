@@ -124,8 +124,7 @@ async fn slices_and_ranges_cover_every_key_once() {
         let (mut after, mut counted) = (String::new(), 0);
         loop {
             let range = census_slice::Range { after: &after, to: None, rows };
-            let slice =
-                census_slice::slice(lease.client().unwrap(), &reading, &window, range).await.unwrap();
+            let slice = census_slice::slice(lease.client().unwrap(), &reading, &window, range).await.unwrap();
             counted += slice.rows as usize;
             match slice.last.filter(|_| slice.rows == u64::from(rows)) {
                 Some(last) => after = last,
@@ -218,8 +217,7 @@ async fn deleting_meets_every_ulid_below_the_cut_and_nothing_else() {
         loop {
             let range = prune::Range { from, until: below(), rows };
             let tx = lease.begin().await.unwrap();
-            let batch =
-                prune::batch(&tx, &run, &range, Doomed::Below(&cuts), Locked::Wait).await.unwrap();
+            let batch = prune::batch(&tx, &run, &range, Doomed::Below(&cuts), Locked::Wait).await.unwrap();
             tx.commit().await.unwrap();
             match batch.next {
                 Some(next) => from = next,
@@ -240,6 +238,12 @@ async fn check(bench: &Bench, rows: usize) {
 }
 
 async fn reclaimed(bench: &Bench, mode: Mode, survivors: Survivors, batch: u32) {
+    let work = begun(bench, mode, survivors, batch).await;
+    let report = go_on(bench, &work).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Done);
+}
+
+async fn begun(bench: &Bench, mode: Mode, survivors: Survivors, batch: u32) -> Work {
     let source = Source { env: BTreeMap::new(), ..Source::process() };
     let mut settings = settings::load(&source).unwrap().settings;
     settings.db = bench.database.target();
@@ -257,14 +261,25 @@ async fn reclaimed(bench: &Bench, mode: Mode, survivors: Survivors, batch: u32) 
     let begin = Checkpoint::begin("reclaim-test".into(), mode, Policy::Window, survivors);
     let at = Checkpoint { pace: Some(100), began_ms, ..begin };
     opsward::db::reclaim::save(&bench.db.client().await.unwrap(), &at.json()).await.unwrap();
+    work
+}
+
+async fn go_on(bench: &Bench, work: &Work) -> Result<reclaim::Report, reclaim::Error> {
     let late = OpUlid::first_of_ms(Clock::System.now_ms() - DAY);
-    let cuts = at.survivors.cuts.keys().map(|table| (table.clone(), late)).collect();
+    let cuts =
+        ["uploads", "qm_audio_analyses", "storage_and_db_sizes"].map(|table| (table.into(), late)).into();
     let gate = Gate { cuts, ceiling: Some(late), ..Gate::default() };
     let request =
         Request { action: Action::Resume, pace: Some(100), gate: gate.clone(), ..Request::default() };
     let ask = || std::future::ready(Ok(gate.clone())).boxed();
-    let report = reclaim::run(&work, &mut bench.lease().await, &request, &ask).await.unwrap();
-    assert_eq!(report.outcome, Outcome::Done);
+    let mut lease = loop {
+        // The last session's may still be ending.
+        match Lease::take(&bench.db).await.unwrap() {
+            Ok(lease) => break lease,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    reclaim::run(work, &mut lease, &request, &ask).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -291,4 +306,83 @@ async fn both_modes_compact_to_the_same_log() {
     }
     assert_eq!(left[0], left[1], "other batches, another log");
     assert_eq!(left[0], left[2], "another mode, another log");
+}
+
+/// Stopped again and again, and with `ops` locked in between: what was judged
+/// stays judged, and what goes is what goes without.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_compaction_goes_on_where_it_was() {
+    let mut left = Vec::new();
+    for (mode, phase) in [(Mode::InPlace, "compact"), (Mode::Swap, "judge")] {
+        let tables = ["uploads", "qm_audio_analyses"];
+        let compact: BTreeMap<_, _> = tables.map(|table| (table.to_owned(), below())).into();
+        let bench = Bench::new(42).await;
+        reclaimed(&bench, mode, Survivors { compact: compact.clone(), ..Survivors::default() }, 17).await;
+        left.push(bench.left().await);
+
+        let bench = Bench::new(42).await;
+        let work = begun(&bench, mode, Survivors { compact, ..Survivors::default() }, 17).await;
+        let judged = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let mut runs = 0;
+        let report = loop {
+            let (stop, seen, told) =
+                (CancellationToken::new(), judged.clone(), std::sync::atomic::AtomicU32::new(0));
+            let cancel = stop.clone();
+            let tell = move |progress: opsward::values::Progress| {
+                if progress.phase == phase {
+                    seen.lock().unwrap().push(progress.done);
+                    // The third look: two parts are judged.
+                    if told.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 2 {
+                        cancel.cancel();
+                    }
+                }
+            };
+            let work = Work { stop, tell: Arc::new(tell), ..work.clone() };
+            runs += 1;
+            match go_on(&bench, &work).await {
+                Ok(report) => break report,
+                Err(reclaim::Error::Halted(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(report.outcome, Outcome::Done);
+        let judged = judged.lock().unwrap().clone();
+        assert!(judged.is_sorted(), "{judged:?}");
+        assert!(mode == Mode::Swap || runs > 3, "{runs} runs: {judged:?}");
+        left.push(bench.left().await);
+    }
+    assert!(left.iter().all(|of| *of == left[0]), "{:?}", left.iter().map(BTreeSet::len).collect::<Vec<_>>());
+}
+
+/// A lock on `ops` while a part is judged costs that part, not the pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_does_not_begin_a_pass_anew() {
+    let bench = Bench::new(43).await;
+    let compact = [("uploads".to_owned(), below())].into();
+    let work = begun(&bench, Mode::InPlace, Survivors { compact, ..Survivors::default() }, 17).await;
+    let (told, mut seen) = tokio::sync::watch::channel(opsward::values::Progress::default());
+    let judged = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let all = judged.clone();
+    let tell = move |progress: opsward::values::Progress| {
+        if progress.phase == "compact" {
+            all.lock().unwrap().push(progress.done);
+        }
+        drop(told.send_replace(progress));
+    };
+    let work = Work { tell: Arc::new(tell), ..work };
+    let node = bench.database.client().await;
+    let locked = async {
+        seen.wait_for(|p| p.phase == "compact" && p.done > 20).await.unwrap();
+        node.batch_execute("BEGIN; LOCK TABLE ops IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        seen.wait_for(|p| p.waiting.is_some()).await.unwrap();
+        node.batch_execute("COMMIT").await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    let report = tokio::select! {
+        report = go_on(&bench, &work) => report.unwrap(),
+        () = locked => unreachable!(),
+    };
+    assert_eq!(report.outcome, Outcome::Done);
+    let judged = judged.lock().unwrap().clone();
+    assert!(judged.is_sorted() && judged.len() > 5, "{judged:?}");
 }

@@ -53,6 +53,11 @@ impl Error {
         }
     }
 
+    /// Whether a volume of the server's was full.
+    pub fn is_disk_full(&self) -> bool {
+        self.code() == Some(&SqlState::DISK_FULL)
+    }
+
     /// Whether the server refused for lack of a privilege.
     pub fn is_denied(&self) -> bool {
         matches!(self, Self::Denied(_)) || self.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)

@@ -359,7 +359,8 @@ pub async fn walk(
 ///
 /// # Errors
 /// The database's.
-pub async fn list(tx: &Transaction<'_>, pass: u32, ulids: &[String]) -> Result<()> {
+pub async fn list(tx: &Transaction<'_>, pass: u32, ulids: &[OpUlid]) -> Result<()> {
+    let ulids: Vec<&str> = ulids.iter().map(OpUlid::as_str).collect();
     let (Some(last), Some(first)) = (ulids.first(), ulids.last()) else { return Ok(()) };
     let pass = i32::try_from(pass).unwrap_or(i32::MAX);
     let statement = tx.prepare_cached(LIST).await.doing("list what nobody needs")?;
@@ -368,18 +369,6 @@ pub async fn list(tx: &Transaction<'_>, pass: u32, ulids: &[String]) -> Result<(
 }
 
 const LIST: &str = "INSERT INTO opsward.reclaim_drops (pass, first, last, ulids) VALUES ($1, $2, $3, $4)";
-
-/// Forgets what a pass that begins anew had found.
-///
-/// # Errors
-/// The database's.
-pub async fn unlist(tx: &Transaction<'_>, pass: u32) -> Result<()> {
-    let pass = i32::try_from(pass).unwrap_or(i32::MAX);
-    tx.execute(UNLIST, &[&pass]).await.doing("begin a pass anew")?;
-    Ok(())
-}
-
-const UNLIST: &str = "DELETE FROM opsward.reclaim_drops WHERE pass = $1";
 
 #[cfg(test)]
 mod tests {

@@ -19,4 +19,5 @@ pub mod recent;
 pub mod replay;
 pub mod reset;
 pub mod swap;
+pub mod traced;
 pub mod watermark;

@@ -19,8 +19,10 @@ pub struct Standing {
     pub index_bytes: u64,
     /// `max_wal_size`.
     pub max_wal_bytes: u64,
-    /// The server's data directory, where the role may see it.
-    pub data_directory: Option<String>,
+    /// Transactions that `vacuum_defer_cleanup_age` keeps deleted rows for.
+    pub kept_xids: i64,
+    /// `old_snapshot_threshold` is set.
+    pub old_snapshots: bool,
     /// What depends on the table and would not follow a swap, in words.
     pub dependents: Vec<String>,
     /// What depends on its rows, so that deleting them fails, or deletes more.
@@ -29,7 +31,7 @@ pub struct Standing {
     pub invalid: Vec<String>,
     /// Prepared transactions of this database.
     pub prepared: Vec<String>,
-    /// Replication slots that nobody reads.
+    /// Replication slots that nobody reads, or whose reader is further behind than `max_wal_size`.
     pub slots: Vec<String>,
     /// WAL that could not be archived last, where that failed.
     pub archiving: Option<String>,
@@ -55,11 +57,12 @@ pub async fn standing(client: &impl GenericClient) -> Result<Standing> {
         table_bytes: natural(3),
         index_bytes: natural(4),
         max_wal_bytes: natural(5),
-        data_directory: row.get(6),
+        kept_xids: row.get(6),
         invalid: row.get(7),
         prepared: row.get(8),
         slots: row.get(9),
         archiving: row.get(10),
+        old_snapshots: row.get(11),
         dependents: words(client, DEPENDENTS).await?,
         hindrances: words(client, HINDRANCES).await?,
         long: words(client, LONG).await?,
@@ -78,14 +81,20 @@ const STANDING: &str = "
            c.relkind = 'r' AND c.relpersistence = 'p' AND NOT c.relispartition,
            pg_table_size(c.oid), pg_indexes_size(c.oid),
            (SELECT setting::bigint << 20 FROM pg_settings WHERE name = 'max_wal_size'),
-           (SELECT setting FROM pg_settings WHERE name = 'data_directory'),
+           coalesce((SELECT setting::bigint FROM pg_settings WHERE name = 'vacuum_defer_cleanup_age'), 0),
            ARRAY(SELECT x.indexrelid::regclass::text FROM pg_index x
                  WHERE x.indrelid = c.oid AND NOT x.indisvalid),
            ARRAY(SELECT gid FROM pg_prepared_xacts WHERE database = current_database()),
-           ARRAY(SELECT slot_name::text FROM pg_replication_slots WHERE NOT active),
+           ARRAY(SELECT CASE WHEN active THEN format('%s, whose reader is %s behind', slot_name,
+                                  pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_insert_lsn(), restart_lsn)))
+                             ELSE slot_name::text END
+                 FROM pg_replication_slots
+                 WHERE NOT active OR pg_wal_lsn_diff(pg_current_wal_insert_lsn(), restart_lsn) >
+                     (SELECT setting::bigint << 20 FROM pg_settings WHERE name = 'max_wal_size')),
            (SELECT last_failed_wal FROM pg_stat_archiver
             WHERE current_setting('archive_mode') <> 'off'
-              AND last_failed_time > coalesce(last_archived_time, '-infinity'))
+              AND last_failed_time > coalesce(last_archived_time, '-infinity')),
+           coalesce((SELECT setting::int >= 0 FROM pg_settings WHERE name = 'old_snapshot_threshold'), false)
     FROM pg_class c WHERE c.oid = 'public.ops'::regclass";
 
 /// Whatever the catalog says depends on the table, its row type or its

@@ -100,7 +100,7 @@ fn traced_sql() -> String {
 /// where there is none. Nearly every op has one record, under the exact key;
 /// it is written out, as calling that costs more than all the rest. A test
 /// holds them equal.
-fn key_sql() -> String {
+pub(in crate::db) fn key_sql() -> String {
     let arm = |(table, json): (&str, &str)| {
         format!(
             "WHEN '{table}' THEN coalesce(o.data -> 0 ->> '{json}',

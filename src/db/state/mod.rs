@@ -2,6 +2,7 @@
 
 pub mod census;
 pub mod census_pass;
+pub mod covers;
 pub mod cursors;
 pub mod gate;
 pub mod history;

@@ -60,11 +60,12 @@ pub async fn clear(client: &impl GenericClient) -> Result<()> {
 }
 
 const CLEAR: &str = "DO $clear$ BEGIN
-    TRUNCATE opsward.captured, opsward.reclaim_kept, opsward.reclaim_drops;
+    TRUNCATE opsward.captured, opsward.reclaim_kept, opsward.reclaim_drops, opsward.reclaim_covers;
 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
     DELETE FROM opsward.captured;
     DELETE FROM opsward.reclaim_kept;
     DELETE FROM opsward.reclaim_drops;
+    DELETE FROM opsward.reclaim_covers;
 END $clear$";
 
 /// A reclaim that is under way or was interrupted.

@@ -5,6 +5,7 @@ use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
 use crate::settings::DbTarget;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What the catalog says of `ops` and of the server.
@@ -54,21 +55,130 @@ pub async fn ping(client: &Client) -> Result<()> {
     client.batch_execute("").await.doing("ask for a sign of life")
 }
 
+/// Where what bulk work writes lies on the server's machine.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Places {
+    /// The server's data directory, where the role may see it.
+    pub data_directory: Option<String>,
+    /// Tablespaces elsewhere: what lies in each, and its directory.
+    pub tablespaces: Vec<(String, String)>,
+}
+
+/// A volume that is written to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Volume {
+    /// What lies on it, for people.
+    pub what: String,
+    /// Bytes free for a role that is no superuser.
+    pub free: u64,
+    /// Tables go there.
+    pub is_data: bool,
+    /// WAL goes there.
+    pub is_wal: bool,
+}
+
+/// The volumes that are written to.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Volumes {
+    /// The database's first; each device once.
+    pub known: Vec<Volume>,
+    /// What lies where this process sees nothing, in words.
+    pub unknown: Vec<String>,
+}
+
+impl Volumes {
+    /// Free bytes of the fullest; `None` where nothing is known.
+    pub fn least(&self) -> Option<u64> {
+        self.known.iter().map(|volume| volume.free).min()
+    }
+
+    /// Free bytes where WAL goes: with the database, unless it is seen elsewhere.
+    pub fn wal(&self) -> Option<u64> {
+        self.known.iter().find(|volume| volume.is_wal).or(self.known.first()).map(|volume| volume.free)
+    }
+
+    /// Free bytes of the fullest that tables go to.
+    pub fn data(&self) -> Option<u64> {
+        self.known.iter().filter(|volume| volume.is_data).map(|volume| volume.free).min()
+    }
+
+    /// The volume that only WAL goes to.
+    pub fn wal_alone(&self) -> Option<&Volume> {
+        self.known.iter().find(|volume| volume.is_wal && !volume.is_data)
+    }
+}
+
+/// Looks at the volumes that are written to. `set` is a directory on the database's volume.
+pub fn volumes(set: Option<&Path>, target: &DbTarget, places: &Places) -> Volumes {
+    let mut found = Found::default();
+    let main = main_directory(set, target, places.data_directory.as_deref());
+    if let Some(main) = &main {
+        found.add("the database's volume".into(), main, Goes::Tables);
+        let wal = main.join("pg_wal");
+        let is_link = std::fs::symlink_metadata(&wal).is_ok_and(|about| about.is_symlink());
+        if !found.add("the volume of pg_wal".into(), &wal, Goes::Wal) && is_link {
+            found.volumes.unknown.push("pg_wal, which is a link to elsewhere".into());
+        }
+    }
+    for (what, path) in &places.tablespaces {
+        let name = format!("the volume of {path} ({what})");
+        if main.is_none() || !found.add(name, Path::new(path), Goes::Tables) {
+            found.volumes.unknown.push(format!("{what}, in the tablespace at {path}"));
+        }
+    }
+    found.volumes
+}
+
+/// What goes to a volume.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Goes {
+    Tables,
+    Wal,
+}
+
+#[derive(Default)]
+struct Found {
+    volumes: Volumes,
+    devices: Vec<u64>,
+}
+
+impl Found {
+    /// Adds the volume that a directory lies on, once; `false` where it is not seen here.
+    fn add(&mut self, what: String, dir: &Path, goes: Goes) -> bool {
+        let (Ok(space), Ok(about)) = (rustix::fs::statvfs(dir), std::fs::metadata(dir)) else { return false };
+        let known = self.devices.iter().position(|device| *device == about.dev());
+        let at = known.unwrap_or(self.devices.len());
+        if known.is_none() {
+            self.devices.push(about.dev());
+            let free = space.f_bavail.saturating_mul(space.f_frsize);
+            self.volumes.known.push(Volume { what, free, is_data: false, is_wal: false });
+        }
+        self.volumes.known[at].is_data |= goes == Goes::Tables;
+        self.volumes.known[at].is_wal |= goes == Goes::Wal;
+        true
+    }
+}
+
 /// Free bytes on the database's volume for a role that is no superuser, and
-/// the directory that was asked: the one that is set, else the server's data
-/// directory where it is on this machine.
+/// the directory that was asked.
 pub fn free_disk(
     set: Option<&Path>,
     target: &DbTarget,
     data_directory: Option<&str>,
 ) -> Option<(u64, PathBuf)> {
+    let dir = main_directory(set, target, data_directory)?;
+    let volume = rustix::fs::statvfs(&dir).ok()?;
+    Some((volume.f_bavail.saturating_mul(volume.f_frsize), dir))
+}
+
+/// The one that is set, else the server's data directory where it is on this
+/// machine.
+fn main_directory(set: Option<&Path>, target: &DbTarget, data_directory: Option<&str>) -> Option<PathBuf> {
     let seen = || {
         let dir = PathBuf::from(data_directory?);
         (is_local(target) && is_data_directory(&dir)).then_some(dir)
     };
-    let dir = set.map(Path::to_owned).or_else(seen)?;
-    let volume = rustix::fs::statvfs(&dir).ok()?;
-    Some((volume.f_bavail.saturating_mul(volume.f_frsize), dir))
+    set.map(Path::to_owned).or_else(seen)
 }
 
 /// A remote server's path may exist here too, and be another's.
@@ -177,5 +287,34 @@ mod tests {
         assert_eq!(free_disk(None, &target("db.example"), text), None);
         let set = free_disk(Some(dir.path()), &target("db.example"), None);
         assert!(set.is_some_and(|(bytes, _)| bytes > 0));
+    }
+
+    #[test]
+    fn every_volume_that_is_written_to_is_known_or_named() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("PG_VERSION"), "15").unwrap();
+        let data_directory = dir.path().to_str().map(str::to_owned);
+        let of = |tablespaces: &[(&str, &str)]| {
+            let tablespaces = tablespaces.iter().map(|(w, p)| ((*w).to_owned(), (*p).to_owned())).collect();
+            volumes(
+                None,
+                &target("localhost"),
+                &Places { data_directory: data_directory.clone(), tablespaces },
+            )
+        };
+        let names = |v: &Volumes| v.known.iter().map(|v| v.what.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&of(&[])), ["the database's volume"]);
+        assert!(of(&[]).unknown.is_empty());
+        // Another file system, nothing of which is ever free.
+        let full = of(&[("ops", "/proc")]);
+        assert_eq!(names(&full), ["the database's volume", "the volume of /proc (ops)"]);
+        assert_eq!((full.least(), full.wal() == full.least()), (Some(0), false));
+        let nowhere = of(&[("the database", "/nowhere/at/all")]);
+        assert_eq!(nowhere.unknown, ["the database, in the tablespace at /nowhere/at/all"]);
+        std::os::unix::fs::symlink("/proc", dir.path().join("pg_wal")).unwrap();
+        assert_eq!(of(&[]).wal(), Some(0));
+        std::fs::remove_file(dir.path().join("pg_wal")).unwrap();
+        std::os::unix::fs::symlink("/nowhere/at/all", dir.path().join("pg_wal")).unwrap();
+        assert_eq!(of(&[]).unknown, ["pg_wal, which is a link to elsewhere"]);
     }
 }

@@ -13,6 +13,8 @@ pub(super) struct Covers {
     places: Vec<u128>,
     free: usize,
     unremembered: u64,
+    /// What was changed since the last [`Covers::keep`]: the place, and what was there.
+    journal: Vec<(usize, u128)>,
 }
 
 impl Covers {
@@ -25,7 +27,8 @@ impl Covers {
 
     pub(super) fn new(bytes: usize) -> Self {
         // Zeroed by the system, page by page as it is used.
-        Self { places: vec![0; places(bytes)], free: Self::room(bytes), unremembered: 0 }
+        let free = Self::room(bytes);
+        Self { places: vec![0; places(bytes)], free, unremembered: 0, journal: Vec::new() }
     }
 
     /// Whether a later op covers a record for the readers of an op of `reach`.
@@ -44,7 +47,34 @@ impl Covers {
             }
             self.free -= 1;
         }
+        let before = self.places[place];
         self.places[place] |= key & !FOR_ALL | if reach == Reach::All { FOR_ALL } else { 0 };
+        if self.places[place] != before {
+            self.journal.push((place, before));
+        }
+    }
+
+    /// What was changed since the last [`Covers::keep`], for [`Covers::recall`].
+    pub(super) fn fresh(&self) -> impl Iterator<Item = u128> {
+        self.journal.iter().map(|(place, _)| self.places[*place])
+    }
+
+    /// A cover as [`Covers::fresh`] gave it.
+    pub(super) fn recall(&mut self, cover: u128) {
+        self.add(cover, if cover & FOR_ALL == 0 { Reach::Few } else { Reach::All });
+    }
+
+    /// What was changed stays.
+    pub(super) fn keep(&mut self) {
+        self.journal.clear();
+    }
+
+    /// Back to how it was at the last [`Covers::keep`].
+    pub(super) fn undo(&mut self) {
+        while let Some((place, before)) = self.journal.pop() {
+            self.places[place] = before;
+            self.free += usize::from(before == 0);
+        }
     }
 
     pub(super) fn unremembered(&self) -> u64 {

@@ -3,8 +3,9 @@
 
 use super::super::decide::Phase;
 use super::super::walk::watched;
-use super::super::{Result, Run};
+use super::super::{Error, Result, Run};
 use super::{drop_leftover, leftover, wait};
+use crate::db::in_place::Holders;
 use crate::db::{self, Doing, in_place, maintain, reclaim as store};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,11 +24,15 @@ const SHORT_REST: Duration = Duration::from_millis(500);
 const REINDEX_REST: Duration = Duration::from_secs(10);
 const REINDEX_TRIES: u32 = 6;
 /// Passes that give back less than a hundredth before the end stays as it is.
-const FRUITLESS: u32 = 5;
+/// The rest before each is twice as long as before the one before it: what was
+/// moved away, and what a writer put there, has to become free in between.
+const FRUITLESS: u32 = 6;
 /// Why a VACUUM did not do all: old transactions of other databases pass their
 /// age on to whoever is in this one at that moment; the lock on the end of the
 /// table is had only when nobody writes.
 const SEEN: &str = "a moment in which no transaction sees deleted rows or keeps the end of ops locked";
+/// Why a pass begins later.
+const WRITTEN: &str = "the last pages of ops, to which rows were written, to become free";
 /// VACUUMs after which the rest stays as it is.
 const SEEN_TRIES: u32 = 120;
 /// Pages that are not worth another pass, nor another hundredth of the table.
@@ -39,7 +44,7 @@ const SAMPLE_PAGES: f64 = 2_000.0;
 
 /// Waits a second where something older than the last change is still held, and
 /// names who holds it: moved rows would not free what they leave.
-async fn held(run: &mut Run<'_>) -> Result<bool> {
+pub(super) async fn held(run: &mut Run<'_>, by: Holders) -> Result<bool> {
     let settled = match run.at.settled {
         Some(settled) => settled,
         None => {
@@ -49,7 +54,7 @@ async fn held(run: &mut Run<'_>) -> Result<bool> {
             next
         }
     };
-    let Some(holder) = in_place::holder(&*run.lease.client()?, settled).await? else {
+    let Some(holder) = in_place::holder(&*run.lease.client()?, settled, by).await? else {
         run.place.told = None;
         return Ok(false);
     };
@@ -61,6 +66,17 @@ async fn held(run: &mut Run<'_>) -> Result<bool> {
     Ok(true)
 }
 
+/// Where this role may not VACUUM the table, the server only says so in a notice.
+pub(super) async fn may_vacuum(run: &mut Run<'_>) -> Result<()> {
+    if maintain::may_vacuum(run.lease.client()?).await? {
+        return Ok(());
+    }
+    Err(Error::refused(
+        "this role does not own public.ops and may not VACUUM it",
+        "use the node's own role in OPENAUDIO_DB_URL, or GRANT that role TO it",
+    ))
+}
+
 /// Goes on to the next phase.
 async fn advance(run: &mut Run<'_>) -> Result<()> {
     run.at.advance();
@@ -69,7 +85,8 @@ async fn advance(run: &mut Run<'_>) -> Result<()> {
 
 /// Deleted rows become free space, which the free space map knows.
 pub(super) async fn vacuum(run: &mut Run<'_>) -> Result<()> {
-    if held(run).await? {
+    may_vacuum(run).await?;
+    if held(run, Holders::All).await? {
         return Ok(());
     }
     if !watched(run, maintain::VACUUM).await? {
@@ -151,7 +168,7 @@ async fn begin_rewrite(run: &mut Run<'_>, toast: &in_place::Toast) -> Result<Opt
 
 /// What was rewritten becomes free, unless that takes longer than it is worth.
 async fn make_room(run: &mut Run<'_>, toast: &in_place::Toast, moving: Moving) -> Result<()> {
-    if held(run).await? {
+    if held(run, Holders::All).await? {
         return Ok(());
     }
     if !watched(run, &toast.vacuum()).await? {
@@ -180,7 +197,7 @@ pub(super) async fn move_rows(run: &mut Run<'_>) -> Result<()> {
             pages
         }
     };
-    if held(run).await? {
+    if held(run, Holders::All).await? {
         return Ok(());
     }
     if to == 0 {
@@ -216,7 +233,7 @@ async fn moved(run: &mut Run<'_>, end: u64) -> Result<()> {
 
 /// The empty end goes, unless something is in it again: then another pass.
 pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
-    if held(run).await? {
+    if held(run, Holders::All).await? {
         return Ok(());
     }
     if !watched(run, maintain::VACUUM_AND_TRUNCATE).await? {
@@ -228,18 +245,15 @@ pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
     let end = run.at.position.parse::<u64>().unwrap_or(0);
     let (gained, left) = (before.saturating_sub(pages), pages.saturating_sub(end));
     let little = (before / 100).max(A_FEW);
-    if left > little
-        && run.place.tries < SEEN_TRIES
-        && in_place::is_empty(&*run.lease.client()?, end, pages).await?
-    {
+    if run.place.tries < SEEN_TRIES && is_kept(run, (end, pages, little)).await? {
         // To move rows again would only take more room.
         run.place.tries += 1;
         wait(run, SEEN.into(), SHORT_REST).await;
         return Ok(());
     }
-    run.at.pass = if gained > little { 0 } else { run.at.pass + 1 };
     info!(before, pages, end, "the end of the table was cut off");
     let is_done = gained <= little && left <= little;
+    run.at.pass = if gained > little { 0 } else { run.at.pass + 1 };
     if is_done || run.at.pass >= FRUITLESS {
         if !is_done {
             warn!(
@@ -252,7 +266,23 @@ pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
     run.at.phase = Phase::Move;
     run.at.position.clear();
     (run.at.done, run.at.settled) = (0, None);
-    run.save().await
+    let fruitless = run.at.pass;
+    run.save().await?;
+    if fruitless > 0 {
+        wait(run, WRITTEN.into(), SHORT_REST * 2_u32.pow(fruitless)).await;
+    }
+    Ok(())
+}
+
+/// Whether a VACUUM left what it could have taken: an empty end, for the lock on
+/// the table, or rows that were moved away, for a snapshot.
+async fn is_kept(run: &mut Run<'_>, (end, pages, little): (u64, u64, u64)) -> Result<bool> {
+    let client = run.lease.client()?;
+    if pages.saturating_sub(end) > little && in_place::is_empty(&*client, end, pages).await? {
+        return Ok(true);
+    }
+    // Some seven rows fill a page.
+    Ok(db::stats::figures(client).await?.dead_rows > pages / 8 + A_FEW * 8)
 }
 
 /// The next index that is larger than it has to be; after the last one it is

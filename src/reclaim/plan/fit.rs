@@ -21,11 +21,12 @@ pub(super) fn longest(facts: &Facts<'_>) -> Fitted {
     let of = |from: Option<OpUlid>| {
         let survivors = survivors(facts, from);
         let tables = super::tables(facts, &survivors);
-        let space = super::space(facts, &tables);
+        let space = super::space::space(facts, &tables, &survivors);
         Fitted { survivors, tables, space, from }
     };
     let set = of(None);
-    let (Some(shortest), Some(free), true) = (facts.gate.ceiling, facts.free, facts.asked.fit) else {
+    let (Some(shortest), Some(free), true) = (facts.gate.ceiling, facts.volumes.data(), facts.asked.fit)
+    else {
         return set;
     };
     if set.space.swap_needs <= free {
@@ -52,6 +53,7 @@ mod tests {
     use super::*;
     use crate::db::census::Entry;
     use crate::db::preflight::Standing;
+    use crate::db::stats::{Volume, Volumes};
     use crate::reclaim::Gate;
     use crate::reclaim::decide::Mode;
     use crate::settings::{Bounding, Keep, Policy};
@@ -97,7 +99,16 @@ mod tests {
             horizons: &BTreeMap::new(),
             standing: &standing,
             fingerprint: "",
-            free: Some(free * GIB + GIB / 2),
+            volumes: &Volumes {
+                known: vec![Volume {
+                    what: "v".into(),
+                    free: free * GIB + GIB / 2,
+                    is_data: true,
+                    is_wal: true,
+                }],
+                unknown: Vec::new(),
+            },
+            seen: &BTreeMap::new(),
             now_ms: NOW,
         })
     }
@@ -155,5 +166,79 @@ mod tests {
         let plan = fitted(13, 0, hold);
         assert_eq!((plan.fit_days, kept(&plan)), (Some(40), 12));
         assert_eq!(plan.survivors.cuts["uploads"].ms() / DAY_MS, ago(60).ms() / DAY_MS);
+    }
+
+    /// In place, of all that is older than 7 days, with so many MiB free.
+    fn in_place(mib: u64, change: impl FnOnce(&mut Standing, &mut Volumes, &mut Gate)) -> Plan {
+        let settings = Bounding { min_free_disk: 8 << 20, ..Bounding::default() };
+        let cuts = ["uploads", "audio_previews"].map(|t| (t.to_owned(), ago(7))).into();
+        let mut gate = Gate { cuts, ceiling: Some(ago(7)), ..Gate::default() };
+        let mut standing =
+            Standing { owner: true, plain: true, table_bytes: 40 * GIB, ..Standing::default() };
+        let known = vec![Volume { what: "v".into(), free: mib << 20, is_data: true, is_wal: true }];
+        let mut volumes = Volumes { known, unknown: Vec::new() };
+        change(&mut standing, &mut volumes, &mut gate);
+        plan(&Facts {
+            asked: Asked { mode: Some(Mode::InPlace), policy: Policy::Window, fit: false, percent: 100 },
+            settings: &settings,
+            gate: &gate,
+            census: &census(),
+            horizons: &BTreeMap::new(),
+            standing: &standing,
+            fingerprint: "",
+            volumes: &volumes,
+            seen: &BTreeMap::new(),
+            now_ms: NOW,
+        })
+    }
+
+    fn codes(found: &[super::super::Obstacle]) -> Vec<&'static str> {
+        found.iter().map(|obstacle| obstacle.code).collect()
+    }
+
+    #[test]
+    fn what_may_not_fit_in_place_is_done_where_somebody_says_so() {
+        let none: Vec<&str> = Vec::new();
+        for (mib, obstacles, risks) in [
+            (15, vec!["space"], none.clone()),
+            (20, none.clone(), vec!["may_not_fit"]),
+            (60, none.clone(), none),
+        ] {
+            let plan = in_place(mib, |_, _, _| {});
+            assert_eq!(
+                (codes(&plan.obstacles), codes(&plan.risks)),
+                (obstacles, risks),
+                "{mib} MiB: {:?}",
+                plan.space
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_server_keeps_deleted_rows_for_is_in_the_way_of_moving_them() {
+        let deferred = in_place(100, |standing, _, _| standing.kept_xids = 1_000);
+        assert_eq!(codes(&deferred.obstacles), ["vacuum_deferred"]);
+        let old = in_place(100, |standing, _, _| standing.old_snapshots = true);
+        assert_eq!(codes(&old.obstacles), ["old_snapshot_threshold"]);
+    }
+
+    #[test]
+    fn a_volume_that_is_not_seen_or_full_refuses() {
+        let unknown =
+            in_place(100, |_, volumes, _| volumes.unknown.push("ops, in the tablespace at /x".into()));
+        assert_eq!(codes(&unknown.obstacles), ["volume_unknown"]);
+        let wal = |free| Volume { what: "the volume of pg_wal".into(), free, is_data: false, is_wal: true };
+        let full = in_place(100, |_, volumes, _| volumes.known.push(wal(15 << 20)));
+        assert_eq!(codes(&full.obstacles), ["space"]);
+        assert!(full.obstacles[0].text.contains("pg_wal"), "{:?}", full.obstacles);
+        assert!(in_place(100, |_, volumes, _| volumes.known.push(wal(17 << 20))).obstacles.is_empty());
+    }
+
+    #[test]
+    fn a_log_that_was_pruned_already_only_moves() {
+        let plan = in_place(100, |_, _, gate| gate.cuts.clear());
+        assert!(plan.moves_only() && plan.space.traces == 0, "{plan:?}");
+        assert!(plan.notes.iter().any(|note| note.contains("in place is better")), "{:?}", plan.notes);
+        assert!(plan.notes.iter().any(|note| note.contains("no trace to leave")), "{:?}", plan.notes);
     }
 }

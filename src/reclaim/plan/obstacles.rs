@@ -100,29 +100,81 @@ pub(super) fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
         "how much disk is free is not known, and mode swap needs much".into(),
         "set OPENAUDIO_MEDIORUM_PGDATA_PATH to a directory on the database's volume",
     );
+    let unknown = &facts.volumes.unknown;
+    stands(
+        !unknown.is_empty(),
+        "volume_unknown",
+        format!("it writes to volumes that are not seen here: {}", unknown.join("; ")),
+        "mount them at the same paths where opsward runs, or run it where they are",
+    );
+    stands(
+        !swap && standing.kept_xids > 0,
+        "vacuum_deferred",
+        format!(
+            "vacuum_defer_cleanup_age is {}: rows that moved would still take their space",
+            standing.kept_xids
+        ),
+        "ALTER SYSTEM SET vacuum_defer_cleanup_age = 0 and reload, or use --mode swap",
+    );
+    stands(
+        !swap && standing.old_snapshots,
+        "old_snapshot_threshold",
+        "old_snapshot_threshold is set: the server then cuts off no table's end".into(),
+        "set old_snapshot_threshold = -1 and restart the server, or use --mode swap",
+    );
+    found.extend(too_little(facts, plan));
+    found
+}
+
+/// What does not fit.
+fn too_little(facts: &Facts<'_>, plan: &Plan) -> Option<Obstacle> {
+    let (space, fit) = (&plan.space, facts.asked.fit);
     let free = space.free.unwrap_or(u64::MAX);
-    let fit = facts.asked.fit;
     let (needs, instead) = match plan.mode {
         Mode::Swap if fit => (space.swap_needs, "--mode in-place without --fit needs hardly any"),
         Mode::Swap => (space.swap_needs, "--mode in-place needs hardly any; --fit takes a shorter window"),
         Mode::InPlace => {
-            (space.in_place_needs, "free some disk, or set OPENAUDIO_MEDIORUM_MIN_FREE_DISK lower")
+            (space.in_place_floor, "free some disk, or set OPENAUDIO_MEDIORUM_MIN_FREE_DISK lower")
         }
     };
     let window = match plan.fit_days {
         Some(days) => format!(", for the shortest window that may be kept ({days} days)"),
         None => String::new(),
     };
-    stands(
-        free < needs,
-        "space",
-        format!(
-            "mode {} needs {} MiB free{window}, there are {}",
-            plan.mode.word(),
-            needs.div_ceil(1 << 20),
+    let obstacle = |text: String| Obstacle { code: "space", text, fix: instead.to_owned() };
+    let mode = plan.mode.word();
+    if free < needs {
+        let (needs, there) = (needs.div_ceil(1 << 20), free >> 20);
+        return Some(obstacle(format!("mode {mode} needs {needs} MiB free{window}, there are {there}")));
+    }
+    let wal_needs = match plan.mode {
+        Mode::Swap => facts.standing.max_wal_bytes + facts.settings.min_free_disk,
+        Mode::InPlace => space.in_place_floor,
+    };
+    let volume = facts.volumes.wal_alone().filter(|volume| volume.free < wal_needs)?;
+    Some(obstacle(format!(
+        "mode {mode} needs {} MiB free on {}, there are {}",
+        wal_needs.div_ceil(1 << 20),
+        volume.what,
+        volume.free >> 20
+    )))
+}
+
+/// What is done only where somebody says so.
+pub(super) fn risks(plan: &Plan) -> Vec<Obstacle> {
+    let space = &plan.space;
+    let free = space.free.unwrap_or(u64::MAX);
+    if plan.mode == Mode::Swap || free >= space.in_place_needs || free < space.in_place_floor {
+        return Vec::new();
+    }
+    vec![Obstacle {
+        code: "may_not_fit",
+        text: format!(
+            "by the estimate it may not fit: mode in-place needs about {} MiB free, there are {}; \
+             it stops by itself before the disk is full, and what was deleted until then stays deleted",
+            space.in_place_needs.div_ceil(1 << 20),
             free >> 20
         ),
-        instead,
-    );
-    found
+        fix: "--yes tries it all the same; or free some disk".into(),
+    }]
 }

@@ -1,0 +1,37 @@
+//! `opsward.reclaim_covers`: what the pass of a compaction that is under way has
+//! learned so far, part by part. Its room understands it.
+
+use crate::db::error::{Doing, Result};
+use deadpool_postgres::GenericClient;
+
+/// Adds what a part taught.
+pub async fn add(client: &impl GenericClient, learned: &[u8]) -> Result<()> {
+    if learned.is_empty() {
+        return Ok(());
+    }
+    let statement = client.prepare_cached(ADD).await.doing("store what a part taught")?;
+    client.execute(&statement, &[&learned]).await.doing("store what a part taught")?;
+    Ok(())
+}
+
+const ADD: &str = "INSERT INTO opsward.reclaim_covers (learned) VALUES ($1)";
+
+/// The next part after one, and what it taught.
+pub async fn next(client: &impl GenericClient, after: i64) -> Result<Option<(i64, Vec<u8>)>> {
+    let statement = client.prepare_cached(NEXT).await.doing("read what a part taught")?;
+    let row = client.query_opt(&statement, &[&after]).await.doing("read what a part taught")?;
+    Ok(row.map(|r| (r.get(0), r.get(1))))
+}
+
+const NEXT: &str = "SELECT part, learned FROM opsward.reclaim_covers WHERE part > $1 ORDER BY part LIMIT 1";
+
+/// The pass is over.
+pub async fn clear(client: &impl GenericClient) -> Result<()> {
+    client.batch_execute(CLEAR).await.doing("forget what a pass learned")
+}
+
+const CLEAR: &str = "DO $clear$ BEGIN
+    TRUNCATE opsward.reclaim_covers;
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    DELETE FROM opsward.reclaim_covers;
+END $clear$";
