@@ -154,7 +154,8 @@ impl Phase {
             Self::Move => 71.0,
             Self::Truncate => 67.0,
             Self::Reindex => 8.0,
-            _ => 0.5,
+            Self::Prepare | Self::Capture | Self::Replay | Self::Swap => 0.5,
+            Self::Done => 0.0,
         }
     }
 
@@ -163,7 +164,7 @@ impl Phase {
         let (mut left, mut phase) = (self.weight() * (1.0 - share.clamp(0.0, 1.0)), self);
         while phase != Self::Done {
             phase = phase.next(survivors);
-            left += if phase == Self::Done { 0.0 } else { phase.weight() };
+            left += phase.weight();
         }
         left
     }
@@ -253,6 +254,9 @@ pub struct Checkpoint {
     pub aborting: Option<String>,
     /// Bytes of the log with index and TOAST before it began.
     pub bytes_before: u64,
+    /// In place: how often the end of the table was cut off.
+    #[serde(default)]
+    pub rounds: u32,
     /// What the plan expected of the log's bytes afterwards.
     #[serde(default)]
     pub expected: Option<u64>,
@@ -285,6 +289,7 @@ impl Checkpoint {
             starts: 1,
             aborting: None,
             bytes_before: 0,
+            rounds: 0,
             expected: None,
             began_ms: 0,
         }

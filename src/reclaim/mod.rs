@@ -506,3 +506,24 @@ async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Chec
         ..begin
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_part_tells_how_long_the_rest_takes() {
+        let ten = Duration::from_secs(10);
+        assert_eq!(eta(ten, 100.0, 99.5), None, "too little to tell");
+        assert_eq!((eta(ten, 100.0, 90.0), eta(ten, 100.0, 0.0)), (Some(90), Some(0)));
+        let window = Survivors::default();
+        let of = |phase: Phase| phase.left(0.0, &window);
+        assert!(of(Phase::Prepare) < 110.0 && of(Phase::Delete) > 250.0, "in place takes longer");
+        assert!(Phase::Delete.left(0.5, &window) < of(Phase::Delete) && of(Phase::Done) == 0.0);
+        let compact = Survivors {
+            compact: [("uploads".into(), OpUlid::first_of_ms(1))].into(),
+            ..Survivors::default()
+        };
+        assert!(Phase::Prepare.left(0.0, &compact) > of(Phase::Prepare) + 90.0);
+    }
+}

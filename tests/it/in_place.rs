@@ -261,6 +261,25 @@ async fn whatever_is_out_of_line_moves() {
     assert!(after.toast * 100 <= ideal.toast * 130, "{after:?}, could be {ideal:?}");
 }
 
+/// The node pruned the log itself: nothing is deleted, few VACUUMs are enough.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_was_pruned_is_only_moved() {
+    let bench = Bench::new(20_000, 1_000_000).await;
+    let pruned = format!("DELETE FROM ops WHERE ulid < '{}' AND \"table\" <> 'unknown'", cut());
+    bench.run(&pruned).await;
+    bench.run("VACUUM ops").await;
+    let vacuums = "SELECT vacuum_count FROM pg_stat_user_tables WHERE relid = 'ops'::regclass";
+    let before = bench.number(vacuums).await;
+    bench.begun(Survivors::default()).await;
+    let report = bench.go_on().await.unwrap();
+    assert!(report.outcome == Outcome::Done && report.dropped.is_empty(), "{report:?}");
+    bench.survivors_are_right(cut()).await;
+    let (after, ideal) = (bench.size().await, bench.ideal().await);
+    assert!(after.pages * 100 <= ideal.pages * 110, "{after:?}, could be {ideal:?}");
+    let vacuums = bench.number(vacuums).await - before;
+    assert!(vacuums <= 4, "{vacuums} VACUUMs");
+}
+
 /// The node writes all the time: the end of the table is given back all the
 /// same, however often a row lands there or a short transaction is in the way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -163,7 +163,7 @@ async fn begin_rewrite(run: &mut Run<'_>, toast: &in_place::Toast) -> Result<Opt
     let free = toast.bytes - live;
     info!(toast = toast.name, bytes = toast.bytes, live, "values stored out of line");
     let is_worth_it = free > LEAST_TOAST && free > toast.bytes / 4;
-    Ok(is_worth_it.then(|| Moving { movable, first: toast.bytes, live, room: free }))
+    Ok(is_worth_it.then_some(Moving { movable, first: toast.bytes, live, room: free }))
 }
 
 /// What was rewritten becomes free, unless that takes longer than it is worth.
@@ -225,6 +225,11 @@ pub(super) async fn move_rows(run: &mut Run<'_>) -> Result<()> {
 /// No row can move any more: the table could end at page `end`.
 async fn moved(run: &mut Run<'_>, end: u64) -> Result<()> {
     run.at.advance();
+    let total = run.at.total.unwrap_or(end);
+    // After a round that gained much, one that moves hardly a page has nothing to cut off.
+    if run.at.rounds > 0 && run.at.pass == 0 && total.saturating_sub(end) <= little(total) {
+        return advance(run).await;
+    }
     run.at.position = end.to_string();
     // A snapshot from before now sees rows in the pages to be cut off.
     run.at.settled = None;
@@ -244,7 +249,7 @@ pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
     let before = run.at.total.unwrap_or(pages);
     let end = run.at.position.parse::<u64>().unwrap_or(0);
     let (gained, left) = (before.saturating_sub(pages), pages.saturating_sub(end));
-    let little = (before / 100).max(A_FEW);
+    let little = little(before);
     if run.place.tries < SEEN_TRIES && is_kept(run, (end, pages, little)).await? {
         // To move rows again would only take more room.
         run.place.tries += 1;
@@ -254,6 +259,7 @@ pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
     info!(before, pages, end, "the end of the table was cut off");
     let is_done = gained <= little && left <= little;
     run.at.pass = if gained > little { 0 } else { run.at.pass + 1 };
+    run.at.rounds += 1;
     if is_done || run.at.pass >= FRUITLESS {
         if !is_done {
             warn!(
@@ -272,6 +278,11 @@ pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
         wait(run, WRITTEN.into(), SHORT_REST * 2_u32.pow(fruitless)).await;
     }
     Ok(())
+}
+
+/// Pages that are not worth another round.
+fn little(pages: u64) -> u64 {
+    (pages / 100).max(A_FEW)
 }
 
 /// Whether a VACUUM left what it could have taken: an empty end, for the lock on
