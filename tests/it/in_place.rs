@@ -16,7 +16,7 @@ use opsward::reclaim::decide::{Checkpoint, Mode, Survivors};
 use opsward::reclaim::{self, Action, Error, Gate, Outcome, Report, Request};
 use opsward::settings::{self, Policy, Settings, Source};
 use opsward::values::{Host, OpUlid, Progress};
-use opsward::work::Work;
+use opsward::work::{Halt, Pacer, Stop as Stops, Work};
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::Arc;
@@ -589,6 +589,39 @@ async fn compaction_drops_what_the_compactor_says() {
     assert_eq!(gone, needless);
     let horizons = "SELECT count(*) FROM opsward.floors WHERE horizon IS NOT NULL AND floor IS NULL";
     assert!(bench.number(horizons).await > 0);
+}
+
+/// The log lies on another volume than the database: both are guarded.
+#[tokio::test]
+async fn a_tablespace_elsewhere_is_guarded_too() {
+    let bench = Bench::new(100, 1_000_000).await;
+    // Made by the server, which has to own it.
+    bench.run("CREATE TEMP TABLE made (path text)").await;
+    let make = "COPY made FROM PROGRAM 'mktemp -d -p /dev/shm opsward-XXXXXX'";
+    if bench.client.batch_execute(make).await.is_err() {
+        println!("skipped: there is no /dev/shm");
+        return;
+    }
+    let path: String = bench.client.query_one("SELECT path FROM made", &[]).await.unwrap().get(0);
+    let name = bench.database.name();
+    bench.run(&format!("CREATE TABLESPACE {name} LOCATION '{path}'")).await;
+    bench.run(&format!("ALTER TABLE ops SET TABLESPACE {name}")).await;
+    let signs = db::pace::signs(&bench.client_of_pool().await).await.unwrap();
+    assert_eq!(signs.places.tablespaces, [("ops".to_owned(), path.clone())]);
+    let volumes = db::stats::volumes(None, &bench.database.target(), &signs.places);
+    let [main, there] = &volumes.known[..] else { panic!("{volumes:?}") };
+    assert!(volumes.unknown.is_empty() && there.what.contains(&path), "{volumes:?}");
+    if there.free < main.free {
+        let mut settings = (*bench.work.settings).clone();
+        settings.bounding.min_free_disk = there.free.midpoint(main.free);
+        let work = Work { settings: Arc::new(settings), ..bench.work.clone() };
+        let turned = Pacer::new(&work, Some(100)).turn(&mut bench.lease().await).await;
+        let Err(Stops::Halt(Halt::LittleDisk { volume, .. })) = turned else { panic!("{turned:?}") };
+        assert!(volume.contains(&path), "{volume}");
+    }
+    bench.run("ALTER TABLE ops SET TABLESPACE pg_default").await;
+    bench.run(&format!("DROP TABLESPACE {name}")).await;
+    bench.run(&format!("COPY made TO PROGRAM 'rmdir {path}'")).await;
 }
 
 /// A tmpfs, gone when this is.

@@ -386,3 +386,24 @@ async fn a_lock_does_not_begin_a_pass_anew() {
     let judged = judged.lock().unwrap().clone();
     assert!(judged.is_sorted() && judged.len() > 5, "{judged:?}");
 }
+
+/// The server says that a volume is full: the copy goes at once, and the log is
+/// as it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_swap_that_fills_a_volume_is_undone_at_once() {
+    let bench = Bench::new(51).await;
+    let full = "CREATE FUNCTION full_volume() RETURNS trigger LANGUAGE plpgsql AS
+            $$BEGIN RAISE 'could not extend file: No space left on device' USING ERRCODE = '53100'; END$$;
+        CREATE TRIGGER full_volume BEFORE INSERT ON opsward.traces EXECUTE FUNCTION full_volume()";
+    bench.client.batch_execute(full).await.unwrap();
+    let cuts = [("uploads".to_owned(), below())].into();
+    let work = begun(&bench, Mode::Swap, Survivors { cuts, ..Survivors::default() }, 17).await;
+    let report = go_on(&bench, &work).await.unwrap();
+    let Outcome::Aborted(why) = &report.outcome else { panic!("{report:?}") };
+    assert!(why.contains("No space left"), "{why}");
+    assert_eq!(bench.left().await, bench.keys);
+    let left = "SELECT count(*) FROM pg_class WHERE relname IN ('ops_next', 'ops_old')
+        OR relname = 'reclaim' AND EXISTS (SELECT FROM opsward.reclaim)";
+    let left: i64 = bench.client.query_one(left, &[]).await.unwrap().get(0);
+    assert_eq!(left, 0, "something is left of it");
+}

@@ -4,6 +4,7 @@
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
 use crate::db::prune_sql::key_sql;
+use crate::db::session::{Isolation, begin};
 use crate::values::OpUlid;
 
 /// Rows of a range.
@@ -27,7 +28,7 @@ pub async fn range(client: &mut Client, from: OpUlid, until: OpUlid) -> Result<V
                  WHERE o.ulid >= $1 AND o.ulid < $2 ORDER BY o.ulid LIMIT $3) part GROUP BY 1"#
     );
     let statement = client.prepare_cached(&sql).await.doing("look at some of the log")?;
-    let tx = client.build_transaction().read_only(true).start().await.doing("look at some of the log")?;
+    let tx = begin(client, Isolation::Read).await?;
     tx.batch_execute(BOUNDS).await.doing("look at some of the log")?;
     let rows = tx.query(&statement, &[&from.as_str(), &until.as_str(), &ROWS]).await;
     let rows = rows.doing("look at some of the log")?;
