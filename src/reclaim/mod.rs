@@ -13,14 +13,14 @@ pub mod gate;
 mod in_place;
 pub mod plan;
 pub mod reset;
+mod sample;
 mod swap;
 pub mod verify;
 mod walk;
 
-use crate::db::prune::Trouble;
 use crate::db::{self, Doing, lease::Lease};
 use crate::settings::Policy;
-use crate::values::{Beginning, OpUlid, Progress};
+use crate::values::{Beginning, Progress};
 use crate::work::{Pacer, Stop, Work};
 use decide::{Checkpoint, Mode, Phase, Survivors};
 pub use gate::{Ask, Gate};
@@ -381,7 +381,7 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
     let census = db::census::load(client).await?;
     let horizons = db::floors::horizons(client).await?.into_iter().collect();
     let volumes = db::stats::volumes(work.settings.pgdata_path.as_deref(), &work.settings.db, &signs.places);
-    let seen = seen(work, &census, request.gate.ceiling).await?;
+    let seen = sample::seen(work, &census, request.gate.ceiling).await?;
     let mut plan = plan::plan(&plan::Facts {
         asked: plan::Asked {
             mode: request.mode,
@@ -405,43 +405,6 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
         plan.obstacles.insert(0, plan::Obstacle { code: "unfinished", text, fix });
     }
     Ok(plan)
-}
-
-/// How many ranges of the log are looked at for an estimate.
-const RANGES: u64 = 16;
-
-/// Which records some of the log is about: from as many ranges below the ceiling of what may go,
-/// the same number of rows apart by the census. One that takes long says nothing.
-async fn seen(work: &Work, census: &[db::census::Entry], ceiling: Option<OpUlid>) -> Result<plan::Sampled> {
-    let mut seen = plan::Sampled::new();
-    let Some(until) = ceiling else { return Ok(seen) };
-    let mut days: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
-    for day in census.iter().filter(|day| day.oldest < until) {
-        let (rows, newest) = days.entry(day.oldest.ms()).or_default();
-        (*rows, *newest) = (*rows + day.rows, (*newest).max(day.newest.ms()));
-    }
-    let rows: u64 = days.values().map(|(rows, _)| rows).sum();
-    let mut client = work.db.client().await?;
-    let mut passed = 0;
-    let mut next = 0;
-    for (oldest, (here, newest)) in days {
-        while next < RANGES && next * rows / RANGES < passed + here {
-            let part = (next * rows / RANGES - passed) as f64 / here.max(1) as f64;
-            let from = OpUlid::first_of_ms(oldest + ((newest.saturating_sub(oldest)) as f64 * part) as u64);
-            next += 1;
-            match db::traced::range(&mut client, from, until).await {
-                Ok(range) => {
-                    for (table, of_table) in range {
-                        seen.entry(table).or_default().push(of_table);
-                    }
-                }
-                Err(error) if db::prune::trouble(&error) != Trouble::Fatal => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        passed += here;
-    }
-    Ok(seen)
 }
 
 /// What is said of a reclaim that stands in the way of another.
@@ -510,6 +473,7 @@ async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Chec
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::values::OpUlid;
 
     #[test]
     fn the_first_part_tells_how_long_the_rest_takes() {
