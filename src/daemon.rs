@@ -18,7 +18,7 @@ use crate::metrics::Metrics;
 use crate::pull::discover;
 use crate::serve::Serve;
 use crate::settings::Settings;
-use crate::show::admin::{self, Admin};
+use crate::show::admin::{self, Admin, Decided};
 use crate::show::gather::DaemonView;
 use crate::supervisor::{Namespace, Next, PROC_NET_DEV, Schedule, Stage, Supervisor, Task};
 use crate::values::{Host, PeerSet, TaskReport, TaskState};
@@ -134,6 +134,7 @@ struct Parts {
     metrics: Metrics,
     supervisor: Supervisor,
     lacking: Vec<Lacking>,
+    decided: Decided,
 }
 
 async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Supervisor, StartError> {
@@ -155,6 +156,7 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     let clock = Clock::System;
     let parts = Parts {
         lacking,
+        decided: Decided::default(),
         supervisor: Supervisor::new(clock.clone(), metrics.clone()),
         settings: Arc::new(settings),
         own,
@@ -201,17 +203,8 @@ impl Parts {
 
     /// One warning for each privilege that something switched on lacks.
     fn say_lacking(&self) {
-        let set = &self.settings.bounding;
-        let deletes = set.retention_days > 0 || set.retention_bytes > 0 || set.dormant_cleanup;
         for lacking in &self.lacking {
-            let is_on = !self.settings.read_only
-                && match lacking.need {
-                    Need::Pull => self.settings.sweep_peers,
-                    Need::Delete | Need::Vacuum | Need::Checkpoint => deletes,
-                    Need::Index => set.ensure_index,
-                    Need::Guard | Need::LockWaits => set.replay_guard,
-                };
-            if is_on {
+            if lacking.need.is_wanted(&self.settings) {
                 warn!(fix = lacking.lift, "{}", lacking.need.consequence());
             }
         }
@@ -243,6 +236,7 @@ impl Parts {
             },
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
+            plan: self.decided.clone(),
         };
         let serve =
             Serve::new(self.db.clone(), self.own.clone(), self.clock.clone(), self.metrics.clone(), peers);
@@ -342,9 +336,10 @@ impl Parts {
     }
 
     fn gate(&self) {
-        let work = self.work();
+        let (work, decided) = (self.work(), self.decided.clone());
         let schedule = Schedule::Every { interval: db::gate::SAMPLE_EVERY, first: Duration::ZERO };
-        self.supervisor.start(Task::new("gate", schedule), move |_| gate::watch(work.clone()));
+        self.supervisor
+            .start(Task::new("gate", schedule), move |_| gate::watch(work.clone(), decided.clone()));
     }
 
     /// What takes turns with the lease.

@@ -4,6 +4,8 @@
 //! shown to complain.
 #![allow(clippy::panic, reason = "tests")]
 
+#[path = "architecture/docs.rs"]
+mod docs;
 #[path = "architecture/source.rs"]
 mod source;
 #[path = "architecture/watched.rs"]

@@ -39,7 +39,7 @@ pub async fn ensure(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result
     let found = index::find(&work.db.client().await?).await?;
     if !found.may {
         let why = "this role does not own public.ops: use the node's own role in OPENAUDIO_DB_URL, \
-                   or GRANT that role TO it";
+                   or see docs/roles.sql, level bound";
         return Ok(Ensured::Refused(why.into()));
     }
     let free = match pacer.turn(lease).await {

@@ -3,6 +3,7 @@
 use super::{Command, Context, Output, Run, outside};
 use crate::clock::Clock;
 use crate::db::guard::{self, Found};
+use crate::db::privileges::{Lacking, Need};
 use crate::db::{self, Client, Db, catalog, lease, privileges, stats};
 use crate::records;
 use crate::settings::Settings;
@@ -35,7 +36,7 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     checks.extend(doctor::mode(settings));
     let mut remembered = None;
     match &db {
-        Ok(db) => match in_database(db, &status, &clock).await {
+        Ok(db) => match in_database(db, &status, settings, &clock).await {
             Ok((found, peers)) => {
                 checks.extend(found);
                 remembered = peers;
@@ -54,11 +55,23 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     Ok(Done::new(json!({ "checks": checks }), doctor::text(&checks)).exit(exit))
 }
 
-async fn in_database(db: &Db, status: &Status, clock: &Clock) -> db::Result<(Vec<Check>, Option<PeerSet>)> {
+async fn in_database(
+    db: &Db,
+    status: &Status,
+    settings: &Settings,
+    clock: &Clock,
+) -> db::Result<(Vec<Check>, Option<PeerSet>)> {
     let client = db.client().await?;
     let tables: Vec<&str> = records::models().iter().map(|m| m.table.as_str()).collect();
     let fitness = stats::fitness(&client, &tables).await?;
     let lacking = privileges::lacking(&client, &fitness.missing).await?;
+    let mut lacking: Vec<_> = lacking.into_iter().filter(|l| l.need.is_wanted(settings)).collect();
+    // What reading needs is needed always.
+    let reads = |lift: &&String| lift.contains("SELECT") || lift.contains("ON DATABASE");
+    if !Need::Pull.is_wanted(settings) {
+        let lifts: Vec<_> = fitness.missing.iter().filter(reads).cloned().collect();
+        lacking.extend((!lifts.is_empty()).then(|| Lacking { need: Need::Pull, lift: lifts.join("; ") }));
+    }
     let mut checks = doctor::database(status, &fitness, clock.now());
     checks.extend(doctor::privileges(&fitness.role, &lacking));
     checks.push(doctor::models(&drift(&client).await?));

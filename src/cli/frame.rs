@@ -14,7 +14,7 @@ const CONFIG: &str = "config";
 const OUTPUT: &str = "output";
 
 /// The whole command line.
-pub(super) fn command() -> clap::Command {
+pub fn command() -> clap::Command {
     let mut command = clap::Command::new("opsward")
         .version(env!("CARGO_PKG_VERSION"))
         .about(env!("CARGO_PKG_DESCRIPTION"))

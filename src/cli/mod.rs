@@ -29,6 +29,7 @@ mod verify;
 mod version;
 
 pub use context::{Context, Early};
+pub use frame::command;
 
 use crate::clock::Clock;
 use crate::settings::{self, Source};

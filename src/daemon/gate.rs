@@ -4,11 +4,13 @@
 use crate::bound::{facts, foreign, guard, plan};
 use crate::db::guard::Found;
 use crate::db::{floors, gate, overview};
+use crate::show::admin::Decided;
 use crate::supervisor::{Next, Outcome};
 use crate::work::Work;
+use std::sync::Arc;
 
 /// One look.
-pub(super) async fn watch(work: Work) -> Outcome {
+pub(super) async fn watch(work: Work, decided: Decided) -> Outcome {
     foreign::observe(&work).await?;
     guard::count(&work).await?;
     let client = work.db.client().await?;
@@ -19,7 +21,11 @@ pub(super) async fn watch(work: Work) -> Outcome {
     let around = facts::surroundings(&client, &work.settings, now).await?;
     let metrics = &work.metrics;
     metrics.guard_in_place.set(i64::from(around.guard == Found::Right));
-    plan::measure(&plan::plan(&facts, &around), metrics);
+    let plan = plan::plan(&facts, &around);
+    plan::measure(&plan, metrics);
+    if let Ok(mut decided) = decided.lock() {
+        *decided = Some(Arc::new(plan));
+    }
     metrics.guard_wanted.set(i64::from(work.settings.bounding.replay_guard));
     let known = overview::overview(&client).await?;
     metrics.traces.set(known.traces);

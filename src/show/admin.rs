@@ -2,20 +2,23 @@
 
 use super::gather::{DaemonView, gather};
 use super::{Done, Frame, advice, json, page};
+use crate::bound::plan::Plan;
 use crate::clock::Clock;
-use crate::db::{self, Db, stats};
+use crate::db::{self, Db, census, history, stats};
 use crate::http::{self, Body, Conn, Handler, error, respond};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 use futures_util::FutureExt;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::timeout;
 
 /// How long `/readyz` waits for the database.
 const READY_WITHIN: Duration = Duration::from_secs(2);
+/// Runs of the history that the page shows.
+const HISTORY: i64 = 15;
 /// The exposition format's own content type.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -39,7 +42,12 @@ pub struct Admin {
     pub clock: Clock,
     /// All metrics.
     pub metrics: Metrics,
+    /// What was decided last, for the page.
+    pub plan: Decided,
 }
+
+/// What the gate decided last; empty before its first look.
+pub type Decided = Arc<Mutex<Option<Arc<Plan>>>>;
 
 impl Admin {
     /// As a handler for `http::serve`.
@@ -120,13 +128,32 @@ impl Admin {
 
     async fn page(&self) -> Response<Body> {
         let status = gather(&self.settings, Ok(&self.db), Some(&self.view), &self.clock).await;
-        let html = page::html(&status, &advice::warnings(&status));
+        let (census, history) = self.days_and_history().await.unwrap_or_default();
+        let plan = self.plan.lock().map_or(None, |decided| decided.clone());
+        let warnings = advice::warnings(&status);
+        let page = page::Page {
+            status: &status,
+            warnings: &warnings,
+            plan: plan.as_deref(),
+            census: &census,
+            history: &history,
+        };
+        let html = page.html();
         let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", html);
         let headers = response.headers_mut();
         headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::CONTENT_SECURITY_POLICY));
         headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
         headers.insert("referrer-policy", HeaderValue::from_static("no-referrer"));
         response
+    }
+
+    /// Left out where the database is away, or has no schema of opsward's yet.
+    async fn days_and_history(&self) -> Option<(Vec<census::Entry>, Vec<history::Entry>)> {
+        let read = async {
+            let client = self.db.client().await?;
+            Ok::<_, db::Error>((census::load(&client).await?, history::latest(&client, HISTORY).await?))
+        };
+        timeout(READY_WITHIN, read).await.ok()?.ok()
     }
 }
 

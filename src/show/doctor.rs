@@ -121,7 +121,7 @@ pub fn privileges(role: &str, lacking: &[Lacking]) -> Vec<Check> {
         }
     };
     match lacking {
-        [] => vec![Check::ok("privileges", "all that pulling, serving and bounding need")],
+        [] => vec![Check::ok("privileges", "all that what is switched on needs")],
         lacking => lacking.iter().map(check).collect(),
     }
 }

@@ -1,93 +1,245 @@
-//! The operator's page: a `Status` as HTML, whole in itself. No script, no
+//! The operator's page: what is known, as HTML, whole in itself. No script, no
 //! asset from anywhere; it asks again by itself.
 
+mod plot;
+mod words;
+
 use super::Warning;
+use super::format::{ago, bytes, count, span};
 use super::status::Status;
 use super::view::{Grid, facts, grids};
+use crate::bound::plan::{Plan, State};
+use crate::db::{census, history};
 use std::fmt::Write;
 
-/// Seconds after which the page is asked for again.
-const REFRESH: u32 = 10;
+/// Seconds after which the page is asked for again, and while a job is at work.
+const REFRESH: (u32, u32) = (15, 3);
+/// Rows of a table that are shown: a page stays under 60 kB.
+const MOST_ROWS: usize = 60;
+/// Reasons of one task that are shown: 40 peers that fail are one thing to see.
+const MOST_REASONS: usize = 3;
 
 /// Nothing may be loaded, run, framed or sent from this page.
 pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
-     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+     img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-const STYLE: &str = "
-:root { color-scheme: light dark; --line: #8884; --loud: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --loud: #f2b8b5; } }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; }
-h1 { font-size: 1.3rem; } h1 small { font-weight: normal; }
-table { border-collapse: collapse; margin: 1.5rem 0 .5rem; width: 100%; }
-th, td { padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td { overflow-wrap: break-word; } td:first-child { overflow-wrap: anywhere; min-width: 7rem; }
-@media (max-width: 40rem) { table { display: block; overflow-x: auto; } }
-th::first-letter { text-transform: uppercase; }
-.figure { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-dt { float: left; clear: left; width: 7rem; opacity: .7; } dd { margin: 0 0 0 7rem; }
-.loud { border-left: 4px solid var(--loud); padding-left: .75rem; }
-footer, .note { opacity: .7; }";
+/// On a phone a row becomes a card, each cell with its column's name.
+const STYLE: &str = include_str!("page/style.css");
 
-/// The whole page.
-pub fn html(status: &Status, warnings: &[Warning]) -> String {
-    let own = escaped(status.own.as_deref().unwrap_or("opsward"));
-    let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width\">\
-         <meta http-equiv=\"refresh\" content=\"{REFRESH}\">\
-         <title>{own} · opsward</title><style>{STYLE}</style></head><body>\n\
-         <h1>opsward <small>{own}</small></h1>\n"
-    );
-    if status.read_only {
-        out.push_str(
-            "<p class=\"loud\"><strong>Read-only:</strong> nothing outside the schema opsward is written.</p>\n",
+/// All that the page is made from.
+pub struct Page<'a> {
+    /// What `status` says.
+    pub status: &'a Status,
+    /// What needs the operator.
+    pub warnings: &'a [Warning],
+    /// What would be deleted, as last decided; `None` before the first look.
+    pub plan: Option<&'a Plan>,
+    /// The log by table and day.
+    pub census: &'a [census::Entry],
+    /// What was deleted, the newest first.
+    pub history: &'a [history::Entry],
+}
+
+impl Page<'_> {
+    /// The whole page.
+    pub fn html(&self) -> String {
+        let status = self.status;
+        let own = escaped(status.own.as_deref().unwrap_or("opsward"));
+        let at_work = status.bounding.as_ref().is_some_and(|b| b.job.is_some());
+        let refresh = if at_work { REFRESH.1 } else { REFRESH.0 };
+        let mut out = format!(
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+             <meta http-equiv=\"refresh\" content=\"{refresh}\">\
+             <link rel=\"icon\" href=\"data:,\">\
+             <title>{own} · opsward</title><style>{STYLE}</style></head><body>\n\
+             <h1>opsward <small>{own}</small></h1>\n"
         );
-    }
-    for w in warnings {
         // Writing into a String cannot fail.
-        let _ = writeln!(
+        let _ = writeln!(out, "<p class=\"state\">{}</p>", marked(&words::state(status, self.plan)));
+        if status.read_only {
+            out.push_str(
+                "<p class=\"loud\"><strong>Read-only:</strong> nothing outside the schema opsward is written.</p>\n",
+            );
+        }
+        self.needs(&mut out);
+        self.work(&mut out);
+        self.figures(&mut out);
+        plot::draw(&mut out, self.census);
+        self.decision(&mut out);
+        for grid in grids(status).into_iter().filter(|g| g.header[0] != "deleted by") {
+            table(&mut out, &words::of_tasks(grid));
+        }
+        table(&mut out, &self.deleted());
+        let _ = write!(
             out,
-            "<p class=\"loud\">{}<br><span class=\"note\">{}</span></p>",
-            escaped(&w.text),
-            escaped(&w.fix)
+            "<footer>As of {:.0}, asked again every {refresh} s. The same as data: <a href=\"/status\">/status</a>, \
+             <a href=\"/metrics\">/metrics</a>.</footer>\n</body></html>\n",
+            status.at
         );
+        out
     }
-    out.push_str("<dl>");
-    for (name, value) in facts(status) {
-        let _ = write!(out, "<dt>{name}</dt><dd>{}</dd>", escaped(&value));
+
+    /// What needs the operator: the first of each kind, and how many more.
+    fn needs(&self, out: &mut String) {
+        let mut said: Vec<&str> = Vec::new();
+        for w in self.warnings {
+            let code = w.code.as_ref();
+            if said.contains(&code) {
+                continue;
+            }
+            said.push(code);
+            let _ = write!(out, "<p class=\"loud\">{}", marked(&w.text));
+            match self.warnings.iter().filter(|other| other.code == w.code).count() - 1 {
+                0 => {}
+                more => {
+                    let _ = write!(out, " (and {more} more of this kind: <code>opsward status</code>)");
+                }
+            }
+            let _ = writeln!(out, "<br><span class=\"note\">{}</span></p>", marked(&w.fix));
+        }
     }
-    out.push_str("</dl>\n");
-    for grid in grids(status) {
-        table(&mut out, &grid);
+
+    /// What is under way, with how far it is.
+    fn work(&self, out: &mut String) {
+        let Some(job) = self.status.bounding.as_ref().and_then(|b| b.job.as_ref()) else {
+            return;
+        };
+        let _ = write!(out, "<section class=\"job\"><strong>{}</strong>", escaped(&words::job(&job.kind)));
+        let Some(p) = &job.progress else {
+            out.push_str(" waits for its turn.</section>\n");
+            return;
+        };
+        let _ = write!(out, ": {}", escaped(&p.phase));
+        match p.total.filter(|total| *total > 0) {
+            Some(total) => {
+                let done = p.done.min(total);
+                let (percent, unit) = (done * 100 / total, escaped(&p.unit));
+                let _ = write!(out, ", {} of {} {unit}", count(done), count(total));
+                let _ = write!(
+                    out,
+                    "<progress max=\"{total}\" value=\"{done}\">{percent} %</progress>{percent} %"
+                );
+            }
+            None => {
+                let _ = write!(out, ", {} {}", count(p.done), escaped(&p.unit));
+            }
+        }
+        if let Some(left) = p.eta_seconds {
+            let _ = write!(out, ", about {} left", span(left));
+        }
+        if let Some(waiting) = &p.waiting {
+            let _ = write!(out, "<br><span class=\"note\">waits: {}</span>", escaped(waiting));
+        }
+        out.push_str("</section>\n");
     }
-    let _ = write!(
-        out,
-        "<footer>As of {:.0}, asked again every {REFRESH} s. The same as data: <a href=\"/status\">/status</a>, \
-         <a href=\"/metrics\">/metrics</a>.</footer>\n</body></html>\n",
-        status.at
-    );
-    out
+
+    /// The log's figures, each with the exact number, and the rest of the facts.
+    fn figures(&self, out: &mut String) {
+        let database = &self.status.database;
+        let census = self.status.bounding.as_ref().and_then(|b| b.census.as_ref());
+        let figures = [
+            ("ops_bytes", "the table ops on disk", database.ops_bytes),
+            ("index_bytes", "its indexes", database.index_bytes),
+            ("census_bytes", "the ops that are in it", census.map(|c| c.bytes)),
+            ("free_disk_bytes", "free disk", database.free_disk_bytes),
+        ];
+        out.push_str("<div class=\"figures\">");
+        for (id, name, value) in figures {
+            let Some(value) = value else { continue };
+            let _ = write!(
+                out,
+                "<div><data id=\"{id}\" value=\"{value}\">{}</data><span>{name}</span></div>",
+                bytes(value)
+            );
+        }
+        out.push_str("</div>\n<dl>");
+        for (name, value) in
+            facts(self.status).into_iter().filter(|(name, _)| !["ops", "free disk"].contains(name))
+        {
+            let _ = write!(out, "<dt>{name}</dt><dd>{}</dd>", marked(&value));
+        }
+        out.push_str("</dl>\n");
+    }
+
+    /// What each task would delete now, and what stands in the way.
+    fn decision(&self, out: &mut String) {
+        let Some(plan) = self.plan else { return };
+        let mut rows = Vec::new();
+        let mut notes = Vec::new();
+        for task in plan.tasks.iter().filter(|task| task.state != State::Off) {
+            for delete in task.deletes.iter().filter(|delete| delete.rows > 0) {
+                let about = if delete.about { "about " } else { "" };
+                let below = delete.bounded.cut.below.ms();
+                rows.push(vec![
+                    words::task(task.name).to_owned(),
+                    delete.bounded.cut.table.clone(),
+                    format!("{about}{}", count(delete.rows)),
+                    bytes(delete.bytes),
+                    words::day(below),
+                    delete.bounded.bound_by.to_string(),
+                ]);
+            }
+            for b in task.blockers.iter().take(MOST_REASONS) {
+                notes.push(format!("{}: {} ({})", words::task(task.name), b.text, b.fix));
+            }
+            if let Some(more) = task.blockers.len().checked_sub(MOST_REASONS).filter(|n| *n > 0) {
+                notes.push(format!("{}: and {more} more reasons: `opsward plan`", words::task(task.name)));
+            }
+        }
+        if rows.is_empty() {
+            notes.insert(0, "Nothing would be deleted now.".to_owned());
+        }
+        notes.push(format!("Decided {}.", ago(plan.at, self.status.at)));
+        let header = &["would be deleted by", "of", "ops", "bytes", "older than", "bound by"];
+        table(out, &Grid { header, figures: &[2, 3], rows, notes });
+    }
+
+    fn deleted(&self) -> Grid {
+        let natural = |n: i64| u64::try_from(n).unwrap_or(0);
+        let row = |e: &history::Entry| {
+            vec![
+                words::task(&e.task).to_owned(),
+                e.table.clone(),
+                count(natural(e.rows)),
+                bytes(natural(e.bytes)),
+                e.bound_by.clone(),
+                e.outcome.clone(),
+                ago(e.ended_at, self.status.at),
+            ]
+        };
+        Grid {
+            header: &["was deleted by", "of", "ops", "bytes", "bound by", "outcome", "when"],
+            figures: &[2, 3, 6],
+            rows: self.history.iter().map(row).collect(),
+            notes: Vec::new(),
+        }
+    }
 }
 
 fn table(out: &mut String, grid: &Grid) {
-    out.push_str("<table><thead><tr>");
-    let class = |i: usize| {
-        if grid.figures.contains(&i) { " class=\"figure\"" } else { "" }
-    };
-    for (i, name) in grid.header.iter().enumerate() {
-        let _ = write!(out, "<th scope=\"col\"{}>{name}</th>", class(i));
-    }
-    out.push_str("</tr></thead><tbody>\n");
-    for row in &grid.rows {
-        out.push_str("<tr>");
-        for (i, text) in row.iter().enumerate() {
-            let _ = write!(out, "<td{}>{}</td>", class(i), escaped(text));
+    let class = |i: usize| if grid.figures.contains(&i) { " class=\"figure\"" } else { "" };
+    if !grid.rows.is_empty() {
+        out.push_str("<table><thead><tr>");
+        for (i, name) in grid.header.iter().enumerate() {
+            let _ = write!(out, "<th scope=\"col\"{}>{name}</th>", class(i));
         }
-        out.push_str("</tr>\n");
+        out.push_str("</tr></thead><tbody>\n");
+        for row in grid.rows.iter().take(MOST_ROWS) {
+            out.push_str("<tr>");
+            for (i, text) in row.iter().enumerate() {
+                let name = grid.header.get(i).unwrap_or(&"");
+                let _ = write!(out, "<td{} data-l=\"{name}\">{}</td>", class(i), marked(text));
+            }
+            out.push_str("</tr>\n");
+        }
+        out.push_str("</tbody></table>\n");
+        if let Some(more) = grid.rows.len().checked_sub(MOST_ROWS).filter(|n| *n > 0) {
+            let _ = writeln!(out, "<p class=\"note\">and {more} more: see /status</p>");
+        }
     }
-    out.push_str("</tbody></table>\n");
     for note in &grid.notes {
-        let _ = writeln!(out, "<p class=\"note\">{}</p>", escaped(note));
+        let _ = writeln!(out, "<p class=\"note\">{}</p>", marked(note));
     }
 }
 
@@ -107,21 +259,20 @@ fn escaped(text: &str) -> String {
     out
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_peers_say_is_no_markup() {
-        let grid = Grid {
-            header: &["peer"],
-            figures: &[],
-            rows: vec![vec!["<script>alert('x')</script>".into()]],
-            notes: vec!["a & \"b\"".into()],
-        };
-        let mut out = String::new();
-        table(&mut out, &grid);
-        assert!(!out.contains("<script>"), "{out}");
-        assert!(out.contains("a &amp; &quot;b&quot;"), "{out}");
+/// As [`escaped`], and what stands in backticks is code.
+fn marked(text: &str) -> String {
+    let mut out = String::new();
+    let parts: Vec<String> = text.split('`').map(escaped).collect();
+    let pairs = parts.len() % 2 == 1;
+    for (i, part) in parts.iter().enumerate() {
+        match (pairs, i % 2) {
+            (true, 1) => out.extend(["<code>", part, "</code>"]),
+            (false, _) if i > 0 => out.extend(["`", part]),
+            _ => out.push_str(part),
+        }
     }
+    out
 }
+
+#[cfg(test)]
+mod tests;

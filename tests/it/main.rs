@@ -29,6 +29,7 @@ mod reclaim;
 mod records;
 mod replay;
 mod reset;
+mod roles;
 mod serve;
 mod sessions;
 mod sim;

@@ -3,6 +3,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::settings::Settings;
 
 /// What needs a privilege.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +34,19 @@ pub struct Lacking {
 }
 
 impl Need {
+    /// Whether something that is switched on needs it.
+    pub fn is_wanted(self, settings: &Settings) -> bool {
+        let set = &settings.bounding;
+        let deletes = set.retention_days > 0 || set.retention_bytes > 0 || set.dormant_cleanup;
+        !settings.read_only
+            && match self {
+                Self::Pull => settings.sweep_peers,
+                Self::Delete | Self::Vacuum | Self::Checkpoint => deletes,
+                Self::Index => set.ensure_index,
+                Self::Guard | Self::LockWaits => set.replay_guard,
+            }
+    }
+
     /// What goes without it, in a sentence.
     pub fn consequence(self) -> &'static str {
         match self {
@@ -78,13 +92,16 @@ pub async fn lacking(client: &Client, pulling: &[String]) -> Result<Vec<Lacking>
 
 /// Rows are locked FOR UPDATE before they go, which takes UPDATE as well. Only
 /// an owner VACUUMs, makes indexes and drops triggers; an index and the guard's
-/// function need room in the schema too.
+/// function need room in the schema too. Where the log belongs to a superuser, no
+/// advice says to join it: the log gets an owner that nobody logs in as.
 const LACKING: &str = "
     WITH log AS (
         SELECT c.oid, pg_has_role(c.relowner, 'USAGE') AS owned,
                pg_has_role(d.datdba, 'USAGE') AS of_database,
-               format('GRANT %I TO %I', pg_get_userbyid(c.relowner), current_user) AS join_owner
-        FROM pg_class c, pg_database d
+               CASE WHEN o.rolsuper
+                    THEN format('ALTER TABLE public.ops OWNER TO a role without login, and GRANT that role TO %I (docs/roles.sql, level bound)', current_user)
+                    ELSE format('GRANT %I TO %I', o.rolname, current_user) END AS join_owner
+        FROM pg_class c JOIN pg_roles o ON o.oid = c.relowner, pg_database d
         WHERE c.oid = to_regclass('public.ops') AND d.datname = current_database())
     SELECT CASE WHEN NOT (has_table_privilege(oid, 'DELETE') AND has_table_privilege(oid, 'UPDATE'))
                 THEN format('GRANT UPDATE, DELETE ON public.ops TO %I', current_user) END,

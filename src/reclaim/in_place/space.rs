@@ -73,7 +73,7 @@ pub(super) async fn may_vacuum(run: &mut Run<'_>) -> Result<()> {
     }
     Err(Error::refused(
         "this role does not own public.ops and may not VACUUM it",
-        "use the node's own role in OPENAUDIO_DB_URL, or GRANT that role TO it",
+        "use the node's own role in OPENAUDIO_DB_URL, or see docs/roles.sql, level bound",
     ))
 }
 

@@ -41,7 +41,7 @@ pub(super) fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
         !standing.owner,
         "privilege",
         format!("the role {} does not own the table ops", standing.role),
-        "use the node's own role in OPENAUDIO_DB_URL, or GRANT it to opsward's role",
+        "use the node's own role in OPENAUDIO_DB_URL, or see docs/roles.sql, level bound",
     );
     stands(
         swap && standing.owner && !standing.grants.is_empty(),
