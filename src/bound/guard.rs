@@ -1,19 +1,18 @@
 //! The replay guard: the trigger on the log, put there and taken away.
 
-use crate::db::guard::{self, Change, Found, Try};
+use crate::db::guard::{self, Change, Found};
 use crate::db::lease::Lease;
 use crate::db::privileges::{self, Need};
+use crate::db::short_lock::{Brief, Pauses};
 use crate::db::{self, replay};
-use crate::values::Blocker;
+use crate::values::{Blocker, Progress};
 use crate::work::{Halt, Stop, Work};
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-/// Between two tries: whoever waits behind ours gets through (contract 6).
-const PAUSE: Duration = Duration::from_secs(2);
-/// Tries a run; the next run comes.
-const TRIES: u32 = 5;
+/// How long a run waits for others who hold the log; the next run comes.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How it stands with the guard after a run.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,7 +21,7 @@ pub enum Outcome {
     Right,
     /// It was put on the log, or taken away.
     Changed,
-    /// Others held the log at every try: who. The next run tries again.
+    /// Others held the log all the time: who. The next run tries again.
     Blocked(Vec<String>),
     /// `READ_ONLY` is set: the log is not touched.
     ReadOnly,
@@ -111,24 +110,30 @@ async fn tried(work: &Work, lease: &mut Lease, change: Change) -> db::Result<Out
     if work.settings.read_only {
         return Ok(Outcome::ReadOnly);
     }
-    let mut blocked = Vec::new();
-    for tries in 0..TRIES {
-        if tries > 0 && work.stop.run_until_cancelled(sleep(PAUSE)).await.is_none() {
+    let (begun, mut pauses) = (Instant::now(), Pauses::default());
+    loop {
+        let came = guard::change(lease, change).await?;
+        let pause = pauses.after(&came);
+        let (Brief::Held(who) | Brief::Refused(who)) = came else {
+            match change {
+                Change::Put => info!("the replay guard is on the log"),
+                Change::Take => info!("the replay guard is taken off the log"),
+            }
+            return Ok(Outcome::Changed);
+        };
+        (work.tell)(Progress {
+            phase: "replay guard".into(),
+            waiting: Some(format!("a lock on public.ops, held by {}", who.join("; "))),
+            ..Progress::default()
+        });
+        if begun.elapsed() + pause > PATIENCE {
+            warn!(by = who.join("; "), "the replay guard could not be changed: others hold the log");
+            return Ok(Outcome::Blocked(who));
+        }
+        if work.stop.run_until_cancelled(sleep(pause)).await.is_none() {
             return Ok(Outcome::Stopped);
         }
-        match guard::change(lease, change).await? {
-            Try::Done => {
-                match change {
-                    Change::Put => info!("the replay guard is on the log"),
-                    Change::Take => info!("the replay guard is taken off the log"),
-                }
-                return Ok(Outcome::Changed);
-            }
-            Try::Blocked(who) => blocked = who,
-        }
     }
-    warn!(by = blocked.join("; "), "the replay guard could not be changed: others hold the log");
-    Ok(Outcome::Blocked(blocked))
 }
 
 /// Brings the counters to what the guard has counted in the database.

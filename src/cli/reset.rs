@@ -6,6 +6,7 @@ use super::digest::{chosen, scope_flags};
 use super::progress::{Shown, rows as read};
 use super::verify::{differences, duration_flag, reference, reference_flag, result, settle_flag};
 use super::{Command, Context, Output, Run, lease};
+use crate::bound::guard;
 use crate::db::lease::Lease;
 use crate::db::reset::is_alone;
 use crate::db::{Db, maintain, migrate};
@@ -94,12 +95,12 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         return Err(is_held("a daemon is connected: nothing was done".to_owned()));
     }
     let work = lease::work(context, own, db.clone())?;
+    let guard = guard::first(&work, &mut held).await.map_err(Error::from).map_err(failed)?;
+    if let Some(missing) = guard {
+        return Err(refused(missing.code, missing.text).fix(missing.fix));
+    }
     let done = reset::carry_out(&work, &mut held, plan.clone());
-    let done = lease::until_signalled(&work.stop, done).await.map_err(|error| match error {
-        Error::Refused { why, fix } => refused("refused", why).fix(fix),
-        Error::Halted(_) => Failure::new(ExitCode::Failed, "stopped", "stopped: nothing was done"),
-        Error::Db(error) => error.into(),
-    })?;
+    let done = lease::until_signalled(&work.stop, done).await.map_err(failed)?;
     analyze(&mut held, &db).await;
     let after = &done.report;
     let text = format!(
@@ -113,6 +114,14 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let result = json!({ "kept": done.kept, "bytes_before": after.bytes_before, "bytes_after": after.bytes_after,
         "locked_ms": after.locked_ms, "floor": plan.young, "cursors": plan.cursors.len(), "proof": proof });
     Ok(Done::new(result, text).changed(Changed::Yes).warn(peers_behind(&plan)))
+}
+
+fn failed(error: Error) -> Failure {
+    match error {
+        Error::Refused { why, fix } => refused("refused", why).fix(fix),
+        Error::Halted(_) => Failure::new(ExitCode::Failed, "stopped", "stopped: nothing was done"),
+        Error::Db(error) => error.into(),
+    }
 }
 
 /// An emptied table has no dead rows to vacuum, but statistics of what it was:

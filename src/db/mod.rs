@@ -5,7 +5,9 @@ mod core;
 mod log;
 mod state;
 
-pub use self::core::{activity, catalog, lease, maintain, migrate, presence, privileges, uninstall};
+pub use self::core::{
+    activity, catalog, lease, maintain, migrate, presence, privileges, short_lock, uninstall,
+};
 use self::core::{connect, error, session};
 use self::log::prune_sql;
 pub use self::log::{

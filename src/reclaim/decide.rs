@@ -194,6 +194,13 @@ pub struct Survivors {
     pub fitted: bool,
 }
 
+impl Survivors {
+    /// By table, below which ULID something goes.
+    pub fn below(&self) -> impl Iterator<Item = (&String, OpUlid)> {
+        self.cuts.iter().chain(&self.compact).map(|(table, below)| (table, *below))
+    }
+}
+
 /// What was dropped of one table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Gone {

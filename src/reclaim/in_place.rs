@@ -79,9 +79,7 @@ impl Kept {
 pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
     if run.place.phase != Some(phase) {
         if matches!(phase, Phase::Delete | Phase::Compact) {
-            let survivors = &run.at.survivors;
-            let cuts = survivors.cuts.iter().chain(&survivors.compact).map(|(table, below)| (table, *below));
-            db::guard::announce(run.lease, cuts).await?;
+            db::guard::announce(run.lease, run.at.survivors.below()).await?;
         }
         run.place = Kept::of(phase, run.work.settings.bounding.batch_limit);
     }

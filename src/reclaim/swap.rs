@@ -344,7 +344,7 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
         after: After { run: &at.run, began, losses: &losses, checkpoint: &saved },
         reset: run.at.reset.as_ref().map(|begin| (begin, run.work.clock.now())),
     };
-    db::guard::announce(run.lease, losses.iter().map(|loss| (&loss.table, loss.below))).await?;
+    db::guard::announce(run.lease, run.at.survivors.below()).await?;
     let tx = run.lease.begin().await?;
     capture::strong(&tx).await?;
     // Bounded by the client too: a lock that waits in a queue keeps others out.

@@ -190,6 +190,8 @@ impl Bed {
                 "SELECT tgname::text FROM pg_trigger WHERE tgrelid = 'public.ops'::regclass
                  UNION ALL SELECT c.oid::regclass::text FROM pg_class c
                  WHERE c.relnamespace = 'opsward'::regnamespace AND c.relname LIKE 'ops\\_%'
+                 UNION ALL SELECT proname FROM pg_proc
+                 WHERE pronamespace = 'public'::regnamespace AND proname = 'opsward_capture'
                  UNION ALL SELECT 'checkpoint' FROM opsward.reclaim
                  UNION ALL SELECT 'owned ' || name FROM opsward.owned",
                 &[],

@@ -11,4 +11,5 @@ pub mod migrate;
 pub mod presence;
 pub mod privileges;
 pub(in crate::db) mod session;
+pub mod short_lock;
 pub mod uninstall;

@@ -1,13 +1,14 @@
 //! Removes all that opsward made. Reads what versions of any age have in
 //! common: the schema's name, and `opsward.owned`.
 
-use crate::db::error::{Doing, Error, Result};
+use crate::db::error::{Doing, Result};
 use crate::db::lease::Lease;
 use crate::db::presence::PRESENCE_LOCK;
-use crate::db::{capture, in_place, reclaim};
+use crate::db::short_lock::{Behind, Brief, bound, holders, is_contended, overtake, patiently};
+use crate::db::{in_place, reclaim};
 use deadpool_postgres::{GenericClient, Transaction};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_postgres::error::SqlState;
 
 /// What there is to remove.
@@ -83,8 +84,6 @@ const RECLAIMS: &str = "SELECT to_regclass('opsward.reclaim') IS NOT NULL";
 pub const TRIES: u32 = 15;
 /// Between two tries: whoever waits behind ours gets through (contract 6).
 pub const PAUSE: Duration = Duration::from_secs(2);
-/// Waiting for a lock on the log, plus holding it (contract 6).
-const LOCKED_AT_MOST: Duration = Duration::from_millis(200);
 
 /// What came of a removal.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -106,62 +105,54 @@ pub enum Removal {
 /// The lease is lost, or the database's.
 pub async fn remove(lease: &mut Lease, shown: &[Owned]) -> Result<Removal> {
     if !shown.is_empty() {
-        match tried(lease, shown, "public.ops").await? {
+        match outside(lease, shown).await? {
             Removal::Done => {}
             other => return Ok(other),
         }
     }
-    tried(lease, &[], "opsward.traces").await
-}
-
-async fn tried(lease: &mut Lease, shown: &[Owned], table: &str) -> Result<Removal> {
-    let mut holders = Vec::new();
-    for tries in 0..TRIES {
-        if tries > 0 {
-            sleep(PAUSE).await;
-        }
-        let on_ops = !shown.is_empty();
-        if !(on_ops && capture::wraparound(&*lease.client()?).await?) {
-            let done = match on_ops {
-                true => outside(lease, shown).await,
-                false => schema(lease).await,
-            };
-            match done {
-                Err(error) if capture::is_contended(&error) => {}
-                done => return done,
-            }
-        }
-        holders = capture::holders(&*lease.client()?, table).await?;
-    }
-    Ok(Removal::Blocked(holders))
+    schema(lease).await
 }
 
 /// What was made outside the schema: all of it is on the log.
 async fn outside(lease: &mut Lease, shown: &[Owned]) -> Result<Removal> {
-    let tx = lease.begin().await?;
-    if let Some(not) = unlike(&tx, shown).await? {
-        return Ok(not);
-    }
-    capture::strong(&tx).await?;
-    let begun = Instant::now();
-    for thing in shown {
-        let dropped = async { tx.batch_execute(&thing.drop_sql).await.doing("remove what is owned") };
-        tokio::try_join!(biased; capture::bound(&tx), dropped)?;
-    }
-    tx.execute("DELETE FROM opsward.owned", &[]).await.doing("forget what is owned")?;
-    if begun.elapsed() > LOCKED_AT_MOST {
-        return Err(Error::TooLong("remove what is owned"));
-    }
-    tx.commit().await.doing("commit the uninstall")?;
-    Ok(Removal::Done)
+    let drop_owned = async |tx: &Transaction<'_>| {
+        if let Some(not) = unlike(tx, shown).await? {
+            return Ok(not);
+        }
+        for thing in shown {
+            let dropped = async { tx.batch_execute(&thing.drop_sql).await.doing("remove what is owned") };
+            tokio::try_join!(biased; bound(tx), dropped)?;
+        }
+        tx.execute("DELETE FROM opsward.owned", &[]).await.doing("forget what is owned")?;
+        Ok(Removal::Done)
+    };
+    let rest = async |_: &[String], pause| {
+        sleep(pause).await;
+        true
+    };
+    Ok(match patiently(lease, ("public.ops", Behind::Everybody), PAUSE * TRIES, drop_owned, rest).await? {
+        Brief::Done(removal) => removal,
+        Brief::Held(who) | Brief::Refused(who) => Removal::Blocked(who),
+    })
 }
 
+/// No node waits for our own tables, so what drops them may take its time.
 async fn schema(lease: &mut Lease) -> Result<Removal> {
+    for _ in 0..TRIES {
+        match drop_schema(lease).await {
+            Err(error) if is_contended(&error) => sleep(PAUSE).await,
+            done => return done,
+        }
+    }
+    Ok(Removal::Blocked(holders(&*lease.client()?, "opsward.traces").await?))
+}
+
+async fn drop_schema(lease: &mut Lease) -> Result<Removal> {
     let tx = lease.begin().await?;
     if let Some(not) = unlike(&tx, &[]).await? {
         return Ok(not);
     }
-    capture::overtake(&tx).await?;
+    overtake(&tx).await?;
     tx.batch_execute("DROP SCHEMA opsward CASCADE").await.doing("drop the schema opsward")?;
     tx.commit().await.doing("commit the uninstall")?;
     Ok(Removal::Done)

@@ -1,97 +1,22 @@
-//! Noting every write to the log while a copy of it is made: two triggers on
-//! `ops`, a list of keys, and the locks that such a change of the table takes.
+//! Noting every write to the log while a copy of it is made: triggers on `ops`,
+//! each once a statement, a list of keys, and the locks that such a change of
+//! the table takes. Their function stands in schema public, so that a dump of
+//! that schema alone restores; `opsward.capture_make()` makes it.
 
-use crate::db::error::{Doing, Error, Result};
+use crate::db::error::{Doing, Result};
 use deadpool_postgres::{GenericClient, Transaction};
-use tokio_postgres::error::SqlState;
 
-/// Before a lock that keeps writers out: it waits 100 ms at most (set when the
-/// transaction began), makes an autovacuum yield within them, and no statement
-/// takes longer. A session that hangs meanwhile is ended by the server. Nor does
-/// the lock wait for the disk: its commit may be lost in a crash, as a whole,
-/// and whatever commits after it comes after it in WAL.
-///
-/// # Errors
-/// The database's.
-pub async fn strong(tx: &Transaction<'_>) -> Result<()> {
-    // Not prepared later than what it is sent along with.
-    tx.prepare_cached(BOUND).await.doing("prepare a lock")?;
-    tx.batch_execute(STRONG).await.doing("prepare a lock")?;
-    overtake(tx).await
-}
+use crate::db::short_lock::is_held;
+pub use crate::db::short_lock::{bound, holders, is_contended, overtake, strong};
 
-/// Makes an autovacuum that is in the way of a lock yield before the lock is
-/// given up. Only a superuser may.
-///
-/// # Errors
-/// The database's.
-pub async fn overtake(tx: &Transaction<'_>) -> Result<()> {
-    tx.batch_execute(OVERTAKE).await.doing("prepare a lock")
-}
-
-const OVERTAKE: &str = "
-    SELECT set_config('deadlock_timeout', '20ms', true) WHERE current_setting('is_superuser') = 'on'";
-const STRONG: &str = "SET LOCAL statement_timeout = '200ms'; \
-    SET LOCAL idle_in_transaction_session_timeout = '200ms'; \
-    SET LOCAL synchronous_commit = off; \
-    SELECT set_config('opsward.since', clock_timestamp()::text, true)";
-
-/// Bounds the next statement by what is left of the 200 ms since [`strong`]:
-/// the server counts each one anew. Sent along with it, it costs no answer.
-///
-/// # Errors
-/// The database's.
-pub async fn bound(tx: &Transaction<'_>) -> Result<()> {
-    let statement = tx.prepare_cached(BOUND).await.doing("bound a lock")?;
-    tx.query_one(&statement, &[]).await.doing("bound a lock")?;
-    Ok(())
-}
-
-const BOUND: &str = "
-    SELECT set_config('statement_timeout', greatest(1, 200 - 1000 * extract(
-        epoch FROM clock_timestamp() - current_setting('opsward.since')::timestamptz))::int::text, true)";
-
-/// Whether a VACUUM to prevent wraparound is at the log, as far as this role
-/// may see it.
+/// Whether a lock on the log is not worth a try: a VACUUM to prevent wraparound
+/// is at it, or somebody holds it who stays.
 ///
 /// # Errors
 /// The database's.
 pub async fn wraparound(client: &impl GenericClient) -> Result<bool> {
-    let statement = client.prepare_cached(WRAPAROUND).await.doing("look for a VACUUM of ops")?;
-    Ok(client.query_one(&statement, &[]).await.doing("look for a VACUUM of ops")?.get(0))
+    is_held(client, "public.ops").await
 }
-
-/// The words are the server's own: no statement begins so.
-const WRAPAROUND: &str = "
-    SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
-                   AND query LIKE 'autovacuum: VACUUM% public.ops (to prevent wraparound)')";
-
-/// Whether a lock could not be had in time, or not be held long enough.
-pub fn is_contended(error: &Error) -> bool {
-    let codes = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED, SqlState::QUERY_CANCELED];
-    matches!(error, Error::TooLong(_)) || error.code().is_some_and(|code| codes.contains(code))
-}
-
-/// Who holds a lock on a table that is in the way of a strong one, each in
-/// words.
-///
-/// # Errors
-/// The database's.
-pub async fn holders(client: &impl GenericClient, table: &str) -> Result<Vec<String>> {
-    let statement = client.prepare_cached(HOLDERS).await.doing("look who holds a lock")?;
-    let rows = client.query(&statement, &[&table]).await.doing("look who holds a lock")?;
-    Ok(rows.iter().map(|r| r.get(0)).collect())
-}
-
-const HOLDERS: &str = "
-    SELECT DISTINCT format('process %s (%s, %s, in a transaction for %s s): %s', a.pid,
-                           coalesce(a.usename, a.backend_type), coalesce(nullif(a.application_name, ''), '-'),
-                           coalesce(extract(epoch FROM clock_timestamp() - a.xact_start)::bigint, 0),
-                           left(regexp_replace(a.query, '\\s+', ' ', 'g'), 120))
-    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-    WHERE l.relation = to_regclass($1::text) AND l.granted AND l.pid <> pg_backend_pid()
-      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    LIMIT 5";
 
 /// From the commit on every write is noted: there is none that began before
 /// and ends after, as the lock waits for them. Call [`strong`] first.
@@ -107,16 +32,25 @@ pub async fn install(tx: &Transaction<'_>) -> Result<String> {
 /// One statement, so that one timeout bounds it. Not to be rolled back,
 /// `setval` comes last.
 const INSTALL: &str = "DO $install$ BEGIN
-    CREATE TRIGGER opsward_capture AFTER INSERT OR UPDATE OR DELETE ON public.ops
-        FOR EACH ROW EXECUTE FUNCTION opsward.capture();
+    PERFORM opsward.capture_make();
+    CREATE TRIGGER opsward_capture AFTER INSERT ON public.ops REFERENCING NEW TABLE AS fresh
+        FOR EACH STATEMENT EXECUTE FUNCTION public.opsward_capture();
+    CREATE TRIGGER opsward_capture_update AFTER UPDATE ON public.ops
+        REFERENCING OLD TABLE AS gone NEW TABLE AS fresh
+        FOR EACH STATEMENT EXECUTE FUNCTION public.opsward_capture();
+    CREATE TRIGGER opsward_capture_delete AFTER DELETE ON public.ops REFERENCING OLD TABLE AS gone
+        FOR EACH STATEMENT EXECUTE FUNCTION public.opsward_capture();
     CREATE TRIGGER opsward_capture_truncate AFTER TRUNCATE ON public.ops
-        FOR EACH STATEMENT EXECUTE FUNCTION opsward.capture();
-    ALTER TABLE public.ops ENABLE ALWAYS TRIGGER opsward_capture;
-    ALTER TABLE public.ops ENABLE ALWAYS TRIGGER opsward_capture_truncate;
+        FOR EACH STATEMENT EXECUTE FUNCTION public.opsward_capture();
+    ALTER TABLE public.ops ENABLE ALWAYS TRIGGER opsward_capture,
+        ENABLE ALWAYS TRIGGER opsward_capture_update,
+        ENABLE ALWAYS TRIGGER opsward_capture_delete,
+        ENABLE ALWAYS TRIGGER opsward_capture_truncate;
     INSERT INTO opsward.owned (kind, name, drop_sql) VALUES ('trigger', 'opsward_capture',
         'DROP TRIGGER IF EXISTS opsward_capture ON public.ops; \
-         DROP TRIGGER IF EXISTS opsward_capture_truncate ON public.ops')
-    ON CONFLICT DO NOTHING;
+         DROP TRIGGER IF EXISTS opsward_capture_truncate ON public.ops; \
+         DROP FUNCTION IF EXISTS public.opsward_capture() CASCADE')
+    ON CONFLICT (kind, name) DO UPDATE SET drop_sql = excluded.drop_sql;
     PERFORM setval('opsward.capture_state', 1);
     END $install$";
 
@@ -131,7 +65,8 @@ pub async fn switch_off(client: &impl GenericClient) -> Result<()> {
 
 const SWITCH_OFF: &str = "SELECT setval('opsward.capture_state', 5)";
 
-/// Removes the triggers. Call [`strong`] first.
+/// Removes the triggers, those of older versions too, and their function. Call
+/// [`strong`] first.
 ///
 /// # Errors
 /// The database's; see [`is_contended`].
@@ -142,6 +77,7 @@ pub async fn remove(tx: &Transaction<'_>) -> Result<()> {
 const REMOVE: &str = "DO $remove$ BEGIN
     DROP TRIGGER IF EXISTS opsward_capture ON public.ops;
     DROP TRIGGER IF EXISTS opsward_capture_truncate ON public.ops;
+    DROP FUNCTION IF EXISTS public.opsward_capture() CASCADE;
     DELETE FROM opsward.owned WHERE kind = 'trigger' AND name = 'opsward_capture';
     END $remove$";
 
@@ -150,7 +86,7 @@ const REMOVE: &str = "DO $remove$ BEGIN
 pub struct Standing {
     /// Our triggers on `ops`: which they are, since when, whether always on.
     pub triggers: Option<String>,
-    /// Both are there and fire for every session.
+    /// All are there and fire for every session.
     pub firing: bool,
     /// `opsward.capture_state`.
     pub state: i64,
@@ -179,11 +115,11 @@ pub async fn standing(client: &impl GenericClient) -> Result<Standing> {
 /// A trigger that is switched off and on again has another xmin.
 const STANDING: &str = "
     SELECT string_agg(t.oid::text || ':' || t.xmin::text, ',' ORDER BY t.tgname),
-           count(*) = 2 AND bool_and(t.tgenabled = 'A'),
+           count(*) = 4 AND bool_and(t.tgenabled = 'A'),
            (SELECT last_value FROM opsward.capture_state),
            to_regclass('opsward.ops_next') IS NOT NULL, to_regclass('opsward.ops_old') IS NOT NULL
     FROM pg_trigger t
-    WHERE t.tgrelid = 'public.ops'::regclass AND t.tgname IN ('opsward_capture', 'opsward_capture_truncate')";
+    WHERE t.tgrelid = 'public.ops'::regclass AND starts_with(t.tgname, 'opsward_capture')";
 
 async fn identity(tx: &Transaction<'_>) -> Result<Option<String>> {
     Ok(standing(tx).await?.triggers)

@@ -7,17 +7,13 @@
 //! price of the call. So whatever deletes announces it first.
 
 use crate::db::connect::Client;
-use crate::db::error::{Doing, Error, Result};
+use crate::db::error::{Doing, Result};
 use crate::db::lease::Lease;
-use crate::db::privileges::may_set_deadlock_timeout;
+use crate::db::short_lock::{Behind, Brief, briefly};
 use crate::values::OpUlid;
 use jiff::Timestamp;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
-use tokio_postgres::error::SqlState;
-
-/// Waiting for the lock and holding it (contract 6: 200 ms, or roll back).
-const AT_MOST: Duration = Duration::from_millis(200);
+use tokio::time::sleep;
 
 /// What there is of the guard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -111,69 +107,35 @@ pub enum Change {
     Take,
 }
 
-/// How a try to change it ended.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Try {
-    /// It is done.
-    Done,
-    /// Others held the log all the time: who.
-    Blocked(Vec<String>),
-}
-
 /// Tries once to put the guard on the log or to take it away. That we own it
 /// is recorded before, and forgotten after.
 ///
 /// # Errors
 /// The lease is lost, or the database's.
-pub async fn change(lease: &mut Lease, change: Change) -> Result<Try> {
-    let found = find(lease.client()?).await?;
+pub async fn change(lease: &mut Lease, change: Change) -> Result<Brief<()>> {
     if change == Change::Put {
-        lease
-            .client()?
-            .execute(OWN, &[&NAME, &format!("{DROP}; {DROP_FUNCTION}")])
-            .await
-            .doing("record the replay guard")?;
+        let drop = format!("{DROP}; {DROP_FUNCTION}");
+        lease.client()?.execute(OWN, &[&NAME, &drop]).await.doing("record the replay guard")?;
     }
-    let may_set = may_set_deadlock_timeout(lease.client()?).await?;
-    let tx = lease.begin().await?;
-    // Without the right to set the second one, autovacuum is waited for.
-    tx.batch_execute(QUICKLY).await.doing("prepare the replay guard")?;
-    if may_set {
-        tx.batch_execute("SET LOCAL deadlock_timeout = '20ms'").await.doing("prepare the replay guard")?;
-    }
-    let began = Instant::now();
-    // A trigger that is there goes under a lock that readers are in the way of.
-    let changed = match (change, found) {
-        (Change::Put, Found::Nothing) => tx.batch_execute(CREATE).await,
-        (Change::Put, _) => tx.batch_execute(&format!("{DROP}; {CREATE}")).await,
-        (Change::Take, Found::Nothing) => tx.batch_execute(DROP_FUNCTION).await,
-        (Change::Take, _) => tx.batch_execute(&format!("{DROP}; {DROP_FUNCTION}")).await,
+    let found = find(lease.client()?).await?;
+    let script = match (change, found) {
+        (Change::Put, Found::Nothing) => CREATE.to_owned(),
+        (Change::Put, _) => format!("{DROP}; {CREATE}"),
+        (Change::Take, Found::Nothing) => DROP_FUNCTION.to_owned(),
+        (Change::Take, _) => format!("{DROP}; {DROP_FUNCTION}"),
     };
-    let late = began.elapsed() > AT_MOST;
-    match changed {
-        Ok(()) if !late => {}
-        Err(e) if !is_blocked(&e) => return Err(Error::of("change the replay guard", e)),
-        _ => {
-            tx.rollback().await.doing("give the replay guard up")?;
-            return Ok(Try::Blocked(blockers(lease.client()?, found).await?));
+    // A trigger that is there goes under a lock that readers are in the way of.
+    let behind = if found == Found::Nothing { Behind::Writers } else { Behind::Everybody };
+    briefly(lease, ("public.ops", behind), async |tx| {
+        tx.batch_execute(&script).await.doing("change the replay guard")?;
+        if change == Change::Take {
+            tx.execute(DISOWN, &[&NAME]).await.doing("forget the replay guard")?;
         }
-    }
-    if change == Change::Take {
-        tx.execute(DISOWN, &[&NAME]).await.doing("forget the replay guard")?;
-    }
-    tx.commit().await.doing("commit the replay guard")?;
-    Ok(Try::Done)
-}
-
-fn is_blocked(error: &tokio_postgres::Error) -> bool {
-    error.code().is_some_and(|c| {
-        [SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED, SqlState::T_R_DEADLOCK_DETECTED].contains(c)
+        Ok(())
     })
+    .await
 }
 
-/// A process that stops here gives the lock up as well.
-const QUICKLY: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '200ms'; \
-    SET LOCAL idle_in_transaction_session_timeout = '1s'";
 const DROP: &str = "DROP TRIGGER IF EXISTS opsward_replay_guard ON public.ops";
 const DROP_FUNCTION: &str = "DROP FUNCTION IF EXISTS public.opsward_replay_guard()";
 /// Makes the guard.
@@ -186,19 +148,3 @@ const OWN: &str = "
     INSERT INTO opsward.owned (kind, name, drop_sql) VALUES ('trigger', $1, $2)
     ON CONFLICT (kind, name) DO UPDATE SET drop_sql = excluded.drop_sql";
 const DISOWN: &str = "DELETE FROM opsward.owned WHERE kind = 'trigger' AND name = $1";
-
-/// Who holds a lock on the log that keeps a trigger away, for a person.
-async fn blockers(client: &Client, found: Found) -> Result<Vec<String>> {
-    let rows = client.query(BLOCKERS, &[&(found != Found::Nothing)]).await.doing("look who holds the log")?;
-    Ok(rows.iter().map(|r| r.get(0)).collect())
-}
-
-const BLOCKERS: &str = "
-    SELECT DISTINCT format('process %s (%s, %s, %s): %s', a.pid, coalesce(a.usename, a.backend_type),
-                  coalesce(nullif(a.application_name, ''), 'unnamed'), l.mode,
-                  coalesce(nullif(left(regexp_replace(a.query, '\\s+', ' ', 'g'), 80), ''), 'no statement'))
-    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-    WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_backend_pid()
-      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND l.relation = to_regclass('public.ops')
-      AND ($1 OR l.mode NOT IN ('AccessShareLock', 'RowShareLock'))";

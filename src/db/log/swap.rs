@@ -185,7 +185,6 @@ BEGIN
     FOREACH step IN ARRAY steps LOOP
         EXECUTE step;
     END LOOP;
-    DELETE FROM opsward.owned WHERE kind = 'trigger' AND name = 'opsward_capture';
     EXECUTE $floors$ RAISE_FLOORS $floors$ USING
         ARRAY(SELECT l ->> 'table' FROM jsonb_array_elements(gone) l WHERE NOT (l ->> 'compacted')::boolean),
         ARRAY(SELECT l ->> 'below' FROM jsonb_array_elements(gone) l WHERE NOT (l ->> 'compacted')::boolean);

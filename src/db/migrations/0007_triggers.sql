@@ -10,8 +10,8 @@ ALTER TABLE opsward.floors ADD COLUMN announced text;
 -- and only below is opsward.guard_refuses() asked. Replaced as floors rise.
 CREATE FUNCTION opsward.announced(table_name text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT '' $$;
 
--- Whoever raises a floor announces it in the same transaction. Tables are those
--- of opsward.acting(). No lock is taken that a writer of the log needs.
+-- Whoever raises a floor announces it in the same transaction, where there is a
+-- guard. Tables are those of opsward.acting(). No lock is taken that a writer of the log needs.
 CREATE FUNCTION opsward.announce() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -23,6 +23,9 @@ DECLARE
         LEFT JOIN opsward.floors f ON f.table_name = t.name $text$;
     body text;
 BEGIN
+    IF to_regprocedure('public.opsward_replay_guard()') IS NULL THEN
+        RETURN NULL;
+    END IF;
     EXECUTE cases INTO body;
     IF body = (SELECT prosrc FROM pg_proc WHERE oid = 'opsward.announced(text)'::regprocedure) THEN
         RETURN NULL;
@@ -37,7 +40,6 @@ END
 $$;
 CREATE TRIGGER announce AFTER INSERT OR UPDATE ON opsward.floors
     FOR EACH STATEMENT EXECUTE FUNCTION opsward.announce();
-UPDATE opsward.floors SET announced = NULL;
 
 -- Makes the guard's function. Operators are named with their schema: it runs as
 -- its owner, with whatever search_path the writer has. Whatever goes wrong, the
@@ -69,6 +71,8 @@ BEGIN
     RETURN NEW;
 END
 $guard$ $make$;
+    -- Announces the floors that there are: the trigger comes without a row, too.
+    UPDATE opsward.floors SET announced = announced WHERE false;
 END
 $$;
 
@@ -125,4 +129,59 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     WHERE (SELECT count(*) < 1000 AND coalesce(sum(octet_length(k.op)), 0) + octet_length(op.bytes) <= 67108864
            FROM opsward.rejected_ops k WHERE k.peer = op.peer)
     ON CONFLICT (op_sha256) DO UPDATE SET times = r.times + 1, last_seen = excluded.last_seen
+$$;
+
+-- Makes the capture's function: it notes the keys that a statement wrote to the
+-- log, in one statement of its own, whatever number of rows. What goes wrong is
+-- the reclaim's trouble, never the writer's. Nobody attending for 24 h, or
+-- 256 MiB of keys: it ends itself. opsward.capture() serves triggers that older
+-- versions made.
+CREATE FUNCTION opsward.capture_make() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE $make$
+        CREATE OR REPLACE FUNCTION public.opsward_capture() RETURNS trigger
+        LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $capture$
+DECLARE
+    state bigint;
+    rows bigint;
+BEGIN
+    -- Made by opsward for as long as a reclaim takes.
+    IF to_regnamespace('opsward') IS NULL THEN
+        RETURN NULL;
+    END IF;
+    SELECT last_value INTO state FROM opsward.capture_state;
+    IF state <> 1 THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'TRUNCATE' THEN
+        PERFORM setval('opsward.capture_state', 3);
+        RETURN NULL;
+    ELSIF TG_OP = 'INSERT' THEN
+        INSERT INTO opsward.captured SELECT ulid FROM fresh;
+    ELSIF TG_OP = 'DELETE' THEN
+        INSERT INTO opsward.captured SELECT ulid FROM gone;
+    ELSE
+        INSERT INTO opsward.captured SELECT ulid FROM gone UNION SELECT ulid FROM fresh;
+    END IF;
+    GET DIAGNOSTICS rows = ROW_COUNT;
+    -- Now and then is enough, and the clock knows no better dice.
+    IF (rows > 64 OR rows > 0 AND extract(microseconds FROM clock_timestamp())::bigint % 64 = 0) AND (
+        pg_relation_size('opsward.captured') > 268435456
+        OR NOT EXISTS (SELECT FROM opsward.reclaim
+                       WHERE updated_at > clock_timestamp() - interval '24 hours')
+    ) THEN
+        PERFORM setval('opsward.capture_state', 4);
+    END IF;
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    BEGIN
+        PERFORM setval('opsward.capture_state', 2);
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN NULL;
+END
+$capture$ $make$;
+END
 $$;

@@ -44,11 +44,16 @@ pub(in crate::db) const SAVE: &str = "
 /// # Errors
 /// The database's.
 pub async fn forget(client: &impl GenericClient) -> Result<()> {
-    client.execute(FORGET, &[]).await.doing("end the reclaim")?;
+    client.batch_execute(FORGET).await.doing("end the reclaim")?;
     clear(client).await
 }
 
-const FORGET: &str = "DELETE FROM opsward.reclaim";
+/// The capture's function goes last: the old table's triggers needed it.
+const FORGET: &str = "DO $forget$ BEGIN
+    DELETE FROM opsward.reclaim;
+    DROP FUNCTION IF EXISTS public.opsward_capture() CASCADE;
+    DELETE FROM opsward.owned WHERE kind = 'trigger' AND name = 'opsward_capture';
+    END $forget$";
 
 /// Empties what only one reclaim uses. A dump that reads it, or an autovacuum,
 /// is in the way of a TRUNCATE, not of deleting what mostly is little.

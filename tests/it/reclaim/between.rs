@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::harness::Wire;
+use crate::harness::cluster::binary;
 use crate::harness::wire::{Matcher, Plan};
 use opsward::db::{Db, clone, copy};
 use opsward::settings::DbTarget;
@@ -228,4 +229,89 @@ async fn a_replay_reads_no_more_than_its_keys() {
     assert!(copy::verify(&tx, &doomed, &range).await.unwrap().is_empty());
     let compared = read().await - before;
     assert!(compared <= 1_000, "{compared} rows to compare 300");
+}
+
+/// A statement of many rows is noted by one, in one subtransaction.
+#[tokio::test]
+async fn many_rows_are_noted_at_once() {
+    let bed = Bed::new(400).await;
+    let request = Request { hold: true, ..bed.request(Policy::Window) };
+    assert_eq!(bed.run(&request).await.unwrap().outcome, Outcome::Held);
+    let client = bed.database.client().await;
+    let noted = async |want: i64, what: &str| {
+        let sql = "SELECT count(*), count(DISTINCT xmin::text) FROM opsward.captured";
+        let row = client.query_one(sql, &[]).await.unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (want, 1), "{what}");
+        client.batch_execute("DELETE FROM opsward.captured").await.unwrap();
+    };
+    client
+        .batch_execute("INSERT INTO ops (ulid) SELECT 'new' || n FROM generate_series(1, 1000) n")
+        .await
+        .unwrap();
+    noted(1000, "INSERT").await;
+    client.batch_execute("UPDATE ops SET ulid = ulid || 'x' WHERE ulid LIKE 'new%'").await.unwrap();
+    noted(2000, "an UPDATE of keys").await;
+    client.batch_execute("UPDATE ops SET host = 'x' WHERE ulid LIKE 'new%'").await.unwrap();
+    noted(1000, "an UPDATE").await;
+    client.batch_execute("DELETE FROM ops WHERE ulid LIKE 'new%'").await.unwrap();
+    noted(1000, "DELETE").await;
+    let nothing = "INSERT INTO ops SELECT * FROM ops LIMIT 1 ON CONFLICT DO NOTHING;
+                   DELETE FROM ops WHERE ulid = 'none'";
+    client.batch_execute(&format!("BEGIN; {nothing}")).await.unwrap();
+    let no_id = "SELECT pg_current_xact_id_if_assigned() IS NULL";
+    assert!(
+        client.query_one(no_id, &[]).await.unwrap().get::<_, bool>(0),
+        "what writes nothing is not noted"
+    );
+    client.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(bed.run(&bed.again(Action::Swap)).await.unwrap().outcome, Outcome::Done);
+    bed.nothing_is_left().await;
+}
+
+/// A dump of the node's own schema stands by itself, beside a swap too.
+#[tokio::test]
+async fn a_dump_of_schema_public_restores_elsewhere() {
+    let bed = Bed::new(400).await;
+    let request = Request { hold: true, ..bed.request(Policy::Window) };
+    assert_eq!(bed.run(&request).await.unwrap().outcome, Outcome::Held);
+    let other = crate::harness::Database::new().await;
+    let node = other.client().await;
+    node.batch_execute("DROP SCHEMA public CASCADE").await.unwrap();
+    let command = format!(
+        "{} -n public -d '{}' | {} -v ON_ERROR_STOP=1 -qX '{}'",
+        binary("pg_dump").display(),
+        bed.database.url(),
+        binary("psql").display(),
+        other.url()
+    );
+    let sh = std::process::Command::new("bash").args(["-o", "pipefail", "-c", &command]).output().unwrap();
+    assert!(sh.status.success(), "{}", String::from_utf8_lossy(&sh.stderr));
+    for write in [
+        "INSERT INTO public.ops (ulid) VALUES ('a'), ('b')",
+        "UPDATE public.ops SET host = 'x' WHERE ulid = 'a'",
+        "DELETE FROM public.ops WHERE ulid = 'a'",
+        "TRUNCATE public.ops",
+    ] {
+        node.batch_execute(write).await.unwrap();
+    }
+}
+
+/// Nobody was seen to hold the log when the lock was tried for: it is given up
+/// in time, and not tried for again while somebody holds it.
+#[tokio::test]
+async fn a_reader_that_comes_just_before_the_lock_is_waited_for() {
+    let mut bed = Bed::new(400).await;
+    let (work, mut told) = bed.told();
+    bed.work = work;
+    let reader = "SET idle_in_transaction_session_timeout = '3s'; BEGIN; SELECT count(*) FROM ops";
+    let request = bed.request(Policy::Window);
+    let named = async {
+        let names =
+            |p: &Progress| p.waiting.as_ref().is_some_and(|w| w.contains("public.ops, held by process"));
+        told.wait_for(names).await.is_ok()
+    };
+    let (report, named) = tokio::join!(bed.meddled(&request, the_lock(), reader), named);
+    assert!(named);
+    assert_eq!(report.unwrap().outcome, Outcome::Done);
+    bed.nothing_is_left().await;
 }

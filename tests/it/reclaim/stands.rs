@@ -54,7 +54,7 @@ impl Bed {
     }
 
     /// The same work, and what it tells.
-    fn told(&self) -> (Work, watch::Receiver<Progress>) {
+    pub(super) fn told(&self) -> (Work, watch::Receiver<Progress>) {
         let (tell, told) = watch::channel(Progress::default());
         (
             Work { tell: Arc::new(move |progress| drop(tell.send_replace(progress))), ..self.work.clone() },
