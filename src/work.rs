@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::db::lease::Lease;
 use crate::db::maintain::{self, Ended};
 use crate::db::stats::Volumes;
-use crate::db::{self, Db, pace, stats};
+use crate::db::{self, Db, order, pace, stats};
 use crate::metrics::Metrics;
 use crate::settings::{Settings, Window};
 use crate::values::{Host, Progress};
@@ -89,6 +89,8 @@ pub struct Pacer {
     floor: Floor,
     rested: Instant,
     looked: Option<(Instant, Look)>,
+    /// The order of the log's keys was found to be right.
+    is_ordered: bool,
     pulse: Pulse,
     may_checkpoint: bool,
     halted: Option<Halt>,
@@ -115,6 +117,7 @@ impl Pacer {
             floor,
             rested: Instant::now(),
             looked: None,
+            is_ordered: false,
             pulse: Pulse::default(),
             may_checkpoint: true,
             halted: None,
@@ -165,6 +168,10 @@ impl Pacer {
 
     async fn wait_turn(&mut self, lease: &mut Lease, floor: Floor) -> Result<Option<u64>, Stop> {
         let worked = self.rested.elapsed();
+        if !self.is_ordered {
+            order::check(&self.work.db.client().await?).await?;
+            self.is_ordered = true;
+        }
         loop {
             if self.work.stop.is_cancelled() {
                 return Err(Halt::Stopped.into());

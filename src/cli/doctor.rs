@@ -4,7 +4,7 @@ use super::{Command, Context, Output, Run, outside};
 use crate::clock::Clock;
 use crate::db::guard::{self, Found};
 use crate::db::privileges::{Lacking, Need};
-use crate::db::{self, Client, Db, catalog, lease, privileges, stats};
+use crate::db::{self, Client, Db, catalog, lease, order, privileges, stats};
 use crate::records;
 use crate::settings::Settings;
 use crate::show::doctor::{self, Check};
@@ -74,6 +74,7 @@ async fn in_database(
     }
     let mut checks = doctor::database(status, &fitness, clock.now());
     checks.extend(doctor::privileges(&fitness.role, &lacking));
+    checks.extend(order::look(&client).await?.map(|wrong| Check::fail("order", wrong.text, wrong.fix)));
     checks.push(doctor::models(&drift(&client).await?));
     let has_schema = status.database.schema_version.unwrap_or(0) > 0;
     checks.push(doctor::leftovers(leftovers(&client, has_schema).await?));

@@ -9,7 +9,7 @@ use opsward::db::census_slice::{self, Reading, Window};
 use opsward::db::clone;
 use opsward::db::lease::Lease;
 use opsward::db::prune::{self, Doomed, Locked, TableCut};
-use opsward::db::{Db, copy, in_place, recent};
+use opsward::db::{Db, copy, in_place, order, recent};
 use opsward::metrics::Metrics;
 use opsward::reclaim::decide::{Checkpoint, Mode, Survivors};
 use opsward::reclaim::{self, Action, Gate, Outcome, Request};
@@ -406,4 +406,29 @@ async fn a_swap_that_fills_a_volume_is_undone_at_once() {
         OR relname = 'reclaim' AND EXISTS (SELECT FROM opsward.reclaim)";
     let left: i64 = bench.client.query_one(left, &[]).await.unwrap().get(0);
     assert_eq!(left, 0, "something is left of it");
+}
+
+/// A collation that counts, as people do: what walks over the log would miss
+/// rows under it, and does not begin.
+#[tokio::test]
+async fn an_order_that_is_not_that_of_bytes_is_refused() {
+    let bench = Bench::new(61).await;
+    let client = bench.db.client().await.unwrap();
+    assert_eq!(order::look(&client).await.unwrap(), None);
+    let counting = "CREATE COLLATION counting (provider = icu, locale = 'en-u-kn-true');
+        ALTER TABLE ops ALTER ulid TYPE text COLLATE counting";
+    bench.client.batch_execute(counting).await.unwrap();
+    let wrong = order::look(&client).await.unwrap().unwrap();
+    assert!(wrong.text.contains("order of their bytes"), "{wrong:?}");
+    let cuts = [("uploads".to_owned(), below())].into();
+    let work = begun(&bench, Mode::InPlace, Survivors { cuts, ..Survivors::default() }, 17).await;
+    let refused = go_on(&bench, &work).await.unwrap_err().to_string();
+    assert!(refused.contains(&wrong.text), "{refused}");
+    assert_eq!(bench.left().await, bench.keys);
+    // The server was upgraded under the database.
+    let older = "ALTER TABLE ops ALTER ulid TYPE text COLLATE \"default\";
+        UPDATE pg_database SET datcollversion = '1.0' WHERE datname = current_database()";
+    bench.client.batch_execute(older).await.unwrap();
+    let wrong = order::look(&client).await.unwrap().unwrap();
+    assert!(wrong.fix.contains("REFRESH COLLATION VERSION"), "{wrong:?}");
 }

@@ -12,6 +12,7 @@ pub mod guard;
 pub mod in_place;
 pub mod index;
 pub mod ops;
+pub mod order;
 pub mod preflight;
 pub mod prune;
 pub(in crate::db) mod prune_sql;
