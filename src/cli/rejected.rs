@@ -155,10 +155,8 @@ async fn retry_all(context: &Context, client: &mut Client, args: &ArgMatches) ->
             .fix("set OPENAUDIO_MEDIORUM_READ_ONLY=false to retry"));
     }
     let ops = named(client, args).await?;
-    let mut results = Vec::new();
-    for op in &ops {
-        results.push((op, retry(client, op, &context.clock).await?));
-    }
+    let retried = retry(client, &ops, &context.clock).await?;
+    let results: Vec<(&Kept, Retried)> = ops.iter().zip(retried).collect();
     let settled = results.iter().any(|(_, r)| !matches!(r, Retried::Refused(_)));
     let refused = results.iter().any(|(_, r)| matches!(r, Retried::Refused(_)));
     let text = match results.is_empty() {
@@ -178,7 +176,10 @@ fn told(result: &Retried) -> String {
     match result {
         Retried::Applied => "applied".into(),
         Retried::Duplicate => "in the log already".into(),
-        Retried::Replay => "below a floor, and newer state is there".into(),
+        Retried::AppliedInPart(why) => format!("applied in part: {why}"),
+        Retried::Replay => {
+            "not applied: newer state of its records is in the log or was deleted from it".into()
+        }
         Retried::Refused(why) => format!("still refused: {why}"),
     }
 }

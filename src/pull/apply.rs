@@ -2,6 +2,7 @@
 //! its ops one by one in order would have. A batch that fails is split until
 //! the bad op stands alone.
 
+use super::late::{self, Late};
 use super::replay::{self, Acting, Chosen};
 use super::{decide, waves};
 use crate::db::apply::{self, Failure};
@@ -31,6 +32,8 @@ pub struct Fitting {
     pub rows: Vec<Row>,
     /// As received, to be kept whole if the database refuses it.
     pub bytes: Vec<u8>,
+    /// What is newer, where the op is applied out of its turn.
+    pub late: Option<Late>,
 }
 
 impl Fitting {
@@ -40,7 +43,7 @@ impl Fitting {
     /// They do not fit: the op as it is to be kept.
     pub fn new(op: Op, model: &'static Model, bytes: Vec<u8>, now: Timestamp) -> Result<Self, Refused> {
         match records::convert(model, op.action, &op.data, now) {
-            Ok(rows) => Ok(Self { op, model, rows, bytes }),
+            Ok(rows) => Ok(Self { op, model, rows, bytes, late: None }),
             Err(reason) => Err(refused(op, bytes, reason)),
         }
     }
@@ -143,6 +146,7 @@ async fn once(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db::Res
             apply::act(&tx, step.model, step.action, &step.rows, &now).await?;
         }
     }
+    late::not_overtaken(&tx, batch).await?;
     tx.commit().await.doing("commit a batch")?;
     Ok((applied, replays))
 }

@@ -9,6 +9,7 @@ mod batch;
 pub mod client;
 pub mod decide;
 pub mod discover;
+mod late;
 pub mod replay;
 pub mod retry;
 pub mod sweep;

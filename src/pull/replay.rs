@@ -53,15 +53,21 @@ pub fn choose<'a>(run: &'a [Fitting], floors: &Floors, judged: Vec<Judged>) -> C
     for fitting in run {
         let op = &fitting.op;
         let judged = if floors.is_below(op) { judged.next() } else { None };
-        let Some(judged) = judged else {
-            chosen.acting.push(Acting { fitting, action: op.action, judged: None, places: None });
-            continue;
+        let superseded = fitting.late.as_ref().map_or(&[][..], |late| &late.superseded);
+        let judged = match judged {
+            Some(judged) => judged,
+            None if superseded.is_empty() => {
+                chosen.acting.push(Acting { fitting, action: op.action, judged: None, places: None });
+                continue;
+            }
+            None => Judged { known: false, acting: None },
         };
         if judged.known {
             continue;
         }
         let keys = |n: &usize| (&op.table, &fitting.rows[*n].key);
-        let mut places: Vec<usize> = (0..fitting.rows.len()).filter(|n| judged.acts(*n)).collect();
+        let mut places: Vec<usize> =
+            (0..fitting.rows.len()).filter(|n| judged.acts(*n) && !superseded.contains(n)).collect();
         let mut action = op.action;
         if floors.is_below_foreign(op) {
             if taken.contains(&op.ulid) {

@@ -27,6 +27,7 @@ mod pull;
 mod puller;
 mod reclaim;
 mod records;
+mod rejected;
 mod replay;
 mod reset;
 mod roles;

@@ -11,6 +11,7 @@ pub mod foreign;
 pub mod guard;
 pub mod in_place;
 pub mod index;
+pub mod newer;
 pub mod ops;
 pub mod order;
 pub mod preflight;

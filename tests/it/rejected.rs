@@ -1,0 +1,112 @@
+//! Contract 4: ops that were refused, tried again later.
+
+use crate::harness::Database;
+use opsward::clock::Clock;
+use opsward::db::rejected::{self, Refused};
+use opsward::pull::retry::{Retried, retry};
+use opsward::values::{Host, OpUlid};
+
+const MINUTE: u64 = 60_000;
+
+struct Bench {
+    _database: Database,
+    db: opsward::db::Db,
+    client: tokio_postgres::Client,
+    now: u64,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let database = Database::new().await;
+        let db = database.migrated().await;
+        Self { client: database.client().await, _database: database, db, now: Clock::System.now_ms() }
+    }
+
+    fn ago(&self, minutes: u64) -> OpUlid {
+        OpUlid::from_parts(self.now - minutes * MINUTE, u128::from(minutes))
+    }
+
+    /// Keeps an op as a pull would that refused it.
+    async fn keep(&self, minutes: u64, data: &str) -> OpUlid {
+        let ulid = self.ago(minutes);
+        let bytes = format!(
+            r#"{{"ulid":"{ulid}","host":"h","action":"update","table":"audio_previews","data":{data},"transient":false}}"#
+        );
+        let refused = Refused {
+            ulid: Some(ulid),
+            table: "audio_previews".into(),
+            code: "refused_by_database",
+            detail: "x".into(),
+            bytes: bytes.into_bytes(),
+        };
+        let client = self.db.client().await.unwrap();
+        let peer = Host::parse("http://b.example").unwrap();
+        rejected::keep(&client, &peer, &[refused], Clock::System.now()).await.unwrap();
+        ulid
+    }
+
+    /// What a node wrote: the op in its log, and its record.
+    async fn wrote(&self, minutes: u64, key: &str, cid: &str, by: &str) {
+        let data = format!(r#"[{{"{key}":"{cid}","created_by":"{by}"}}]"#);
+        let sql = r#"INSERT INTO ops (ulid, host, action, "table", data) VALUES ($1, 'h', 'update', 'audio_previews', $2::text::jsonb)"#;
+        self.client.execute(sql, &[&self.ago(minutes).as_str(), &data]).await.unwrap();
+        let sql = "INSERT INTO audio_previews (cid, created_by) VALUES ($1, $2)";
+        self.client.execute(sql, &[&cid, &by]).await.unwrap();
+    }
+
+    async fn retry(&self) -> Vec<Retried> {
+        let mut client = self.db.client().await.unwrap();
+        let kept = rejected::list(&client, None, 0, 100).await.unwrap();
+        retry(&mut client, &kept, &Clock::System).await.unwrap()
+    }
+
+    async fn by(&self, cid: &str) -> Option<String> {
+        let sql = "SELECT created_by FROM audio_previews WHERE cid = $1";
+        self.client.query_opt(sql, &[&cid]).await.unwrap().map(|row| row.get(0))
+    }
+
+    async fn is_in_log(&self, ulid: OpUlid) -> bool {
+        let sql = "SELECT FROM ops WHERE ulid = $1";
+        self.client.query_opt(sql, &[&ulid.as_str()]).await.unwrap().is_some()
+    }
+}
+
+#[tokio::test]
+async fn a_retry_puts_no_old_state_over_what_is_newer_in_the_log() {
+    let bench = Bench::new().await;
+    let old = bench.keep(60, r#"[{"cid":"a","created_by":"old"}]"#).await;
+    // Keys of JSON match whatever their case.
+    bench.wrote(30, "CID", "a", "new").await;
+    assert_eq!(bench.retry().await, [Retried::Replay]);
+    assert_eq!(bench.by("a").await.as_deref(), Some("new"));
+    assert!(!bench.is_in_log(old).await);
+}
+
+#[tokio::test]
+async fn a_retry_applies_what_has_nothing_newer() {
+    let bench = Bench::new().await;
+    let old = bench.keep(60, r#"[{"cid":"a","created_by":"old"},{"cid":"b","created_by":"old"}]"#).await;
+    bench.wrote(30, "cid", "a", "new").await;
+    bench.wrote(90, "cid", "c", "older").await;
+    let later = bench.keep(50, r#"[{"cid":"c","created_by":"old"}]"#).await;
+    // Both in one go: the older one first, though the other was kept before it.
+    bench.keep(70, r#"[{"cid":"c","created_by":"oldest"}]"#).await;
+    let retried = bench.retry().await;
+    assert!(matches!(&retried[0], Retried::AppliedInPart(why) if why.contains("1 of 2")), "{retried:?}");
+    assert_eq!(retried[1..], [Retried::Applied, Retried::Applied]);
+    assert_eq!(bench.by("a").await.as_deref(), Some("new"));
+    assert_eq!(bench.by("b").await.as_deref(), Some("old"));
+    assert_eq!(bench.by("c").await.as_deref(), Some("old"));
+    assert!(bench.is_in_log(old).await && bench.is_in_log(later).await);
+}
+
+#[tokio::test]
+async fn a_retry_obeys_traces_above_every_floor() {
+    let bench = Bench::new().await;
+    bench.keep(600, r#"[{"cid":"a","created_by":"old"}]"#).await;
+    let sql = "INSERT INTO opsward.traces (key, ulid) \
+        SELECT opsward.trace_key('audio_previews', '{\"cid\":\"a\"}'), $1";
+    bench.client.execute(sql, &[&bench.ago(500).as_str()]).await.unwrap();
+    assert_eq!(bench.retry().await, [Retried::Replay]);
+    assert_eq!(bench.by("a").await, None);
+}
