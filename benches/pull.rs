@@ -84,7 +84,7 @@ fn page(ops: &[Op]) -> String {
             op.host,
             op.action.as_str(),
             op.table,
-            op.data
+            &*op.data
         )
     };
     format!("[{}]", ops.iter().map(line).collect::<Vec<_>>().join(","))

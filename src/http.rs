@@ -7,6 +7,7 @@
 
 mod body;
 mod conn;
+mod slots;
 
 pub use body::Body;
 pub use conn::Conn;
@@ -20,13 +21,15 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use slots::{Slot, Slots};
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -36,7 +39,8 @@ pub type Handler = Arc<dyn Fn(Request<Incoming>, Conn) -> BoxFuture<'static, Res
 /// What a listener allows.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time; the rest wait in the listen queue.
+    /// Connections at a time. One more ends one that asks nothing; where all
+    /// ask, the rest wait in the listen queue.
     pub connections: usize,
     /// How long a request's head may take, from the connection's or the last
     /// response's end on: also how long a connection may stay idle.
@@ -66,11 +70,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Serves until `stop`, then lets responses under way finish for a while.
 pub async fn serve(listener: TcpListener, handler: Handler, limits: Limits, stop: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(limits.connections));
+    let slots = Slots::new(limits.connections);
     let shared =
         Shared { handler, limits, tracker: TaskTracker::new(), killed: CancellationToken::new(), stop };
-    while let Some((stream, slot)) = shared.accept(&listener, &slots).await {
-        let connection = shared.clone().connection(stream, slot);
+    while let Some((stream, from, slot)) = shared.accept(&listener, &slots).await {
+        let connection = shared.clone().connection(stream, from, slot);
         shared.tracker.spawn(connection);
     }
     drop(listener);
@@ -94,16 +98,14 @@ struct Shared {
 
 impl Shared {
     /// The next connection; `None` once stopped.
-    async fn accept(
-        &self,
-        listener: &TcpListener,
-        slots: &Arc<Semaphore>,
-    ) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    async fn accept(&self, listener: &TcpListener, slots: &Slots) -> Option<(TcpStream, IpAddr, Slot)> {
         let next = async {
-            let slot = slots.clone().acquire_owned().await.ok()?;
             loop {
                 match listener.accept().await {
-                    Ok((stream, _)) => return Some((stream, slot)),
+                    Ok((stream, from)) => {
+                        let slot = slots.take(from.ip(), self.killed.child_token()).await;
+                        return Some((stream, from.ip(), slot));
+                    }
                     Err(e) if is_of_connection(&e) => {}
                     Err(e) => {
                         tracing::warn!(error = %e, "cannot accept connections; trying again");
@@ -119,12 +121,14 @@ impl Shared {
         }
     }
 
-    async fn connection(self, stream: TcpStream, slot: OwnedSemaphorePermit) {
-        let _slot = slot;
+    async fn connection(self, stream: TcpStream, from: IpAddr, slot: Slot) {
         // Best effort: without it a page's last bytes may wait for an ACK.
         let _ = stream.set_nodelay(true);
-        let (conn, ending) = Conn::new(&self.killed, &self.tracker);
-        let service = service_fn(|request| self.answer(request, &conn, &ending));
+        let (conn, ending) = Conn::new(from, slot.end.clone(), &self.tracker);
+        let service = service_fn(|request| {
+            slot.asks.store(true, Ordering::Relaxed);
+            self.answer(request, &conn, (&ending, &slot))
+        });
         let mut serving = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.header_read)
@@ -153,7 +157,7 @@ impl Shared {
         &self,
         request: Request<Incoming>,
         conn: &Conn,
-        ending: &Ending,
+        (ending, slot): (&Ending, &Slot),
     ) -> Result<Response<Body>, Infallible> {
         ending.lift();
         let answering = AssertUnwindSafe((self.handler)(request, conn.clone())).catch_unwind();
@@ -161,7 +165,7 @@ impl Shared {
             tracing::error!("answering a request panicked; the asker got a 500");
             error(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
         });
-        Ok(response.map(|body| body.guarded(ending.begin(self.limits.response))))
+        Ok(response.map(|body| body.guarded(ending.begin(self.limits.response, slot.asks.clone()))))
     }
 }
 

@@ -77,8 +77,7 @@ impl Validator {
         let now = Clock::System.now();
         let fit = |op: &Op| {
             let model = models().get(&op.table).context("a table without a model")?;
-            Fitting::new(op.clone(), model, Vec::new(), now)
-                .map_err(|r| anyhow::anyhow!("{}: {}", r.code, r.detail))
+            Fitting::new(op.clone(), model, now).map_err(|r| anyhow::anyhow!("{}: {}", r.code, r.detail))
         };
         let fitting: Vec<Fitting> = ops.iter().map(fit).collect::<Result<_>>()?;
         let outcome = apply(&mut client, &fitting, now).await?;

@@ -29,14 +29,14 @@ pub(super) const COMMAND: Command = Command {
 
 async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let own = context.self_host()?;
-    let scope = chosen(args)?;
+    let mut scope = chosen(args)?;
     let stdout = std::io::stdout();
     if stdout.is_terminal() {
         return Err(Failure::new(ExitCode::Usage, "usage", "a digest has a line for every record")
             .fix("send it into a file: opsward digest > FILE"));
     }
     let db = context.open_db("digest", 2).await?;
-    let header = header(&db, Some(own), &scope, context.clock.now()).await?;
+    let header = header(&db, Some(own), &mut scope, context.clock.now()).await?;
     let shown = Shown::new(OutputMode::Text);
     let tell = |table: &str, rows: u64, place: &'static str| shown.tell(&read(table, rows, place));
     let out = BufWriter::with_capacity(1 << 16, stdout.lock());

@@ -108,15 +108,8 @@ async fn drift(client: &Client) -> db::Result<Vec<String>> {
             found.push(format!("there is no table {}", model.table));
             continue;
         };
-        let known = |name: &String| model.columns.iter().any(|c| c.name == *name);
-        let unknown: Vec<&str> = columns.iter().filter(|c| !known(c)).map(String::as_str).collect();
-        if !unknown.is_empty() {
-            found.push(format!("{} has columns of no model: {}", model.table, unknown.join(", ")));
-        }
-        let lacks = |name: &&str| !columns.iter().any(|c| c == name);
-        let lacking: Vec<&str> = model.columns.iter().map(|c| c.name.as_str()).filter(lacks).collect();
-        if !lacking.is_empty() {
-            found.push(format!("{} lacks {}", model.table, lacking.join(", ")));
+        if let Err(why) = model.fitting(columns) {
+            found.push(why);
         }
     }
     Ok(found)

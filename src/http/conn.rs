@@ -1,6 +1,9 @@
 //! One connection, as a handler and as its task see it.
 
 use std::future::Future;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -10,16 +13,21 @@ use tokio_util::task::TaskTracker;
 /// A handler's grip on the connection that its request came by.
 #[derive(Clone, Debug)]
 pub struct Conn {
+    from: IpAddr,
     kill: CancellationToken,
     overdue: CancellationToken,
     tracker: TaskTracker,
 }
 
 impl Conn {
-    pub(super) fn new(all: &CancellationToken, tracker: &TaskTracker) -> (Self, Ending) {
-        let conn =
-            Self { kill: all.child_token(), overdue: CancellationToken::new(), tracker: tracker.clone() };
+    pub(super) fn new(from: IpAddr, kill: CancellationToken, tracker: &TaskTracker) -> (Self, Ending) {
+        let conn = Self { from, kill, overdue: CancellationToken::new(), tracker: tracker.clone() };
         (conn, Ending(watch::Sender::new(None)))
+    }
+
+    /// The address at its other end: a proxy's, where there is one.
+    pub fn from(&self) -> IpAddr {
+        self.from
     }
 
     /// Ends the connection at once, unsent bytes and all.
@@ -52,12 +60,12 @@ pub(super) struct Ending(watch::Sender<Option<Instant>>);
 
 impl Ending {
     /// A response begins; it ends in time, or the connection does. The guard
-    /// lifts the deadline when it is dropped: then all of it was handed to
+    /// lifts the deadline, and the connection no longer asks, when it is dropped: then all of it was handed to
     /// hyper, whose small buffer falls under the time to read the next head.
-    pub(super) fn begin(&self, within: Duration) -> impl Send + 'static {
+    pub(super) fn begin(&self, within: Duration, asks: Arc<AtomicBool>) -> impl Send + 'static {
         let deadline = Instant::now().checked_add(within);
         self.0.send_replace(deadline);
-        Lift(self.0.clone())
+        Lift(self.0.clone(), asks)
     }
 
     pub(super) fn lift(&self) {
@@ -82,10 +90,11 @@ impl Ending {
     }
 }
 
-struct Lift(watch::Sender<Option<Instant>>);
+struct Lift(watch::Sender<Option<Instant>>, Arc<AtomicBool>);
 
 impl Drop for Lift {
     fn drop(&mut self) {
         self.0.send_replace(None);
+        self.1.store(false, Ordering::Relaxed);
     }
 }

@@ -16,8 +16,21 @@ use std::collections::HashSet;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// A transaction of ours never lives longer; a statement is bounded at 2 s.
-const BATCH_TIME: Duration = Duration::from_millis(2_500);
+/// How long the transaction of a batch may take.
+#[derive(Clone, Copy)]
+struct Bound {
+    /// One statement.
+    statement: Duration,
+    /// From its beginning to its last statement's beginning.
+    whole: Duration,
+}
+
+/// A batch that takes longer is halved. No transaction of ours lives over 5 s.
+const USUAL: Bound = Bound { statement: Duration::from_secs(2), whole: Duration::from_millis(2_500) };
+/// An op that takes too long alone gets this bound, its last statement included.
+const ALONE: Bound = Bound { statement: Duration::from_millis(4_500), whole: Duration::from_millis(4_500) };
+/// How often it gets it, before it is refused: the database may be busy.
+const TRIES_ALONE: u32 = 2;
 /// How often a batch that met a lock is tried again.
 const TRIES: u32 = 6;
 
@@ -30,8 +43,8 @@ pub struct Fitting {
     pub model: &'static Model,
     /// Its records, converted.
     pub rows: Vec<Row>,
-    /// As received, to be kept whole if the database refuses it.
-    pub bytes: Vec<u8>,
+    /// It is applied and not stored in the log.
+    pub transient: bool,
     /// What is newer, where the op is applied out of its turn.
     pub late: Option<Late>,
 }
@@ -41,16 +54,18 @@ impl Fitting {
     ///
     /// # Errors
     /// They do not fit: the op as it is to be kept.
-    pub fn new(op: Op, model: &'static Model, bytes: Vec<u8>, now: Timestamp) -> Result<Self, Refused> {
+    pub fn new(op: Op, model: &'static Model, now: Timestamp) -> Result<Self, Refused> {
         match records::convert(model, op.action, &op.data, now) {
-            Ok(rows) => Ok(Self { op, model, rows, bytes, late: None }),
-            Err(reason) => Err(refused(op, bytes, reason)),
+            Ok(rows) => Ok(Self { op, model, rows, transient: false, late: None }),
+            Err(reason) => Err(refused(&op, reason)),
         }
     }
 }
 
-fn refused(op: Op, bytes: Vec<u8>, reason: RejectReason) -> Refused {
-    Refused { ulid: Some(op.ulid), table: op.table, code: reason.code, detail: reason.detail, bytes }
+/// An op as it is kept, whole, with the reason.
+pub(super) fn refused(op: &Op, reason: RejectReason) -> Refused {
+    let bytes = op.data.whole().as_bytes().to_vec();
+    Refused { ulid: Some(op.ulid), table: op.table.clone(), code: reason.code, detail: reason.detail, bytes }
 }
 
 /// What became of ops.
@@ -80,7 +95,7 @@ pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::
             continue;
         }
         let batch = &ops[range.clone()];
-        match patiently(client, batch, now).await {
+        match patiently(client, batch, now, USUAL).await {
             Ok((applied, replays)) => {
                 outcome.applied += applied;
                 outcome.replays += replays;
@@ -89,8 +104,9 @@ pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::
             Err(error) => match apply::sort(&error) {
                 Failure::BadOp if batch.len() == 1 => {
                     let reason = RejectReason::new("refused_by_database", error.to_string());
-                    outcome.refused.push(refused(batch[0].op.clone(), batch[0].bytes.clone(), reason));
+                    outcome.refused.push(refused(&batch[0].op, reason));
                 }
+                Failure::TooLong if batch.len() == 1 => alone(client, batch, now, &mut outcome).await?,
                 Failure::BadOp | Failure::TooLong if batch.len() > 1 => {
                     let middle = range.start + batch.len() / 2;
                     ranges.push(middle..range.end);
@@ -103,11 +119,43 @@ pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::
     Ok(outcome)
 }
 
-/// One batch; a lock of somebody else's is met by trying again a little later.
-async fn patiently(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db::Result<(u64, u64)> {
+/// One op that took too long: tried with a longer bound, and then refused.
+async fn alone(client: &mut Client, op: &[Fitting], now: Timestamp, outcome: &mut Outcome) -> db::Result<()> {
     let mut tries = 1;
     loop {
-        match once(client, batch, now).await {
+        match patiently(client, op, now, ALONE).await {
+            Ok((applied, replays)) => {
+                outcome.applied += applied;
+                outcome.replays += replays;
+                outcome.duplicates += 1 - applied - replays;
+                return Ok(());
+            }
+            Err(error) => match apply::sort(&error) {
+                Failure::TooLong if tries < TRIES_ALONE => tries += 1,
+                Failure::TooLong | Failure::BadOp => {
+                    let code = match apply::sort(&error) {
+                        Failure::TooLong => "too_slow",
+                        _ => "refused_by_database",
+                    };
+                    outcome.refused.push(refused(&op[0].op, RejectReason::new(code, error.to_string())));
+                    return Ok(());
+                }
+                _ => return Err(error),
+            },
+        }
+    }
+}
+
+/// One batch; a lock of somebody else's is met by trying again a little later.
+async fn patiently(
+    client: &mut Client,
+    batch: &[Fitting],
+    now: Timestamp,
+    bound: Bound,
+) -> db::Result<(u64, u64)> {
+    let mut tries = 1;
+    loop {
+        match once(client, batch, now, bound).await {
             Err(e) if apply::sort(&e) == Failure::Contended && tries < TRIES => {
                 sleep(Duration::from_millis(50) * 2u32.pow(tries)).await;
                 tries += 1;
@@ -118,30 +166,41 @@ async fn patiently(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db
 }
 
 /// The ops that were applied, and those that are replays.
-async fn once(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db::Result<(u64, u64)> {
+async fn once(
+    client: &mut Client,
+    batch: &[Fitting],
+    now: Timestamp,
+    bound: Bound,
+) -> db::Result<(u64, u64)> {
     let began = Instant::now();
-    let tx = apply::begin(client).await?;
+    let tx = apply::begin(client, bound.statement).await?;
     let floors = traces::floors(&tx).await?;
     let (mut applied, mut replays) = (0, 0);
     for run in replay::runs(batch, &floors) {
         let low: Vec<&Op> = run.iter().map(|f| &f.op).filter(|op| floors.is_below(op)).collect();
         let chosen = replay::choose(run, &floors, traces::judge(&tx, &low).await?);
         replays += chosen.replays;
-        let ops: Vec<&Op> = chosen.acting.iter().map(|a| &a.fitting.op).collect();
-        let mut new = apply::insert_ops(&tx, &ops).await?;
-        applied += new.len() as u64;
-        not_overtaken(&tx, &chosen, &new, now).await?;
+        let stored: Vec<&Op> =
+            chosen.acting.iter().filter(|a| !a.fitting.transient).map(|a| &a.fitting.op).collect();
+        let mut new = apply::insert_ops(&tx, &stored).await?;
         let late = census::late_days(new.iter().copied(), u64::try_from(now.as_millisecond()).unwrap_or(0));
         if !late.is_empty() {
             census::touch(&tx, &late).await?;
         }
+        new.extend(new_transient(&tx, &chosen).await?);
+        applied += new.len() as u64;
+        not_overtaken(&tx, &chosen, &new, now).await?;
         // Of one ULID twice in a batch the first is the new one.
         let fresh = chosen.acting.iter().filter(|a| new.remove(&a.fitting.op.ulid));
         let records = fresh.flat_map(|a| a.rows().map(|row| (a.fitting.model, a.action, row)));
         let now = records::time_text(now);
         for step in waves::plan(records, &now) {
-            if began.elapsed() > BATCH_TIME {
+            let left = bound.whole.saturating_sub(began.elapsed());
+            if left.is_zero() {
                 return Err(db::Error::TooLong("apply a batch"));
+            }
+            if left < bound.statement && bound.whole == ALONE.whole {
+                apply::bound(&tx, left).await?;
             }
             apply::act(&tx, step.model, step.action, &step.rows, &now).await?;
         }
@@ -149,6 +208,17 @@ async fn once(client: &mut Client, batch: &[Fitting], now: Timestamp) -> db::Res
     late::not_overtaken(&tx, batch).await?;
     tx.commit().await.doing("commit a batch")?;
     Ok((applied, replays))
+}
+
+/// Those of the ops that are applied and not stored that are not in the log.
+async fn new_transient(tx: &Transaction<'_>, chosen: &Chosen<'_>) -> db::Result<HashSet<OpUlid>> {
+    let transient = chosen.acting.iter().filter(|a| a.fitting.transient).map(|a| a.fitting.op.ulid);
+    let mut ulids: Vec<OpUlid> = transient.collect();
+    if !ulids.is_empty() {
+        let known = apply::known(tx, &ulids).await?;
+        ulids.retain(|ulid| !known.contains(ulid));
+    }
+    Ok(ulids.into_iter().collect())
 }
 
 /// Whoever deleted an op between our judging and our inserting it has

@@ -1,35 +1,57 @@
 //! A page's ops on their way into the database, a bounded batch at a time.
 //! While one batch is being applied the next is read: at most two of them are
-//! in memory.
+//! in memory. Records are converted when their batch has its turn to be
+//! applied, some thousands at a time.
 
 use super::apply::{self, Fitting, Outcome};
 use super::decide::{self, Table};
 use super::sweep::{Ended, Sweep};
 use super::{Failure, Puller};
-use crate::db::catalog::Relations;
+use crate::db::catalog::{self, Relations};
 use crate::db::pulls::{Hold, PageSums};
 use crate::db::rejected::{self, Keeping, Refused};
+use crate::db::{self, Client};
 use crate::records::{self, models};
 use crate::values::{Host, Op, OpUlid, RejectReason};
 use crate::wire::body::{Element, Envelope, read_envelope};
 use futures_util::future::{BoxFuture, Either, select};
 use jiff::Timestamp;
+use std::pin::pin;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// A batch is applied when it holds this many ops …
 const BATCH_OPS: usize = 1_000;
 /// … or this many bytes of them.
 const BATCH_BYTES: usize = 1 << 20;
-/// Where there was nothing before an op that is too large.
+/// What an op takes in memory besides its text, in bytes.
+const OP_BYTES: usize = 400;
+/// The budget is taken in steps of this many KiB.
+const STEP_KIB: u32 = 64;
+/// Converted records in memory at most, beyond those of one op: 26 columns are
+/// about 700 bytes.
+const ROWS: usize = 2_500;
+/// A connection that carried a longer op is closed: its buffers would stay as
+/// large for as long as it lives.
+const LONG: usize = 256 << 10;
+/// A hold needs a ULID: this one where nothing came before an op that is too large.
 const BEGINNING: &str = "00000000000000000000000000";
+
+/// One element of the page, in its place.
+enum Item {
+    Op(Op),
+    Refused(Refused),
+    /// Of a table that every node skips.
+    Skipped(OpUlid),
+}
 
 pub(super) struct Batch<'a> {
     puller: &'a Puller,
     peer: &'a Host,
-    relations: Relations,
     sweep: Sweep,
-    ops: Vec<Fitting>,
-    refused: Vec<Refused>,
+    items: Vec<Item>,
     bytes: usize,
+    /// The part of the budget for all pulls that `items` take.
+    reserved: Option<OwnedSemaphorePermit>,
     under_way: Option<BoxFuture<'static, Result<Done, Failure>>>,
     last: Option<OpUlid>,
     hold: Option<Hold>,
@@ -37,116 +59,115 @@ pub(super) struct Batch<'a> {
 }
 
 /// A batch that is in the database, its refused ops kept.
+#[derive(Default)]
 struct Done {
     outcome: Outcome,
     keeping: Keeping,
-    ulids: Vec<OpUlid>,
+    /// The highest ULID of what was applied, refused or skipped.
+    settled: Option<OpUlid>,
+    hold: Option<Hold>,
 }
 
 impl<'a> Batch<'a> {
-    pub(super) fn new(puller: &'a Puller, peer: &'a Host, relations: Relations, sweep: Sweep) -> Self {
+    pub(super) fn new(puller: &'a Puller, peer: &'a Host, sweep: Sweep) -> Self {
         Self {
             puller,
             peer,
-            relations,
             last: sweep.asked(),
             sweep,
-            ops: Vec::new(),
-            refused: Vec::new(),
+            items: Vec::new(),
             bytes: 0,
+            reserved: None,
             under_way: None,
             hold: None,
             sums: PageSums::default(),
         }
     }
 
-    /// Waits for `other` while the batch under way goes on.
+    /// Waits for `other` while the batch under way goes on. It may be dropped
+    /// in the middle without loss.
     pub(super) async fn alongside<T>(&mut self, other: impl Future<Output = T>) -> Result<T, Failure> {
-        let Some(under_way) = self.under_way.take() else {
-            return Ok(other.await);
-        };
-        match select(under_way, Box::pin(other)).await {
-            Either::Left((done, other)) => {
-                self.count(done?);
-                Ok(other.await)
-            }
-            Either::Right((output, under_way)) => {
-                self.under_way = Some(under_way);
-                Ok(output)
+        let mut other = pin!(other);
+        if let Some(under_way) = &mut self.under_way {
+            match select(under_way, other.as_mut()).await {
+                Either::Left((done, _)) => {
+                    self.under_way = None;
+                    self.count(done?);
+                }
+                Either::Right((output, _)) => return Ok(output),
             }
         }
+        Ok(other.await)
     }
 
     /// Takes one element of the page; `false` when the page ends here for us.
     pub(super) async fn take(&mut self, element: Element, now: Timestamp) -> Result<bool, Failure> {
+        if self.hold.is_some() {
+            return Ok(false);
+        }
         let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
         let envelope = read_envelope(&element, now_ms).map_err(|e| Failure::Peer(e.to_string()))?;
-        self.bytes += element.bytes.len();
-        match envelope {
-            Envelope::Skip(ulid) => {
-                self.puller.metrics.ops_skipped.inc();
-                if let Some(ulid) = ulid {
-                    self.sweep.received(ulid);
-                    self.settle(ulid);
-                }
-            }
-            Envelope::Refused { ulid, table, reason } => {
-                self.refuse(ulid, table, reason, element.bytes);
-            }
-            Envelope::Op(op) => {
-                if !self.sort(op, element.bytes, now) {
-                    return Ok(false);
-                }
-            }
-        }
-        if self.ops.len() + self.refused.len() >= BATCH_OPS || self.bytes >= BATCH_BYTES {
-            self.hand_over(now).await?;
-        }
-        Ok(true)
-    }
-
-    /// An op of sound envelope: into the batch, refused, or held before.
-    fn sort(&mut self, op: Op, bytes: Vec<u8>, now: Timestamp) -> bool {
-        self.sweep.received(op.ulid);
-        match decide::table(&op.table, models(), self.relations.columns(&op.table)) {
-            Table::Known(model) => match Fitting::new(op, model, bytes, now) {
-                Ok(fitting) => self.ops.push(fitting),
-                Err(refused) => self.refused.push(refused),
-            },
-            Table::Nowhere => {
-                let reason = RejectReason::new("table", format!("there is no table {:?}", op.table));
-                self.refuse(Some(op.ulid), op.table, reason, bytes);
-            }
-            Table::Hold(reason) => {
-                // No node understands an op without records, whatever its table.
-                if let Err(reason) = records::check(&op.data) {
-                    self.refuse(Some(op.ulid), op.table, reason, bytes);
-                    return true;
-                }
-                self.sweep.stopped_before(Some(op.ulid));
-                self.hold = Some(Hold { ulid: op.ulid, table: op.table, reason });
-                return false;
-            }
-        }
-        true
-    }
-
-    fn refuse(&mut self, ulid: Option<OpUlid>, table: String, reason: RejectReason, bytes: Vec<u8>) {
+        let (size, ulid) = (element.bytes.len() + OP_BYTES, envelope.ulid());
         if let Some(ulid) = ulid {
             self.sweep.received(ulid);
         }
-        self.refused.push(Refused { ulid, table, code: reason.code, detail: reason.detail, bytes });
+        let item = match envelope {
+            Envelope::Skip(ulid) => {
+                self.puller.metrics.ops_skipped.inc();
+                ulid.map(Item::Skipped)
+            }
+            Envelope::Refused { ulid, table, reason: RejectReason { code, detail } } => {
+                Some(Item::Refused(Refused { ulid, table, code, detail, bytes: element.bytes }))
+            }
+            Envelope::Op(op) => {
+                drop(element);
+                Some(Item::Op(op))
+            }
+        };
+        if let Some(item) = item {
+            self.reserve(size, now).await?;
+            self.bytes += size;
+            self.items.push(item);
+        }
+        if self.items.len() >= BATCH_OPS || self.bytes >= BATCH_BYTES {
+            self.hand_over(now).await?;
+        }
+        Ok(self.hold.is_none())
     }
 
-    fn settle(&mut self, ulid: OpUlid) {
-        self.sweep.settled(ulid);
-        self.last = self.last.max(Some(ulid));
+    /// Takes so many bytes more of the budget, waiting for them. A large op takes
+    /// a part of its size only: there is one at a time.
+    async fn reserve(&mut self, bytes: usize, now: Timestamp) -> Result<(), Failure> {
+        let bytes = bytes.min(4 * super::LARGE_OP);
+        let has = self.reserved.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) * 1024;
+        if self.bytes.min(BATCH_BYTES) + bytes <= has {
+            return Ok(());
+        }
+        let step = u32::try_from(bytes / 1024 + 1).unwrap_or(STEP_KIB).max(STEP_KIB);
+        let budget = self.puller.budget.clone();
+        let more = match budget.clone().try_acquire_many_owned(step) {
+            Ok(more) => more,
+            Err(_) => {
+                // Whoever waits holds nothing that is not on its way out.
+                self.hand_over(now).await?;
+                let more = self.alongside(budget.acquire_many_owned(step)).await?;
+                more.map_err(|_| Failure::Stopped)?
+            }
+        };
+        match &mut self.reserved {
+            Some(reserved) => reserved.merge(more),
+            None => self.reserved = Some(more),
+        }
+        Ok(())
     }
 
     /// The page goes on, but not for us: what was taken so far counts. With a
     /// reason, the peer is held there.
     pub(super) async fn stop_here(&mut self, held: Option<String>, now: Timestamp) -> Result<(), Failure> {
         self.flush(now).await?;
+        if self.hold.is_some() {
+            return Ok(());
+        }
         self.sweep.stopped_before(None);
         if let Some(reason) = held {
             let ulid = self.last.or_else(|| OpUlid::parse(BEGINNING));
@@ -157,28 +178,36 @@ impl<'a> Batch<'a> {
     }
 
     /// Starts to apply and keep what was taken, once the batch before is done.
-    async fn hand_over(&mut self, now: Timestamp) -> Result<(), Failure> {
-        if let Some(under_way) = self.under_way.take() {
-            let done = under_way.await?;
-            self.count(done);
+    pub(super) async fn hand_over(&mut self, now: Timestamp) -> Result<(), Failure> {
+        if let Some(under_way) = &mut self.under_way {
+            let done = under_way.await;
+            self.under_way = None;
+            self.count(done?);
         }
-        let (ops, refused) = (std::mem::take(&mut self.ops), std::mem::take(&mut self.refused));
+        let (mut items, reserved) = (std::mem::take(&mut self.items), self.reserved.take());
         self.bytes = 0;
-        if !(ops.is_empty() && refused.is_empty()) {
-            self.under_way =
-                Some(Box::pin(carry_out(self.puller.clone(), self.peer.clone(), ops, refused, now)));
+        if self.hold.is_some() {
+            items.clear();
+        }
+        if !items.is_empty() {
+            let (puller, peer) = (self.puller.clone(), self.peer.clone());
+            self.under_way = Some(Box::pin(async move {
+                let _reserved = reserved;
+                carry_out(&puller, &peer, items, now).await
+            }));
         }
         Ok(())
     }
 
-    async fn flush(&mut self, now: Timestamp) -> Result<(), Failure> {
+    /// Applies and keeps what was taken, and waits for it.
+    pub(super) async fn flush(&mut self, now: Timestamp) -> Result<(), Failure> {
         self.hand_over(now).await?;
         // With nothing left to start, this waits for the last one.
         self.hand_over(now).await
     }
 
     fn count(&mut self, done: Done) {
-        let Done { outcome, keeping, ulids } = done;
+        let Done { outcome, keeping, settled, hold } = done;
         let metrics = &self.puller.metrics;
         metrics.ops_applied.inc_by(outcome.applied);
         metrics.ops_duplicate.inc_by(outcome.duplicates);
@@ -192,8 +221,14 @@ impl<'a> Batch<'a> {
         self.sums.rejected += outcome.refused.len() as i64;
         self.sums.rejected_new += keeping.kept + keeping.unkept;
         self.sums.rejected_unkept += keeping.unkept;
-        let refused: Vec<OpUlid> = outcome.refused.iter().filter_map(|r| r.ulid).collect();
-        ulids.into_iter().chain(refused).for_each(|ulid| self.settle(ulid));
+        if let Some(ulid) = settled {
+            self.sweep.settled(ulid);
+            self.last = self.last.max(Some(ulid));
+        }
+        if let Some(hold) = hold {
+            self.sweep.stopped_before(Some(hold.ulid));
+            self.hold = Some(hold);
+        }
     }
 
     /// All of the page is settled: where it ended, its sums, and the hold.
@@ -203,21 +238,106 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Applies ops and keeps the refused ones, in this order.
-async fn carry_out(
-    puller: Puller,
-    peer: Host,
-    ops: Vec<Fitting>,
-    refused: Vec<Refused>,
-    now: Timestamp,
-) -> Result<Done, Failure> {
+/// Applies ops and keeps the refused ones, in this order. It ends before the
+/// first op that the node may understand and we do not: the node's tables are
+/// looked at anew for each batch.
+async fn carry_out(puller: &Puller, peer: &Host, items: Vec<Item>, now: Timestamp) -> Result<Done, Failure> {
     let _turn = puller.appliers.acquire().await.map_err(|_| Failure::Stopped)?;
     let mut client = puller.db.client().await?;
-    let mut outcome = apply::apply(&mut client, &ops, now).await?;
-    outcome.refused.extend(refused);
-    let keeping = match outcome.refused.is_empty() {
-        true => Keeping::default(),
-        false => rejected::keep(&client, &peer, &outcome.refused, now).await?,
-    };
-    Ok(Done { outcome, keeping, ulids: ops.iter().map(|f| f.op.ulid).collect() })
+    let relations = catalog::relations(&client).await?;
+    let mut done = Done::default();
+    let (mut ops, mut rows) = (Vec::new(), 0);
+    let longest = items.iter().map(Item::bytes).max().unwrap_or(0);
+    for item in items {
+        let ulid = match &item {
+            Item::Op(op) => Some(op.ulid),
+            Item::Refused(refused) => refused.ulid,
+            Item::Skipped(ulid) => Some(*ulid),
+        };
+        match item {
+            Item::Op(op) => match sort(op, &relations, &puller.own, now) {
+                Sorted::Fits(op) => {
+                    rows += op.rows.len();
+                    ops.push(*op);
+                }
+                Sorted::Refused(refused) => done.outcome.refused.push(refused),
+                Sorted::Held(hold) => {
+                    done.hold = Some(hold);
+                    break;
+                }
+            },
+            Item::Refused(refused) => done.outcome.refused.push(refused),
+            Item::Skipped(_) => {}
+        }
+        done.settled = done.settled.max(ulid);
+        if rows >= ROWS {
+            done.apply(&mut client, &mut ops, now).await?;
+            rows = 0;
+        }
+    }
+    done.apply(&mut client, &mut ops, now).await?;
+    if !done.outcome.refused.is_empty() {
+        done.keeping = rejected::keep(&client, peer, &done.outcome.refused, now).await?;
+    }
+    if longest > LONG {
+        drop(Client::take(client));
+    }
+    Ok(done)
+}
+
+impl Item {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Op(op) => op.data.whole().len(),
+            Self::Refused(refused) => refused.bytes.len(),
+            Self::Skipped(_) => 0,
+        }
+    }
+}
+
+impl Done {
+    async fn apply(&mut self, client: &mut Client, ops: &mut Vec<Fitting>, now: Timestamp) -> db::Result<()> {
+        let outcome = apply::apply(client, &std::mem::take(ops), now).await?;
+        self.outcome.applied += outcome.applied;
+        self.outcome.duplicates += outcome.duplicates;
+        self.outcome.replays += outcome.replays;
+        self.outcome.refused.extend(outcome.refused);
+        Ok(())
+    }
+}
+
+/// What becomes of an op of sound envelope.
+enum Sorted {
+    Fits(Box<Fitting>),
+    Refused(Refused),
+    Held(Hold),
+}
+
+fn sort(op: Op, relations: &Relations, own: &Host, now: Timestamp) -> Sorted {
+    match decide::table(&op.table, models(), relations.columns(&op.table)) {
+        Table::Known(model) => match Fitting::new(op, model, now) {
+            Ok(mut fitting) => {
+                let on_chain =
+                    relations.columns("ops").is_some_and(|c| c.iter().any(|c| c == "core_tx_status"));
+                fitting.transient =
+                    on_chain && decide::is_transient(&fitting.op, fitting.model, &fitting.rows, own);
+                Sorted::Fits(Box::new(fitting))
+            }
+            Err(refused) => Sorted::Refused(refused),
+        },
+        Table::Nowhere => {
+            let reason = RejectReason::new("table", format!("there is no table {:?}", op.table));
+            Sorted::Refused(apply::refused(&op, reason))
+        }
+        Table::Past => {
+            let reason =
+                RejectReason::new("table_of_the_past", "no node of today writes or reads this table");
+            Sorted::Refused(apply::refused(&op, reason))
+        }
+        // No node understands an op without records, whatever its table.
+        Table::Hold(reason) => match records::check(&op.data) {
+            Err(reason) => Sorted::Refused(apply::refused(&op, reason)),
+            Ok(()) => Sorted::Held(Hold { ulid: op.ulid, table: op.table, reason }),
+        },
+    }
 }

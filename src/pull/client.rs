@@ -2,7 +2,7 @@
 
 use crate::tls::{self, Verify};
 use crate::values::{Host, OpUlid, SweepHeaders};
-use crate::wire::body::{Element, Scanner, Unzip};
+use crate::wire::body::{BodyError, Element, Scanner, Unzip};
 use bytes::{Buf, Bytes};
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, DATE, USER_AGENT};
 use reqwest::redirect::{Attempt, Policy};
@@ -11,6 +11,9 @@ use tokio::time::{Instant, timeout};
 
 /// How long a page may keep us waiting in all; applying what came does not count.
 const PAGE_TIME: Duration = Duration::from_secs(60);
+/// Compressed bytes of a page at most: what they unpack to has a bound of its
+/// own, but they may unpack to nothing.
+const PACKED_BYTES: u64 = 64 << 20;
 /// How long a peer may take to accept a connection.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// Redirects followed on the same host.
@@ -65,6 +68,7 @@ pub struct Page {
     pub headers: SweepHeaders,
     response: reqwest::Response,
     unzip: Option<Unzip>,
+    packed: u64,
     chunk: Bytes,
     left: Duration,
 }
@@ -98,6 +102,7 @@ impl Page {
         Ok(Self {
             headers: SweepHeaders::read(text),
             unzip: gzip.then(Unzip::default),
+            packed: 0,
             chunk: Bytes::new(),
             left: PAGE_TIME.saturating_sub(began.elapsed()),
             response,
@@ -149,6 +154,10 @@ impl Page {
             Ok(Err(e)) => Err(PageError::Peer(shown(&e))),
             Ok(Ok(None)) => Ok(false),
             Ok(Ok(Some(chunk))) => {
+                self.packed += chunk.len() as u64;
+                if self.unzip.is_some() && self.packed > PACKED_BYTES {
+                    return Err(BodyError::TooLong(PACKED_BYTES).into());
+                }
                 // What was left of the last chunk is less than a gzip code.
                 self.chunk = match self.chunk.is_empty() {
                     true => chunk,
@@ -168,7 +177,7 @@ pub enum PageError {
     Peer(String),
     /// What it carried.
     #[error(transparent)]
-    Body(#[from] crate::wire::body::BodyError),
+    Body(#[from] BodyError),
 }
 
 fn late() -> String {

@@ -1,8 +1,9 @@
 //! The choices of pulling that need no I/O: where a sweep starts, what a table
 //! is to us, what happens to the node's cursor, when to come again.
 
-use crate::records::{Model, Models};
-use crate::values::{NodeWrite, OpUlid, StoredCursors, is_plausible};
+use crate::records::{Model, Models, Row};
+use crate::values::{Action, Host, NodeWrite, Op, OpUlid, StoredCursors, is_plausible};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Cursors are stored no later than this before now: a plausible op 20 h
@@ -82,12 +83,19 @@ pub enum Table<'m> {
     Hold(String),
     /// It exists nowhere.
     Nowhere,
+    /// Nodes wrote it once, and none of today reads it.
+    Past,
 }
+
+/// Tables that nodes of 2023 replicated. Their relations are still there, and
+/// nothing reads them: an op of one is kept as refused, it does not hold a peer.
+const PAST: [&str; 2] = ["server_healths", "log_lines"];
 
 /// Sorts a table by the models and by the columns of its relation, where there
 /// is one. Never guesses: what the node may understand and we do not is held.
 pub fn table<'m>(name: &str, models: &'m Models, columns: Option<&[String]>) -> Table<'m> {
     match (models.get(name), columns) {
+        (None, _) if PAST.contains(&name) => Table::Past,
         (None, None) => Table::Nowhere,
         (None, Some(_)) => Table::Hold(format!(
             "the node's database has a relation {name} that this opsward has no model of: a newer opsward may have one"
@@ -95,34 +103,34 @@ pub fn table<'m>(name: &str, models: &'m Models, columns: Option<&[String]>) -> 
         (Some(_), None) => Table::Hold(format!(
             "the node's database has no relation {name}: start the node once so that it makes its tables"
         )),
-        (Some(model), Some(columns)) => match drift(model, columns) {
-            None => Table::Known(model),
-            Some(why) => Table::Hold(format!("{why}: a newer opsward may know it")),
+        (Some(model), Some(columns)) => match model.fitting(columns) {
+            Ok(model) => Table::Known(model),
+            Err(why) => Table::Hold(format!("{why}: a newer opsward may know it")),
         },
     }
 }
 
-/// How a relation differs from its model, if it does.
-pub fn drift(model: &Model, columns: &[String]) -> Option<String> {
-    let names: Vec<&str> = model.columns.iter().map(|c| c.name.as_str()).collect();
-    let extra: Vec<&str> = columns.iter().map(String::as_str).filter(|c| !names.contains(c)).collect();
-    let missing: Vec<&str> = names.into_iter().filter(|n| !columns.iter().any(|c| c == n)).collect();
-    if !extra.is_empty() {
-        return Some(format!(
-            "the relation {} has columns that the model does not know: {}",
-            model.table,
-            extra.join(", ")
-        ));
-    }
-    if !missing.is_empty() {
-        return Some(format!(
-            "the relation {} lacks columns of the model: {}",
-            model.table,
-            missing.join(", ")
-        ));
-    }
-    None
+/// Whether an op is a retry of another host's transcoding that nodes with ops on
+/// the chain apply and do not store: each of its records is an upload that is
+/// busy or failed, after more than five errors, without a `320` result.
+pub fn is_transient(op: &Op, model: &Model, rows: &[Row], own: &Host) -> bool {
+    let place = |name: &str| model.columns.iter().position(|c| c.name == name);
+    let places = (place("status"), place("error_count"), place("transcode_results"));
+    let (Some(status), Some(errors), Some(results)) = places else {
+        return false;
+    };
+    let is_retry = |row: &Row| {
+        let text = |place: usize| row.values.get(place).and_then(Option::as_deref).unwrap_or_default();
+        let results: BTreeMap<String, String> = serde_json::from_str(text(results)).unwrap_or_default();
+        ["busy", "error"].contains(&text(status))
+            && text(errors).parse::<i64>().is_ok_and(|errors| errors > MOST_ERRORS)
+            && !results.contains_key("320")
+    };
+    op.action == Action::Update && Host::normalise(&op.host) != *own && rows.iter().all(is_retry)
 }
+
+/// A node stores retries up to this many errors.
+const MOST_ERRORS: i64 = 5;
 
 /// How long to wait before the next page while catching up: at least as long
 /// as the last one took.

@@ -17,18 +17,18 @@ pub mod waves;
 
 use crate::clock::Clock;
 use crate::db::pulls::{Hold, PageSums};
-use crate::db::{self, Db, catalog, cursors, pulls};
+use crate::db::{self, Db, cursors, pulls};
 use crate::metrics::Metrics;
 use crate::settings::{Env, Settings};
 use crate::values::{Host, NodeWrite, OpUlid};
-use crate::wire::body::{BodyError, Limits, Scanner};
+use crate::wire::body::{BodyError, Element, Limits, Scanner};
 use batch::Batch;
 use client::{Certificates, Page, PageError, http_client};
 use std::sync::Arc;
 use std::time::Duration;
 use sweep::{Ended, Sweep};
-use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -37,10 +37,20 @@ use tracing::{info, warn};
 const LIMITS: Limits = Limits { op_bytes: 32 << 20, body_bytes: 256 << 20, ops: 20_000, depth: 128 };
 /// Batches being applied at a time: the node needs the rest of the machine.
 const APPLIED_AT_ONCE: usize = 2;
-/// An op over this size is read by one peer at a time, so that what a peer
-/// can make the process hold is this and one batch, about 3 MiB, and all of
-/// them together one large op more.
-const LARGE_OP: usize = 256 << 10;
+/// An op over this size is read by one peer at a time.
+const LARGE_OP: usize = 64 << 10;
+/// How long a peer may keep the others waiting with a large op.
+const LARGE_OP_TIME: Duration = Duration::from_secs(20);
+/// Ops of all peers together that wait to be applied, in KiB. What pulling
+/// takes at most is this; up to some 200 KiB a peer for its connection and the
+/// op that is being read; the records of two batches, about 4 MiB each; and one
+/// large op with its records: under 128 MiB with 60 peers.
+const BUDGET_KIB: usize = 12 << 10;
+/// A peer that sends nothing for so long has what it sent applied: it must not
+/// keep a part of the budget.
+const IDLE: Duration = Duration::from_millis(250);
+/// How long reading and applying one page may take in all.
+const WHOLE_PAGE: Duration = Duration::from_secs(300);
 
 /// Pulls pages; one for all peers. Cloning shares its bounds.
 #[derive(Clone)]
@@ -52,6 +62,7 @@ pub struct Puller {
     metrics: Metrics,
     appliers: Arc<Semaphore>,
     large_op: Arc<Semaphore>,
+    budget: Arc<Semaphore>,
 }
 
 /// Why a page was not taken; nothing of it counts but what was applied, which
@@ -105,6 +116,7 @@ impl Puller {
             metrics,
             appliers: Arc::new(Semaphore::new(APPLIED_AT_ONCE)),
             large_op: Arc::new(Semaphore::new(1)),
+            budget: Arc::new(Semaphore::new(BUDGET_KIB)),
         }
     }
 
@@ -148,14 +160,13 @@ impl Puller {
         if let (None, Some(cursor)) = (&stored.own, start.cursor) {
             cursors::seed(&client, peer, cursor, stored.node.as_deref(), self.clock.now()).await?;
         }
-        let relations = catalog::relations(&client).await?;
         drop(client);
 
         let ask = Page::ask(&self.http, peer, start.cursor, &self.own);
         let mut page = stoppable(stop, ask).await?.map_err(Failure::Peer)?;
         let answered_at = self.clock.now();
         let sweep = Sweep::answered(start.cursor, page.headers.clone(), self.clock.now_ms());
-        let mut batch = Batch::new(self, peer, relations, sweep);
+        let mut batch = Batch::new(self, peer, sweep);
         self.read(&mut page, &mut batch, stop).await?;
         let (ended, mut sums, hold) = batch.finish(self.clock.now()).await?;
         let read_node = if start.reset { None } else { stored.node.as_deref() };
@@ -188,14 +199,12 @@ impl Puller {
         let mut scanner = Scanner::new(LIMITS);
         let mut elements = Vec::new();
         let mut large = None;
+        let began = Instant::now();
         loop {
             if scanner.pending() > LARGE_OP && large.is_none() {
-                // The batch under way goes on: whoever has the turn may wait for it.
-                let turn = batch.alongside(self.large_op.acquire());
-                large = stoppable(stop, turn).await??.ok();
+                large = Some(self.large_op(batch, stop).await?);
             }
-            let read_on = batch.alongside(page.read_on(&mut scanner, &mut elements));
-            let read = stoppable(stop, read_on).await??;
+            let read = stoppable(stop, self.read_on(page, batch, &mut scanner, &mut elements)).await??;
             let now = self.clock.now();
             for element in elements.drain(..) {
                 if !batch.take(element, now).await? {
@@ -215,11 +224,55 @@ impl Puller {
                 }
                 Err(e) => return Err(e.into()),
             }
-            if scanner.pending() == 0 {
-                large = None;
+            match &large {
+                // The next peer's turn begins when the op's memory is free.
+                Some(_) if scanner.pending() <= LARGE_OP => {
+                    batch.flush(now).await?;
+                    large = None;
+                }
+                Some((_, since)) if since.elapsed() > LARGE_OP_TIME => {
+                    let seconds = LARGE_OP_TIME.as_secs();
+                    let why = format!("an op of over {LARGE_OP} bytes did not arrive within {seconds} s");
+                    return Err(Failure::Peer(why));
+                }
+                _ => {}
+            }
+            if began.elapsed() > WHOLE_PAGE && scanner.found() > 0 {
+                return batch.stop_here(None, now).await;
             }
         }
         scanner.finish().map_err(|e| Failure::Peer(e.to_string()))
+    }
+
+    /// The turn to read a large op, and when it began. Whoever waits for it
+    /// holds nothing that the one before it may wait for.
+    async fn large_op(
+        &self,
+        batch: &mut Batch<'_>,
+        stop: &CancellationToken,
+    ) -> Result<(OwnedSemaphorePermit, Instant), Failure> {
+        batch.hand_over(self.clock.now()).await?;
+        let turn = batch.alongside(self.large_op.clone().acquire_owned());
+        let turn = stoppable(stop, turn).await??.map_err(|_| Failure::Stopped)?;
+        Ok((turn, Instant::now()))
+    }
+
+    /// Reads the page on while the batch under way is applied. While the peer
+    /// sends nothing, what came from it before is handed over.
+    async fn read_on(
+        &self,
+        page: &mut Page,
+        batch: &mut Batch<'_>,
+        scanner: &mut Scanner,
+        elements: &mut Vec<Element>,
+    ) -> Result<Result<bool, PageError>, Failure> {
+        let mut read_on = std::pin::pin!(page.read_on(scanner, elements));
+        loop {
+            match timeout(IDLE, batch.alongside(read_on.as_mut())).await {
+                Ok(read) => return read,
+                Err(_) => batch.hand_over(self.clock.now()).await?,
+            }
+        }
     }
 
     /// Writes the cursor; says where it stands now, `None` where it was dropped.

@@ -72,9 +72,12 @@ async fn fit(client: &Client, kept: &Kept, clock: &Clock) -> db::Result<Result<F
     let model = match decide::table(&op.table, models(), relations.columns(&op.table)) {
         Table::Known(model) => model,
         Table::Hold(why) => return Ok(Err(why)),
+        Table::Past => {
+            return Ok(Err("table_of_the_past: no node of today writes or reads this table".into()));
+        }
         Table::Nowhere => return Ok(Err(format!("table: there is no table {:?}", op.table))),
     };
-    let fitting = Fitting::new(op, model, kept.bytes.clone(), clock.now());
+    let fitting = Fitting::new(op, model, clock.now());
     Ok(fitting.map_err(|refused| format!("{}: {}", refused.code, refused.detail)))
 }
 

@@ -65,12 +65,17 @@ pub fn described(model: &Model) -> Table {
 ///
 /// # Errors
 /// A table that is not what its model says, or the database's.
-pub async fn header(db: &Db, own: Option<&Host>, scope: &[&Model], now: Timestamp) -> Result<Header, Error> {
+pub async fn header(
+    db: &Db,
+    own: Option<&Host>,
+    scope: &mut [&'static Model],
+    now: Timestamp,
+) -> Result<Header, Error> {
     let client = db.client().await?;
     let relations = catalog::relations(&client).await?;
-    for model in scope {
-        drift(model, relations.columns(&model.table)).map_or(Ok(()), |why| {
-            Err(Error::Refused(format!("{}: {why}; an opsward that knows this node is needed", db.shown())))
+    for model in scope.iter_mut() {
+        *model = fitting(model, relations.columns(&model.table)).map_err(|why| {
+            Error::Refused(format!("{}: {why}; an opsward that knows this node is needed", db.shown()))
         })?;
     }
     let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
@@ -93,19 +98,11 @@ pub async fn header(db: &Db, own: Option<&Host>, scope: &[&Model], now: Timestam
     })
 }
 
-/// In what a relation differs from its model.
-fn drift(model: &Model, columns: Option<&[String]>) -> Option<String> {
-    let Some(columns) = columns else {
-        return Some(format!("there is no table {}", model.table));
-    };
-    let known = |name: &&String| model.columns.iter().any(|c| c.name == **name);
-    let more: Vec<&str> = columns.iter().filter(|c| !known(c)).map(String::as_str).collect();
-    if !more.is_empty() {
-        return Some(format!("{} has columns of no model: {}", model.table, more.join(", ")));
-    }
-    let lacks = |name: &&str| !columns.iter().any(|c| c == name);
-    let less: Vec<&str> = model.columns.iter().map(|c| c.name.as_str()).filter(lacks).collect();
-    (!less.is_empty()).then(|| format!("{} lacks {}", model.table, less.join(", ")))
+/// The model as this relation has it, or how they differ.
+fn fitting(model: &'static Model, columns: Option<&[String]>) -> Result<&'static Model, String> {
+    let columns = columns.ok_or_else(|| format!("there is no table {}", model.table))?;
+    let plain = models().get(&model.table).unwrap_or(model);
+    plain.fitting(columns)
 }
 
 /// Shows every record of a table to `each`, in short reads; says how many

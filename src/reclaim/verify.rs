@@ -75,14 +75,16 @@ impl Verify<'_> {
         let now = self.clock.now();
         let theirs = match reference {
             Reference::File(digest) => digest.header.clone(),
-            Reference::Url(db) => header(db, None, &self.scope, now).await.map_err(|e| match e {
-                Error::Own(e) => Error::Reference(e),
-                e => e,
-            })?,
+            Reference::Url(db) => {
+                header(db, None, &mut self.scope.clone(), now).await.map_err(|e| match e {
+                    Error::Own(e) => Error::Reference(e),
+                    e => e,
+                })?
+            }
         };
         // What the file left out is left out.
         self.scope.retain(|m| !theirs.left_out.contains(&m.table));
-        let ours = header(self.db, self.own, &self.scope, now).await?;
+        let ours = header(self.db, self.own, &mut self.scope, now).await?;
         self.guard(&ours, &theirs)?;
 
         let mut open = Vec::new();

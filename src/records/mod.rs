@@ -30,6 +30,8 @@ pub mod code {
     pub const KEY_TWICE: &str = "key_twice";
     /// A field of the wrong JSON type.
     pub const WRONG_TYPE: &str = "wrong_type";
+    /// More records than a node can apply.
+    pub const TOO_MANY: &str = "too_many_records";
     /// A value of the right type that its column can't hold.
     pub const OUT_OF_RANGE: &str = "out_of_range";
     /// Text that jsonb refuses.

@@ -1,6 +1,7 @@
 //! The models: which columns a table has and how JSON becomes each of them.
 
 use super::names::Names;
+use crate::values::Action;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -16,6 +17,8 @@ pub enum Kind {
     NullableText,
     /// A whole number of signed 64 bits.
     Integer,
+    /// `{"Int64","Valid"}`; NULL unless valid.
+    NullableInteger,
     /// A whole number from 0 that a bigint can hold.
     Unsigned,
     /// A number: the shortest decimal that reads back.
@@ -36,7 +39,7 @@ impl Kind {
         match self {
             Self::Text | Self::NullableText => "text",
             Self::Strings | Self::StringMap | Self::Struct(_) => "text",
-            Self::Integer | Self::Unsigned => "bigint",
+            Self::Integer | Self::NullableInteger | Self::Unsigned => "bigint",
             Self::Float => "numeric",
             Self::Time => "timestamptz",
         }
@@ -98,6 +101,54 @@ pub struct Model {
     /// The place of the column that an update sets to the time of writing.
     pub touched: Option<usize>,
     pub(super) names: Names,
+    /// The same with the columns that only newer nodes have.
+    newer: Option<Box<Model>>,
+}
+
+/// What a node puts into one statement at most: an op of more records fails there.
+const NODE_PARAMETERS: usize = 65_535;
+
+impl Model {
+    /// The model as a relation of these columns has it.
+    ///
+    /// # Errors
+    /// How the relation differs from what any node makes.
+    pub fn fitting(&self, columns: &[String]) -> Result<&Self, String> {
+        let newer = self.newer.as_deref();
+        let newest = newer.unwrap_or(self);
+        let known = |name: &str| newest.columns.iter().any(|c| c.name == name);
+        let more: Vec<&str> = columns.iter().map(String::as_str).filter(|c| !known(c)).collect();
+        if !more.is_empty() {
+            let table = &self.table;
+            return Err(format!(
+                "the relation {table} has columns that the model does not know: {}",
+                more.join(", ")
+            ));
+        }
+        let lacking = |model: &Self| -> Vec<String> {
+            let names = model.columns.iter().map(|c| c.name.clone());
+            names.filter(|name| !columns.contains(name)).collect()
+        };
+        if let Some(newer) = newer.filter(|newer| lacking(newer).is_empty()) {
+            return Ok(newer);
+        }
+        let less = lacking(self);
+        match less.is_empty() {
+            true => Ok(self),
+            false => {
+                Err(format!("the relation {} lacks columns of the model: {}", self.table, less.join(", ")))
+            }
+        }
+    }
+
+    /// How many records a node can apply of one op.
+    pub fn most_records(&self, action: Action) -> usize {
+        let parameters = match action {
+            Action::Create | Action::Update => self.columns.len(),
+            Action::Delete => self.key.len(),
+        };
+        NODE_PARAMETERS / parameters
+    }
 }
 
 /// All models.
@@ -144,7 +195,7 @@ struct File {
     structs: Vec<FileStruct>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileModel {
     table: String,
@@ -163,7 +214,7 @@ struct FileStruct {
 }
 
 /// A column or a field.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileValue {
     name: String,
@@ -173,6 +224,8 @@ struct FileValue {
     of: Option<String>,
     #[serde(default)]
     omit_empty: bool,
+    #[serde(default)]
+    newer: bool,
 }
 
 type Structs = HashMap<String, Struct>;
@@ -219,7 +272,17 @@ fn build_struct(one: &FileStruct, structs: &Structs) -> Result<Struct, String> {
     Ok(Struct { fields, names })
 }
 
-fn build_model(one: FileModel, structs: &Structs) -> Result<Model, String> {
+/// The model without the columns of newer nodes, and with them beside it.
+fn build_model(mut one: FileModel, structs: &Structs) -> Result<Model, String> {
+    let newer = match one.columns.iter().any(|c| c.newer) {
+        true => Some(Box::new(build_variant(one.clone(), structs)?)),
+        false => None,
+    };
+    one.columns.retain(|c| !c.newer);
+    Ok(Model { newer, ..build_variant(one, structs)? })
+}
+
+fn build_variant(one: FileModel, structs: &Structs) -> Result<Model, String> {
     let table = one.table;
     let mut columns = Vec::with_capacity(one.columns.len());
     for column in one.columns {
@@ -247,7 +310,7 @@ fn build_model(one: FileModel, structs: &Structs) -> Result<Model, String> {
     if touched.is_some_and(|t| key.contains(&t) || !matches!(columns[t].kind, Kind::Time)) {
         return Err(format!("{table}: `touched` is a time outside the key"));
     }
-    Ok(Model { table, columns, key, append_only: one.append_only, touched, names })
+    Ok(Model { table, columns, key, append_only: one.append_only, touched, names, newer: None })
 }
 
 fn column_kind(column: &FileValue, structs: &Structs) -> Result<Kind, String> {
@@ -255,6 +318,7 @@ fn column_kind(column: &FileValue, structs: &Structs) -> Result<Kind, String> {
         "text" => Kind::Text,
         "nullable_text" => Kind::NullableText,
         "integer" => Kind::Integer,
+        "nullable_integer" => Kind::NullableInteger,
         "unsigned" => Kind::Unsigned,
         "float" => Kind::Float,
         "time" => Kind::Time,
@@ -285,6 +349,21 @@ mod tests {
         let only: Vec<_> = models().into_iter().filter(|m| m.append_only).collect();
         assert_eq!(only.len(), 1);
         assert_eq!(only[0].table, "storage_and_db_sizes");
+    }
+
+    #[test]
+    fn a_model_fits_the_relation_of_each_generation() {
+        let uploads = models().get("uploads").unwrap();
+        let older: Vec<String> = uploads.columns.iter().map(|c| c.name.clone()).collect();
+        assert_eq!(uploads.fitting(&older).unwrap().columns.len(), 26);
+        let newer = [older.clone(), vec!["user_id".into()]].concat();
+        let fitting = uploads.fitting(&newer).unwrap();
+        assert_eq!(fitting.columns.last().unwrap().name, "user_id");
+        let unknown = [newer, vec!["x".into()]].concat();
+        assert!(uploads.fitting(&unknown).unwrap_err().contains("does not know: x"));
+        assert!(uploads.fitting(&older[1..]).unwrap_err().contains("lacks columns of the model: id"));
+        let most = [Action::Create, Action::Update, Action::Delete].map(|a| fitting.most_records(a));
+        assert_eq!(most, [2_427, 2_427, 65_535]);
     }
 
     #[test]

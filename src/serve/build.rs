@@ -1,6 +1,6 @@
 //! A page, built: rows of one snapshot through the choices into the writer.
 
-use super::decide::{self, Candidate, Limit, Part, Progress, READING};
+use super::decide::{self, Budget, Candidate, Limit, Part, Progress};
 use super::held::Reserved;
 use super::request::Ask;
 use crate::db::ops::{self, Lent, LogData, LogFields, LogRow, Rows, SCAN_ROWS, Scan, Snapshot};
@@ -34,6 +34,8 @@ pub struct Order<'a> {
     pub ask: &'a Ask,
     /// Uploads that do not name it are left out.
     pub self_host: &'a Host,
+    /// What reading it may cost.
+    pub budget: Budget,
     /// Now, in milliseconds since the Unix epoch.
     pub now_ms: u64,
 }
@@ -42,7 +44,7 @@ pub struct Order<'a> {
 pub struct Built {
     /// The page.
     pub writer: PageWriter,
-    /// The last row scanned that has an `OpUlid`.
+    /// The last row scanned that has a plausible ULID.
     pub last_scanned: Option<OpUlid>,
     /// What ended it before the log did.
     pub limit: Option<Limit>,
@@ -72,7 +74,7 @@ pub enum Failure {
 /// # Errors
 /// The database's, or no memory for the first op.
 pub async fn build(lent: &mut Lent, order: &Order<'_>, reserved: &Reserved) -> Result<Built, Failure> {
-    let snapshot = lent.snapshot(LOCK_WAIT, READING).await?;
+    let snapshot = lent.snapshot(LOCK_WAIT, order.budget.reading).await?;
     let mut page = Reading {
         order,
         reserved,
@@ -96,6 +98,7 @@ pub async fn build(lent: &mut Lent, order: &Order<'_>, reserved: &Reserved) -> R
         let (min, floors) = tokio::join!(snapshot.minimum(order.now_ms), snapshot.floors_above(after));
         minimum = min?;
         page.built.floors = floors?;
+        page.built.floors.retain(|(_, floor)| is_plausible(*floor, order.now_ms));
     }
     page.built.limit = page.read(&snapshot).await?;
     snapshot.close().await?;
@@ -170,7 +173,7 @@ impl Reading<'_> {
         };
         let want = decide::next_fetch(came, bytes).min(*left);
         *left -= want;
-        let at_most = decide::part_time(self.began.elapsed(), part);
+        let at_most = decide::part_time(self.began.elapsed(), part, self.order.budget);
         let rows = snapshot.fetch(scan, want, at_most).await?;
         Ok(Some((want, rows)))
     }
@@ -178,7 +181,10 @@ impl Reading<'_> {
     /// Puts a row where it belongs; `Some` when the page ended before it.
     async fn take(&mut self, row: &LogRow) -> Result<Option<Limit>, Failure> {
         let fields = row.fields()?;
-        let op = page_op(&fields);
+        // A ULID whose time cannot be true goes out nowhere: a reader's cursor might take it.
+        let parsed = OpUlid::parse(fields.ulid);
+        let ulid = parsed.filter(|ulid| is_plausible(*ulid, self.order.now_ms));
+        let op = page_op(&fields).filter(|_| ulid == parsed);
         let candidate = op.map_or(Candidate::LeftOut, |op| Candidate::Op(op.weight()));
         let progress = Progress {
             scanned: self.scanned,
@@ -186,7 +192,7 @@ impl Reading<'_> {
             bytes: self.built.writer.json_bytes(),
             elapsed: self.began.elapsed(),
         };
-        if let Some(limit) = decide::full(progress, candidate) {
+        if let Some(limit) = decide::full(progress, candidate, self.order.budget) {
             return Ok(Some(limit));
         }
         match op {
@@ -205,12 +211,8 @@ impl Reading<'_> {
         self.scanned += 1;
         self.position.clear();
         self.position.push_str(fields.ulid);
-        if let Some(ulid) = OpUlid::parse(fields.ulid) {
-            self.built.last_scanned = Some(ulid);
-            if self.first.is_none() && is_plausible(ulid, self.order.now_ms) {
-                self.first = Some(ulid);
-            }
-        }
+        self.built.last_scanned = ulid.or(self.built.last_scanned);
+        self.first = self.first.or(ulid);
         Ok(None)
     }
 
@@ -220,7 +222,7 @@ impl Reading<'_> {
             return true;
         }
         let wait = match self.built.writer.ops() {
-            0 => READING.saturating_sub(self.began.elapsed()),
+            0 => self.order.budget.reading.saturating_sub(self.began.elapsed()),
             _ => GROWTH_WAIT,
         };
         let wanted = needed.max(self.granted + GROWTH);

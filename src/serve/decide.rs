@@ -6,12 +6,26 @@ use std::time::Duration;
 
 /// Rows that a page scans; one that holds no op yet goes on in slices of this.
 pub const SLICE_ROWS: usize = 10_000;
-/// Rows that a page without an op scans at most: at about a microsecond a row
-/// that is left out at the source, well within the time to read.
-pub const SCAN_ON_ROWS: usize = 500_000;
+/// What reading a page may cost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Budget {
+    /// Rows that a page without an op scans at most: at about a microsecond a row
+    /// that is left out at the source, well within the time to read.
+    pub scan_on_rows: usize,
+    /// How long a page is read.
+    pub reading: Duration,
+}
+
+impl Budget {
+    /// For a registered peer, which never gets past an empty page.
+    pub const PEER: Self = Self { scan_on_rows: 500_000, reading: READING };
+    /// For anybody else.
+    pub const STRANGER: Self = Self { scan_on_rows: 2 * SLICE_ROWS, reading: Duration::from_secs(1) };
+}
+
 /// JSON bytes of a page, beyond its first op.
 pub const BODY_BYTES: usize = 64 * 1024 * 1024;
-/// How long a page is read.
+/// How long a page is read at most.
 pub const READING: Duration = Duration::from_secs(3);
 
 /// Rows of a page's first fetch, before anything is known of their size.
@@ -57,17 +71,17 @@ pub enum Candidate {
 
 /// Whether the row at hand is still of this page; `Some` names what ends the
 /// page before it.
-pub fn full(page: Progress, row: Candidate) -> Option<Limit> {
+pub fn full(page: Progress, row: Candidate, budget: Budget) -> Option<Limit> {
     match (page.ops, row) {
         // At least one op is always served, however large or late.
         (0, Candidate::Op(_)) => None,
-        (0, Candidate::LeftOut) if page.scanned >= SCAN_ON_ROWS => Some(Limit::Rows),
+        (0, Candidate::LeftOut) if page.scanned >= budget.scan_on_rows => Some(Limit::Rows),
         // Each page gets past a row at least.
-        (0, Candidate::LeftOut) if page.scanned > 0 && page.elapsed >= READING => Some(Limit::Time),
+        (0, Candidate::LeftOut) if page.scanned > 0 && page.elapsed >= budget.reading => Some(Limit::Time),
         (0, Candidate::LeftOut) => None,
         // A slice is finished where the first op was found in it.
         _ if page.scanned.is_multiple_of(SLICE_ROWS) => Some(Limit::Rows),
-        _ if page.elapsed >= READING => Some(Limit::Time),
+        _ if page.elapsed >= budget.reading => Some(Limit::Time),
         (_, Candidate::Op(bytes)) if page.bytes.saturating_add(bytes) > BODY_BYTES => Some(Limit::Bytes),
         _ => None,
     }
@@ -97,8 +111,8 @@ pub enum Part {
 /// How long a part may take that is asked for `elapsed` after reading began.
 /// A later one begins when the one before it ends: half of what was left when
 /// it was asked for keeps the transaction under 5 s.
-pub fn part_time(elapsed: Duration, part: Part) -> Duration {
-    let left = READING.saturating_sub(elapsed);
+pub fn part_time(elapsed: Duration, part: Part, budget: Budget) -> Duration {
+    let left = budget.reading.saturating_sub(elapsed);
     let bound = match part {
         Part::First => left,
         Part::Later => left / 2,
@@ -158,6 +172,14 @@ pub fn slowest(pages: &[Sending], chunk: usize) -> Option<usize> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn full(page: Progress, row: Candidate) -> Option<Limit> {
+        super::full(page, row, Budget::PEER)
+    }
+
+    fn part_time(elapsed: Duration, part: Part) -> Duration {
+        super::part_time(elapsed, part, Budget::PEER)
+    }
 
     fn page(scanned: usize, ops: usize, bytes: usize, ms: u64) -> Progress {
         Progress { scanned, ops, bytes, elapsed: Duration::from_millis(ms) }

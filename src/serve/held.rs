@@ -5,6 +5,7 @@
 //! the budget is full, the slowest connections are ended.
 
 use super::decide::{self, GRACE, Sending};
+use super::doors::Standing;
 use crate::http::Conn;
 use crate::wire::page::CHUNK;
 use bytes::Bytes;
@@ -16,6 +17,8 @@ use tokio::time::Instant;
 
 /// Bytes for all pages together. One page alone may take more.
 pub const BUDGET: usize = 48 * 1024 * 1024;
+/// What strangers find of it: they end no peer's connection either.
+const FOR_STRANGERS: usize = BUDGET / 3 * 2;
 
 /// The memory of one public port. Cloning shares it.
 #[derive(Clone)]
@@ -36,6 +39,7 @@ struct Pages {
 
 struct Page {
     conn: Conn,
+    standing: Standing,
     bytes: usize,
     sending: Option<Since>,
     dying: bool,
@@ -56,14 +60,20 @@ impl Memory {
 
     /// Reserves `bytes` for a page that answers on `conn`, waiting until
     /// `until`; `None` where there was no room.
-    pub async fn admit(&self, conn: &Conn, bytes: usize, until: Instant) -> Option<Reserved> {
+    pub async fn admit(
+        &self,
+        conn: &Conn,
+        standing: Standing,
+        bytes: usize,
+        until: Instant,
+    ) -> Option<Reserved> {
         let reserved = {
             let mut pages = self.0.pages();
             pages.next += 1;
-            let page = Page { conn: conn.clone(), bytes: 0, sending: None, dying: false };
+            let page = Page { conn: conn.clone(), standing, bytes: 0, sending: None, dying: false };
             let id = pages.next;
             pages.by_id.insert(id, page);
-            Reserved { shared: self.0.clone(), id }
+            Reserved { shared: self.0.clone(), id, standing }
         };
         reserved.grow(bytes, until).await.then_some(reserved)
     }
@@ -74,13 +84,20 @@ impl Shared {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the slowest connections until `missing` bytes will come free.
-    fn end_slowest(&self, pages: &mut Pages, missing: usize, now: Instant) {
+    /// Ends the slowest connections until `missing` bytes will come free:
+    /// strangers' first, and no peer's for a stranger.
+    fn end_slowest(&self, pages: &mut Pages, missing: usize, wanted_by: Standing, now: Instant) {
         let mut coming: usize = pages.by_id.values().filter(|p| p.dying).map(|p| p.bytes).sum();
         while coming < missing {
-            let (ids, sending) = pages.candidates(now);
-            let slowest = decide::slowest(&sending, CHUNK).and_then(|place| ids.get(place));
-            let Some(page) = slowest.and_then(|id| pages.by_id.get_mut(id)) else {
+            let slowest = |standing| {
+                let (ids, sending) = pages.candidates(standing, now);
+                decide::slowest(&sending, CHUNK).and_then(|place| ids.get(place).copied())
+            };
+            let mut id = slowest(Standing::Stranger);
+            if wanted_by == Standing::Peer {
+                id = id.or_else(|| slowest(Standing::Peer));
+            }
+            let Some(page) = id.and_then(|id| pages.by_id.get_mut(&id)) else {
                 return;
             };
             page.dying = true;
@@ -97,9 +114,9 @@ impl Pages {
         others.map(|(_, page)| page.bytes).sum()
     }
 
-    /// Pages that are being sent, by id, and how.
-    fn candidates(&self, now: Instant) -> (Vec<u64>, Vec<Sending>) {
-        let live = self.by_id.iter().filter(|(_, page)| !page.dying);
+    /// Pages that are being sent to such as these, by id, and how.
+    fn candidates(&self, standing: Standing, now: Instant) -> (Vec<u64>, Vec<Sending>) {
+        let live = self.by_id.iter().filter(|(_, page)| !page.dying && page.standing == standing);
         live.filter_map(|(id, page)| {
             let since = page.sending.as_ref()?;
             let sending = Sending {
@@ -124,6 +141,7 @@ impl Pages {
 pub struct Reserved {
     shared: Arc<Shared>,
     id: u64,
+    standing: Standing,
 }
 
 impl Reserved {
@@ -137,13 +155,17 @@ impl Reserved {
             let wake = {
                 let mut pages = self.shared.pages();
                 let wanted = pages.others(self.id).saturating_add(bytes);
-                if wanted == bytes || wanted <= BUDGET {
+                let budget = match self.standing {
+                    Standing::Peer => BUDGET,
+                    Standing::Stranger => FOR_STRANGERS,
+                };
+                if wanted == bytes || wanted <= budget {
                     if let Some(page) = pages.by_id.get_mut(&self.id) {
                         page.bytes = bytes;
                     }
                     return true;
                 }
-                self.shared.end_slowest(&mut pages, wanted - BUDGET, now);
+                self.shared.end_slowest(&mut pages, wanted - budget, self.standing, now);
                 pages.next_judged(now)
             };
             if now >= until {

@@ -7,6 +7,7 @@
 
 mod build;
 pub mod decide;
+mod doors;
 mod held;
 mod request;
 mod respond;
@@ -20,6 +21,7 @@ use crate::http::{Body, Conn, Handler};
 use crate::metrics::Metrics;
 use crate::values::{Host, OpUlid, PeerSet, is_plausible};
 use build::{Built, Failure, Order};
+use doors::{Doors, Standing};
 use futures_util::FutureExt;
 use held::{Memory, Reserved};
 use hyper::{Request, Response};
@@ -28,7 +30,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 /// Pages built at a time, each on a connection of its own: two keep two cores
 /// busy, the third goes on while one of them scans for its first op.
@@ -50,7 +52,7 @@ pub struct Serve {
     clock: Clock,
     metrics: Metrics,
     peers: watch::Receiver<Option<Arc<PeerSet>>>,
-    builders: Semaphore,
+    doors: Doors,
     noting: Arc<Semaphore>,
     memory: Memory,
     /// When the log was last told of a kind of miss, in ms.
@@ -84,7 +86,7 @@ impl Serve {
             clock,
             metrics,
             peers,
-            builders: Semaphore::new(BUILDERS),
+            doors: Doors::new(),
             noting: Arc::new(Semaphore::new(1)),
             memory,
             told: Mutex::default(),
@@ -121,15 +123,14 @@ impl Serve {
     async fn page(&self, ask: &Ask, conn: &Conn) -> Result<(Built, Reserved), Miss> {
         let until = Instant::now() + TURN;
         let busy = || Miss::Overloaded("too many pages are being built".into());
-        let turn = timeout_at(until, self.builders.acquire()).await;
-        let Ok(Ok(_turn)) = turn else {
-            return Err(busy());
-        };
+        let peers = self.peers.borrow().clone();
+        let entered = self.doors.enter(ask, conn, peers.as_deref()).ok_or_else(busy)?;
+        let _turn = entered.turn(until).await.ok_or_else(busy)?;
         let expected = build::expected_bytes(ask.encoding);
-        let reserved = self.memory.admit(conn, expected, until).await;
+        let reserved = self.memory.admit(conn, entered.standing, expected, until).await;
         let reserved = reserved.ok_or_else(busy)?;
         let _timer = self.metrics.serve_seconds.start_timer();
-        let built = timeout(BUILD, self.build(ask, &reserved)).await;
+        let built = timeout(BUILD, self.build(ask, entered.standing, &reserved)).await;
         let late = || Miss::Away(format!("{} did not answer in time", self.db.shown()));
         Ok((built.unwrap_or_else(|_| Err(late()))?, reserved))
     }
@@ -163,10 +164,11 @@ impl Serve {
         due
     }
 
-    async fn build(&self, ask: &Ask, reserved: &Reserved) -> Result<Built, Miss> {
+    async fn build(&self, ask: &Ask, standing: Standing, reserved: &Reserved) -> Result<Built, Miss> {
         let client = self.db.client().await.map_err(|e| miss(e.into()))?;
         let mut lent = Lent::new(client);
-        let order = Order { ask, self_host: &self.self_host, now_ms: self.clock.now_ms() };
+        let (now_ms, budget) = (self.clock.now_ms(), standing.budget());
+        let order = Order { ask, self_host: &self.self_host, budget, now_ms };
         let built = build::build(&mut lent, &order, reserved).await;
         let built = built.map_err(miss)?;
         lent.give_back();

@@ -4,6 +4,7 @@ use crate::values::{Host, OpUlid};
 use crate::wire::page::Encoding;
 use hyper::header::{ACCEPT_ENCODING, HeaderMap, USER_AGENT};
 use hyper::{Method, Request};
+use std::net::IpAddr;
 
 /// The one path of the public port.
 const PATH: &str = "/internal/crud/sweep";
@@ -23,6 +24,8 @@ pub struct Ask {
     pub wants: Wants,
     /// Who asks, where it says so as nodes do.
     pub agent: Option<Host>,
+    /// The asker's address, where a proxy names one.
+    pub forwarded: Option<IpAddr>,
 }
 
 /// What of an answer is wanted.
@@ -63,6 +66,7 @@ pub fn read<B>(request: &Request<B>) -> Result<Ask, Refusal> {
         encoding: encoding(request.headers()),
         wants,
         agent: agent(request.headers()),
+        forwarded: forwarded(request.headers()),
     })
 }
 
@@ -116,6 +120,12 @@ fn weight(parameters: &str) -> f32 {
 fn agent(headers: &HeaderMap) -> Option<Host> {
     let text = headers.get(USER_AGENT)?.to_str().ok()?;
     Host::parse(text.strip_prefix(AGENT)?)
+}
+
+/// The last address that `X-Forwarded-For` names: the nearest proxy wrote it.
+fn forwarded(headers: &HeaderMap) -> Option<IpAddr> {
+    let last = headers.get_all("x-forwarded-for").iter().last()?.to_str().ok()?;
+    last.rsplit(',').next()?.trim().trim_matches(['[', ']']).parse().ok()
 }
 
 #[cfg(test)]
@@ -183,6 +193,14 @@ mod tests {
             assert_eq!(with(no), Encoding::Identity, "{no}");
         }
         assert_eq!(get(PATH, &[]).unwrap().encoding, Encoding::Identity);
+    }
+
+    #[test]
+    fn the_nearest_proxys_word_counts() {
+        let with = |value: &str| get(PATH, &[("x-forwarded-for", value)]).unwrap().forwarded;
+        assert_eq!(with("198.51.100.1, 203.0.113.9"), "203.0.113.9".parse().ok());
+        assert_eq!(with("[2001:db8::1]"), "2001:db8::1".parse().ok());
+        assert_eq!(with("unknown"), None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub use cursors::{NodeWrite, StoredCursors};
 pub use gate::{Blocker, BoundBy, GATE_NOTICES, Notice, TableDay};
 pub use host::Host;
 pub use json_key::fold_key;
-pub use op::{Action, Op, RejectReason};
+pub use op::{Action, Data, Op, RejectReason};
 pub use peers::{Peer, PeerSet, PeerSource};
 pub use plausible::{
     EARLIEST_MS, EARLIEST_ULID, MAX_AHEAD_MS, MAX_GAP_AHEAD_MS, is_plausible, latest_plausible,

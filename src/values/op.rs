@@ -2,6 +2,8 @@
 
 use super::OpUlid;
 use std::fmt;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 /// What an op does with its records.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -49,7 +51,64 @@ pub struct Op {
     /// The table of its records, as named in the log.
     pub table: String,
     /// Its records: JSON text, as received.
-    pub data: Box<str>,
+    pub data: Data,
+}
+
+/// The JSON text of an op's records. It shares the text of the whole op that it
+/// was received in, so that an op is in memory once.
+#[derive(Clone)]
+pub struct Data {
+    whole: Arc<String>,
+    at: Range<usize>,
+}
+
+impl Data {
+    /// The part `at` of a whole op's text; all of it where there is no such part.
+    pub fn within(whole: Arc<String>, at: Range<usize>) -> Self {
+        match whole.get(at.clone()) {
+            Some(_) => Self { whole, at },
+            None => Self { at: 0..whole.len(), whole },
+        }
+    }
+
+    /// The whole op as it was received.
+    pub fn whole(&self) -> &str {
+        &self.whole
+    }
+}
+
+impl Deref for Data {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.whole.get(self.at.clone()).unwrap_or_default()
+    }
+}
+
+impl From<String> for Data {
+    fn from(text: String) -> Self {
+        Self { at: 0..text.len(), whole: Arc::new(text) }
+    }
+}
+
+impl From<&str> for Data {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl PartialEq for Data {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Data {}
+
+impl fmt::Debug for Data {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
 }
 
 /// Why an op was not applied. The code is stable (it is stored, and a label);

@@ -67,7 +67,7 @@ impl Dice {
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
         let fit = |op: Op| {
             let model = models().get(&op.table).unwrap();
-            Fitting::new(op, model, b"{}".to_vec(), now).ok()
+            Fitting::new(op, model, now).ok()
         };
         std::iter::repeat_with(|| self.op()).filter_map(fit).take(count).collect()
     }

@@ -49,7 +49,7 @@ fn host(name: &str) -> Host {
 async fn digest_of(db: &Db, own: &str, leave_out: &[&str]) -> Vec<u8> {
     let leave_out: Vec<String> = leave_out.iter().map(|t| (*t).to_owned()).collect();
     let scope = scope(&[], &leave_out).unwrap();
-    let header = header(db, Some(&host(own)), &scope, Clock::System.now()).await.unwrap();
+    let header = header(db, Some(&host(own)), &mut scope.clone(), Clock::System.now()).await.unwrap();
     write(db, &header, Vec::new(), &|_, _, _| {}).await.unwrap().0
 }
 

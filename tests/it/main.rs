@@ -22,6 +22,7 @@ mod in_place;
 mod killed;
 mod maintain;
 mod node_test;
+mod peers;
 mod prune;
 mod pull;
 mod puller;

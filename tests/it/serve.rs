@@ -6,6 +6,7 @@ mod limits;
 mod listener;
 mod load;
 mod readers;
+mod strangers;
 
 use crate::harness::{Database, http};
 use opsward::clock::Clock;

@@ -130,7 +130,7 @@ impl Bench {
                         data: data(world, *op).into(),
                     };
                     let model = models().get(&made.table).unwrap();
-                    Fitting::new(made, model, Vec::new(), now).unwrap()
+                    Fitting::new(made, model, now).unwrap()
                 });
                 let fitting: Vec<Fitting> = fitting.collect();
                 let outcome = apply(&mut self.db.client().await.unwrap(), &fitting, now).await.unwrap();

@@ -9,26 +9,33 @@ use crate::values::{Action, Op, OpUlid};
 use deadpool_postgres::Transaction;
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::time::Duration;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 
 /// Begins a batch: no lock of the node's is waited for over 100 ms, no
-/// statement runs over 2 s.
-///
-/// # Errors
-/// The database's.
-pub async fn begin(client: &mut Client) -> Result<Transaction<'_>> {
+/// statement runs over `at_most`.
+pub async fn begin(client: &mut Client, at_most: Duration) -> Result<Transaction<'_>> {
     let tx = session::begin(client, Isolation::Write).await?;
-    tx.batch_execute(BOUNDS).await.doing("begin a batch")?;
+    tx.batch_execute(&format!("{BOUNDS}; {}", bound_sql(at_most))).await.doing("begin a batch")?;
     Ok(tx)
+}
+
+/// Bounds the statements that follow.
+pub async fn bound(tx: &Transaction<'_>, at_most: Duration) -> Result<()> {
+    tx.batch_execute(&bound_sql(at_most)).await.doing("bound a batch")
+}
+
+fn bound_sql(at_most: Duration) -> String {
+    format!("SET LOCAL statement_timeout = {}", at_most.as_millis().max(1))
 }
 
 /// The commit need not wait for the disk: the cursor is written after it, and
 /// that commit takes everything before it to the disk.
 /// `opsward.applies` tells the replay guard that an op may come in which acts in
 /// part.
-const BOUNDS: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '2s'; \
-    SET LOCAL synchronous_commit = off; SET LOCAL opsward.applies = on";
+const BOUNDS: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL synchronous_commit = off; \
+    SET LOCAL opsward.applies = on";
 
 /// Inserts ops into the log; says which were not there.
 ///
@@ -60,6 +67,15 @@ const INSERT_OPS: &str = r#"
          AS op(ulid, host, action, "table", data)
     ON CONFLICT DO NOTHING RETURNING ulid"#;
 
+/// Those of the ULIDs that are in the log.
+pub async fn known(tx: &Transaction<'_>, ulids: &[OpUlid]) -> Result<HashSet<OpUlid>> {
+    let ulids: Vec<&str> = ulids.iter().map(OpUlid::as_str).collect();
+    let rows = tx.query(KNOWN, &[&ulids]).await.doing("look for ops in the log")?;
+    Ok(rows.iter().filter_map(|r| OpUlid::parse(r.get(0))).collect())
+}
+
+const KNOWN: &str = "SELECT ulid FROM public.ops WHERE ulid = ANY ($1::text[])";
+
 /// Acts on records of one table, each key at most once; `now` as text is what
 /// an update leaves in the column that the node touches.
 ///
@@ -73,12 +89,18 @@ pub async fn act(
     now: &str,
 ) -> Result<()> {
     let (sql, columns) = match action {
-        Action::Create => (records::insert_sql(model), (0..model.columns.len()).collect()),
-        Action::Update => (records::upsert_sql(model), (0..model.columns.len()).collect()),
-        Action::Delete => (records::delete_sql(model), model.key.clone()),
+        Action::Create => (records::insert_sql(model), model.columns.len()),
+        Action::Update => (records::upsert_sql(model), model.columns.len()),
+        Action::Delete => (records::delete_sql(model), model.key.len()),
     };
-    let values: Vec<Vec<Option<&str>>> =
-        columns.iter().map(|c| rows.iter().map(|r| r.values[*c].as_deref()).collect()).collect();
+    let values: Vec<Vec<Option<&str>>> = (0..columns)
+        .map(|c| match action {
+            Action::Delete => rows.iter().map(|row| row.key.get(c).map(String::as_str)).collect(),
+            Action::Create | Action::Update => {
+                rows.iter().map(|row| row.values.get(c).and_then(Option::as_deref)).collect()
+            }
+        })
+        .collect();
     let mut params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|v| v as &(dyn ToSql + Sync)).collect();
     if action == Action::Update && model.touched.is_some() {
         params.push(&now);

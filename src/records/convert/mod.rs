@@ -15,7 +15,7 @@ mod fixtures;
 #[cfg(test)]
 mod properties;
 
-use super::code::{KEY_TWICE, NO_KEY};
+use super::code::{KEY_TWICE, NO_KEY, TOO_MANY};
 use super::model::Model;
 use super::{fit_for_jsonb, json};
 use crate::values::{Action, RejectReason};
@@ -29,8 +29,8 @@ pub struct Row {
     /// The text forms of the primary key's columns, in its order. Equal keys
     /// have equal texts.
     pub key: Vec<String>,
-    /// The text form of each column in the model's order; `None` is NULL. Of a
-    /// delete, which needs the key alone, no other column is filled.
+    /// The text form of each column in the model's order; `None` is NULL. Empty
+    /// for a delete, which needs the key alone.
     pub values: Vec<Option<String>>,
 }
 
@@ -113,6 +113,11 @@ impl<'a> json::Records<'a> for Reader<'_> {
     }
 
     fn end(&mut self) -> Result<(), RejectReason> {
+        let most = self.model.most_records(self.action);
+        if self.rows.len() >= most {
+            let detail = format!("it has more than {most} records, which is the most that a node can apply");
+            return Err(RejectReason::new(TOO_MANY, detail));
+        }
         self.fill();
         let mut slots = std::mem::take(&mut self.slots);
         let writes = self.action != Action::Delete;
@@ -133,6 +138,7 @@ impl<'a> json::Records<'a> for Reader<'_> {
             }
         }
         let key = self.key(&values)?;
+        let values = if writes { values } else { Vec::new() };
         self.rows.push(Row { key, values });
         Ok(())
     }

@@ -3,6 +3,7 @@
 use super::super::json;
 use super::super::model::Kind;
 use super::number;
+use super::number::NullableInteger;
 use super::serialised::{self, FieldValue, Strings};
 use super::text::Nullable;
 use super::time::Time;
@@ -16,6 +17,7 @@ pub(super) enum Slot {
     Text(String),
     Nullable(Nullable),
     Integer(i64),
+    NullableInteger(NullableInteger),
     Unsigned(u64),
     Float(f64),
     Time(Time),
@@ -31,6 +33,7 @@ impl Slot {
             Kind::Text => Self::Text(String::new()),
             Kind::NullableText => Self::Nullable(Nullable::default()),
             Kind::Integer => Self::Integer(0),
+            Kind::NullableInteger => Self::NullableInteger(NullableInteger::default()),
             Kind::Unsigned => Self::Unsigned(0),
             Kind::Float => Self::Float(0.0),
             Kind::Time => Self::Time(Time::ZERO),
@@ -56,6 +59,7 @@ impl Slot {
             Self::Text(value) => *value = json::string(raw)?.into_owned(),
             Self::Nullable(value) => value.set(raw)?,
             Self::Integer(value) => *value = number::integer(raw)?,
+            Self::NullableInteger(value) => value.set(raw)?,
             Self::Unsigned(value) => *value = number::unsigned(raw)?,
             Self::Float(value) => *value = number::float(raw)?,
             Self::Time(value) => *value = Time::parse(json::string_literal(raw)?)?,
@@ -86,6 +90,7 @@ impl Slot {
             Self::Text(value) => Some(value),
             Self::Nullable(value) => value.into_text(),
             Self::Integer(value) => Some(value.to_string()),
+            Self::NullableInteger(value) => value.into_text(),
             Self::Unsigned(value) => Some(number::bigint(value)?),
             Self::Float(value) => Some(number::numeric_text(value)),
             Self::Time(value) => Some(value.text()),

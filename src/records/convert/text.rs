@@ -37,7 +37,7 @@ fn nullable_names() -> &'static Names {
     NAMES.get_or_init(|| Names::new(["String", "Valid"].into_iter()).unwrap_or_default())
 }
 
-fn boolean(raw: &str) -> Result<bool, RejectReason> {
+pub(super) fn boolean(raw: &str) -> Result<bool, RejectReason> {
     match raw {
         "true" => Ok(true),
         "false" => Ok(false),

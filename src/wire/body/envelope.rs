@@ -1,11 +1,12 @@
 //! Reads one element of a page: the op's envelope, not its records.
 
 use super::scan::{BodyError, Element};
-use crate::values::{Action, Op, OpUlid, RejectReason, fold_key, is_plausible};
+use crate::values::{Action, Data, Op, OpUlid, RejectReason, fold_key, is_plausible};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 /// The table that every node skips.
 const SKIPPED_TABLE: &str = "blobs";
@@ -50,6 +51,9 @@ struct Fields<'a> {
 /// UTF-8 inside of strings is no matter of grammar (a node replaces it).
 pub fn read(element: &Element, now_ms: u64) -> Result<Envelope, BodyError> {
     let text = String::from_utf8_lossy(&element.bytes);
+    // Only a replaced byte sequence makes the text an owned copy.
+    let valid_utf8 = matches!(text, Cow::Borrowed(_));
+    let text = Arc::new(text.into_owned());
     let Ok(fields) = serde_json::Deserializer::from_str(&text).deserialize_map(Fields::default()) else {
         serde_json::from_str::<&RawValue>(&text).map_err(|e| BodyError::NotJson(e.to_string()))?;
         let (code, detail) = match element.too_deep {
@@ -65,21 +69,37 @@ pub fn read(element: &Element, now_ms: u64) -> Result<Envelope, BodyError> {
     if fields.table == SKIPPED_TABLE {
         return Ok(Envelope::Skip(ulid));
     }
-    // Only a replaced byte sequence makes the text an owned copy.
-    let valid_utf8 = matches!(text, Cow::Borrowed(_));
     Ok(match judge(&fields, ulid, valid_utf8) {
-        Ok(op) => Envelope::Op(op),
+        Ok((mut op, at)) => {
+            // `data` is a part of this very text.
+            let from = at.as_ptr() as usize - text.as_ptr() as usize;
+            op.data = Data::within(text.clone(), from..from + at.len());
+            Envelope::Op(op)
+        }
         Err(reason) => Envelope::Refused { ulid, table: fields.table, reason },
     })
 }
 
 impl Envelope {
+    /// Its ULID, where it is a plausible one.
+    pub fn ulid(&self) -> Option<OpUlid> {
+        match self {
+            Self::Op(op) => Some(op.ulid),
+            Self::Skip(ulid) | Self::Refused { ulid, .. } => *ulid,
+        }
+    }
+
     fn refused(ulid: Option<OpUlid>, table: String, code: &'static str, detail: &str) -> Self {
         Self::Refused { ulid, table, reason: RejectReason::new(code, detail) }
     }
 }
 
-fn judge(fields: &Fields<'_>, ulid: Option<OpUlid>, valid_utf8: bool) -> Result<Op, RejectReason> {
+/// The op without its records, and their text.
+fn judge<'a>(
+    fields: &Fields<'a>,
+    ulid: Option<OpUlid>,
+    valid_utf8: bool,
+) -> Result<(Op, &'a str), RejectReason> {
     if let Some(name) = fields.wrong {
         return Err(RejectReason::new("field_type", format!("the field {name} is of the wrong type")));
     }
@@ -105,7 +125,8 @@ fn judge(fields: &Fields<'_>, ulid: Option<OpUlid>, valid_utf8: bool) -> Result<
     let Some(data) = fields.data else {
         return Err(RejectReason::new("data", "the field data is missing"));
     };
-    Ok(Op { ulid, host: fields.host.clone(), action, table: fields.table.clone(), data: data.get().into() })
+    let op = Op { ulid, host: fields.host.clone(), action, table: fields.table.clone(), data: "".into() };
+    Ok((op, data.get()))
 }
 
 fn shorten(text: &str) -> String {

@@ -223,6 +223,11 @@ impl Scanner {
         if self.element.len() + bytes.len() > self.limits.op_bytes {
             return Err(BodyError::OpTooLong(self.limits.op_bytes));
         }
+        let needed = self.element.len() + bytes.len();
+        if needed > self.element.capacity() {
+            // A quarter more, not twice as much: an op may be large.
+            self.element.reserve_exact(bytes.len() + self.element.len() / 4);
+        }
         self.element.extend_from_slice(bytes);
         Ok(())
     }

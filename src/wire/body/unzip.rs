@@ -6,6 +6,10 @@ use flate2::{Decompress, FlushDecompress, Status};
 /// What one step yields at most.
 const STEP: usize = 64 * 1024;
 
+/// Members of a stream at most: each costs a new decompressor, an empty one is
+/// 20 bytes. Servers send one.
+const MOST_MEMBERS: u32 = 1_000;
+
 /// The first byte of a gzip member.
 const MAGIC: u8 = 0x1f;
 
@@ -15,11 +19,12 @@ pub struct Unzip {
     inner: Decompress,
     step: Vec<u8>,
     ended: bool,
+    members: u32,
 }
 
 impl Default for Unzip {
     fn default() -> Self {
-        Self { inner: Decompress::new_gzip(15), step: vec![0; STEP], ended: false }
+        Self { inner: Decompress::new_gzip(15), step: vec![0; STEP], ended: false, members: 1 }
     }
 }
 
@@ -29,11 +34,15 @@ impl Unzip {
     /// the end that are no further member are ignored.
     ///
     /// # Errors
-    /// The bytes are no gzip, or damaged.
+    /// The bytes are no gzip, damaged, or of too many members.
     pub fn step(&mut self, input: &[u8]) -> Result<(usize, &[u8]), String> {
         match (self.ended, input.first()) {
             // Members may follow each other, as Go reads them too.
+            (true, Some(&MAGIC)) if self.members >= MOST_MEMBERS => {
+                return Err(format!("the gzip stream has more than {MOST_MEMBERS} members"));
+            }
             (true, Some(&MAGIC)) => {
+                self.members += 1;
                 self.inner = Decompress::new_gzip(15);
                 self.ended = false;
             }
@@ -70,6 +79,13 @@ mod tests {
             out.extend_from_slice(bytes);
             input = &input[used..];
         }
+    }
+
+    #[test]
+    fn members_are_bounded() {
+        let empty = GzEncoder::new(Vec::new(), Compression::fast()).finish().unwrap();
+        assert_eq!(unzip(&empty.repeat(1_000)), Ok(Vec::new()));
+        assert!(unzip(&empty.repeat(1_001)).unwrap_err().contains("1000 members"));
     }
 
     proptest! {
