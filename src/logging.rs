@@ -1,7 +1,8 @@
 //! Log lines to stderr: text or JSON, by the filter from the settings.
 
 use crate::settings::{LogFormat, Settings, log_filter};
-use std::io::IsTerminal;
+use crate::show::format::printable;
+use std::io::{self, IsTerminal, Write};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
@@ -11,8 +12,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// Starts logging for this process. A second call changes nothing.
 pub fn init(settings: &Settings) {
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(|| Escaped(io::stderr(), io::stderr().is_terminal()))
+        .with_ansi(io::stderr().is_terminal())
         // Else a closed stderr would be a panic.
         .log_internal_errors(false);
     let lines = match settings.log_format {
@@ -23,6 +24,27 @@ pub fn init(settings: &Settings) {
         tracing_subscriber::registry().with(lines.with_filter(filter(&settings.log_level))).try_init();
     if started.is_ok() {
         std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    }
+}
+
+/// Writes log lines without what would move a terminal's cursor: a peer may have
+/// chosen a word in them.
+struct Escaped<W>(W, bool);
+
+impl<W: Write> Write for Escaped<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // With colours, the layer itself escapes what is not its own.
+        let colours = self.1;
+        let text = String::from_utf8_lossy(line);
+        match colours {
+            true => self.0.write_all(line)?,
+            false => self.0.write_all(printable(&text).as_bytes())?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 

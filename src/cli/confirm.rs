@@ -1,6 +1,7 @@
 //! Asks before something that a person must decide on.
 
 use super::Context;
+use crate::show::format::printable;
 use crate::show::{ExitCode, Failure, OutputMode};
 use clap::{Arg, ArgAction, ArgMatches};
 use std::io::{BufRead, IsTerminal, Write};
@@ -26,12 +27,14 @@ pub(super) fn confirm(context: &Context, args: &ArgMatches, what: &str) -> Resul
             .map_err(|f: Failure| f.fix("say --yes where nobody can be asked"));
     }
     let mut stderr = std::io::stderr();
-    let _ = write!(stderr, "{what}\nGo on? [y/N] ");
+    let _ = write!(stderr, "{}\nGo on? [y/N] ", printable(what));
     let _ = stderr.flush();
     let mut line = String::new();
     let read = stdin.lock().read_line(&mut line).is_ok();
     match read && ["y", "yes"].contains(&line.trim().to_lowercase().as_str()) {
         true => Ok(()),
-        false => refused("nothing was done".to_owned()),
+        false => {
+            refused("nothing was done".to_owned()).map_err(|failure| failure.fix("answer y, or say --yes"))
+        }
     }
 }

@@ -1,17 +1,19 @@
 //! Around every command: the flags of the settings table, `--config` and
 //! `--output`, and the way out.
 
-use super::{COMMANDS, Early, Output};
+use super::{COMMANDS, Early, Output, help};
 use crate::settings::{self, DEFAULT_FILE, Entry, Shape, Source, TABLE, Warning};
 use crate::show::{self, ExitCode, Failure, Frame, Outcome, OutputMode};
 use clap::builder::PossibleValuesParser;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
 const CONFIG: &str = "config";
 const OUTPUT: &str = "output";
+const SEE_SETTINGS: &str = "Every setting is a flag, too: see `opsward help settings`.";
 
 /// The whole command line.
 pub fn command() -> clap::Command {
@@ -21,6 +23,7 @@ pub fn command() -> clap::Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
+        .after_help(SEE_SETTINGS)
         .arg(
             Arg::new(CONFIG)
                 .long(CONFIG)
@@ -31,13 +34,40 @@ pub fn command() -> clap::Command {
         )
         .args(TABLE.iter().map(flag));
     for of_list in COMMANDS {
-        let mut sub = (of_list.args)(clap::Command::new(of_list.name));
+        let after = match help::examples(of_list.name) {
+            "" => SEE_SETTINGS.to_owned(),
+            examples => format!("Examples:\n{examples}\n\n{SEE_SETTINGS}"),
+        };
+        let mut sub = (of_list.args)(clap::Command::new(of_list.name)).after_help(after);
         if of_list.output == Output::Envelope {
             sub = sub.arg(output_flag());
         }
         command = command.subcommand(sub);
     }
     command
+}
+
+/// The settings, as the flags that every command takes.
+pub(super) fn settings_help() -> String {
+    let flags =
+        TABLE.iter().map(|entry| flag(entry).hide_short_help(false).hide_long_help(false).global(false));
+    let about = "Settings: a flag goes before the environment, the environment before the settings file.";
+    let mut command = clap::Command::new("opsward")
+        .about(about)
+        .disable_help_flag(true)
+        .help_template("{about}\n\n{options}")
+        .args(flags);
+    command.render_long_help().to_string()
+}
+
+/// `--help settings` behind any command is `help settings`.
+pub(super) fn as_help(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let asks = |pair: &[OsString]| (pair[0] == "--help" || pair[0] == "-h") && pair[1] == help::SETTINGS;
+    match args.windows(2).any(asks) {
+        true => vec![args[0].clone(), "help".into(), help::SETTINGS.into()],
+        false => args,
+    }
 }
 
 /// A setting's flag.
@@ -49,6 +79,7 @@ fn flag(entry: &Entry) -> Arg {
         .allow_hyphen_values(true)
         .help_heading("Settings")
         .hide_short_help(true)
+        .hide_long_help(true)
         .help(settings::generate::help(entry));
     match entry.shape {
         Shape::Text(name) | Shape::Secret(name, _) => arg.value_name(name),
@@ -210,6 +241,23 @@ mod tests {
             ]
         );
         assert_eq!(source.config, Some("/x".into()));
+    }
+
+    #[test]
+    fn help_is_short_and_the_settings_are_behind_it() {
+        let of = |line: &[&str]| {
+            let line = as_help(line.iter().map(OsString::from));
+            command().try_get_matches_from(line).unwrap_err().to_string()
+        };
+        let help = of(&["opsward", "reclaim", "--help"]);
+        assert!(help.contains("--plan") && help.contains("Examples:"), "{help}");
+        assert!(!help.contains("--db-url") && help.contains("opsward help settings"), "{help}");
+        let line = as_help(["opsward", "reclaim", "--help", "settings"].map(OsString::from));
+        assert_eq!(line, ["opsward", "help", "settings"]);
+        assert!(settings_help().contains("--db-url"));
+        for of_list in COMMANDS {
+            assert!(!help::examples(of_list.name).is_empty(), "{}", of_list.name);
+        }
     }
 
     #[test]

@@ -23,12 +23,18 @@ pub(super) const COMMAND: Command = Command {
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
 };
 
+/// The version of the schema that brought the history.
+const HISTORY_SINCE: i32 = 2;
+
 async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let db = context.open_db("history", 1).await?;
-    let mut client = db.client().await?;
-    migrate::migrate(&mut client).await?;
+    let client = db.client().await?;
     let limit = args.get_one::<i64>("limit").copied().unwrap_or(50);
-    let entries = history::latest(&client, limit).await?;
+    // It shows what is there, and makes no schema to find nothing in it.
+    let entries = match migrate::version(&client).await? {
+        version if version < HISTORY_SINCE => Vec::new(),
+        _ => history::latest(&client, limit).await?,
+    };
     let text = match entries.is_empty() {
         true => "nothing was deleted yet".to_owned(),
         false => format::lines(
@@ -47,7 +53,7 @@ fn line(entry: &history::Entry) -> Vec<String> {
         entry.table.clone(),
         format::count(natural(entry.rows)),
         format::bytes(natural(entry.bytes)),
-        entry.below.clone(),
+        format::dated(&entry.below),
         entry.bound_by.clone(),
         entry.outcome.clone(),
     ]

@@ -11,6 +11,7 @@ mod digest;
 mod doctor;
 mod frame;
 mod healthcheck;
+mod help;
 mod history;
 mod lease;
 mod outside;
@@ -91,11 +92,12 @@ const COMMANDS: &[&Command] = &[
     &uninstall::COMMAND,
     &version::COMMAND,
     &completions::COMMAND,
+    &help::COMMAND,
 ];
 
 /// Runs the command line of this process and says how to end it.
 pub async fn main(args: impl IntoIterator<Item = OsString>, source: Source) -> ExitCode {
-    let matches = match frame::command().try_get_matches_from(args) {
+    let matches = match frame::command().try_get_matches_from(frame::as_help(args)) {
         Ok(matches) => matches,
         Err(error) => {
             // Help that nobody reads is no failure.

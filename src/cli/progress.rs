@@ -44,6 +44,7 @@ impl Shown {
             return;
         }
         let line = line(progress);
+        let line = format::one_line(&line).into_owned();
         if let Some(bar) = &self.bar {
             bar.set_message(line);
             return bar.tick();

@@ -78,18 +78,26 @@ fn which(command: clap::Command) -> clap::Command {
 async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let db = context.open_db("rejected", 2).await?;
     let mut client = db.client().await?;
-    migrate::migrate(&mut client).await?;
+    match args.subcommand() {
+        // What only shows makes no schema to find nothing in it.
+        Some(("list", args)) if migrate::version(&client).await? == 0 => return Ok(listed(&[], args)),
+        Some(("list", args)) => return list(&client, args).await,
+        _ => migrate::migrate(&mut client).await?,
+    }
     match args.subcommand() {
         Some(("retry", args)) => retry_all(context, &mut client, args).await,
         Some(("drop", args)) => drop_all(context, &client, args).await,
-        Some((_, args)) => list(&client, args).await,
-        None => Err(Failure::new(ExitCode::Usage, "usage", "say list, retry or drop")),
+        _ => Err(Failure::new(ExitCode::Usage, "usage", "say list, retry or drop")),
     }
 }
 
 async fn list(client: &Client, args: &ArgMatches) -> Outcome {
     let limit = args.get_one::<i64>("limit").copied().unwrap_or(100);
     let ops = rejected::list(client, args.get_one::<Host>("peer"), 0, limit).await?;
+    Ok(listed(&ops, args))
+}
+
+fn listed(ops: &[Kept], args: &ArgMatches) -> Done {
     let text = match (ops.is_empty(), args.get_flag("whole")) {
         (true, _) => "no op was refused".to_owned(),
         (false, true) => ops.iter().map(whole).collect::<Vec<_>>().join("\n"),
@@ -99,7 +107,7 @@ async fn list(client: &Client, args: &ArgMatches) -> Outcome {
         ),
     };
     let result: Vec<Value> = ops.iter().map(as_json).collect();
-    Ok(Done::new(json!({ "ops": result }), text))
+    Done::new(json!({ "ops": result }), text)
 }
 
 fn whole(op: &Kept) -> String {
@@ -115,7 +123,7 @@ fn line(op: &Kept) -> Vec<String> {
     let last = op.last_seen.strftime("%Y-%m-%d %H:%M").to_string();
     vec![
         op.id.to_string(),
-        op.ulid.clone(),
+        show::format::dated(&op.ulid),
         op.table.clone(),
         why,
         op.times.to_string(),

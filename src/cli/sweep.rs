@@ -115,7 +115,7 @@ fn line(host: &Host, result: &Result<Pulled, PullFailure>) -> Vec<String> {
             let outcome = if p.hold.is_some() { "held" } else { "ok" };
             let sums =
                 [p.sums.applied, p.sums.duplicates, p.sums.replays, p.sums.rejected].map(|n| n.to_string());
-            let cursor = p.to.map_or_else(|| "-".into(), |u| u.to_string());
+            let cursor = p.to.map_or_else(|| "-".into(), |u| show::format::dated(u.as_str()));
             [vec![host.to_string(), outcome.into()], sums.to_vec(), vec![cursor]].concat()
         }
         Err(_) => {
@@ -133,13 +133,15 @@ fn notes(host: &Host, result: &Result<Pulled, PullFailure>) -> String {
         Err(failure) => note(format!("failed: {failure}")),
         Ok(p) => {
             if let Some((from, to)) = p.sums.gap {
+                let [from, to] = [from, to].map(|ulid| show::format::dated(ulid.as_str()));
                 note(format!("a retention gap was crossed: ops from {from} to {to} are gone for good"));
             }
             for (table, floor) in &p.table_gaps {
+                let floor = show::format::dated(floor.as_str());
                 note(format!("ops of {table} below {floor} were pruned there before we read them"));
             }
             if let Some(hold) = &p.hold {
-                note(format!("held before {}: {}", hold.ulid, hold.reason));
+                note(format!("held before {}: {}", show::format::dated(hold.ulid.as_str()), hold.reason));
             }
             if p.sums.rejected > 0 {
                 note("refused ops are kept: see `opsward rejected list`".into());

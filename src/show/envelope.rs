@@ -122,6 +122,19 @@ impl Failure {
         Self { exit, code, text: text.into(), fix: String::new() }
     }
 
+    /// What to do about it. Where the text says it, the place to look next.
+    pub fn way_out(&self) -> &str {
+        match self.exit {
+            _ if !self.fix.is_empty() => &self.fix,
+            ExitCode::Usage => "see `opsward --help`",
+            ExitCode::Settings => "see `opsward config check`",
+            ExitCode::Refused => "nothing was done: lift what the text names, then try again",
+            ExitCode::Held => "wait until it is done, or stop it",
+            ExitCode::Away => "try again later",
+            ExitCode::Failed | ExitCode::Done => "see the text, and `opsward doctor`",
+        }
+    }
+
     /// The same with what to do about it.
     pub fn fix(self, fix: impl Into<String>) -> Self {
         Self { fix: fix.into(), ..self }
@@ -135,11 +148,16 @@ impl From<db::Error> for Failure {
             db::Error::Away(_) => {
                 Self::new(ExitCode::Away, "database_away", text).fix("try again once the database answers")
             }
-            db::Error::Denied(_) => Self::new(ExitCode::Failed, "database_denied", text),
-            db::Error::Unfit(_) => Self::new(ExitCode::Failed, "database_unfit", text),
-            db::Error::TooLong(_) | db::Error::Overtaken(_) | db::Error::Query { .. } => {
+            db::Error::Denied(_) => Self::new(ExitCode::Failed, "database_denied", text)
+                .fix("check user, password and pg_hba.conf: `opsward doctor` says what is missing"),
+            db::Error::Unfit(_) => Self::new(ExitCode::Failed, "database_unfit", text)
+                .fix("`opsward doctor` says what the database lacks"),
+            db::Error::TooLong(_) | db::Error::Overtaken(_) => {
                 Self::new(ExitCode::Failed, "database_query", text)
+                    .fix("try again when the database is less busy")
             }
+            db::Error::Query { .. } => Self::new(ExitCode::Failed, "database_query", text)
+                .fix("`opsward doctor` looks for what is wrong with the database"),
         }
     }
 }
@@ -210,14 +228,16 @@ pub fn json(frame: Frame<'_>, outcome: &Outcome) -> String {
         error: outcome.as_ref().err().map(|failure| Error {
             code: failure.code,
             text: &failure.text,
-            fix: &failure.fix,
+            fix: failure.way_out(),
         }),
     };
     // Plain data with text keys: it always has a JSON form.
     serde_json::to_string(&envelope).unwrap_or_default()
 }
 
-/// Writes a text as lines. A reader that went away is no failure: it has seen
+/// Writes a text as lines: the one place where results, warnings and failures
+/// are written, and so where what came from outside is escaped. A reader that
+/// went away is no failure: it has seen
 /// what it wanted.
 ///
 /// # Errors
@@ -226,6 +246,7 @@ pub fn write_lines(mut out: impl Write, text: &str) -> io::Result<()> {
     if text.is_empty() {
         return Ok(());
     }
+    let text = super::format::printable(text);
     let end = if text.ends_with('\n') { "" } else { "\n" };
     let written = out
         .write_all(text.as_bytes())
@@ -298,7 +319,8 @@ mod tests {
         let mut out = Vec::new();
         write_lines(&mut out, "a\nb").unwrap();
         write_lines(&mut out, "c\n").unwrap();
+        write_lines(&mut out, "\u{1b}[2J").unwrap();
         write_lines(&mut out, "").unwrap();
-        assert_eq!(out, b"a\nb\nc\n");
+        assert_eq!(out, b"a\nb\nc\n\\u001b[2J\n");
     }
 }

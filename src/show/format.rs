@@ -1,7 +1,9 @@
 //! How figures read to a person.
 
+use crate::values::OpUlid;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use jiff::Timestamp;
+use std::borrow::Cow;
 
 /// The width that everything is readable at.
 pub const WIDTH: u16 = 80;
@@ -62,6 +64,51 @@ pub fn ago(then: Timestamp, now: Timestamp) -> String {
     format!("{} ago", span(age_seconds(then, now)))
 }
 
+/// Text as a terminal may show it: control characters, escape sequences and what
+/// changes the direction of writing become `\uXXXX`. Line breaks and tabs stay.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| is_hidden(c) && !matches!(c, '\n' | '\t'))
+}
+
+/// As [`printable`], for what has to stay on one line.
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    escaped(text, is_hidden)
+}
+
+fn escaped(text: &str, is_bad: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&is_bad) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match is_bad(c) {
+            // As JSON escapes it, so that an envelope stays one.
+            true => {
+                c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")))
+            }
+            false => out.push(c),
+        }
+    }
+    out.into()
+}
+
+/// Control characters, marks of direction, and what takes no room.
+fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+        || matches!(c, '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// A ULID with the time that it was made at: `01J… (2024-08-01 10:00)`. Text that
+/// is no ULID stays as it is.
+pub fn dated(ulid: &str) -> String {
+    let ms = OpUlid::parse(ulid).and_then(|ulid| i64::try_from(ulid.ms()).ok());
+    match ms.and_then(|ms| Timestamp::from_millisecond(ms).ok()) {
+        Some(at) => format!("{ulid} ({})", at.strftime("%Y-%m-%d %H:%M")),
+        None => ulid.to_owned(),
+    }
+}
+
 /// A table without frames, at most `WIDTH` wide.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -80,7 +127,7 @@ pub fn lines(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.to_vec());
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| one_line(cell)));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -145,6 +192,28 @@ mod tests {
         assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
         let spans = [0, 59, 60, 3_661, 90_000].map(span);
         assert_eq!(spans, ["0s", "59s", "1m 0s", "1h 1m", "1d 1h"]);
+    }
+
+    #[test]
+    fn nothing_from_outside_moves_the_cursor() {
+        for (text, shown) in [
+            ("\u{1b}[2Jx", "\\u001b[2Jx"),
+            ("a\u{9b}b\u{7f}", "a\\u009bb\\u007f"),
+            ("\u{202e}dlrow", "\\u202edlrow"),
+            ("\r\u{8}", "\\u000d\\u0008"),
+            ("\u{e0041}", "\\udb40\\udc41"),
+            ("a\n\tb é😀", "a\n\tb é😀"),
+        ] {
+            assert_eq!(printable(text), shown);
+        }
+        assert_eq!(one_line("a\nb"), "a\\u000ab");
+        assert_eq!(lines(&["x"], [vec!["a\nb".to_owned()]]), "x\na\\u000ab");
+    }
+
+    #[test]
+    fn ulids_say_when() {
+        assert_eq!(dated("01HKFACTS00000000000000001"), "01HKFACTS00000000000000001 (2024-01-07 00:57)");
+        assert_eq!(dated(""), "");
     }
 
     #[test]

@@ -87,9 +87,16 @@ fn every_bad_setting_in_one_message_and_64() {
 fn config_show_says_where_from_and_hides_the_password() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("my.toml");
-    std::fs::write(&file, "db_url = 'postgres://u:hunter2@h/d'\nread_only = true\n").unwrap();
+    std::fs::write(
+        &file,
+        "db_url = 'postgres://u:hunter2@h/d'\nread_only = true\n[tables.uploads]\nkeep = '90d'\n",
+    )
+    .unwrap();
     let file = file.to_str().unwrap();
     let env = [("nodeEndpoint", "https://N1.example/")];
+    let (code, stdout, _) = run(&[], &["config", "check", "--config", file]);
+    assert_eq!(code, 64, "`run` misses its endpoint: {stdout}");
+    assert!(stdout.contains("OPENAUDIO_NODE_ENDPOINT"), "{stdout}");
     let line = ["config", "show", "--config", file, "--listen=127.0.0.1:1"];
     let (code, stdout, stderr) = run(&env, &line);
     assert_eq!((code, stderr.as_str()), (0, ""));
@@ -98,6 +105,8 @@ fn config_show_says_where_from_and_hides_the_password() {
     let (_, json) = envelope(&env, &[&line[..], &["--output=json"]].concat());
     assert_eq!(json["self"], "https://n1.example");
     assert_eq!(json["result"]["file"], file);
+    assert_eq!(json["result"]["tables"]["uploads"], "90d");
+    assert!(stdout.contains("tables.uploads.keep"), "{stdout}");
     let from = |key: &str| {
         let settings = json["result"]["settings"].as_array().unwrap();
         let setting = settings.iter().find(|s| s["key"] == key).unwrap();

@@ -97,7 +97,7 @@ async fn odd_ulids_are_served_in_the_collations_order() {
     let database = Database::new().await;
     let port = Port::on(&database).await;
     let sql = r#"INSERT INTO ops SELECT u, 'h', 'create', 'foo', '[{}]' FROM unnest(ARRAY[
-        '01SERVE0000000000000000009', '01serve000000000000000000a', '01SERVE000000000000000000B',
+        '01HERVE0000000000000000009', '01herve000000000000000000a', '01HERVE000000000000000000B',
         'zzz', 'ZZZ', '~tilde', 'a"b\c']) u"#;
     run(&database, sql).await;
     let answer = port.after("").await;
@@ -107,8 +107,8 @@ async fn odd_ulids_are_served_in_the_collations_order() {
     assert_eq!(answer.ulids(), wanted);
     let last = wanted.iter().filter_map(|u| OpUlid::parse(u)).next_back();
     assert_eq!(answer.header("x-crud-sweep-last-scanned-ulid"), Some(last.unwrap().as_str()));
-    let answer = port.after("01SERVE0000000000000000009").await;
-    assert_eq!(answer.ulids()[..2], ["01serve000000000000000000a", "01SERVE000000000000000000B"]);
+    let answer = port.after("01HERVE0000000000000000009").await;
+    assert_eq!(answer.ulids()[..2], ["01herve000000000000000000a", "01HERVE000000000000000000B"]);
 }
 
 #[tokio::test]

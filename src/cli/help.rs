@@ -1,0 +1,67 @@
+//! `opsward help`: of everything, of a command, or of the settings, which every
+//! command takes as flags and no command's own help repeats.
+
+use super::{Command, Output, Run, frame};
+use crate::show::{Done, ExitCode, Failure};
+use clap::{Arg, ArgMatches};
+
+/// The word that stands for the settings.
+pub(super) const SETTINGS: &str = "settings";
+
+/// The command.
+pub(super) const COMMAND: Command = Command {
+    name: "help",
+    args: |command| {
+        command
+            .about("Show the help of a command, or of the settings")
+            .arg(Arg::new("of").value_name("COMMAND").num_args(0..).help("A command, or `settings`"))
+    },
+    output: Output::Own,
+    run: Run::Early(|_, args| of(args)),
+};
+
+fn of(args: &ArgMatches) -> Result<Done, Failure> {
+    let mut command = frame::command();
+    command.build();
+    for word in args.get_many::<String>("of").unwrap_or_default() {
+        if word == SETTINGS {
+            return Ok(Done::new(serde_json::Value::Null, frame::settings_help()));
+        }
+        command = command.find_subcommand(word).cloned().ok_or_else(|| {
+            Failure::new(ExitCode::Usage, "usage", format!("there is no command {word:?}"))
+                .fix("see `opsward --help`")
+        })?;
+    }
+    Ok(Done::new(serde_json::Value::Null, command.render_long_help().to_string()))
+}
+
+/// Examples of a command, shown below its help.
+pub(super) fn examples(command: &str) -> &'static str {
+    match command {
+        "run" => "  opsward run --node-endpoint https://node.example",
+        "sweep" => "  opsward sweep\n  opsward sweep --peer https://peer.example",
+        "plan" => "  opsward plan\n  opsward plan --output json",
+        "status" => "  opsward status\n  opsward status --output json",
+        "doctor" => "  opsward doctor",
+        "prune" => "  opsward prune\n  opsward prune --task retention --strict",
+        "reclaim" => "  opsward reclaim --plan\n  opsward reclaim\n  opsward reclaim --resume",
+        "census" => "  opsward census\n  opsward census --full",
+        "history" => "  opsward history --limit 10",
+        "pause" => "  opsward pause",
+        "resume" => "  opsward resume",
+        "pace" => "  opsward pace full\n  opsward pace 50%",
+        "rejected" => {
+            "  opsward rejected list\n  opsward rejected retry 7\n  opsward rejected drop --all --yes"
+        }
+        "digest" => "  opsward digest --gzip > digest.gz",
+        "verify" => "  opsward verify --against digest.gz",
+        "reset" => "  opsward reset --reference digest.gz",
+        "config" => "  opsward config check\n  opsward config show --output json",
+        "healthcheck" => "  opsward healthcheck",
+        "uninstall" => "  opsward uninstall\n  docker compose run --rm opsward uninstall",
+        "version" => "  opsward version --output json",
+        "completions" => "  opsward completions bash > /etc/bash_completion.d/opsward",
+        "help" => "  opsward help settings\n  opsward help reclaim",
+        _ => "",
+    }
+}
