@@ -62,7 +62,7 @@ impl Newer {
         let mut rows = MOST_ROWS;
         let (mut told, mut read) = (Instant::now(), 0);
         loop {
-            let tx = client.transaction().await.doing("look for newer ops")?;
+            let tx = newer::begin(client).await?;
             let slice = match self.slice(&tx, rows).await {
                 Err(error) if apply::sort(&error) == apply::Failure::TooLong && rows > LEAST_ROWS => {
                     rows /= 2;

@@ -124,7 +124,7 @@ fn agent(headers: &HeaderMap) -> Option<Host> {
 
 /// The last address that `X-Forwarded-For` names: the nearest proxy wrote it.
 fn forwarded(headers: &HeaderMap) -> Option<IpAddr> {
-    let last = headers.get_all("x-forwarded-for").iter().last()?.to_str().ok()?;
+    let last = headers.get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
     last.rsplit(',').next()?.trim().trim_matches(['[', ']']).parse().ok()
 }
 

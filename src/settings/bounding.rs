@@ -35,6 +35,16 @@ impl Keep {
     }
 }
 
+impl std::fmt::Display for Keep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Days(days) => write!(f, "{days}d"),
+            Self::Compact => f.write_str("compact"),
+        }
+    }
+}
+
 /// What a reclaim keeps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]

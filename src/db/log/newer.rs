@@ -1,6 +1,7 @@
 //! What the log and the traces hold that is newer than a late op, by record.
 
 use crate::db::connect::Client;
+use crate::db::core::session::{self, Isolation};
 use crate::db::error::{Doing, Result};
 use crate::values::{Op, OpUlid};
 use deadpool_postgres::Transaction;
@@ -29,6 +30,11 @@ pub async fn traces(client: &Client, keys: &[&str]) -> Result<Vec<Newest>> {
 
 const TRACES: &str = "
     SELECT key::text, max(ulid) FROM opsward.traces WHERE key = ANY ($1::text[]::uuid[]) GROUP BY key";
+
+/// A transaction that looks through a slice.
+pub async fn begin(client: &mut Client) -> Result<Transaction<'_>> {
+    session::begin(client, Isolation::Read).await
+}
 
 /// What some rows of the log hold.
 #[derive(Debug)]
