@@ -6,7 +6,7 @@ use crate::db::prune::{Trouble, trouble};
 use crate::db::{self, Db, activity, migrate, pulls, readers, stats};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
-use crate::show::gather::lag_seconds;
+use crate::show::gather::{lag_seconds, peer_lag_seconds};
 use crate::supervisor::{Next, Outcome};
 use crate::values::OpUlid;
 use prometheus::IntGaugeVec;
@@ -51,7 +51,7 @@ impl Sampler {
         let peers = activity::peers(&client, now).await?;
         m.peers_held.set(pulls::held(&client).await?);
         let cursors = peers.iter().filter(|p| p.active);
-        set_lags(&m.cursor_lag, cursors.map(|p| (p.host.as_str(), lag_seconds(p.cursor.as_deref(), now))));
+        set_lags(&m.cursor_lag, cursors.map(|p| (p.host.as_str(), peer_lag_seconds(p, now))));
         let readers = readers::lowest_since(&client, now - readers::COUNTED).await?;
         set_lags(
             &m.reader_lag,

@@ -151,7 +151,7 @@ fn peer(row: activity::PeerRow, now: Timestamp) -> PeerStatus {
     let [pages, applied, duplicates, replays, rejected, rejected_unkept, gap_advances] =
         pull.map_or([0; 7], |p| p.sums.map(natural));
     PeerStatus {
-        lag_seconds: lag_seconds(row.cursor.as_deref(), now),
+        lag_seconds: peer_lag_seconds(&row, now),
         host: row.host,
         active: row.active,
         last_seen: row.last_seen,
@@ -174,6 +174,19 @@ fn peer(row: activity::PeerRow, now: Timestamp) -> PeerStatus {
         }),
         held: row.hold.map(|h| HoldStatus { ulid: h.ulid, table: h.table, reason: h.reason, since: h.since }),
     }
+}
+
+/// Seconds that a peer's cursor is behind; 0 where its last sweep, lately, found
+/// nothing above it: a quiet peer's cursor stays where it is.
+pub fn peer_lag_seconds(row: &activity::PeerRow, now: Timestamp) -> Option<u64> {
+    /// Two sweeps and a little.
+    const LATELY_S: u64 = 25 * 60;
+    let lag = lag_seconds(row.cursor.as_deref(), now)?;
+    Some(match row.read_to_end_at.map(|at| super::format::age_seconds(at, now)) {
+        Some(age) if age <= LATELY_S => 0,
+        Some(age) => lag.min(age),
+        None => lag,
+    })
 }
 
 /// How far a cursor is behind now; `None` for one whose time cannot be true.

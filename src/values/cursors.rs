@@ -10,6 +10,8 @@ pub struct StoredCursors {
     /// What the node's row holds; `None` where there is no row, an empty text
     /// for NULL.
     pub node: Option<String>,
+    /// In how many spellings the node's rows name the host.
+    pub spellings: i64,
 }
 
 /// What to do with the node's row: decided by `pull`, carried out by `db`.

@@ -59,6 +59,7 @@ impl World {
             own: ward.own[peer].map(|u| ulid(u).to_string()),
             node_seen: ward.seen[peer].text(),
             node: cell.text(),
+            spellings: 1,
         };
         let start = pulling::start(&stored, now);
         if start.reset {

@@ -46,6 +46,8 @@ pub struct PeerRow {
     pub pull: Option<PullRow>,
     /// Before which op its cursor stays.
     pub hold: Option<HoldRow>,
+    /// When it last had nothing above the cursor.
+    pub read_to_end_at: Option<Timestamp>,
 }
 
 /// What came of pulling a peer.
@@ -95,7 +97,8 @@ const PEERS: &str = "
            u.last_at, u.last_ok_at, u.outcome, u.detail, u.failures_in_a_row,
            u.pages, u.applied, u.duplicates, u.replays, u.rejected, u.rejected_unkept, u.gap_advances,
            u.last_gap_from, u.last_gap_to, u.last_gap_at,
-           h.ulid, h.table_name, h.reason, h.since
+           h.ulid, h.table_name, h.reason, h.since,
+           CASE WHEN u.outcome = 'ok' AND u.empty_after = coalesce(c.last_ulid, '') THEN u.last_ok_at END
     FROM opsward.peers p
     LEFT JOIN opsward.cursors c ON c.host = p.host
     LEFT JOIN opsward.pulls u ON u.host = p.host
@@ -125,6 +128,7 @@ fn peer(r: &tokio_postgres::Row) -> PeerRow {
             reason: r.get(21),
             since: r.get(22),
         }),
+        read_to_end_at: r.get(23),
     }
 }
 

@@ -18,16 +18,21 @@ pub async fn load(client: &Client, host: &Host) -> Result<StoredCursors> {
     Ok(StoredCursors {
         own: own.as_ref().map(|r| r.get(0)),
         node_seen: own.and_then(|r| r.get(1)),
+        spellings: node.as_ref().map_or(0, |r| r.get(2)),
         node: node.map(|r| r.get(1)),
     })
 }
 
 const OWN: &str = "SELECT last_ulid, node_ulid FROM opsward.cursors WHERE host = $1";
 
-/// The node's row of a host in whatever spelling; an exact one comes first.
+/// The node's row of a host in whatever spelling, and how many spellings there
+/// are: the freshest plausible one counts.
 const NODE: &str = "
-    SELECT host, coalesce(last_ulid, '') FROM public.cursors
-    WHERE rtrim(lower(trim(host)), '/') = $1 ORDER BY host <> $1, host LIMIT 1";
+    SELECT host, coalesce(last_ulid, ''), count(*) OVER () FROM public.cursors
+    WHERE rtrim(lower(trim(host)), '/') = $1
+    ORDER BY last_ulid ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$' AND last_ulid COLLATE \"C\"
+                 < opsward.ulid_at(now() + interval '24 hours') DESC NULLS LAST,
+             last_ulid COLLATE \"C\" DESC NULLS LAST, host <> $1, host LIMIT 1";
 
 /// Makes the node's cursor ours at first sight: until we have one, a sweep
 /// that fails must not begin where the node's own has got to meanwhile.
@@ -103,7 +108,10 @@ pub async fn write(
 
 const NODE_LOCKED: &str = "
     SELECT host, coalesce(last_ulid, '') FROM public.cursors
-    WHERE rtrim(lower(trim(host)), '/') = $1 ORDER BY host <> $1, host LIMIT 1 FOR UPDATE";
+    WHERE rtrim(lower(trim(host)), '/') = $1
+    ORDER BY last_ulid ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$' AND last_ulid COLLATE \"C\"
+                 < opsward.ulid_at(now() + interval '24 hours') DESC NULLS LAST,
+             last_ulid COLLATE \"C\" DESC NULLS LAST, host <> $1, host LIMIT 1 FOR UPDATE";
 const NODE_SET: &str = "UPDATE public.cursors SET last_ulid = $2 WHERE host = $1";
 /// The node inserting the same row first is an error of ours, tried again.
 const NODE_INSERT: &str = "INSERT INTO public.cursors (host, last_ulid) VALUES ($1, $2)";

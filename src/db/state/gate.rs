@@ -84,7 +84,12 @@ pub async fn node_cursors(client: &Client) -> Result<Vec<(Host, String)>> {
     Ok(rows.iter().map(|r| (Host::normalise(r.get(0)), r.get(1))).collect())
 }
 
-const NODE_CURSORS: &str = "SELECT host, coalesce(last_ulid, '') FROM public.cursors";
+/// Of several spellings of one host, the freshest plausible one counts.
+const NODE_CURSORS: &str = "
+    SELECT DISTINCT ON (rtrim(lower(trim(host)), '/')) host, coalesce(last_ulid, '') FROM public.cursors
+    ORDER BY rtrim(lower(trim(host)), '/'),
+             last_ulid ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$' AND last_ulid COLLATE \"C\" < opsward.ulid_at(now() + interval '24 hours') DESC NULLS LAST,
+             last_ulid COLLATE \"C\" DESC NULLS LAST";
 
 /// What the node's rows held in the last 30 minutes, and one look before: the
 /// value of a look stood until some time before the next.
@@ -117,9 +122,11 @@ pub async fn sample_cursors(client: &Client, now: Timestamp) -> Result<()> {
 const SAMPLE: &str = "
     WITH gone AS (DELETE FROM opsward.cursor_samples WHERE at < $1::timestamptz - interval '1 hour')
     INSERT INTO opsward.cursor_samples (host, at, ulid)
-    SELECT p.host, $1, min(coalesce(c.last_ulid, '') COLLATE \"C\")
+    SELECT DISTINCT ON (p.host) p.host, $1, coalesce(c.last_ulid, '')
     FROM opsward.peers p JOIN public.cursors c ON rtrim(lower(trim(c.host)), '/') = p.host
-    GROUP BY p.host
+    ORDER BY p.host, c.last_ulid ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$' AND c.last_ulid COLLATE \"C\"
+                 < opsward.ulid_at($1 + interval '24 hours') DESC NULLS LAST,
+             c.last_ulid COLLATE \"C\" DESC NULLS LAST
     ON CONFLICT DO NOTHING";
 
 /// The newest plausible op of `own` over an hour ahead, if there is one; of
