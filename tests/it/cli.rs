@@ -43,7 +43,12 @@ fn usage_is_2_and_help_is_0() {
     }
     let (code, stdout, stderr) = run(&[], &["--help"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
-    assert!(stdout.contains("OPENAUDIO_MEDIORUM_SIDECAR_LISTEN"));
+    assert!(!stdout.contains("OPENAUDIO_MEDIORUM_SIDECAR_LISTEN"), "{stdout}");
+    for line in [&["help", "settings"][..], &["run", "--help", "settings"]] {
+        let (code, stdout, stderr) = run(&[], line);
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        assert!(stdout.contains("OPENAUDIO_MEDIORUM_SIDECAR_LISTEN"), "{stdout}");
+    }
     let (code, stdout, _) = run(&[], &["--version"]);
     assert_eq!((code, stdout), (0, format!("opsward {}\n", env!("CARGO_PKG_VERSION"))));
 }

@@ -137,8 +137,12 @@ async fn only_rows_of_peers_that_count_matter() {
     assert_eq!(bench.decided(&[]).await, without(&[B]));
     bench.node(B, &ago(HOUR)).await;
     assert_eq!(bench.decided(&[]).await, by_age());
-    // The same peer, as the node spells it elsewhere.
+    // The same peer, as the node spells it elsewhere: the freshest counts.
     bench.node("HTTPS://B.example/", &ago(50 * DAY)).await;
+    assert_eq!(bench.decided(&[]).await, by_age());
+    bench.node("HTTPS://B.example//", "7ZZZZZZZZZZZZZZZZZZZZZZZZZ").await;
+    assert_eq!(bench.decided(&[]).await, by_age());
+    bench.node(B, &ago(60 * DAY)).await;
     assert_eq!(bench.decided(&[]).await, by_peer(50 * DAY, B));
     let ignored = [("OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS", B)];
     assert_eq!(bench.decided(&ignored).await, by_age());
