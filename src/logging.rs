@@ -1,7 +1,7 @@
 //! Log lines to stderr: text or JSON, by the filter from the settings.
 
 use crate::settings::{LogFormat, Settings, log_filter};
-use crate::show::format::printable;
+use crate::values::printable;
 use std::io::{self, IsTerminal, Write};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer;

@@ -24,7 +24,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("settings", &["values"]),
     ("clock", &[]),
     ("tls", &[]),
-    ("logging", &["settings"]),
+    ("logging", &["settings", "values"]),
     ("metrics", &["values"]),
     ("http", &["values", "clock", "metrics"]),
     ("db", &["values", "records", "settings", "tls"]),

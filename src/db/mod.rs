@@ -11,8 +11,8 @@ pub use self::core::{
 use self::core::{connect, error, session};
 use self::log::prune_sql;
 pub use self::log::{
-    apply, capture, census_slice, clone, copy, digest, floors, foreign, guard, in_place, index, newer, ops, order,
-    preflight, prune, recent, replay, reset, swap, traced, watermark,
+    apply, capture, census_slice, clone, copy, digest, floors, foreign, guard, in_place, index, newer, ops,
+    order, preflight, prune, recent, replay, reset, swap, traced, watermark,
 };
 pub use self::state::{
     census, census_pass, covers, cursors, gate, history, jobs, overview, pace, peers, pulls, readers,

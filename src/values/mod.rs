@@ -11,6 +11,7 @@ mod json_key;
 mod op;
 mod peers;
 mod plausible;
+mod printable;
 mod progress;
 mod sweep_headers;
 mod task;
@@ -26,6 +27,7 @@ pub use peers::{Peer, PeerSet, PeerSource};
 pub use plausible::{
     EARLIEST_MS, EARLIEST_ULID, MAX_AHEAD_MS, MAX_GAP_AHEAD_MS, is_plausible, latest_plausible,
 };
+pub use printable::{one_line, printable};
 pub use progress::Progress;
 pub use sweep_headers::{SweepHeaders, format_table_floors, names};
 pub use task::{TaskReport, TaskState};
