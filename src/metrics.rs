@@ -93,6 +93,8 @@ metrics! {
 
     census_rows: IntGaugeVec "census_rows" ["table"] "Ops in the log as last counted, by table; other is all tables without a model.";
     census_bytes: IntGaugeVec "census_bytes" ["table"] "Bytes of ops in the log as last counted, indexes left out, by table; other is all tables without a model.";
+    owed_ops: IntGauge "owed_ops" "Ops in the log that are still owed to the chain, as last counted.";
+    owed_oldest: IntGauge "owed_oldest_timestamp_seconds" "The day of the oldest op that is still owed to the chain; 0 where there is none.";
     census_progress: Gauge "census_progress_ratio" "How far the pass over the log is that counts it; 1 when none is under way.";
     census_finished: IntGauge "census_last_finished_timestamp_seconds" "When the census was last brought up to date.";
 

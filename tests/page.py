@@ -171,11 +171,16 @@ def main():
 
         # Counted, and at its second start decided on what was counted.
         end(run("none"))
+        daemon = run("none")
+        browser = Browser(bed.work)
+        for width, dark, picture in ((1100, False, "page.png"), (390, True, "page-phone.png")):
+            browser.open(f"http://127.0.0.1:{admin}/", width, dark)
+            browser.picture(ROOT / "docs" / picture, min(1400, browser.value("document.documentElement.scrollHeight")))
+        end(daemon)
         daemon = run(peers)
         page = get(admin, "/").decode()
         check(f"{len(page)} bytes of page are under 60 kB", len(page) < 60_000)
         check("it names nobody else", not re.findall(r"(?:src|href|url\()\s*=?\s*[\"']?(?!/|data:,|#)(?:https?:)?//", page))
-        browser = Browser(bed.work)
         for width, dark in ((1100, False), (1100, True), (390, False), (390, True)):
             what = f"{width} pixels, {'dark' if dark else 'light'}"
             before = status()
@@ -203,11 +208,6 @@ def main():
             check(f"{what}: it begins with how it is: {sentence}", sentence.startswith("The log takes"))
             drawn = browser.value("document.querySelectorAll('svg path').length")
             check(f"{what}: the log is drawn, by table", drawn >= 3, drawn)
-        end(daemon)
-        daemon = run("none")
-        for width, dark, picture in ((1100, False, "page.png"), (390, True, "page-phone.png")):
-            browser.open(f"http://127.0.0.1:{admin}/", width, dark)
-            browser.picture(ROOT / "docs" / picture, min(1400, browser.value("document.documentElement.scrollHeight")))
         print("the page is well; pictures: docs/page.png, docs/page-phone.png")
     finally:
         for process in (browser and browser.process, daemon):

@@ -3,7 +3,7 @@
 
 use crate::bound::{facts, foreign, guard, plan};
 use crate::db::guard::Found;
-use crate::db::{floors, gate, overview};
+use crate::db::{census, floors, gate, overview};
 use crate::show::admin::Decided;
 use crate::supervisor::{Next, Outcome};
 use crate::work::Work;
@@ -26,6 +26,9 @@ pub(super) async fn watch(work: Work, decided: Decided) -> Outcome {
     if let Ok(mut decided) = decided.lock() {
         *decided = Some(Arc::new(plan));
     }
+    let owed = facts.census.iter().filter(|of| of.owed > 0);
+    metrics.owed_ops.set(gauge(owed.clone().map(|of| of.owed).sum()));
+    metrics.owed_oldest.set(gauge(owed.map(|of| census::day_ms(of.day) / 1_000).min().unwrap_or(0)));
     metrics.guard_wanted.set(i64::from(work.settings.bounding.replay_guard));
     let known = overview::overview(&client).await?;
     metrics.traces.set(known.traces);
@@ -35,8 +38,11 @@ pub(super) async fn watch(work: Work, decided: Decided) -> Outcome {
         metrics.reclaim_last_step.with_label_values(&labels).set(at.since.as_second());
     }
     for (table, floor) in floors::all(&client).await? {
-        let seconds = i64::try_from(floor.ms() / 1_000).unwrap_or(i64::MAX);
-        metrics.floor.with_label_values(&[&table]).set(seconds);
+        metrics.floor.with_label_values(&[&table]).set(gauge(floor.ms() / 1_000));
     }
     Ok(Next::Scheduled)
+}
+
+fn gauge(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }

@@ -43,10 +43,9 @@ pub(super) fn draw(out: &mut String, census: &[Entry]) {
     let each = if a_bar == 1 { "day".to_owned() } else { format!("{a_bar} days") };
     let _ = write!(
         out,
-        "<h2>Ops in the log by {each}, up to {} each</h2>\n<svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\" \
+        "<h2>Ops in the log by {each}, up to {} each</h2>\n<svg preserveAspectRatio=\"none\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
          aria-label=\"Ops in the log by day and table\">",
-        bytes(most),
-        HEIGHT + 20.0
+        bytes(most)
     );
     for (i, class) in COLOURS.iter().enumerate() {
         let path = bars_of(&heights, i, most);
@@ -54,11 +53,9 @@ pub(super) fn draw(out: &mut String, census: &[Entry]) {
             let _ = write!(out, "<path class=\"{class}\" d=\"{path}\"/>");
         }
     }
-    let foot = HEIGHT + 15.0;
     let _ = write!(
         out,
-        "<text x=\"0\" y=\"{foot}\">{first}</text><text x=\"{WIDTH}\" y=\"{foot}\" text-anchor=\"end\">{last}</text></svg>\n\
-         <div class=\"key\">"
+        "</svg>\n<div class=\"ends\"><span>{first}</span><span>{last}</span></div>\n<div class=\"key\">"
     );
     for (i, (table, sum)) in tables.iter().enumerate() {
         let name = if table.is_empty() { "(no table)".to_owned() } else { escaped(table) };
