@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 
@@ -40,7 +41,7 @@ SECONDS = given.minutes * 60
 DAY = 86_400_000
 began = time.time()
 stop = threading.Event()
-lines, faults, written = [], [], []
+lines, faults, written, asked = [], [], [], []
 
 
 def say(words):
@@ -135,7 +136,14 @@ def main():
         request = urllib.request.Request(
             f"http://127.0.0.1:{public}/internal/crud/sweep?after={old[-1]}", headers={"User-Agent": f"mediorum {peers[0].url}"}
         )
-        urllib.request.urlopen(request, timeout=30).read()
+        try:
+            urllib.request.urlopen(request, timeout=30).read()
+            asked.append(True)
+        except urllib.error.HTTPError as error:
+            # Overload is answered so, and the asker comes again.
+            if error.code != 503:
+                raise
+            asked.append(False)
 
     def metrics():
         text = urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=30).read().decode()
@@ -215,6 +223,9 @@ def main():
         for name, value in found.items():
             if name.startswith(("opsward_task_panics_total", "opsward_guard_failed_total")) and value:
                 faults.append(f"{name} {value}")
+        say(f"{len(asked):,} pages asked for, {asked.count(False)} answered with 503")
+        if asked.count(False) * 50 > len(asked):
+            faults.append("more than one page in fifty was refused")
         late = [mib for passed, mib in memory if passed > 1 / 3]
         middle = sorted(late)[len(late) // 2]
         say(f"memory over the last two thirds: {min(late):.1f} to {max(late):.1f} MiB, half of the time below {middle:.1f}")
