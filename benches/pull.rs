@@ -133,7 +133,7 @@ async fn one_by_one(cluster: &Cluster, name: &str, ops: &[Op]) -> Duration {
     for op in ops {
         let model = records::models().get(&op.table).unwrap();
         let rows = records::convert(model, op.action, &op.data, now).unwrap();
-        let tx = client.transaction().await.unwrap();
+        let tx = opsward::db::begin(&mut client, opsward::db::Isolation::Write).await.unwrap();
         opsward::db::apply::insert_ops(&tx, &[op]).await.unwrap();
         assert_ne!(op.action, Action::Delete);
         opsward::db::apply::act(

@@ -220,7 +220,7 @@ async fn by_hand(place: &Place<'_>) -> String {
     let mut to = in_place::size(&pooled).await.unwrap().pages;
     while to > 0 {
         let from = to.saturating_sub(100);
-        let tx = pooled.transaction().await.unwrap();
+        let tx = opsward::db::begin(&mut pooled, opsward::db::Isolation::Write).await.unwrap();
         let moved = in_place::empty_pages(&tx, from, to).await.unwrap();
         tx.commit().await.unwrap();
         if moved.stuck > 0 {

@@ -19,6 +19,7 @@ use crate::pull::discover;
 use crate::serve::Serve;
 use crate::settings::Settings;
 use crate::show::admin::{self, Admin, Decided};
+use crate::show::database_state;
 use crate::show::gather::DaemonView;
 use crate::supervisor::{Namespace, Next, PROC_NET_DEV, Schedule, Stage, Supervisor, Task};
 use crate::values::{Host, PeerSet, TaskReport, TaskState};
@@ -149,8 +150,9 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     let version = env!("CARGO_PKG_VERSION");
     metrics.build_info.with_label_values(&[version]).set(1);
     let db = Db::open(&settings.db, "opsward", POOL).await?;
+    db::stats::writable(&db.client().await?).await?;
     migrate::migrate(&mut db.client().await?).await?;
-    metrics.database_up.set(1);
+    database_state::tell(&metrics, &Ok(()));
 
     let lacking = lacking(&db).await?;
     let clock = Clock::System;

@@ -7,13 +7,20 @@ use crate::bound::facts;
 use crate::bound::guard;
 use crate::bound::tick::{self, Which};
 use crate::db;
+use crate::db::jobs;
 use crate::db::lease::Lease;
-use crate::reclaim;
+use crate::reclaim::{self, Action};
+use crate::values::Progress;
 use crate::work::{Halt, Pacer, Stop, Work};
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
 
 /// A piece of work with its arguments, as it stands in `opsward.jobs`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -63,6 +70,9 @@ impl Job {
 pub struct Trouble {
     /// How the command ends: contract 9's exit codes.
     pub exit: u8,
+    /// The stable code of its JSON error.
+    #[serde(default)]
+    pub code: String,
     /// What happened.
     pub text: String,
     /// What to do; empty where the text says it.
@@ -72,14 +82,15 @@ pub struct Trouble {
 impl Trouble {
     /// A guard refused; nothing was done.
     pub fn refused(text: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { exit: 3, text: text.into(), fix: fix.into() }
+        Self { exit: 3, code: "refused".to_owned(), text: text.into(), fix: fix.into() }
     }
 }
 
 impl From<db::Error> for Trouble {
     fn from(error: db::Error) -> Self {
-        let fix = if error.is_away() { "try again once the database answers" } else { "" };
-        Self { exit: if error.is_away() { 75 } else { 1 }, text: error.to_string(), fix: fix.to_owned() }
+        let kind = error.kind();
+        let exit = if matches!(kind, db::Kind::Away | db::Kind::Locked) { 75 } else { 1 };
+        Self { exit, code: kind.code().to_owned(), text: error.to_string(), fix: kind.fix().to_owned() }
     }
 }
 
@@ -99,6 +110,7 @@ impl From<Stop> for Trouble {
             Stop::Db(error) => error.into(),
             Stop::Halt(Halt::Stopped) => Self {
                 exit: 1,
+                code: String::new(),
                 text: "stopped; what was done so far stays".to_owned(),
                 fix: "the same command goes on from there".to_owned(),
             },
@@ -107,20 +119,86 @@ impl From<Stop> for Trouble {
     }
 }
 
+/// How often the progress of a job is written, and looked for its abort.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Notes a job in `opsward.jobs` and does it: `status` tells of it whoever does it.
+pub async fn begin(job: &Job, work: &Work, lease: &mut Lease) -> db::Result<Ended> {
+    let args = serde_json::to_value(job).unwrap_or_default();
+    let client = work.db.client().await?;
+    // Whoever has the lease does the only one.
+    jobs::interrupted(&client, work.clock.now()).await?;
+    let id = jobs::begin(&client, job.kind(), &args, work.clock.now()).await?;
+    drop(client);
+    let ended = carry_out(id, job, work, lease).await;
+    let outcome = serde_json::to_value(&ended).unwrap_or_default();
+    let noted = async { jobs::finish(&work.db.client().await?, id, &outcome, work.clock.now()).await };
+    if let Err(error) = noted.await {
+        warn!(%error, "how the job came out is not noted");
+    }
+    Ok(ended)
+}
+
+/// Does the job `id` of `opsward.jobs`. Side by side with it, its progress is written,
+/// and a reclaim ends at its next batch once its abort was handed over: the abort waits
+/// for the lease, for hours where the reclaim is paused.
+pub async fn carry_out(id: i64, job: &Job, work: &Work, lease: &mut Lease) -> Ended {
+    let (told, mut progress) = watch::channel(Progress::default());
+    let tell = work.tell.clone();
+    let own = Work {
+        stop: work.stop.child_token(),
+        tell: Arc::new(move |progress: Progress| {
+            tell(progress.clone());
+            let _ = told.send(progress);
+        }),
+        ..work.clone()
+    };
+    let report = async {
+        loop {
+            sleep(EVERY).await;
+            // A job takes days: it keeps no session for this.
+            let Ok(client) = &work.db.client().await else { continue };
+            let goes_on = matches!(job, Job::Reclaim(request) if request.action != Action::Abort);
+            if goes_on && !own.stop.is_cancelled() && jobs::abort_waits(client).await.unwrap_or(false) {
+                info!("the reclaim is told to stop: its abort was handed over");
+                own.stop.cancel();
+            }
+            if progress.has_changed().unwrap_or(false) {
+                // The job goes on though nobody can be told how far it is.
+                let now = serde_json::to_value(&*progress.borrow_and_update()).unwrap_or_default();
+                if let Err(error) = jobs::progress(client, id, &now).await {
+                    debug!(%error, "the progress of a job is not written");
+                }
+            }
+        }
+    };
+    // On the heap: what a job is made of is too large for a stack.
+    beside(perform(job, &own, lease).boxed(), report.boxed()).await
+}
+
+/// Does `work`, and the other thing side by side with it until it ends. Neither waits
+/// for the other: a job whose progress is being written goes on.
+async fn beside<T>(work: impl Future<Output = T>, other: impl Future<Output = Infallible>) -> T {
+    tokio::select! {
+        done = work => done,
+        never = other => match never {},
+    }
+}
+
 /// Does a job's work on the lease; the report is the command's.
-pub async fn carry_out(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
+async fn perform(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
     let report = match job {
-        Job::Census { scope, percent } => count(work, lease, *scope, *percent).await,
+        Job::Census { scope, percent } => count(work, lease, *scope, *percent).boxed().await,
         Job::Prune { tasks, percent } => {
             let mut pacer = Pacer::new(work, *percent);
-            let ticked = tick::tick(work, lease, &mut pacer, tasks).await;
+            let ticked = tick::tick(work, lease, &mut pacer, tasks).boxed().await;
             match ticked {
                 Ok(outcomes) => Ok(json!({ "tasks": outcomes })),
                 Err(Stop::Halt(halt)) => Ok(json!({ "tasks": [], "halted": halt.to_string() })),
                 Err(Stop::Db(error)) => Err(error.into()),
             }
         }
-        Job::Reclaim(request) => give_back(work, lease, request).await,
+        Job::Reclaim(request) => give_back(work, lease, request).boxed().await,
     };
     report.map_or_else(Ended::Trouble, Ended::Report)
 }
@@ -144,12 +222,12 @@ async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -
         }
         .boxed()
     };
-    match reclaim::run(work, lease, &request, &ask).await {
+    match reclaim::run(work, lease, &request, &ask).boxed().await {
         Ok(report) => Ok(json!(report)),
         Err(reclaim::Error::Refused { why, fix }) => Err(Trouble::refused(why, fix)),
         Err(reclaim::Error::Db(error)) => Err(error.into()),
         Err(error @ reclaim::Error::Halted(_)) => {
-            Err(Trouble { exit: 1, text: error.to_string(), fix: String::new() })
+            Err(Trouble { exit: 1, code: String::new(), text: error.to_string(), fix: String::new() })
         }
     }
 }
@@ -186,5 +264,31 @@ async fn count(
         if report.finished == Finished::All {
             return Ok(serde_json::to_value(report).unwrap_or_default());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each waits for the other's next step.
+    #[tokio::test]
+    async fn a_job_goes_on_while_its_progress_is_written() {
+        let (to_job, mut from_report) = tokio::sync::mpsc::channel(1);
+        let (to_report, mut from_job) = tokio::sync::mpsc::channel(1);
+        let job = async {
+            for _ in 0..3 {
+                from_report.recv().await;
+                to_report.send(()).await.unwrap();
+            }
+            7
+        };
+        let report = async {
+            loop {
+                to_job.send(()).await.unwrap();
+                from_job.recv().await;
+            }
+        };
+        assert_eq!(beside(job, report).await, 7);
     }
 }

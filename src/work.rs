@@ -269,8 +269,8 @@ impl Pacer {
         let (signs, volumes) = &look;
         let is_little = volumes.least().is_some_and(|free| free < floor.bytes) && signs.wal_bytes > LAST_WAL;
         if is_little || is_much_wal(signs, volumes) {
-            let mut client = self.work.db.client().await?;
-            self.checkpoint(&mut client).await?;
+            let client = self.work.db.client().await?;
+            self.checkpoint(&client).await?;
             look = self.look().await?;
         }
         match self.halt(&look, floor, Pulse::default()) {
@@ -327,7 +327,7 @@ impl Pacer {
         })
     }
 
-    async fn checkpoint(&mut self, client: &mut db::Client) -> db::Result<bool> {
+    async fn checkpoint(&mut self, client: &db::Client) -> db::Result<bool> {
         if self.may_checkpoint && !pace::checkpoint(client).await? {
             // Warned of once, at start.
             self.may_checkpoint = false;

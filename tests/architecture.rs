@@ -62,8 +62,15 @@ const SQL_PLACES: &[&str] = &["db/", "records/statement.rs"];
 const SQL_WORDS: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "CREATE"];
 
 /// Where clippy's list of disallowed methods may be lifted, with a reason.
-const EXEMPT: &[&str] =
-    &["clock.rs", "supervisor.rs", "http.rs", "main.rs", "settings/", "db/core/session.rs"];
+const EXEMPT: &[&str] = &[
+    "clock.rs",
+    "supervisor.rs",
+    "http.rs",
+    "main.rs",
+    "settings/",
+    "db/core/connect.rs",
+    "db/core/transaction.rs",
+];
 
 /// Longest files, in lines without tests.
 const LIMITS: &[(&str, usize)] = &[("main.rs", 40), ("lib.rs", 80)];

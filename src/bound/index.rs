@@ -4,7 +4,7 @@
 
 use crate::db::lease::Lease;
 use crate::db::maintain::Ended;
-use crate::db::{self, Db, index};
+use crate::db::{self, Db, activity, index};
 use crate::values::Progress;
 use crate::work::{Halt, Pacer, Room, Stop, Work};
 use serde::Serialize;
@@ -23,7 +23,7 @@ pub enum Ensured {
     There(String),
     /// It was made.
     Made,
-    /// A session waited behind it: tried again at the next tick.
+    /// A session waited behind it, or builds an index itself: tried again at the next tick.
     Yielded,
     /// Told to stop.
     Stopped,
@@ -47,6 +47,10 @@ pub async fn ensure(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result
         Err(Stop::Halt(Halt::Stopped)) => return Ok(Ensured::Stopped),
         Err(error) => return Err(error),
     };
+    if let Some(who) = activity::builders(&*lease.client()?).await?.first() {
+        info!("the index on (table, ulid) waits for the index build of {who}");
+        return Ok(Ensured::Yielded);
+    }
     for leftover in &found.leftovers {
         match pacer.watch(lease, &index::drop_sql(leftover), &[], Room::Makes).await? {
             Ended::Done => info!(index = leftover, "an invalid index of a failed build is dropped"),

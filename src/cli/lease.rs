@@ -3,12 +3,13 @@
 
 use super::{Context, progress::Shown};
 use crate::db::lease::{Holder, Lease, holder};
-use crate::db::{Db, jobs, migrate, stats};
-use crate::job::{Ended, Job, carry_out};
+use crate::db::{Db, Kind, jobs, migrate, stats};
+use crate::job::{self, Ended, Job};
 use crate::metrics::Metrics;
-use crate::show::{Done, ExitCode, Failure, Warning};
+use crate::show::{Done, ExitCode, Failure, Warning, exit};
 use crate::work::Work;
 use clap::{Arg, ArgAction, ArgMatches};
+use futures_util::FutureExt;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often a job that the daemon does is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How long work may take to stop: contract 5 says 30 s, the rest is for the runtime.
+const STOP_WITHIN: Duration = Duration::from_secs(27);
 /// Pooled connections: the lease's, a watcher's, readers'.
 const POOL: usize = 5;
 
@@ -73,7 +76,7 @@ pub(super) async fn have_done(
         match Lease::take(&db).await? {
             Ok(mut lease) => {
                 let work = work(context, own, db.clone())?;
-                break until_signalled(&work.stop, carry_out(&job, &work, &mut lease)).await;
+                break until_signalled(&work.stop, job::begin(&job, &work, &mut lease).boxed()).await??;
             }
             Err(Some(holder)) if holder.is_daemon() => match by_daemon(context, &db, &job, &holder).await? {
                 Handed::Ended(ended) => break ended,
@@ -92,12 +95,13 @@ pub(super) async fn have_done(
     match ended {
         Ended::Report(report) => Ok(Some(report)),
         Ended::Trouble(t) => {
-            let (exit, code) = match t.exit {
-                3 => (ExitCode::Refused, "refused"),
-                75 => (ExitCode::Away, "database_away"),
-                _ => (ExitCode::Failed, "job_failed"),
+            let failure = match (Kind::of_code(&t.code), t.exit) {
+                (Some(kind), _) => Failure::new(exit(kind), kind.code(), t.text),
+                (None, 3) => Failure::new(ExitCode::Refused, "refused", t.text),
+                (None, 75) => Failure::new(ExitCode::Away, "database_away", t.text),
+                (None, _) => Failure::new(ExitCode::Failed, "job_failed", t.text),
             };
-            Err(Failure::new(exit, code, t.text).fix(t.fix))
+            Err(failure.fix(t.fix))
         }
     }
 }
@@ -163,25 +167,39 @@ pub(super) fn work(context: &Context, own: crate::values::Host, db: Db) -> Resul
     })
 }
 
-/// Works here; a signal cancels `stop`, and the work ends at its next batch.
-pub(super) async fn until_signalled<T>(stop: &CancellationToken, whole: impl Future<Output = T>) -> T {
-    let mut whole = std::pin::pin!(whole);
-    let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind).ok());
-    let [mut int, mut term] = signals;
-    loop {
-        let asked = async {
-            match (&mut int, &mut term) {
-                (Some(int), Some(term)) => tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} },
-                _ => std::future::pending().await,
-            }
-        };
+/// Works here. A signal cancels `stop`, and the work ends at its next batch; a second
+/// one, or a server that does not answer, cuts it off.
+///
+/// # Errors
+/// It was cut off: the batch under way is rolled back.
+pub(super) async fn until_signalled<T>(
+    stop: &CancellationToken,
+    whole: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    let cut_off = async {
+        asked_to_stop().await;
+        eprintln!("opsward: stopping at the next batch");
+        stop.cancel();
         tokio::select! {
-            ended = &mut whole => return ended,
-            () = asked => {
-                eprintln!("opsward: stopping at the next batch");
-                stop.cancel();
-            }
+            () = sleep(STOP_WITHIN) => "the server did not answer in time",
+            () = asked_to_stop() => "a second signal",
         }
+    };
+    tokio::select! {
+        ended = whole => Ok(ended),
+        why = cut_off => {
+            let text = format!("cut off ({why}): the batch under way is rolled back, what was done before stays");
+            Err(Failure::new(ExitCode::Failed, "cut_off", text).fix("the same command goes on from there"))
+        }
+    }
+}
+
+/// Waits for SIGINT or SIGTERM.
+async fn asked_to_stop() {
+    let [int, term] = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
+    match (int, term) {
+        (Ok(mut int), Ok(mut term)) => tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} },
+        _ => std::future::pending().await,
     }
 }
 

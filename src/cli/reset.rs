@@ -100,7 +100,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         return Err(refused(missing.code, missing.text).fix(missing.fix));
     }
     let done = reset::carry_out(&work, &mut held, plan.clone());
-    let done = lease::until_signalled(&work.stop, done).await.map_err(failed)?;
+    let done = lease::until_signalled(&work.stop, done).await?.map_err(failed)?;
     analyze(&mut held, &db).await;
     let after = &done.report;
     let text = format!(

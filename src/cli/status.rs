@@ -1,10 +1,11 @@
 //! `opsward status`: the daemon's own view, or the database's.
 
 use super::{Command, Context, Output, Run};
-use crate::db::Db;
+use crate::db::{Db, Kind};
+use crate::settings::Settings;
 use crate::show::gather::gather;
 use crate::show::status::Status;
-use crate::show::{Done, ExitCode, Outcome, Warning, advice, ask, status_text};
+use crate::show::{Done, ExitCode, Outcome, Warning, advice, ask, exit, status_text};
 use clap::ArgMatches;
 
 /// The command.
@@ -18,16 +19,17 @@ pub(super) const COMMAND: Command = Command {
 /// It fails only when neither daemon nor database tells anything.
 async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     let (status, warnings) = find(context).await;
-    let exit = match (&status.daemon, &status.database) {
+    let ends = match (&status.daemon, &status.database) {
         (Some(_), _) => ExitCode::Done,
-        (None, database) if database.up => ExitCode::Done,
-        (None, database) if database.away => ExitCode::Away,
-        (None, _) => ExitCode::Failed,
+        (None, database) => match Kind::of_code(&database.state) {
+            None | Some(Kind::ReadOnly) => ExitCode::Done,
+            Some(kind) => exit(kind),
+        },
     };
     let text = status_text::text(&status, &warnings);
     let result = serde_json::to_value(&status).map_err(anyhow::Error::from)?;
     // The text has its warnings in it.
-    let done = Done::new(result, text).exit(exit);
+    let done = Done::new(result, text).exit(ends);
     Ok(match context.output {
         crate::show::OutputMode::Json => done.warn(warnings),
         crate::show::OutputMode::Text => done,
@@ -36,11 +38,34 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
 
 async fn find(context: &Context) -> (Status, Vec<Warning>) {
     let settings = &context.settings;
+    let mut stranger = None;
     if let Ok(answer) = ask::status(settings.admin_listen).await {
-        return (answer.result, answer.warnings);
+        match other(&answer.result, settings) {
+            None => return (answer.result, answer.warnings),
+            other => stranger = other,
+        }
     }
     let db = Db::open(&settings.db, "opsward status", 1).await;
     let status = gather(settings, db.as_ref(), None, &context.clock).await;
-    let warnings = advice::warnings(&status);
+    let mut warnings = advice::warnings(&status);
+    if let Some(whose) = stranger {
+        warnings.retain(|w| w.code != "daemon_not_asked");
+        let text = format!("the daemon at {} is {whose}: this is the database's view", settings.admin_listen);
+        let fix = "set OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN as this validator's daemon has it";
+        warnings.push(Warning::new("daemon_of_another", text, fix));
+    }
     (status, warnings)
+}
+
+/// Whose a daemon is that is not this validator's.
+fn other(answer: &Status, settings: &Settings) -> Option<String> {
+    let own = settings.node_endpoint.as_ref().map(ToString::to_string);
+    if let (Some(own), Some(other)) = (&own, &answer.own) {
+        return (own != other).then(|| format!("that of {other}"));
+    }
+    // The port and the name: a host has many spellings.
+    let place = |shown: &str| shown.rsplit_once(':').map(|(_, place)| place.to_owned());
+    let (theirs, ours) = (place(&answer.database.shown), place(&settings.db.shown()));
+    let is_named = settings.db.dbname.is_some();
+    (is_named && theirs != ours).then(|| format!("on another database, {}", answer.database.shown))
 }

@@ -2,10 +2,10 @@
 
 use super::confirm::{self, confirm};
 use super::{Command, Context, Output, Run};
-use crate::db::Db;
 use crate::db::lease::Lease;
 use crate::db::maintain::{Ended, watched};
 use crate::db::uninstall::{Found, Owned, PAUSE, Removal, TRIES, find, leftovers, remove};
+use crate::db::{Db, activity};
 use crate::show::{Changed, Done, ExitCode, Failure, Outcome};
 use clap::ArgMatches;
 use serde_json::json;
@@ -59,10 +59,22 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     };
     for drop in leftovers(&*lease.client()?).await? {
         let mut tries = 0;
-        while watched(&mut lease, &db, &drop, &[], &CancellationToken::new()).await? != Ended::Done {
+        loop {
+            let builders = activity::builders(&*lease.client()?).await?;
+            let is_free = builders.is_empty();
+            if is_free
+                && watched(&mut lease, &db, &drop, &[], &CancellationToken::new()).await? == Ended::Done
+            {
+                break;
+            }
             tries += 1;
             if tries == TRIES {
-                return Err(blocked(&format!("other sessions waited behind each {drop}")));
+                return Err(blocked(&match is_free {
+                    true => format!("other sessions waited behind each {drop}"),
+                    false => {
+                        format!("another session builds an index on public.ops: {}", builders.join("; "))
+                    }
+                }));
             }
             sleep(PAUSE).await;
         }

@@ -5,22 +5,20 @@ use crate::bound::census::{self, Finished, Scope};
 use crate::bound::guard;
 use crate::bound::tick::{self, TaskOutcome, Which};
 use crate::bound::vacuum;
-use crate::db::lease::{Lease, Slot, Turn};
-use crate::db::{self, Client, jobs};
+use crate::db::jobs;
+use crate::db::lease::{Slot, Turn};
 use crate::job::{Ended, Job, Trouble, carry_out};
-use crate::reclaim::{Action, Request};
 use crate::supervisor::{Next, Outcome};
-use crate::values::Progress;
 use crate::work::{Halt, Pacer, Stop, Work};
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use std::collections::HashMap;
 use std::mem::{Discriminant, discriminant};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 /// How often it is looked for a job, and progress written.
 const EVERY: Duration = Duration::from_secs(1);
@@ -48,28 +46,6 @@ fn after(halt: &Halt, now: Timestamp) -> Next {
         Halt::OutsideWindow(window) => {
             let opens = Duration::from_secs(window.opens_in(now.as_second()));
             Next::After(opens.clamp(EVERY, LONGEST_WAIT))
-        }
-    }
-}
-
-/// Ends a reclaim at its next batch once its abort was handed over: it waits
-/// for the turn that the reclaim has, for hours where that is paused.
-async fn give_way(client: &Client, job: &Job, stop: &CancellationToken) {
-    let goes_on = matches!(job, Job::Reclaim(request) if request.action != Action::Abort);
-    if goes_on && !stop.is_cancelled() && jobs::abort_waits(client).await.unwrap_or(false) {
-        info!("the reclaim is told to stop: its abort was handed over");
-        stop.cancel();
-    }
-}
-
-/// Does a reclaim of the daemon's own, until its abort is handed over.
-pub(super) async fn reclaim(work: &Work, lease: &mut Lease, client: &Client, request: Request) -> Ended {
-    let job = Job::Reclaim(request);
-    let mut whole = std::pin::pin!(carry_out(&job, work, lease));
-    loop {
-        tokio::select! {
-            ended = &mut whole => return ended,
-            () = tokio::time::sleep(EVERY) => give_way(client, &job, &work.stop).await,
         }
     }
 }
@@ -130,7 +106,7 @@ impl Bulk {
         drop(client);
         info!(job = found.id, kind = found.kind, "a job was handed over");
         let ended = match serde_json::from_value::<Job>(found.args) {
-            Ok(job) => self.carry_out((found.id, &job), &mut turn, stop).await?,
+            Ok(job) => carry_out(found.id, &job, &self.work(stop), turn.lease()?).boxed().await,
             Err(e) => Ended::Trouble(Trouble::refused(
                 format!("the daemon does not know this job: {e}"),
                 "run the same version of opsward as the daemon",
@@ -152,7 +128,7 @@ impl Bulk {
         };
         let work = self.work(stop);
         let mut pacer = Pacer::new(&work, None);
-        let report = census::run_once(&work, turn.lease()?, &mut pacer, Scope::Due, TURN).await;
+        let report = census::run_once(&work, turn.lease()?, &mut pacer, Scope::Due, TURN).boxed().await;
         let is_all = match report {
             Ok(report) => report.finished == Finished::All,
             Err(Stop::Halt(_)) => false,
@@ -185,7 +161,7 @@ impl Bulk {
         let lease = turn.lease()?;
         // Asked first: the census is not brought up to date for nothing.
         let ticked = match pacer.turn(lease).await {
-            Ok(_) => tick::tick(&work, lease, &mut pacer, &[which]).await,
+            Ok(_) => tick::tick(&work, lease, &mut pacer, &[which]).boxed().await,
             Err(halt @ Stop::Halt(Halt::LittleDisk { .. })) => {
                 // What is due of it makes room.
                 vacuum::after(&work, lease, &mut pacer).await.and(Err(halt))
@@ -211,40 +187,6 @@ impl Bulk {
             false => guard::remove(&work, turn.lease()?).await?,
         };
         Ok(Next::Scheduled)
-    }
-
-    async fn carry_out(
-        &self,
-        (id, job): (i64, &Job),
-        turn: &mut Turn,
-        stop: CancellationToken,
-    ) -> db::Result<Ended> {
-        let (told, mut progress) = watch::channel(Progress::default());
-        let work = Work {
-            stop: stop.child_token(),
-            tell: Arc::new(move |progress| {
-                let _ = told.send(progress);
-            }),
-            ..self.work.clone()
-        };
-        let mut whole = std::pin::pin!(carry_out(job, &work, turn.lease()?));
-        loop {
-            tokio::select! {
-                ended = &mut whole => return Ok(ended),
-                () = tokio::time::sleep(EVERY) => {
-                    // A job takes days: no session of its own is kept for them.
-                    let Ok(client) = &self.work.db.client().await else { continue };
-                    give_way(client, job, &work.stop).await;
-                    if progress.has_changed().unwrap_or(false) {
-                        // The job goes on though nobody can be told how far it is.
-                        let now = serde_json::to_value(&*progress.borrow_and_update()).unwrap_or_default();
-                        if let Err(error) = jobs::progress(client, id, &now).await {
-                            debug!(%error, "the progress of a job is not written");
-                        }
-                    }
-                }
-            }
-        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! The scheduled form of a reclaim: in the maintenance window, at most once a
 //! week, with the guards of the command.
 
-use super::jobs::{self, Bulk};
+use super::jobs::Bulk;
 use crate::db::reclaim as state;
-use crate::job::{Ended, gate_of_reclaim};
+use crate::job::{self, Ended, Job, gate_of_reclaim};
 use crate::reclaim::plan::{Obstacle, Plan};
 use crate::reclaim::{self, Request};
 use crate::settings::When;
@@ -62,7 +62,8 @@ pub(super) async fn when(bulk: Bulk, when: When, said: Said, stop: CancellationT
         return Ok(Next::After(AGAIN));
     };
     info!(mode = plan.mode.word(), policy = plan.policy.word(), "a reclaim is due");
-    match jobs::reclaim(&work, turn.lease()?, &client, request).await {
+    drop(client);
+    match job::begin(&Job::Reclaim(request), &work, turn.lease()?).await? {
         Ended::Report(report) => info!(%report, "the reclaim ended"),
         Ended::Trouble(trouble) => warn!(fix = trouble.fix, "the reclaim ended: {}", trouble.text),
     }

@@ -2,10 +2,10 @@
 //! never from `ops`.
 
 use crate::clock::Clock;
-use crate::db::prune::{Trouble, trouble};
-use crate::db::{self, Db, activity, migrate, pulls, readers, stats};
+use crate::db::{self, Db, migrate, pulls, readers, replication, stats};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
+use crate::show::database_state;
 use crate::show::gather::{lag_seconds, peer_lag_seconds};
 use crate::supervisor::{Next, Outcome};
 use crate::values::OpUlid;
@@ -22,12 +22,11 @@ pub(super) struct Sampler {
 
 impl Sampler {
     pub(super) async fn run_once(&self) -> Outcome {
-        let read = self.read().await;
-        self.metrics.database_up.set(i64::from(read.is_ok()));
-        self.metrics.database_state.reset();
-        let state = read.as_ref().map_or_else(state, |()| "up");
-        self.metrics.database_state.with_label_values(&[state]).set(1);
-        Ok(read.map(|()| Next::Scheduled)?)
+        let ready = async { stats::ready(&mut self.db.client().await?).await }.await;
+        database_state::tell(&self.metrics, &ready);
+        ready?;
+        self.read().await?;
+        Ok(Next::Scheduled)
     }
 
     async fn read(&self) -> db::Result<()> {
@@ -48,7 +47,7 @@ impl Sampler {
             return Ok(());
         }
         let now = self.clock.now();
-        let peers = activity::peers(&client, now).await?;
+        let peers = replication::peers(&client, now).await?;
         m.peers_held.set(pulls::held(&client).await?);
         let cursors = peers.iter().filter(|p| p.active);
         set_lags(&m.cursor_lag, cursors.map(|p| (p.host.as_str(), peer_lag_seconds(p, now))));
@@ -60,16 +59,6 @@ impl Sampler {
                 .map(|r| (r.host.as_str(), lag_seconds(r.lowest.as_ref().map(OpUlid::as_str), now))),
         );
         Ok(())
-    }
-}
-
-/// What an operator does differently about a look that failed, in a word.
-fn state(error: &db::Error) -> &'static str {
-    match trouble(error) {
-        _ if error.is_away() => "away",
-        _ if error.is_denied() => "denied",
-        Trouble::Contended | Trouble::TooLong => "locked",
-        Trouble::Fatal => "failed",
     }
 }
 

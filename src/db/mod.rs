@@ -8,7 +8,7 @@ mod state;
 pub use self::core::{
     activity, catalog, lease, maintain, migrate, presence, privileges, short_lock, uninstall,
 };
-use self::core::{connect, error, session};
+use self::core::{connect, error, session, transaction};
 use self::log::prune_sql;
 pub use self::log::{
     apply, capture, census_slice, clone, copy, digest, floors, foreign, guard, in_place, index, newer, ops,
@@ -16,9 +16,9 @@ pub use self::log::{
 };
 pub use self::state::{
     census, census_pass, covers, cursors, gate, history, jobs, overview, pace, peers, pulls, readers,
-    reclaim, rejected, stats,
+    reclaim, rejected, replication, stats,
 };
 
 pub use self::core::connect::{Client, Db};
-pub use self::core::error::{Doing, Error, Result, describe};
-pub use self::core::session::Isolation;
+pub use self::core::error::{Doing, Error, Kind, Result, describe};
+pub use self::core::transaction::{Isolation, Transaction, begin};

@@ -5,12 +5,12 @@
 use super::late::{self, Late};
 use super::replay::{self, Acting, Chosen};
 use super::{decide, waves};
+use crate::db::Transaction;
 use crate::db::apply::{self, Failure};
 use crate::db::rejected::Refused;
 use crate::db::{self, Client, Doing, census, replay as traces};
 use crate::records::{self, Model, Row};
 use crate::values::{Op, OpUlid, RejectReason};
-use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use std::collections::HashSet;
 use std::time::Duration;

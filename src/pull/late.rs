@@ -2,10 +2,10 @@
 //! the log above the op, nor in a trace.
 
 use super::apply::Fitting;
+use crate::db::Transaction;
 use crate::db::newer::{self, Newest, Slice};
 use crate::db::{self, Client, Doing, apply};
 use crate::values::{Op, OpUlid};
-use deadpool_postgres::Transaction;
 use std::collections::HashMap;
 use tokio::time::Instant;
 use tracing::info;

@@ -13,10 +13,9 @@ use super::decide::{Checkpoint, Gone, Phase};
 use super::{Result, Run};
 use crate::db::in_place::Holders;
 use crate::db::prune::{self, Batch, Doomed, Locked, Range, TableCut};
-use crate::db::{self, Doing, maintain, reclaim as store};
+use crate::db::{self, Doing, Transaction, activity, maintain, reclaim as store};
 use crate::values::OpUlid;
 use crate::work::BatchSize;
-use deadpool_postgres::Transaction;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
@@ -107,8 +106,19 @@ pub(super) async fn leave_indexes(run: &mut Run<'_>, error: &db::Error) -> Resul
     Ok(())
 }
 
+/// Whether another session builds an index on the log; waits for it a while then.
+pub(super) async fn others_build(run: &mut Run<'_>) -> Result<bool> {
+    let builders = activity::builders(&*run.lease.client()?).await?;
+    let Some(who) = builders.first() else { return Ok(false) };
+    wait(run, format!("the index build of {who}"), space::REST).await;
+    Ok(true)
+}
+
 /// Drops the next of them, unless somebody waits behind it: then later.
 pub(super) async fn drop_leftover(run: &mut Run<'_>) -> Result<()> {
+    if others_build(run).await? {
+        return Ok(());
+    }
     let Some(drop) = leftover(run).await? else { return Ok(()) };
     // Neither a pause nor a closed window holds an abort up.
     let stop = run.work.stop.clone();

@@ -154,11 +154,7 @@ async fn install(run: &mut Run<'_>) -> Result<()> {
 
 /// Commits what was done under a lock that writers wait behind, if it did not
 /// take too long; says whether it did.
-async fn commit_in_time(
-    tx: deadpool_postgres::Transaction<'_>,
-    begun: Instant,
-    done: db::Result<()>,
-) -> db::Result<bool> {
+async fn commit_in_time(tx: db::Transaction<'_>, begun: Instant, done: db::Result<()>) -> db::Result<bool> {
     match done {
         Ok(()) if begun.elapsed() <= LOCKED_AT_MOST => {
             tx.commit().await.doing("commit under a lock")?;

@@ -7,6 +7,7 @@ use crate::db::maintain::Ended;
 use crate::db::prune::{Locked, Trouble, trouble};
 use crate::db::{self, Doing};
 use crate::work::{Halt, Room, Stop, WAL_SEGMENT};
+use futures_util::FutureExt;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -47,8 +48,8 @@ pub(super) async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
                     continue;
                 }
                 let done = match run.at.mode {
-                    Mode::Swap => swap::step(run, phase).await,
-                    Mode::InPlace => in_place::step(run, phase).await,
+                    Mode::Swap => swap::step(run, phase).boxed().await,
+                    Mode::InPlace => in_place::step(run, phase).boxed().await,
                 };
                 settle(run, done).await?;
             }

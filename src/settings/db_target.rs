@@ -60,6 +60,8 @@ pub struct DbTarget {
     pub client_cert: Option<(PathBuf, PathBuf)>,
     /// How long one connection attempt may take.
     pub connect_timeout: Duration,
+    /// Only a server that takes writes will do: `target_session_attrs=read-write`.
+    pub primary_only: bool,
     /// Run-time parameters set at the start of each session.
     pub params: Vec<(String, String)>,
     /// Sentences on what of the string was ignored or changed.
@@ -92,8 +94,9 @@ impl DbTarget {
             TlsMode::VerifyCa => "verify-ca",
             TlsMode::VerifyFull => "verify-full",
         };
+        let attrs = if self.primary_only { "&target_session_attrs=read-write" } else { "" };
         format!(
-            "postgresql://{}{password}@{}/{}?sslmode={mode}",
+            "postgresql://{}{password}@{}/{}?sslmode={mode}{attrs}",
             self.user,
             hosts.join(","),
             self.dbname.as_deref().unwrap_or_default()

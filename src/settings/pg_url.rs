@@ -15,7 +15,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_CONNECT_TIMEOUT_S: u64 = 60;
 
 /// For drivers, poolers and libpq, of no use here.
-const IGNORED: [&str; 20] = [
+const IGNORED: [&str; 19] = [
     "application_name",
     "channel_binding",
     "default_query_exec_mode",
@@ -35,7 +35,6 @@ const IGNORED: [&str; 20] = [
     "sslpassword",
     "sslsni",
     "statement_cache_capacity",
-    "target_session_attrs",
 ];
 
 /// The string's keys and values; `dbname` is kept as `database`.
@@ -59,6 +58,7 @@ pub fn parse(text: &str) -> Result<DbTarget, String> {
     let connect_timeout = connect_timeout(&mut raw, &mut notes)?;
     let (tls, root_cert) = tls(&mut raw, &hosts)?;
     let client_cert = client_cert(&mut raw)?;
+    let primary_only = primary_only(&mut raw, &mut notes)?;
     let params = params(raw, &mut notes)?;
     Ok(DbTarget {
         hosts,
@@ -69,6 +69,7 @@ pub fn parse(text: &str) -> Result<DbTarget, String> {
         root_cert,
         client_cert,
         connect_timeout,
+        primary_only,
         params,
         notes,
     })
@@ -144,6 +145,24 @@ fn client_cert(raw: &mut Raw) -> Result<Option<(PathBuf, PathBuf)>, String> {
         (Some(cert), Some(key)) => Ok(Some((cert.into(), key.into()))),
         (None, None) => Ok(None),
         _ => Err("sslcert and sslkey go together, and one is missing".into()),
+    }
+}
+
+/// Which of the hosts will do. opsward writes, so that a standby never does.
+fn primary_only(raw: &mut Raw, notes: &mut Vec<String>) -> Result<bool, String> {
+    match take(raw, "target_session_attrs").as_deref() {
+        None | Some("any") => Ok(false),
+        Some("read-write" | "primary") => Ok(true),
+        Some(other @ ("read-only" | "standby" | "prefer-standby")) => {
+            notes.push(format!(
+                "target_session_attrs={other} is read as any: opsward writes, a standby takes no writes"
+            ));
+            Ok(false)
+        }
+        Some(_) => Err(
+            "target_session_attrs is none of any, read-write, primary, read-only, standby, prefer-standby"
+                .into(),
+        ),
     }
 }
 

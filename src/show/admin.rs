@@ -1,7 +1,7 @@
 //! The operator's port: metrics, health, status and the page. Reads only.
 
 use super::gather::{DaemonView, gather};
-use super::{Done, Frame, advice, json, page};
+use super::{Done, Frame, advice, database_state, json, page};
 use crate::bound::plan::Plan;
 use crate::clock::Clock;
 use crate::db::{self, Db, census, history, stats};
@@ -91,19 +91,18 @@ impl Admin {
     }
 
     async fn ready(&self) -> Response<Body> {
-        let asked = timeout(READY_WITHIN, async {
-            let client = self.db.client().await?;
-            stats::ping(&client).await
-        });
+        let asked = timeout(READY_WITHIN, async { stats::ready(&mut self.db.client().await?).await });
         let answer = asked.await.unwrap_or_else(|_| {
             let words = format!("no answer within {} s", READY_WITHIN.as_secs());
             Err(db::Error::Away(words))
         });
-        self.metrics.database_up.set(i64::from(answer.is_ok()));
+        database_state::tell(&self.metrics, &answer);
         match answer {
             Ok(()) => respond(StatusCode::OK, "application/json", "{\"ready\":true}\n"),
             Err(e) => {
-                let text = serde_json::json!({ "ready": false, "error": e.to_string() }).to_string();
+                let kind = e.kind();
+                let why = serde_json::json!({ "ready": false, "code": kind.code(), "error": e.to_string(), "fix": kind.fix() });
+                let text = why.to_string();
                 let mut response = respond(StatusCode::SERVICE_UNAVAILABLE, "application/json", text + "\n");
                 response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
                 response

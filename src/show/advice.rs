@@ -2,6 +2,7 @@
 
 use super::status::{PeerStatus, Status};
 use super::{Warning, format};
+use crate::db::Kind;
 use crate::values::TaskState;
 
 /// Failures in a row before a peer or a task is worth a word.
@@ -16,18 +17,13 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
     let mut warn = |code: &'static str, text: String, fix: &str| {
         found.push(Warning::new(code, text, fix));
     };
-    if !status.database.up {
+    if let Some(kind) = Kind::of_code(&status.database.state) {
         let why = status.database.error.as_deref().unwrap_or("no answer");
-        match status.database.away {
-            true => warn(
-                "database_away",
-                why.to_owned(),
-                "start the node's Postgres, or correct OPENAUDIO_DB_URL",
-            ),
-            false => {
-                warn("database_unfit", why.to_owned(), "correct that; `opsward doctor` looks at it again")
-            }
-        }
+        let fix = match kind.fix() {
+            "" => "correct that; `opsward doctor` looks at it again",
+            fix => fix,
+        };
+        warn(kind.code(), why.to_owned(), fix);
     }
     if status.daemon.is_none() {
         warn(
@@ -126,7 +122,9 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
             warn(code, format!("{what}: {}", about.join(", ")), fix);
         }
     }
-    let is_at_work = bounding.job.as_ref().is_some_and(|job| job.kind == "reclaim");
+    // One that was killed leaves its job, but not the lease.
+    let is_at_work =
+        bounding.lease.is_some() && bounding.job.as_ref().is_some_and(|job| job.kind == "reclaim");
     if let Some(unfinished) = bounding.unfinished_reclaim.as_ref().filter(|_| !is_at_work) {
         let fix = "`opsward reclaim --resume` goes on with it, `--abort` ends it";
         warn("reclaim_unfinished", format!("a reclaim is unfinished: {unfinished}"), fix);

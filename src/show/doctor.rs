@@ -5,7 +5,7 @@ use super::status::{PeerStatus, Status};
 use super::{Warning, advice, format};
 use crate::db::privileges::{Lacking, Need};
 use crate::db::stats::Fitness;
-use crate::db::{self, migrate};
+use crate::db::{self, Kind, migrate};
 use crate::settings::Settings;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -72,10 +72,10 @@ pub fn settings(warnings: &[Warning]) -> Vec<Check> {
 
 /// The database could not be worked with.
 pub fn no_database(shown: &str, error: &db::Error) -> Check {
-    let fix = if error.is_away() {
-        format!("start the node's Postgres, or correct OPENAUDIO_DB_URL (now {shown})")
-    } else {
-        "correct that, then run `opsward doctor` again".to_owned()
+    let fix = match error.kind() {
+        Kind::Away => format!("start the node's Postgres, or correct OPENAUDIO_DB_URL (now {shown})"),
+        kind if kind.fix().is_empty() => "correct that, then run `opsward doctor` again".to_owned(),
+        kind => kind.fix().to_owned(),
     };
     Check::fail("database", error.to_string(), fix)
 }
@@ -86,6 +86,10 @@ pub fn database(status: &Status, fitness: &Fitness, now: Timestamp) -> Vec<Check
     let version = status.database.server_version.as_deref().unwrap_or("?");
     let role = &fitness.role;
     let mut checks = vec![Check::ok("database", format!("{shown}, PostgreSQL {version}, as {role}"))];
+    if let Some(kind) = Kind::of_code(&status.database.state) {
+        let why = status.database.error.clone().unwrap_or_default();
+        checks.push(Check::fail("database", why, kind.fix()));
+    }
     checks.push(match fitness.encoding.as_str() {
         "UTF8" => Check::ok("encoding", format!("UTF8, locale {}", fitness.locale)),
         other => Check::fail(
@@ -94,7 +98,7 @@ pub fn database(status: &Status, fitness: &Fitness, now: Timestamp) -> Vec<Check
             "a node makes its database in UTF8: name the node's own in OPENAUDIO_DB_URL",
         ),
     });
-    checks.push(schema(status.database.schema_version.unwrap_or(0)));
+    checks.extend(status.database.schema_version.map(schema));
     if !fitness.ops_1.is_empty() {
         checks.push(Check::fail(
             "ops_1",

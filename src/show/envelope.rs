@@ -141,24 +141,29 @@ impl Failure {
     }
 }
 
+/// How a command ends that met such an error of the database.
+pub fn exit(kind: db::Kind) -> ExitCode {
+    match kind {
+        db::Kind::Away | db::Kind::Locked => ExitCode::Away,
+        db::Kind::Pooler => ExitCode::Settings,
+        _ => ExitCode::Failed,
+    }
+}
+
 impl From<db::Error> for Failure {
     fn from(error: db::Error) -> Self {
         let text = error.to_string();
-        match error {
-            db::Error::Away(_) => {
-                Self::new(ExitCode::Away, "database_away", text).fix("try again once the database answers")
+        let kind = error.kind();
+        let fix = match kind {
+            db::Kind::Denied => "check user, password and pg_hba.conf: `opsward doctor` says what is missing",
+            db::Kind::Absent | db::Kind::Unfit => "`opsward doctor` says what the database lacks",
+            db::Kind::Pooler => "name the server itself in OPENAUDIO_DB_URL",
+            db::Kind::BadData | db::Kind::Other => {
+                "`opsward doctor` looks for what is wrong with the database"
             }
-            db::Error::Denied(_) => Self::new(ExitCode::Failed, "database_denied", text)
-                .fix("check user, password and pg_hba.conf: `opsward doctor` says what is missing"),
-            db::Error::Unfit(_) => Self::new(ExitCode::Failed, "database_unfit", text)
-                .fix("`opsward doctor` says what the database lacks"),
-            db::Error::TooLong(_) | db::Error::Overtaken(_) => {
-                Self::new(ExitCode::Failed, "database_query", text)
-                    .fix("try again when the database is less busy")
-            }
-            db::Error::Query { .. } => Self::new(ExitCode::Failed, "database_query", text)
-                .fix("`opsward doctor` looks for what is wrong with the database"),
-        }
+            kind => kind.fix(),
+        };
+        Self::new(exit(kind), kind.code(), text).fix(fix)
     }
 }
 
@@ -287,7 +292,7 @@ mod tests {
     fn a_failure() {
         let away = Failure::from(db::Error::Away("h:1: refused".into()));
         assert_eq!(away.exit, ExitCode::Away);
-        insta::assert_snapshot!(json(frame(None), &Err(away)), @r#"{"schema":1,"command":"config show","at":"2023-11-14T22:13:20Z","self":null,"changed":false,"warnings":[],"result":null,"error":{"code":"database_away","text":"the database is away: h:1: refused","fix":"try again once the database answers"}}"#);
+        insta::assert_snapshot!(json(frame(None), &Err(away)), @r#"{"schema":1,"command":"config show","at":"2023-11-14T22:13:20Z","self":null,"changed":false,"warnings":[],"result":null,"error":{"code":"database_away","text":"the database is away: h:1: refused","fix":"try again once the database answers: start the node's Postgres, or correct OPENAUDIO_DB_URL"}}"#);
     }
 
     #[test]

@@ -4,9 +4,9 @@
 use super::format::age_seconds;
 use super::status::*;
 use crate::clock::Clock;
-use crate::db::{self, Client, Db, activity, foreign, migrate, overview, readers, stats};
+use crate::db::{self, Client, Db, foreign, migrate, overview, readers, replication, stats};
 use crate::settings::Settings;
-use crate::values::{OpUlid, TaskReport, is_plausible};
+use crate::values::{Host, OpUlid, TaskReport, is_plausible};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +60,8 @@ pub async fn gather(
             up: false,
             away: false,
             error: None,
+            state: "ready".to_owned(),
+            fix: String::new(),
             server_version: None,
             schema_version: None,
             ops_bytes: None,
@@ -75,7 +77,7 @@ pub async fn gather(
         rejected: Vec::new(),
         bounding: None,
     };
-    let told = |error: &db::Error| (error.is_away(), error.to_string());
+    let told = |error: &db::Error| (error.kind(), error.to_string());
     let read = match db {
         Ok(db) => timeout(WITHIN, read(&mut status, settings, db))
             .await
@@ -83,16 +85,23 @@ pub async fn gather(
             .map_err(|e| told(&e)),
         Err(error) => Err(told(error)),
     };
-    status.database.up = read.is_ok();
-    if let Err((away, error)) = read {
-        status.database.away = away;
-        status.database.error = Some(error);
+    status.database.up = true;
+    if let Err((kind, error)) = read {
+        let database = &mut status.database;
+        (database.up, database.away) = (kind.is_up(), kind == db::Kind::Away);
+        database.error = Some(error);
+        (database.state, database.fix) = (kind.code().to_owned(), kind.fix().to_owned());
     }
     status
 }
 
 async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<()> {
-    let client = db.client().await?;
+    let mut client = db.client().await?;
+    let standby = match stats::ready(&mut client).await {
+        // All can be read of it.
+        Err(error @ db::Error::ReadOnly(_)) => Err(error),
+        ready => Ok(ready?),
+    };
     let figures = stats::figures(&client).await?;
     let database = &mut status.database;
     let free =
@@ -113,19 +122,22 @@ async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<(
         let found = overview::overview(&client).await?;
         status.bounding = Some(BoundingStatus::new(found, settings, status.at));
     }
-    Ok(())
+    if let Some(peers) = &settings.peers {
+        set_peers(status, peers);
+    }
+    standby
 }
 
 async fn read_own(status: &mut Status, client: &Client) -> db::Result<()> {
     let now = status.at;
     status.database.foreign_floor = foreign::floor(client).await?.map(|u| u.to_string());
-    let set = activity::known_set(client).await?;
+    let set = replication::known_set(client).await?;
     if let Some(set) = set {
         status.peers.source = Some(set.source);
         status.peers.via = Some(set.via).filter(|v| !v.is_empty());
         status.peers.refreshed_at = Some(set.refreshed_at);
     }
-    let peers = activity::peers(client, now).await?;
+    let peers = replication::peers(client, now).await?;
     status.peers.list = peers.into_iter().map(|p| peer(p, now)).collect();
     let readers = readers::lowest_since(client, now - readers::COUNTED).await?;
     status.readers = readers
@@ -138,7 +150,7 @@ async fn read_own(status: &mut Status, client: &Client) -> db::Result<()> {
             requests: natural(r.requests),
         })
         .collect();
-    let rejected = activity::rejected(client).await?;
+    let rejected = replication::rejected(client).await?;
     status.rejected = rejected
         .into_iter()
         .map(|r| RejectedStatus { peer: r.peer, code: r.code, ops: natural(r.ops), last_seen: r.last_seen })
@@ -146,7 +158,31 @@ async fn read_own(status: &mut Status, client: &Client) -> db::Result<()> {
     Ok(())
 }
 
-fn peer(row: activity::PeerRow, now: Timestamp) -> PeerStatus {
+/// The set that the settings name is known, whether a daemon ever wrote it down or not.
+fn set_peers(status: &mut Status, set: &[Host]) {
+    let (peers, now) = (&mut status.peers, status.at);
+    peers.source = Some("static".to_owned());
+    peers.refreshed_at = peers.refreshed_at.or(Some(now));
+    for host in set {
+        if !peers.list.iter().any(|known| known.host == host.as_str() && known.active) {
+            let host = host.to_string();
+            peers.list.push(peer(
+                replication::PeerRow {
+                    host,
+                    active: true,
+                    last_seen: now,
+                    cursor: None,
+                    pull: None,
+                    hold: None,
+                    read_to_end_at: None,
+                },
+                now,
+            ));
+        }
+    }
+}
+
+fn peer(row: replication::PeerRow, now: Timestamp) -> PeerStatus {
     let pull = row.pull.as_ref();
     let [pages, applied, duplicates, replays, rejected, rejected_unkept, gap_advances] =
         pull.map_or([0; 7], |p| p.sums.map(natural));
@@ -178,7 +214,7 @@ fn peer(row: activity::PeerRow, now: Timestamp) -> PeerStatus {
 
 /// Seconds that a peer's cursor is behind; 0 where its last sweep, lately, found
 /// nothing above it: a quiet peer's cursor stays where it is.
-pub fn peer_lag_seconds(row: &activity::PeerRow, now: Timestamp) -> Option<u64> {
+pub fn peer_lag_seconds(row: &replication::PeerRow, now: Timestamp) -> Option<u64> {
     /// Two sweeps and a little.
     const LATELY_S: u64 = 25 * 60;
     let lag = lag_seconds(row.cursor.as_deref(), now)?;

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod advice;
 pub mod ask;
+pub mod database_state;
 pub mod doctor;
 mod envelope;
 pub mod format;
@@ -14,4 +15,4 @@ pub mod status_text;
 pub mod view;
 
 pub use crate::settings::Warning;
-pub use envelope::{Changed, Done, ExitCode, Failure, Frame, Outcome, OutputMode, json, write_lines};
+pub use envelope::{Changed, Done, ExitCode, Failure, Frame, Outcome, OutputMode, exit, json, write_lines};

@@ -66,6 +66,12 @@ pub struct DatabaseStatus {
     pub away: bool,
     /// Why it is not up.
     pub error: Option<String>,
+    /// `ready`, or the code of what is in the way.
+    #[serde(default)]
+    pub state: String,
+    /// What to do about that; empty where `error` says so.
+    #[serde(default)]
+    pub fix: String,
     /// The server's version.
     pub server_version: Option<String>,
     /// The version of the schema `opsward`; 0 where there is none.

@@ -3,6 +3,7 @@
 
 use super::format::{ago, bytes, count, span};
 use super::status::{DatabaseStatus, PeersStatus, Status};
+use crate::db::Kind;
 use crate::values::{TaskReport, TaskState};
 use jiff::Timestamp;
 
@@ -52,7 +53,13 @@ fn database(database: &DatabaseStatus) -> String {
         Some(0) | None => "no schema opsward".to_owned(),
         Some(n) => format!("schema opsward v{n}"),
     };
-    format!("{}: up, PostgreSQL {version}, {schema}", database.shown)
+    let state = match Kind::of_code(&database.state) {
+        None => "up",
+        Some(Kind::Locked) => "up, ops is LOCKED",
+        Some(Kind::ReadOnly) => "up, a STANDBY",
+        Some(_) => "up, TROUBLE",
+    };
+    format!("{}: {state}, PostgreSQL {version}, {schema}", database.shown)
 }
 
 fn source(peers: &PeersStatus, now: Timestamp) -> String {

@@ -361,7 +361,7 @@ async fn a_deletion_in_the_middle_is_neither_lost_nor_taken_off_twice() {
         SELECT "table", ulid, (32 + pg_column_size(ulid) + pg_column_size(host) + pg_column_size(action)
             + pg_column_size("table") + pg_column_size(data))::bigint FROM gone"#;
     let mut own = db.client().await.unwrap();
-    let tx = own.transaction().await.unwrap();
+    let tx = opsward::db::begin(&mut own, opsward::db::Isolation::Write).await.unwrap();
     let rows = tx.query(sql, &[&position]).await.unwrap();
     let gone: Vec<_> = rows
         .iter()
@@ -396,7 +396,7 @@ async fn a_sample_of_all_blocks_is_right_and_no_toast_is_read() {
     let read = client.query("SELECT data::text FROM ops", &[]).await;
     assert!(read.is_err(), "the value can still be read");
     let counts = census_slice::estimate(&mut own, &reading, NOW_MS as u64).await.unwrap();
-    let tx = own.transaction().await.unwrap();
+    let tx = opsward::db::begin(&mut own, opsward::db::Isolation::Write).await.unwrap();
     census::put(&tx, &counts, census::Estimated::Yes, Clock::System.now()).await.unwrap();
     tx.commit().await.unwrap();
     assert!(census::load(&db.client().await.unwrap()).await.unwrap().iter().all(|e| e.estimated));

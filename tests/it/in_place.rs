@@ -388,7 +388,7 @@ async fn a_range_is_emptied_to_its_first_page() {
     bench.run("VACUUM (TRUNCATE off, INDEX_CLEANUP on) ops").await;
     let pages = bench.size().await.pages;
     let mut client = bench.client_of_pool().await;
-    let tx = client.transaction().await.unwrap();
+    let tx = opsward::db::begin(&mut client, opsward::db::Isolation::Write).await.unwrap();
     // It ends early where it takes long.
     let mut to = pages;
     while to > pages / 3 {
@@ -451,6 +451,42 @@ async fn an_abort_in_reindex_leaves_no_half_made_index() {
     assert_eq!(bench.schema(), schema);
 }
 
+/// An index that another session builds is no leftover: it is waited for and named.
+#[tokio::test]
+async fn an_index_that_the_operator_builds_is_waited_for() {
+    let bench = Bench::new(2_000, 1_000_000).await;
+    bench.begun(window()).await;
+    assert!(matches!(bench.until("reindex").await, Err(Error::Halted(_))));
+    let (mut reader, operator) = (bench.database.client().await, bench.database.client().await);
+    // The rebuild waits for this snapshot before it puts the new index in place.
+    let level = tokio_postgres::IsolationLevel::RepeatableRead;
+    let held = reader.build_transaction().isolation_level(level).start().await.unwrap();
+    held.query_one("SELECT 1", &[]).await.unwrap();
+    let rebuilt = operator.batch_execute("REINDEX INDEX CONCURRENTLY ops_pkey");
+    let mut told = bench.told.clone();
+    let released = async {
+        let under_way = "SELECT count(*) FROM pg_class WHERE relname = 'ops_pkey_ccnew'";
+        while bench.number(under_way).await == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let waits = |p: &Progress| p.waiting.as_ref().is_some_and(|w| w.contains("index build of process"));
+        let aborted = bench.asked(Action::Abort, &bench.work);
+        let named = async {
+            told.wait_for(waits).await.unwrap();
+            held.rollback().await.unwrap();
+        };
+        tokio::join!(aborted, named).0
+    };
+    let (rebuilt, report) = tokio::join!(rebuilt, released);
+    rebuilt.unwrap();
+    assert_eq!(report.unwrap().outcome, Outcome::Aborted("by the operator".into()));
+    let valid = "SELECT count(*) FROM pg_index WHERE indrelid = 'ops'::regclass AND indisvalid";
+    assert_eq!(
+        bench.number(valid).await,
+        bench.number("SELECT count(*) FROM pg_index WHERE indrelid = 'ops'::regclass").await
+    );
+}
+
 #[tokio::test]
 async fn nor_does_uninstall_in_the_middle_of_it() {
     let bench = Bench::new(2_000, 1_000_000).await;
@@ -493,7 +529,7 @@ async fn a_transaction_that_moves_rows_ends_though_its_range_does_not() {
         .await;
     let pages = bench.size().await.pages;
     let mut client = bench.client_of_pool().await;
-    let tx = client.transaction().await.unwrap();
+    let tx = opsward::db::begin(&mut client, opsward::db::Isolation::Write).await.unwrap();
     let moved = in_place::empty_pages(&tx, pages / 3, pages).await.unwrap();
     tx.commit().await.unwrap();
     assert!(moved.from < pages && moved.from > pages / 3, "{moved:?} of {pages}");

@@ -10,6 +10,7 @@
 
 mod batches;
 mod bounding;
+mod bounds;
 mod census;
 mod cli;
 mod digest;
@@ -36,6 +37,7 @@ mod serve;
 mod sessions;
 mod sim;
 mod statements;
+mod states;
 mod supervision;
 mod walks;
 mod watched;

@@ -47,7 +47,8 @@ async fn endless(db: &Db, lease: &mut Lease) -> Result<Ended, Error> {
 
 /// The session is as every one is.
 async fn is_as_before(lease: &mut Lease) {
-    for (name, value) in [("statement_timeout", "4500ms"), ("vacuum_cost_delay", "0")] {
+    for (name, value) in [("statement_timeout", "4500ms"), ("lock_timeout", "4s"), ("vacuum_cost_delay", "0")]
+    {
         let row = lease.client().unwrap().query_one(&format!("SHOW {name}"), &[]).await.unwrap();
         assert_eq!(row.get::<_, String>(0), value, "{name}");
     }
@@ -68,6 +69,22 @@ async fn a_watcher_that_is_lost_is_replaced() {
     };
     let (ended, ()) = tokio::join!(endless(&db, &mut lease), disturbed);
     assert_eq!(ended.unwrap(), Ended::Yielded);
+    is_as_before(&mut lease).await;
+}
+
+/// An operator's timeouts do not end it: they would begin it again for ever.
+#[tokio::test]
+async fn it_has_timeouts_of_its_own() {
+    let database = Database::new().await;
+    let alter = format!("ALTER DATABASE {} SET lock_timeout = '1ms'", database.name());
+    database.client().await.batch_execute(&alter).await.unwrap();
+    let db = database.db().await;
+    let mut lease = Lease::take(&db).await.unwrap().unwrap_or_else(|_| panic!("the lease is free"));
+    let check = "DO $$ BEGIN
+        ASSERT current_setting('lock_timeout') = '0' AND current_setting('statement_timeout') = '0';
+    END $$";
+    let stop = CancellationToken::new();
+    assert_eq!(watched(&mut lease, &db, check, &[], &stop).await.unwrap(), Ended::Done);
     is_as_before(&mut lease).await;
 }
 

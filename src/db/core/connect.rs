@@ -1,22 +1,77 @@
 //! One way into the database: a pool of sessions that are all set up alike.
 
-use crate::db::error::{Doing, Error, Result};
+use crate::db::error::{Doing, Error, Kind, Result};
 use crate::db::session;
 use crate::settings::{DbTarget, TlsMode};
 use crate::tls::{self, Verify};
-use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
-};
+use deadpool::Runtime;
+use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult, TimeoutType};
+use deadpool_postgres::ClientWrapper;
 use std::io;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::AbortHandle;
 use tokio_postgres::CancelToken;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::debug;
 
-/// A connection from the pool.
-pub type Client = deadpool_postgres::Client;
+/// A session from the pool.
+pub type Client = Object<Manager>;
+type Pool = managed::Pool<Manager>;
+
+/// A session of the server, set up as all are.
+pub struct Session {
+    pub(super) wrapper: ClientWrapper,
+    /// How a cancel is sent to the server.
+    pub(super) tls: MakeRustlsConnect,
+    /// Ends the connection without asking the server.
+    pub(super) connection: AbortHandle,
+}
+
+impl Deref for Session {
+    type Target = ClientWrapper;
+
+    fn deref(&self) -> &ClientWrapper {
+        &self.wrapper
+    }
+}
+
+/// Makes the sessions of a pool.
+pub struct Manager {
+    config: tokio_postgres::Config,
+    tls: MakeRustlsConnect,
+    shown: Arc<str>,
+}
+
+impl managed::Manager for Manager {
+    type Type = Session;
+    type Error = Error;
+
+    #[allow(clippy::disallowed_methods, reason = "a connection lives as long as its session")]
+    async fn create(&self) -> Result<Session> {
+        let connected = self.config.connect(self.tls.clone()).await;
+        let (client, connection) = connected.map_err(|e| connect_error(&self.shown, &e))?;
+        let connection = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "a connection to the database ended");
+            }
+        });
+        let abort = connection.abort_handle();
+        let wrapper = ClientWrapper::new(client, connection);
+        session::check(&wrapper, &self.shown).await?;
+        Ok(Session { wrapper, tls: self.tls.clone(), connection: abort })
+    }
+
+    async fn recycle(&self, session: &mut Session, _: &Metrics) -> RecycleResult<Error> {
+        match session.is_closed() {
+            true => Err(RecycleError::message("closed")),
+            false => Ok(()),
+        }
+    }
+}
 
 /// The databases a node may use, in the order they are looked for.
 const KNOWN_DATABASES: [&str; 2] = ["openaudio", "audius_creator_node"];
@@ -49,16 +104,18 @@ impl Db {
         for name in names {
             let target = DbTarget { dbname: Some(name.to_owned()), ..target.clone() };
             let tls = MakeRustlsConnect::new(tls_config(&target)?);
-            let pool = pool(&target, application_name, size, tls.clone())?;
-            let db = Self { pool, tls, shown: target.shown().into() };
+            let shown: Arc<str> = target.shown().into();
+            let manager =
+                Manager { config: config(&target, application_name), tls: tls.clone(), shown: shown.clone() };
+            let db = Self { pool: pool(manager, size, target.connect_timeout)?, tls, shown };
             match db.check().await {
                 Ok(()) => return Ok(db),
                 // Only "not here" lets the search go on.
-                Err(Miss::NotHere(why)) => misses.push(why),
-                Err(Miss::Fatal(error)) => return Err(error),
+                Err(Error::Absent(why)) => misses.push(why),
+                Err(error) => return Err(error),
             }
         }
-        Err(Error::Unfit(misses.join("; ")))
+        Err(Error::Absent(misses.join("; ")))
     }
 
     /// A connection, waited for at most 3 s.
@@ -74,7 +131,7 @@ impl Db {
     /// # Errors
     /// Away or denied. That the server does it is not told.
     pub async fn cancel(&self, session: &CancelToken) -> Result<()> {
-        session.cancel_query(self.tls.clone()).await.map_err(|e| self.connect_error(&e))
+        session.cancel_query(self.tls.clone()).await.map_err(|e| connect_error(&self.shown, &e))
     }
 
     /// `host:port/database`, for messages.
@@ -88,43 +145,37 @@ impl Db {
         (status.size.saturating_sub(status.available), status.max_size)
     }
 
-    async fn check(&self) -> std::result::Result<(), Miss> {
-        let client = self.pool.get().await.map_err(|e| match e {
-            PoolError::Backend(ref b) if b.code() == Some(&SqlState::UNDEFINED_DATABASE) => Miss::NotHere(
-                format!("there is no database {}: name the node's in OPENAUDIO_DB_URL", self.shown),
-            ),
-            e => Miss::Fatal(self.pool_error(e)),
-        })?;
-        let row = client.query_one(CHECK, &[]).await.doing("look at ops").map_err(Miss::Fatal)?;
+    async fn check(&self) -> Result<()> {
+        let client = self.client().await?;
+        let row = client.query_one(CHECK, &[]).await.doing("look at ops")?;
         let (version, has_ops, keyed): (i32, bool, bool) = (row.get(0), row.get(1), row.get(2));
         if version.unsigned_abs() < OLDEST_SERVER {
-            return Err(Miss::Fatal(Error::Unfit(format!(
+            return Err(Error::Unfit(format!(
                 "the server at {} is PostgreSQL {}: opsward needs 13 or newer",
                 self.shown,
                 version / 10_000
-            ))));
+            )));
         }
         if !has_ops {
-            return Err(Miss::NotHere(format!(
+            return Err(Error::Absent(format!(
                 "the database {} holds no table public.ops: name the node's database in OPENAUDIO_DB_URL, \
                  or start the node once so that it makes its tables",
                 self.shown
             )));
         }
         if !keyed {
-            return Err(Miss::Fatal(Error::Unfit(format!(
+            return Err(Error::Unfit(format!(
                 "the table public.ops in {} has no primary key on (ulid): this is no log that a node made; \
                  restore the key with ALTER TABLE public.ops ADD PRIMARY KEY (ulid)",
                 self.shown
-            ))));
+            )));
         }
         Ok(())
     }
 
-    fn pool_error(&self, error: PoolError) -> Error {
+    fn pool_error(&self, error: PoolError<Error>) -> Error {
         match error {
-            PoolError::Backend(e) => self.connect_error(&e),
-            PoolError::PostCreateHook(HookError::Message(words)) => Error::Unfit(words.into()),
+            PoolError::Backend(error) => error,
             PoolError::Timeout(TimeoutType::Wait) => {
                 Error::Away(format!("all connections to {} stayed busy for {} s", self.shown, WAIT.as_secs()))
             }
@@ -132,40 +183,42 @@ impl Db {
             e => Error::Away(format!("{}: {e}", self.shown)),
         }
     }
-
-    fn connect_error(&self, error: &tokio_postgres::Error) -> Error {
-        let words = crate::db::error::describe(error);
-        match error.code() {
-            Some(c)
-                if *c == SqlState::INVALID_PASSWORD
-                    || *c == SqlState::INVALID_AUTHORIZATION_SPECIFICATION =>
-            {
-                Error::Denied(format!(
-                    "the server at {} refused the login: {words}; check user and password in OPENAUDIO_DB_URL",
-                    self.shown
-                ))
-            }
-            Some(c) if *c == SqlState::UNDEFINED_DATABASE => {
-                Error::Denied(format!("{words}: name the node's database in OPENAUDIO_DB_URL"))
-            }
-            Some(c) if *c == SqlState::INSUFFICIENT_PRIVILEGE => Error::Denied(format!(
-                "the server at {}: {words}; GRANT CONNECT ON DATABASE lifts it",
-                self.shown
-            )),
-            None if is_tls(error) => Error::Denied(format!(
-                "{}: {words}; see sslmode and sslrootcert in OPENAUDIO_DB_URL",
-                self.shown
-            )),
-            _ if crate::db::error::is_away(error) => Error::Away(format!("{}: {words}", self.shown)),
-            // A parameter that the server does not know, no password to give.
-            _ => Error::Denied(format!("no session at {}: {words}; correct OPENAUDIO_DB_URL", self.shown)),
-        }
-    }
 }
 
-enum Miss {
-    NotHere(String),
-    Fatal(Error),
+/// Why there is no session, by what to do about it.
+fn connect_error(shown: &str, error: &tokio_postgres::Error) -> Error {
+    let words = crate::db::error::describe(error);
+    let kind = match error.code() {
+        None if is_no_primary(error) => {
+            return Error::ReadOnly(format!("{shown}: {words}: no host in OPENAUDIO_DB_URL is a primary"));
+        }
+        None if is_tls(error) => {
+            return Error::Denied(format!(
+                "{shown}: {words}; see sslmode and sslrootcert in OPENAUDIO_DB_URL"
+            ));
+        }
+        // It knows start-up parameters by a list of its own; no server says this.
+        Some(c) if *c == SqlState::PROTOCOL_VIOLATION && words.contains("startup parameter") => Kind::Pooler,
+        _ => crate::db::error::kind(error),
+    };
+    match kind {
+        Kind::Away => Error::Away(format!("{shown}: {words}")),
+        Kind::Pooler => Error::Pooler(format!(
+            "a pooler at {shown} refuses the start-up options that opsward relies on: {words}; \
+             name the server itself in OPENAUDIO_DB_URL"
+        )),
+        Kind::Absent if error.code() == Some(&SqlState::UNDEFINED_DATABASE) => {
+            Error::Absent(format!("there is no database {shown}: name the node's in OPENAUDIO_DB_URL"))
+        }
+        Kind::Denied if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            Error::Denied(format!("the server at {shown}: {words}; GRANT CONNECT ON DATABASE lifts it"))
+        }
+        Kind::Denied => Error::Denied(format!(
+            "the server at {shown} refused the login: {words}; check user and password in OPENAUDIO_DB_URL"
+        )),
+        // A parameter that the server does not know, no password to give.
+        _ => Error::Denied(format!("no session at {shown}: {words}; correct OPENAUDIO_DB_URL")),
+    }
 }
 
 /// Server version, whether `public.ops` is a table, whether its key is (ulid).
@@ -179,6 +232,12 @@ const CHECK: &str = "
     FROM (SELECT 1) one
     LEFT JOIN pg_class c ON c.oid = to_regclass('public.ops') AND c.relkind IN ('r', 'p')";
 
+/// Whether `target_session_attrs` asks for more than what was reached.
+fn is_no_primary(error: &tokio_postgres::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|c| c.downcast_ref::<io::Error>());
+    cause.is_some_and(|e| e.kind() == io::ErrorKind::PermissionDenied && e.to_string().contains("writes"))
+}
+
 /// Whether TLS itself failed, not the line under it.
 fn is_tls(error: &tokio_postgres::Error) -> bool {
     let cause = std::error::Error::source(error);
@@ -188,25 +247,14 @@ fn is_tls(error: &tokio_postgres::Error) -> bool {
     error.to_string().contains("TLS") && !line
 }
 
-fn pool(target: &DbTarget, application_name: &str, size: usize, tls: MakeRustlsConnect) -> Result<Pool> {
-    let server = target.shown();
-    let manager = Manager::from_config(
-        config(target, application_name),
-        tls,
-        ManagerConfig { recycling_method: RecyclingMethod::Fast },
-    );
+fn pool(manager: Manager, size: usize, connect_timeout: Duration) -> Result<Pool> {
     Pool::builder(manager)
         .max_size(size)
         .runtime(Runtime::Tokio1)
         .wait_timeout(Some(WAIT))
-        .create_timeout(Some(target.connect_timeout + Duration::from_secs(1)))
+        // The facts are read within it, too.
+        .create_timeout(Some(connect_timeout + Duration::from_secs(1)))
         .recycle_timeout(Some(WAIT))
-        .post_create(Hook::async_fn(move |client, _| {
-            let server = server.clone();
-            Box::pin(async move {
-                session::check(client, &server).await.map_err(|error| HookError::message(error.to_string()))
-            })
-        }))
         .build()
         .map_err(|e| Error::Unfit(e.to_string()))
 }
@@ -233,6 +281,10 @@ fn config(target: &DbTarget, application_name: &str) -> tokio_postgres::Config {
             TlsMode::Disable => SslMode::Disable,
             TlsMode::Prefer => SslMode::Prefer,
             _ => SslMode::Require,
+        })
+        .target_session_attrs(match target.primary_only {
+            true => TargetSessionAttrs::ReadWrite,
+            false => TargetSessionAttrs::Any,
         })
         .options(session::options(&target.params));
     config

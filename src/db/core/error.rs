@@ -12,6 +12,15 @@ pub enum Error {
     /// Reached, but it will not let us in.
     #[error("{0}")]
     Denied(String),
+    /// Reached, but the database or its table `ops` is not there.
+    #[error("{0}")]
+    Absent(String),
+    /// What was reached is no server but a pooler that drops what a session needs.
+    #[error("{0}")]
+    Pooler(String),
+    /// A standby, or a server that takes no writes for another reason.
+    #[error("{0}")]
+    ReadOnly(String),
     /// Reached, but it is not what opsward can work with; says what to do.
     #[error("{0}")]
     Unfit(String),
@@ -37,12 +46,27 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// Sorts a driver's error that happened while doing `what`.
     pub fn of(what: &'static str, source: tokio_postgres::Error) -> Self {
-        if is_away(&source) { Self::Away(describe(&source)) } else { Self::Query { what, source } }
+        if kind(&source) == Kind::Away { Self::Away(describe(&source)) } else { Self::Query { what, source } }
+    }
+
+    /// What it is, by what lifts it.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Away(_) => Kind::Away,
+            Self::Denied(_) => Kind::Denied,
+            Self::Absent(_) => Kind::Absent,
+            Self::Pooler(_) => Kind::Pooler,
+            Self::ReadOnly(_) => Kind::ReadOnly,
+            Self::Unfit(_) => Kind::Unfit,
+            Self::TooLong(_) => Kind::TooLong,
+            Self::Overtaken(_) => Kind::Contended,
+            Self::Query { source, .. } => kind(source),
+        }
     }
 
     /// Whether trying again later may help, with nothing changed here.
     pub fn is_away(&self) -> bool {
-        matches!(self, Self::Away(_))
+        self.kind() == Kind::Away
     }
 
     /// The server's error code, where it sent one.
@@ -60,7 +84,126 @@ impl Error {
 
     /// Whether the server refused for lack of a privilege.
     pub fn is_denied(&self) -> bool {
-        matches!(self, Self::Denied(_)) || self.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+        self.kind() == Kind::Denied
+    }
+}
+
+/// What an error of the database is, by what lifts it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Refused, lost, shutting down, starting up: try again later.
+    Away,
+    /// Another session holds a lock.
+    Locked,
+    /// It took too long, or was cancelled.
+    TooLong,
+    /// Another session was first, or both waited for each other: the same again may pass.
+    Contended,
+    /// The login or a privilege is refused.
+    Denied,
+    /// The database, a table or a column is not there.
+    Absent,
+    /// A standby, or a server that takes no writes.
+    ReadOnly,
+    /// A pooler that drops what a session needs.
+    Pooler,
+    /// A volume of the server is full.
+    DiskFull,
+    /// The values of this statement are refused: others may pass.
+    BadData,
+    /// The server, the schema or a session is not what opsward works with.
+    Unfit,
+    /// None of these.
+    Other,
+}
+
+impl Kind {
+    /// All of them.
+    const ALL: [Self; 12] = [
+        Self::Away,
+        Self::Locked,
+        Self::TooLong,
+        Self::Contended,
+        Self::Denied,
+        Self::Absent,
+        Self::ReadOnly,
+        Self::Pooler,
+        Self::DiskFull,
+        Self::BadData,
+        Self::Unfit,
+        Self::Other,
+    ];
+
+    /// The kind of a code that [`Self::code`] gave.
+    pub fn of_code(code: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.code() == code)
+    }
+
+    /// Whether the server answers and lets opsward in.
+    pub fn is_up(self) -> bool {
+        !matches!(self, Self::Away | Self::Denied | Self::Absent | Self::Pooler | Self::Unfit)
+    }
+
+    /// The stable code of JSON errors, `/readyz` and metrics.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Away => "database_away",
+            Self::Locked => "database_locked",
+            Self::TooLong => "database_slow",
+            Self::Contended => "database_contended",
+            Self::Denied => "database_denied",
+            Self::Absent => "database_absent",
+            Self::ReadOnly => "database_read_only",
+            Self::Pooler => "database_pooler",
+            Self::DiskFull => "database_disk_full",
+            Self::Unfit => "database_unfit",
+            Self::BadData | Self::Other => "database_query",
+        }
+    }
+
+    /// What to do about it; empty where the sentence says so.
+    pub fn fix(self) -> &'static str {
+        match self {
+            Self::Away => {
+                "try again once the database answers: start the node's Postgres, or correct OPENAUDIO_DB_URL"
+            }
+            Self::Locked => "try again once the lock is gone; `opsward status` names who holds it",
+            Self::TooLong => "try again when the database is less busy",
+            Self::Contended => "try again",
+            Self::ReadOnly => {
+                "name the primary in OPENAUDIO_DB_URL; with several hosts, target_session_attrs=read-write finds it"
+            }
+            Self::DiskFull => "make room on the volume of the server",
+            _ => "",
+        }
+    }
+}
+
+/// Sorts a driver's error. The one place that knows the server's codes.
+pub(in crate::db) fn kind(error: &tokio_postgres::Error) -> Kind {
+    let Some(code) = error.code() else {
+        let is_line = std::error::Error::source(error).is_some_and(|s| s.is::<std::io::Error>());
+        return if error.is_closed() || is_line { Kind::Away } else { Kind::Other };
+    };
+    match code.code() {
+        // Sessions that the server ended, and "too many connections".
+        "57P01" | "57P02" | "57P03" | "57P05" | "53300" | "25P03" | "25P04" => Kind::Away,
+        "57014" => Kind::TooLong,
+        "55P03" => Kind::Locked,
+        "40001" | "40P01" => Kind::Contended,
+        "42501" => Kind::Denied,
+        "3D000" | "3F000" | "42P01" | "42703" | "42704" | "42883" => Kind::Absent,
+        "25006" => Kind::ReadOnly,
+        // "cannot set transaction read-write mode during recovery"
+        "0A000" if describe(error).contains("during recovery") => Kind::ReadOnly,
+        "53100" => Kind::DiskFull,
+        code => match &code[..2] {
+            "08" => Kind::Away,
+            "28" => Kind::Denied,
+            // Data exception, cardinality, integrity, program limit exceeded.
+            "22" | "21" | "23" | "54" => Kind::BadData,
+            _ => Kind::Other,
+        },
     }
 }
 
@@ -76,27 +219,6 @@ pub trait Doing<T> {
 impl<T> Doing<T> for std::result::Result<T, tokio_postgres::Error> {
     fn doing(self, what: &'static str) -> Result<T> {
         self.map_err(|e| Error::of(what, e))
-    }
-}
-
-/// Whether the same attempt may succeed later.
-pub(in crate::db) fn is_away(error: &tokio_postgres::Error) -> bool {
-    match error.code() {
-        // Connection exceptions, and "too many connections", "the database
-        // system is starting up / shutting down".
-        Some(code) => {
-            code.code().starts_with("08")
-                || [
-                    SqlState::ADMIN_SHUTDOWN,
-                    SqlState::CRASH_SHUTDOWN,
-                    SqlState::CANNOT_CONNECT_NOW,
-                    SqlState::TOO_MANY_CONNECTIONS,
-                ]
-                .contains(code)
-        }
-        None => {
-            error.is_closed() || std::error::Error::source(error).is_some_and(|s| s.is::<std::io::Error>())
-        }
     }
 }
 
@@ -125,16 +247,9 @@ pub enum Trouble {
 
 /// Sorts the error of a batch.
 pub fn trouble(error: &Error) -> Trouble {
-    let is = |codes: &[SqlState]| error.code().is_some_and(|code| codes.contains(code));
-    if is(&[
-        SqlState::LOCK_NOT_AVAILABLE,
-        SqlState::T_R_DEADLOCK_DETECTED,
-        SqlState::T_R_SERIALIZATION_FAILURE,
-    ]) {
-        Trouble::Contended
-    } else if is(&[SqlState::QUERY_CANCELED]) || matches!(error, Error::TooLong(_)) {
-        Trouble::TooLong
-    } else {
-        Trouble::Fatal
+    match error.kind() {
+        Kind::Locked | Kind::Contended => Trouble::Contended,
+        Kind::TooLong => Trouble::TooLong,
+        _ => Trouble::Fatal,
     }
 }

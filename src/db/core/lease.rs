@@ -5,8 +5,9 @@
 
 use crate::db::connect::{Client, Db};
 use crate::db::error::{Doing, Error, Result};
-use crate::db::session::{self, Isolation};
-use deadpool_postgres::{Object, Transaction};
+use crate::db::transaction::Transaction;
+use crate::db::transaction::{self, Isolation};
+use deadpool::managed::Object;
 use jiff::Timestamp;
 use std::sync::Arc;
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -108,7 +109,7 @@ impl Lease {
     /// The lease is lost, or the database's.
     pub async fn begin(&mut self) -> Result<Transaction<'_>> {
         let pid = self.pid;
-        let tx = session::begin(self.client()?, Isolation::Write).await?;
+        let tx = transaction::begin(self.client()?, Isolation::Write).await?;
         tx.batch_execute(BOUNDS).await.doing("begin a batch")?;
         // Not prepared later than what it is sent along with.
         tx.prepare_cached(BOUND).await.doing("begin a batch")?;

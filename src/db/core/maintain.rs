@@ -3,9 +3,9 @@
 //! them then. A node's start-up waits behind every one of them.
 
 use crate::db::connect::{Client, Db};
-use crate::db::error::{Doing, Error, Result};
+use crate::db::error::{Doing, Error, Kind, Result};
 use crate::db::lease::Lease;
-use deadpool_postgres::Object;
+use deadpool::managed::Object;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::CancelToken;
@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 /// How often it is looked whether a session waits (contract 1).
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// A look that takes longer is none.
+/// If this check times out, the watcher counts as dead.
 const LOOK_LONGEST: Duration = Duration::from_secs(2);
 
 /// How a statement that could be cancelled came to its end.
@@ -23,7 +23,7 @@ const LOOK_LONGEST: Duration = Duration::from_secs(2);
 pub enum Ended {
     /// It did its work.
     Done,
-    /// Another session waited behind it: cancelled, to be tried again later.
+    /// Another session waited behind it, or was in its way: to be tried again later.
     Yielded,
     /// It was told to stop.
     Stopped,
@@ -48,8 +48,11 @@ pub async fn watched(
     let client = lease.client()?;
     let mut watch =
         Watch { db, client: Some(db.client().await?), pid, session: client.cancel_token(), failed: None };
-    let settings =
-        || [("statement_timeout", "0")].into_iter().chain(settings.iter().map(|(n, v)| (*n, v.as_str())));
+    let settings = || {
+        [("statement_timeout", "0"), ("lock_timeout", "0")]
+            .into_iter()
+            .chain(settings.iter().map(|(n, v)| (*n, v.as_str())))
+    };
     let sets: Vec<String> = settings().map(|(name, value)| format!("SET {name} = '{value}'")).collect();
     // Together they are one transaction: all or none.
     client.batch_execute(&sets.join("; ")).await.doing("prepare maintenance")?;
@@ -80,7 +83,14 @@ pub async fn watched(
         (Ok(()), _) => Ended::Done,
         (Err(e), Some(error)) if is_cancelled(&e) => return Err(error),
         (Err(e), None) if is_cancelled(&e) && why != Ended::Done => why,
-        (Err(e), _) => return Err(Error::of("maintain the log", e)),
+        (Err(e), _) => match Error::of("maintain the log", e) {
+            // Another session was in the way. It yields to this one, as to a waiting one.
+            error if matches!(error.kind(), Kind::Locked | Kind::Contended) => {
+                debug!(%error, "maintenance met a lock");
+                Ended::Yielded
+            }
+            error => return Err(error),
+        },
     };
     reset.doing("end maintenance")?;
     Ok(ended)

@@ -2,7 +2,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Error, Result};
-use crate::db::session::{Isolation, begin};
+use crate::db::transaction::{Isolation, begin};
 use sha2::{Digest, Sha256};
 use tokio_postgres::error::SqlState;
 
@@ -33,16 +33,38 @@ pub const LATEST: i32 = MIGRATIONS.len() as i32;
 ///
 /// # Errors
 /// The database's.
-pub async fn version(client: &impl deadpool_postgres::GenericClient) -> Result<i32> {
-    let there = client.query_one(HAS_SCHEMA, &[]).await.doing("look for the schema opsward")?;
-    if !there.get::<_, bool>(0) {
-        return Ok(0);
+pub async fn version(client: &impl crate::db::transaction::GenericClient) -> Result<i32> {
+    let row = client.query_opt(SCHEMA, &[]).await.doing("look for the schema opsward")?;
+    let Some(row) = row else { return Ok(0) };
+    let (owner, is_made, may, is_empty): (&str, bool, bool, bool) =
+        (row.get(0), row.get(1), row.get(2), row.get(3));
+    if !may {
+        return Err(Error::Denied(format!(
+            "the schema opsward belongs to {owner}, and this role may not use it: \
+             use that role in OPENAUDIO_DB_URL, or GRANT {owner} TO this one"
+        )));
+    }
+    if !is_made {
+        return if is_empty {
+            Ok(0)
+        } else {
+            Err(Error::Unfit(format!(
+                "the schema opsward of {owner} was made by no opsward: rename it, with ALTER SCHEMA opsward RENAME TO …"
+            )))
+        };
     }
     let row = client.query_one(VERSION, &[]).await.doing("read the version of the schema opsward")?;
     Ok(row.get(0))
 }
 
-const HAS_SCHEMA: &str = "SELECT to_regclass('opsward.migrations') IS NOT NULL";
+/// By the catalog: a name in a schema that the role may not use would be an error.
+const SCHEMA: &str = "
+    SELECT n.nspowner::regrole::text, m.oid IS NOT NULL,
+           CASE WHEN m.oid IS NULL THEN has_schema_privilege(n.oid, 'CREATE')
+                ELSE has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(m.oid, 'SELECT') END,
+           NOT EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid)
+    FROM pg_namespace n LEFT JOIN pg_class m ON m.relnamespace = n.oid AND m.relname = 'migrations'
+    WHERE n.nspname = 'opsward'";
 const VERSION: &str = "SELECT coalesce(max(version), 0) FROM opsward.migrations";
 
 /// Brings the schema up to this binary's version, where it is not.

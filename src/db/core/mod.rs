@@ -12,4 +12,5 @@ pub mod presence;
 pub mod privileges;
 pub(in crate::db) mod session;
 pub mod short_lock;
+pub(in crate::db) mod transaction;
 pub mod uninstall;

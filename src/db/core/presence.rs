@@ -1,15 +1,16 @@
 //! A daemon's mark on its database: a session advisory lock in shared mode,
 //! on a connection of its own. `uninstall` needs it for itself.
 
+use crate::db::connect::Session;
 use crate::db::connect::{Client, Db};
 use crate::db::error::{Doing, Error, Result};
-use deadpool_postgres::{ClientWrapper, Object};
+use deadpool::managed::Object;
 
 /// One number in Postgres' space of advisory locks: "opswardP" in ASCII.
 pub(in crate::db) const PRESENCE_LOCK: i64 = 0x6f70_7377_6172_6450;
 
 /// The mark, held as long as this lives and its session does.
-pub struct Presence(ClientWrapper);
+pub struct Presence(Session);
 
 impl Presence {
     /// Takes the mark on a connection that is taken out of the pool.

@@ -148,7 +148,7 @@ pub async fn leftovers(client: &Client) -> Result<Vec<(String, String)>> {
 }
 
 const INVALID: &str = "
-    SELECT format('the index %s on public.ops is invalid: a build of it failed or is under way', c.relname),
+    SELECT format('the index %s on public.ops is invalid: a build of it failed, or a session builds it now', c.relname),
            format('if nothing builds it: DROP INDEX CONCURRENTLY %I.%I', n.nspname, c.relname)
     FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE i.indrelid = to_regclass('public.ops') AND NOT i.indisvalid ORDER BY c.relname";

@@ -1,11 +1,9 @@
 //! What every session of opsward relies on. The facts are set when a session
 //! starts and read back once: a pooler may drop them, and a database or a role may
-//! have other defaults. Transactions begin here, each with its own isolation level.
+//! have other defaults.
 
-use crate::db::connect::Client;
 use crate::db::error::{Doing, Error, Result};
-use deadpool_postgres::Transaction;
-use tokio_postgres::{IsolationLevel, SimpleQueryMessage};
+use tokio_postgres::SimpleQueryMessage;
 
 /// No statement and no idle transaction lives longer: the node's concurrent index
 /// build waits for every snapshot (contract 1).
@@ -43,8 +41,8 @@ const FACTS: [Fact; 22] = [
     at_start("default_transaction_deferrable", "off"),
     at_start("statement_timeout", LONGEST),
     at_start("idle_in_transaction_session_timeout", LONGEST),
-    // 0: a statement waits as long as `statement_timeout` lets it.
-    at_start("lock_timeout", "0"),
+    // Shorter than `statement_timeout`, so that a lock is told from a slow statement.
+    at_start("lock_timeout", "4s"),
     // A standby that does not answer must not hold a commit up: what opsward
     // commits is in one log with the node's data and arrives there in its order.
     at_start("synchronous_commit", "local"),
@@ -96,7 +94,10 @@ pub(super) async fn check(client: &tokio_postgres::Client, server: &str) -> Resu
         }
     }
     match differing(client).await?.first() {
-        Some((fact, value)) => Err(Error::Unfit(complaint(fact, value, server))),
+        Some((fact, value)) => {
+            let text = complaint(fact, value, server);
+            Err(if fact.set == Set::AtStart { Error::Pooler(text) } else { Error::Unfit(text) })
+        }
         None => Ok(()),
     }
 }
@@ -134,31 +135,6 @@ async fn differing(client: &tokio_postgres::Client) -> Result<Vec<(&'static Fact
         .collect())
 }
 
-/// What a transaction may do, and what its statements see.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Isolation {
-    /// READ COMMITTED: each statement sees what was committed before it, so that a
-    /// decision under a lock sees all that was committed before the lock.
-    Write,
-    /// READ COMMITTED READ ONLY.
-    Read,
-    /// REPEATABLE READ READ ONLY: all statements see one snapshot, taken by the first
-    /// that is no LOCK.
-    Snapshot,
-}
-
-/// Begins a transaction. The only place that does.
-#[allow(clippy::disallowed_methods, reason = "the one place")]
-pub(crate) async fn begin(client: &mut Client, isolation: Isolation) -> Result<Transaction<'_>> {
-    let (level, read_only) = match isolation {
-        Isolation::Write => (IsolationLevel::ReadCommitted, false),
-        Isolation::Read => (IsolationLevel::ReadCommitted, true),
-        Isolation::Snapshot => (IsolationLevel::RepeatableRead, true),
-    };
-    let builder = client.build_transaction().isolation_level(level).read_only(read_only).deferrable(false);
-    builder.start().await.doing("begin a transaction")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,7 +148,7 @@ mod tests {
                 .starts_with("-c lock_timeout=1\\ s\\\\ -c default_transaction_isolation=read\\ committed ")
         );
         assert!(
-            options.contains(" -c lock_timeout=0 ") && options.contains(" -c default_tablespace= "),
+            options.contains(" -c lock_timeout=4s ") && options.contains(" -c default_tablespace= "),
             "{options}"
         );
         assert!(!options.contains("session_replication_role"));

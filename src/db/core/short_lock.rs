@@ -7,7 +7,7 @@
 
 use crate::db::error::{Doing, Error, Result};
 use crate::db::lease::Lease;
-use deadpool_postgres::{GenericClient, Transaction};
+use crate::db::transaction::{GenericClient, Transaction};
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::error::SqlState;

@@ -2,21 +2,20 @@
 //! of one batch. What runs in which order is decided by `pull`.
 
 use crate::db::connect::Client;
-use crate::db::error::{Doing, Error, Result};
-use crate::db::session::{self, Isolation};
+use crate::db::error::{Doing, Error, Kind, Result};
+use crate::db::transaction::Transaction;
+use crate::db::transaction::{self, Isolation};
 use crate::records::{self, Model, Row};
 use crate::values::{Action, Op, OpUlid};
-use deadpool_postgres::Transaction;
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::time::Duration;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 
 /// Begins a batch: no lock of the node's is waited for over 100 ms, no
 /// statement runs over `at_most`.
 pub async fn begin(client: &mut Client, at_most: Duration) -> Result<Transaction<'_>> {
-    let tx = session::begin(client, Isolation::Write).await?;
+    let tx = transaction::begin(client, Isolation::Write).await?;
     tx.batch_execute(&format!("{BOUNDS}; {}", bound_sql(at_most))).await.doing("begin a batch")?;
     Ok(tx)
 }
@@ -125,27 +124,10 @@ pub enum Failure {
 
 /// Sorts the error of a batch.
 pub fn sort(error: &Error) -> Failure {
-    match error {
-        Error::TooLong(_) => return Failure::TooLong,
-        Error::Overtaken(_) => return Failure::Contended,
-        _ => {}
-    }
-    let Some(code) = error.code() else {
-        return Failure::Other;
-    };
-    match &code.code()[..2] {
-        // Data exception, cardinality, integrity, program limit exceeded.
-        "22" | "21" | "23" | "54" => Failure::BadOp,
-        _ if *code == SqlState::QUERY_CANCELED => Failure::TooLong,
-        _ if [
-            SqlState::LOCK_NOT_AVAILABLE,
-            SqlState::T_R_DEADLOCK_DETECTED,
-            SqlState::T_R_SERIALIZATION_FAILURE,
-        ]
-        .contains(code) =>
-        {
-            Failure::Contended
-        }
+    match error.kind() {
+        Kind::BadData => Failure::BadOp,
+        Kind::TooLong => Failure::TooLong,
+        Kind::Locked | Kind::Contended => Failure::Contended,
         _ => Failure::Other,
     }
 }

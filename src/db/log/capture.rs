@@ -4,7 +4,7 @@
 //! that schema alone restores; `opsward.capture_make()` makes it.
 
 use crate::db::error::{Doing, Result};
-use deadpool_postgres::{GenericClient, Transaction};
+use crate::db::transaction::{GenericClient, Transaction};
 
 use crate::db::short_lock::is_held;
 pub use crate::db::short_lock::{bound, holders, is_contended, overtake, strong};

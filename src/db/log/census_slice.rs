@@ -4,7 +4,7 @@
 use crate::db::census::{Counts, EPOCH, Tally, day_ms, day_of, day_starts};
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
-use crate::db::session::{Isolation, begin};
+use crate::db::transaction::{Isolation, begin};
 use crate::db::{catalog, ops};
 use crate::records::quote_ident;
 use crate::values::{EARLIEST_MS, OpUlid, latest_plausible};

@@ -3,8 +3,8 @@
 //! and constraints have the same names, in another schema.
 
 use crate::db::error::{Doing, Result};
+use crate::db::transaction::{GenericClient, Transaction};
 use crate::records::quote_ident;
-use deadpool_postgres::{GenericClient, Transaction};
 use sha2::{Digest, Sha256};
 
 /// The new table, until it takes the log's place.

@@ -8,8 +8,8 @@
 use crate::db::clone::{Columns, NEXT};
 use crate::db::error::{Doing, Result};
 use crate::db::prune_sql;
+use crate::db::transaction::Transaction;
 use crate::values::{EARLIEST_ULID, OpUlid};
-use deadpool_postgres::Transaction;
 use futures_util::{StreamExt, TryStreamExt};
 use std::collections::BTreeMap;
 

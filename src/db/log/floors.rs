@@ -2,8 +2,8 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::transaction::GenericClient;
 use crate::values::OpUlid;
-use deadpool_postgres::GenericClient;
 use tokio_postgres::Statement;
 
 /// Floors above a ULID. The horizon is none: compaction leaves nothing out that

@@ -3,9 +3,9 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
-use crate::db::session::{Isolation, begin};
+use crate::db::transaction::Transaction;
+use crate::db::transaction::{Isolation, begin};
 use crate::values::{EARLIEST_ULID, OpUlid, latest_plausible};
-use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 
 /// What one look sees of the log.

@@ -2,8 +2,8 @@
 //! to free space in front of them, then the empty tail is cut off.
 
 use crate::db::error::{Doing, Result};
+use crate::db::transaction::{GenericClient, Transaction};
 use crate::records::quote_ident;
-use deadpool_postgres::{GenericClient, Transaction};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::Row;
@@ -365,7 +365,8 @@ pub fn reindex(index: &Bloated) -> String {
     format!("REINDEX INDEX CONCURRENTLY {}", index.name)
 }
 
-/// What an interrupted REINDEX left, as statements that drop it.
+/// What an interrupted REINDEX left, as statements that drop it. While a session builds
+/// an index there ([`crate::db::activity::builders`]), it may be that session's.
 ///
 /// # Errors
 /// The database's.
@@ -376,7 +377,8 @@ pub async fn leftovers(client: &impl GenericClient) -> Result<Vec<String>> {
 
 /// Indexes of TOAST tables are dropped the plain way only.
 const LEFTOVERS: &str = "
-    SELECT format(CASE WHEN i.indrelid = c.oid THEN 'DROP INDEX CONCURRENTLY %I.%I' ELSE 'DROP INDEX %I.%I' END,
+    SELECT format(CASE WHEN i.indrelid = c.oid THEN 'DROP INDEX CONCURRENTLY IF EXISTS %I.%I'
+                       ELSE 'DROP INDEX IF EXISTS %I.%I' END,
                   s.nspname, x.relname)
     FROM pg_class c JOIN pg_index i ON i.indrelid IN (c.oid, c.reltoastrelid)
     JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_namespace s ON s.oid = x.relnamespace

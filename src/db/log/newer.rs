@@ -1,10 +1,9 @@
 //! What the log and the traces hold that is newer than a late op, by record.
 
 use crate::db::connect::Client;
-use crate::db::core::session::{self, Isolation};
 use crate::db::error::{Doing, Result};
+use crate::db::transaction::{self, Isolation, Transaction};
 use crate::values::{Op, OpUlid};
-use deadpool_postgres::Transaction;
 
 /// A record as traces name it, and the newest op that is known of it.
 pub type Newest = (String, OpUlid);
@@ -33,7 +32,7 @@ const TRACES: &str = "
 
 /// A transaction that looks through a slice.
 pub async fn begin(client: &mut Client) -> Result<Transaction<'_>> {
-    session::begin(client, Isolation::Read).await
+    transaction::begin(client, Isolation::Read).await
 }
 
 /// What some rows of the log hold.

@@ -5,17 +5,16 @@
 //! the new table with a snapshot that sees it whole.
 
 use crate::db::connect::Client;
-use crate::db::error::{Doing, Error, Result};
-use crate::db::session::{self, Isolation};
+use crate::db::error::{Doing, Error, Kind, Result};
+use crate::db::transaction::Transaction;
+use crate::db::transaction::{self, Isolation};
 use crate::db::{floors, watermark};
 use crate::values::{Host, OpUlid};
-use deadpool_postgres::Transaction;
 use futures_util::future::{BoxFuture, ready};
 use futures_util::{FutureExt, TryStreamExt, poll};
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Portal, RowStream, Statement};
 
@@ -58,7 +57,7 @@ impl Lent {
         let rows = client.prepare_cached(ROWS).await.doing("prepare reading the log")?;
         let minimum = watermark::prepare_minimum(client).await?;
         let floors = floors::prepare_above(client).await?;
-        let tx = session::begin(client, Isolation::Snapshot).await?;
+        let tx = transaction::begin(client, Isolation::Snapshot).await?;
         tx.batch_execute(&begin_sql(lock_wait, at_most)).await.doing("lock ops for a page")?;
         Ok(Snapshot { tx, rows, minimum, floors })
     }
@@ -269,10 +268,10 @@ impl<'a> FromSql<'a> for Raw<'a> {
 
 /// Whether a statement ran into its time bound.
 pub fn is_out_of_time(error: &Error) -> bool {
-    error.code() == Some(&SqlState::QUERY_CANCELED)
+    error.kind() == Kind::TooLong
 }
 
 /// Whether the table stayed locked.
 pub fn is_locked(error: &Error) -> bool {
-    error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    error.kind() == Kind::Locked
 }

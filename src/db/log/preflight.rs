@@ -2,7 +2,7 @@
 //! server's own views.
 
 use crate::db::error::{Doing, Result};
-use deadpool_postgres::GenericClient;
+use crate::db::transaction::GenericClient;
 
 /// What stands in the way, and the sizes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

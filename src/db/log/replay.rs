@@ -3,8 +3,8 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::transaction::Transaction;
 use crate::values::{Op, OpUlid};
-use deadpool_postgres::Transaction;
 use std::collections::HashMap;
 
 /// Where a table's log was cut.

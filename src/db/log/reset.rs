@@ -3,9 +3,9 @@
 
 use crate::db::error::{Doing, Result};
 use crate::db::presence::PRESENCE_LOCK;
+use crate::db::transaction::{GenericClient, Transaction};
 use crate::records::models;
 use crate::values::{Beginning, EARLIEST_ULID, OpUlid, latest_plausible};
-use deadpool_postgres::{GenericClient, Transaction};
 use jiff::Timestamp;
 use tokio_postgres::types::ToSql;
 

@@ -3,9 +3,9 @@
 use crate::db::clone::{Columns, NEXT, OPS, traits};
 use crate::db::copy::{Copied, recheck, replay};
 use crate::db::error::{Doing, Result};
+use crate::db::transaction::Transaction;
 use crate::db::{capture, prune, reset};
 use crate::values::{Beginning, OpUlid};
-use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;

@@ -4,7 +4,7 @@
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
 use crate::db::prune_sql::key_sql;
-use crate::db::session::{Isolation, begin};
+use crate::db::transaction::{Isolation, begin};
 use crate::values::OpUlid;
 
 /// Rows of a range.

@@ -3,8 +3,8 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::transaction::GenericClient;
 use crate::values::{EARLIEST_ULID, OpUlid, is_plausible};
-use deadpool_postgres::GenericClient;
 use tokio_postgres::Statement;
 
 /// Rows a look: nearly always the first row is the answer.

@@ -2,8 +2,8 @@
 //! keeps it true between two counts. The counting itself reads in `slices`.
 
 use crate::db::error::{Doing, Result};
+use crate::db::transaction::{GenericClient, Transaction};
 use crate::values::OpUlid;
-use deadpool_postgres::{GenericClient, Transaction};
 use jiff::civil::Date;
 use jiff::{Timestamp, ToSpan, tz::TimeZone};
 use serde::{Deserialize, Serialize};

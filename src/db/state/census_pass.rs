@@ -4,7 +4,7 @@
 
 use crate::db::census::Counts;
 use crate::db::error::{Doing, Error, Result};
-use deadpool_postgres::{GenericClient, Transaction};
+use crate::db::transaction::{GenericClient, Transaction};
 use jiff::Timestamp;
 use jiff::civil::Date;
 

@@ -2,7 +2,7 @@
 //! learned so far, part by part. Its room understands it.
 
 use crate::db::error::{Doing, Result};
-use deadpool_postgres::GenericClient;
+use crate::db::transaction::GenericClient;
 
 /// Adds what a part taught.
 pub async fn add(client: &impl GenericClient, learned: &[u8]) -> Result<()> {

@@ -3,9 +3,9 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
-use crate::db::session::{Isolation, begin};
+use crate::db::transaction::GenericClient;
+use crate::db::transaction::{Isolation, begin};
 use crate::values::{Host, NodeWrite, OpUlid, StoredCursors};
-use deadpool_postgres::GenericClient;
 use jiff::Timestamp;
 
 /// Reads both cursors of a peer.

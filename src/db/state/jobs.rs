@@ -53,6 +53,16 @@ pub async fn add(client: &Client, kind: &str, args: &Value, now: Timestamp) -> R
 const ADD: &str = "
     INSERT INTO opsward.jobs (kind, args, requested_at) VALUES ($1, $2::text::jsonb, $3) RETURNING id";
 
+/// Notes a job that this process begins itself; returns its number.
+pub async fn begin(client: &Client, kind: &str, args: &Value, now: Timestamp) -> Result<i64> {
+    let row = client.query_one(BEGIN, &[&kind, &args.to_string(), &now]).await.doing("note a job")?;
+    Ok(row.get(0))
+}
+
+const BEGIN: &str = "
+    INSERT INTO opsward.jobs (kind, args, requested_at, started_at) VALUES ($1, $2::text::jsonb, $3, $3)
+    RETURNING id";
+
 /// Takes the oldest job that nobody has begun, of the last day: what was asked
 /// for longer ago may not be wanted any more. Jobs 30 days old go on the way.
 ///

@@ -14,4 +14,5 @@ pub mod pulls;
 pub mod readers;
 pub mod reclaim;
 pub mod rejected;
+pub mod replication;
 pub mod stats;

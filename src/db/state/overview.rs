@@ -131,7 +131,7 @@ const CENSUS: &str = "
            (SELECT last_finished_at FROM opsward.census_pass WHERE kind = 'full')
     FROM opsward.census WHERE day > '1970-01-01' AND rows > 0";
 const JOB: &str = "
-    SELECT id, kind, progress::text FROM opsward.jobs WHERE finished_at IS NULL ORDER BY id LIMIT 1";
+    SELECT id, kind, progress::text FROM opsward.jobs WHERE finished_at IS NULL ORDER BY started_at, id LIMIT 1";
 const RUNS: &str = "
     SELECT ended_at, task, table_name, rows, bytes, bound_by, outcome
     FROM opsward.history ORDER BY ended_at DESC, id DESC LIMIT 5";

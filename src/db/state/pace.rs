@@ -3,7 +3,6 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Error, Result};
-use crate::db::session::{Isolation, begin};
 use crate::db::stats::Places;
 use jiff::Timestamp;
 use tokio_postgres::error::SqlState;
@@ -123,11 +122,10 @@ const PAUSE: &str = "
 ///
 /// # Errors
 /// The database's.
-pub async fn checkpoint(client: &mut Client) -> Result<bool> {
-    let tx = begin(client, Isolation::Write).await?;
-    tx.batch_execute("SET LOCAL statement_timeout = 0").await.doing("prepare a checkpoint")?;
-    match tx.batch_execute("CHECKPOINT").await {
-        Ok(()) => tx.commit().await.doing("end a checkpoint").map(|()| true),
+pub async fn checkpoint(client: &Client) -> Result<bool> {
+    // Several statements sent as one are one transaction.
+    match client.batch_execute("SET LOCAL statement_timeout = 0; CHECKPOINT").await {
+        Ok(()) => Ok(true),
         Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(false),
         Err(e) => Err(Error::of("checkpoint", e)),
     }

@@ -2,7 +2,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
-use crate::db::session::{Isolation, begin};
+use crate::db::transaction::{Isolation, begin};
 use crate::values::{Host, Peer, PeerSet, PeerSource};
 use jiff::Timestamp;
 

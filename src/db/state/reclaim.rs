@@ -2,7 +2,7 @@
 //! understands. A step writes it in the transaction of its effect.
 
 use crate::db::error::{Doing, Error, Result};
-use deadpool_postgres::GenericClient;
+use crate::db::transaction::GenericClient;
 use jiff::Timestamp;
 use serde_json::Value;
 

@@ -4,7 +4,7 @@
 use super::super::decide::Phase;
 use super::super::walk::watched;
 use super::super::{Error, Result, Run};
-use super::{drop_leftover, leftover, wait};
+use super::{drop_leftover, leftover, others_build, wait};
 use crate::db::in_place::Holders;
 use crate::db::{self, Doing, in_place, maintain, reclaim as store};
 use std::time::Duration;
@@ -299,6 +299,9 @@ async fn is_kept(run: &mut Run<'_>, (end, pages, little): (u64, u64, u64)) -> Re
 /// The next index that is larger than it has to be; after the last one it is
 /// all done.
 pub(super) async fn reindex(run: &mut Run<'_>) -> Result<()> {
+    if others_build(run).await? {
+        return Ok(());
+    }
     if leftover(run).await?.is_some() {
         return drop_leftover(run).await;
     }

@@ -176,7 +176,9 @@ impl BoundingStatus {
                 Some(total) if total > 0 => format!("{}: {} %", p.phase, p.done.min(total) * 100 / total),
                 _ => format!("{}: {} {}", p.phase, count(p.done), p.unit),
             });
-            facts.push(("job", format!("{} {}: {far}", job.kind, job.id)));
+            let waiting = job.progress.as_ref().and_then(|p| p.waiting.as_ref());
+            let waits = waiting.map(|what| format!("; waiting: {what}")).unwrap_or_default();
+            facts.push(("job", format!("{} {}: {far}{waits}", job.kind, job.id)));
         }
         if let Some(unfinished) = &self.unfinished_reclaim {
             facts.push(("reclaim", unfinished.clone()));

@@ -74,6 +74,8 @@ fn status() -> Status {
             up: true,
             away: false,
             error: None,
+            state: "ready".into(),
+            fix: String::new(),
             server_version: Some("15.20".into()),
             schema_version: Some(1),
             ops_bytes: Some(90_000_000_000),
@@ -147,6 +149,7 @@ fn both_away_is_said() {
     status.database = DatabaseStatus {
         up: false,
         away: true,
+        state: "database_away".into(),
         error: Some("the database is away: localhost:5432/openaudio: refused".into()),
         server_version: None,
         schema_version: None,
@@ -163,6 +166,7 @@ fn both_away_is_said() {
 fn what_waiting_does_not_mend_is_not_called_down() {
     let mut status = status();
     status.database.up = false;
+    status.database.state = "database_denied".into();
     status.database.error = Some("the server refused the login; check the password".into());
     let text = text(&status, &warnings(&status));
     assert!(text.contains("openaudio: NOT USABLE"), "{text}");

@@ -360,11 +360,13 @@ fn append(path: &Path, lines: &str) {
     writeln!(file, "{lines}").unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 
-/// A binary of version 15, wherever it was installed.
+/// A binary of version 15, wherever it was installed, or of the server that
+/// `OPSWARD_TEST_SERVER` names as a list of directories.
 pub fn binary(name: &str) -> PathBuf {
-    BIN_DIRS
-        .iter()
-        .map(|dir| Path::new(dir).join(name))
+    let named = std::env::var_os("OPSWARD_TEST_SERVER").unwrap_or_default();
+    std::env::split_paths(&named)
+        .chain(BIN_DIRS.iter().map(PathBuf::from))
+        .map(|dir| dir.join(name))
         .find(|path| path.exists())
         .unwrap_or_else(|| PathBuf::from(name))
 }

@@ -16,6 +16,7 @@ pub fn local(port: u16, dbname: &str) -> DbTarget {
         root_cert: None,
         client_cert: None,
         connect_timeout: Duration::from_secs(5),
+        primary_only: false,
         params: Vec::new(),
     }
 }

@@ -215,7 +215,7 @@ async fn a_replay_reads_no_more_than_its_keys() {
     node.batch_execute(sql).await.unwrap();
     let mut client = bed.work.db.client().await.unwrap();
     let columns = clone::columns(&client).await.unwrap();
-    let tx = client.transaction().await.unwrap();
+    let tx = opsward::db::begin(&mut client, opsward::db::Isolation::Write).await.unwrap();
     let keys = copy::replay(&tx, &columns, copy::Copied::All, ("", 500)).await.unwrap();
     assert_eq!(keys.len(), 50);
     let read = async || tx.query_one(READ, &[]).await.unwrap().get::<_, i64>(0);
