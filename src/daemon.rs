@@ -4,6 +4,7 @@
 mod gate;
 mod jobs;
 mod listen;
+mod node;
 mod peers;
 mod presence;
 mod reclaim;
@@ -27,6 +28,7 @@ use crate::work::Work;
 use crate::{http, pull, records};
 use jobs::Bulk;
 use listen::Listener;
+use node::Node;
 use peers::{Peers, Pulls};
 use sample::Sampler;
 use signals::Signals;
@@ -45,6 +47,9 @@ const POOL: usize = 15;
 const STOP_WITHIN: Duration = Duration::from_secs(27);
 /// How often the set of peers is looked up.
 const DISCOVER_EVERY: Duration = Duration::from_secs(600);
+/// How often it is looked how ops reach the node, or as often as peers are
+/// pulled where that is more often.
+const NODE_EVERY: Duration = Duration::from_secs(600);
 /// Peers are pulled first within this.
 const FIRST_PULL: Duration = Duration::from_secs(5);
 /// How often figures of the database are read for the metrics.
@@ -179,7 +184,7 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     parts.say_lacking();
     parts.say_disk().await?;
     parts.listeners(public, operators, peers);
-    parts.peers(tell)?;
+    parts.peers(tell).await?;
     parts.presence();
     parts.sampler();
     parts.gate();
@@ -257,13 +262,14 @@ impl Parts {
         }
     }
 
-    fn peers(&self, tell: watch::Sender<Option<Arc<PeerSet>>>) -> Result<(), StartError> {
+    async fn peers(&self, tell: watch::Sender<Option<Arc<PeerSet>>>) -> Result<(), StartError> {
         let s = &self.settings;
         let off = match (s.read_only, s.sweep_peers) {
             (true, _) => Some("OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on".to_owned()),
             (_, false) => Some("OPENAUDIO_MEDIORUM_SWEEP_PEERS=true turns it on".to_owned()),
             _ => self.lift(Need::Pull),
         };
+        let http = discover::registry_client().map_err(StartError::Machine)?;
         let pulls = match off {
             Some(why) => {
                 self.supervisor.off("pull", &why);
@@ -276,15 +282,31 @@ impl Parts {
                 self.metrics.clone(),
             )),
         };
+        let (by, why) = node::at_start(&self.db, &self.settings).await?;
         let peers = Arc::new(Peers {
             settings: self.settings.clone(),
             own: self.own.clone(),
             db: self.db.clone(),
-            registry: discover::registry_client().map_err(StartError::Machine)?,
+            registry: http.clone(),
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
             tell,
             pulls,
+        });
+        peers.follow(by, &why).await;
+        let node = Arc::new(Node {
+            settings: self.settings.clone(),
+            own: self.own.clone(),
+            db: self.db.clone(),
+            http,
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            peers: peers.clone(),
+        });
+        let schedule = Schedule::Every { interval: NODE_EVERY.min(s.sweep_interval), first: Duration::ZERO };
+        self.supervisor.start(Task::new("node", schedule), move |_| {
+            let node = node.clone();
+            async move { node.run_once().await }
         });
         let schedule = Schedule::Every { interval: DISCOVER_EVERY, first: Duration::ZERO };
         self.supervisor.start(Task::new("discovery", schedule), move |stop| {

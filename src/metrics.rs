@@ -35,6 +35,8 @@ metrics! {
     build_info: IntGaugeVec "build_info" ["version"] "Always 1; the version is a label.";
     database_up: IntGauge "database_up" "1 while the server answers and lets opsward in, whether or not the log can be read just now.";
     database_state: IntGaugeVec "database_state" ["state"] "Always 1: what the last look at the database found: up, or what is in the way: away, locked, slow, contended, denied, absent, read_only (a standby), pooler, disk_full, unfit or failed.";
+    node_replication: IntGaugeVec "node_replication" ["by"] "1 for the way in which ops reach the node: peers, both or chain.";
+    relation_bytes: IntGaugeVec "relation_bytes" ["relation"] "Bytes of the ten largest tables of the node, with their indexes.";
     pool_in_use: IntGauge "database_connections_in_use" "Pooled connections handed out now.";
     pool_size: IntGauge "database_connections_max" "The most pooled connections there may be.";
 

@@ -123,10 +123,20 @@ impl Supervisor {
 
     /// Notes a task that is off, and why: in the log and in reports.
     pub fn off(&self, name: &str, why: &str) {
+        self.off_for_now(name, why);
+    }
+
+    /// Says that a task is off until [`Self::on`] is called with this number.
+    pub fn off_for_now(&self, name: &str, why: &str) -> u64 {
         info!(task = name, "off: {why}");
         let mut report = TaskReport::new(name.to_owned(), TaskState::Off);
         report.note = Some(why.to_owned());
-        self.reports.add(report);
+        self.reports.add(report)
+    }
+
+    /// Forgets that a task is off.
+    pub fn on(&self, id: u64) {
+        self.reports.remove(id);
     }
 
     /// Starts a task. `run` does one run; it is given a token that is

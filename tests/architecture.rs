@@ -89,7 +89,7 @@ const FROZEN: &[(&str, &str)] = &[
     ("0009_in_place.sql", "bcc4207f7f3b445d079e914ed3f0828cd4ab12062eb36cb877e6d2a2745459a7"),
     ("0010_bound.sql", "da6389d5811b02ae883cd443c6266498f11213932105314246835ed4cf3d07fa"),
     ("0011_peers.sql", "da6389d5811b02ae883cd443c6266498f11213932105314246835ed4cf3d07fa"),
-    ("0012_node.sql", "da6389d5811b02ae883cd443c6266498f11213932105314246835ed4cf3d07fa"),
+    ("0012_node.sql", "ecd62b002d74869ef58588e123149a9eabb7998339602cdb9b72c014c5112c2b"),
 ];
 
 fn is_below(path: &str, prefix: &str) -> bool {

@@ -4,14 +4,18 @@
 //! [`retention`] and [`dormant`], each *prune below X, bound by …* or *skip,
 //! because of …* with every reason.
 
+mod chain;
 mod gate;
+mod node;
 
 use crate::records::models;
 use crate::settings::{Bounding, Keep};
-use crate::values::{Blocker, BoundBy, Host, Notice, OpUlid, TableDay, is_plausible};
+use crate::values::{Blocker, BoundBy, Host, Notice, OpUlid, Replication, TableDay, is_plausible};
+pub use chain::{ChainFact, least_window};
 pub use gate::{Gate, gate};
 use jiff::Timestamp;
 use jiff::civil::Date;
+pub use node::{Seen, recognise};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -49,6 +53,12 @@ pub struct Facts {
     pub now_ms: u64,
     /// This validator.
     pub own: Host,
+    /// How ops reach the node.
+    pub replication: Replication,
+    /// How far it has read the chain, where they come by it.
+    pub chain: ChainFact,
+    /// The replay guard is switched on and on the log.
+    pub guarded: bool,
     /// The active peers and those that vanished within 7 days; `None` when no
     /// set was ever known.
     pub peers: Option<Vec<PeerFact>>,
@@ -305,6 +315,22 @@ pub fn size_notice(facts: &Facts) -> Option<Notice> {
         ),
         _ => None,
     }
+}
+
+/// A window that is set shorter than it may be.
+pub fn window_notice(facts: &Facts) -> Option<Notice> {
+    let days = facts.settings.retention_days;
+    let least = least_window(facts);
+    (days > 0 && u64::from(days) * DAY_MS < least).then(|| Notice {
+        code: "window_raised",
+        subject: String::new(),
+        text: format!(
+            "the window is {} days, not OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS={days}: without the replay guard \
+             a block that is executed again puts old state over new; \
+             OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true lifts that",
+            least / DAY_MS
+        ),
+    })
 }
 
 /// Whether the census has ops below a cut that may go.

@@ -1,11 +1,12 @@
 //! Reads what the gate decides from: small tables, no scan of the log.
 
-use super::decide::{self, ClockFact, Decision, Facts, PeerFact, ReaderFact};
+use super::decide::{self, ChainFact, ClockFact, Decision, Facts, PeerFact, ReaderFact};
 use super::forecast;
 use super::plan::{Routed, Surroundings};
-use crate::db::{self, Client, gate, guard, index, pace, privileges, readers, reclaim, stats};
+use crate::db::guard::Found;
+use crate::db::{self, Client, gate, guard, index, node, pace, privileges, readers, reclaim, stats};
 use crate::settings::Settings;
-use crate::values::{Host, OpUlid, TableDay};
+use crate::values::{Host, OpUlid, Replication, SweepRoute, TableDay};
 use jiff::Timestamp;
 
 /// All facts of this moment.
@@ -19,7 +20,12 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
     let samples = gate::samples(client, now).await?;
     let peers = rows.into_iter().map(|row| peer(row, &current, &samples)).collect();
     let readers = readers::lowest_since(client, now - readers::COUNTED).await?;
+    let catalog = node::catalog(client).await?;
+    let (replication, _) = replication(client, &catalog, settings).await?;
     Ok(Facts {
+        replication,
+        chain: chain(node::chain(client, &catalog).await?, catalog),
+        guarded: settings.bounding.replay_guard && guard::find(client).await? == Found::Right,
         settings: settings.bounding.clone(),
         now_ms: ms(now),
         own: own.clone(),
@@ -34,6 +40,43 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
         swapping: reclaim::unfinished(client).await?.filter(|of| of.mode == "swap").map(|of| of.phase),
         since: gate::blockers(client).await?,
     })
+}
+
+/// How ops reach the node, and what told it: the setting, else the catalog now
+/// and what was last found.
+///
+/// # Errors
+/// The database's.
+pub async fn replication(
+    client: &Client,
+    catalog: &node::Catalog,
+    settings: &Settings,
+) -> db::Result<(Replication, String)> {
+    if let Some(set) = settings.bounding.replication {
+        return Ok((set, "OPENAUDIO_MEDIORUM_REPLICATION says so".into()));
+    }
+    let kept = node::kept(client).await?;
+    let (found, why) = decide::recognise(seen(catalog, None, kept.as_ref().map(|k| k.replication)));
+    Ok(match kept {
+        // It knows more of why than a look at the catalog.
+        Some(kept) if kept.replication == found => (found, kept.why),
+        _ => (found, why.into()),
+    })
+}
+
+/// What was seen of the node.
+pub fn seen(catalog: &node::Catalog, route: Option<SweepRoute>, kept: Option<Replication>) -> decide::Seen {
+    decide::Seen { has_status: catalog.has_status, has_user_id: catalog.has_user_id, route, kept }
+}
+
+fn chain(found: node::Chain, catalog: node::Catalog) -> ChainFact {
+    ChainFact {
+        has_blocks: catalog.has_blocks,
+        grant: catalog.grant_blocks,
+        cursor: found.cursor,
+        tip: found.tip.map(|(chain, height, _)| (chain, u64::try_from(height).unwrap_or(0))),
+        read_until_ms: found.read_until.map(ms),
+    }
 }
 
 /// What a plan needs besides the facts.

@@ -2,6 +2,7 @@
 //! settles, when the disk is full, when a reader falls into a gap.
 
 use super::decide::{DAY_MS, Facts, age_ms, ms, window_of};
+use super::node;
 use super::plan::Surroundings;
 use crate::db::stats::Figures;
 use crate::records::models;
@@ -74,7 +75,7 @@ pub fn forecast(facts: &Facts, around: &Surroundings) -> Forecast {
     let a_day = |sum: u64| sum as f64 / days.max(1) as f64;
     let (mut settles, mut unbounded) = (0.0, 0.0);
     for (table, sums) in &tables {
-        match window_of(facts, table) {
+        match [window_of(facts, table), node::window(facts)].into_iter().flatten().min() {
             Some(window) => settles += a_day(sums.bytes) * window as f64 / DAY_MS as f64,
             None => {
                 settles += sums.all_bytes as f64;

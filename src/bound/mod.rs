@@ -12,6 +12,7 @@ pub mod forecast;
 pub mod foreign;
 pub mod guard;
 pub mod index;
+pub mod node;
 pub mod plan;
 pub mod recent;
 pub mod tick;

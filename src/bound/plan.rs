@@ -5,13 +5,14 @@
 use super::decide::{self, Bounded, Cut, Decision, Facts};
 use super::forecast::{Forecast, forecast};
 use super::index::no_room;
+use super::node::{self, NodePrunes};
 use crate::db::guard::Found;
 use crate::db::index;
 use crate::db::privileges::{Lacking, Need};
 use crate::db::stats::Figures;
 use crate::metrics::Metrics;
 use crate::records::models;
-use crate::values::{Blocker, BoundBy, Notice, TableDay};
+use crate::values::{Blocker, BoundBy, Notice, Replication, TableDay};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::Serialize;
@@ -73,6 +74,10 @@ pub struct Plan {
     pub notices: Vec<Notice>,
     /// Whether peers' sweeps come here, so that readers can hold anything.
     pub routed: Routed,
+    /// How ops reach the node.
+    pub replication: Replication,
+    /// What the node's own pruner deletes; `null` where it has none, or keeps all.
+    pub node_prunes: Option<NodePrunes>,
     /// What the log holds.
     pub census: CensusSum,
     /// Rows that would be deleted now by all tasks together.
@@ -163,6 +168,8 @@ pub fn plan(facts: &Facts, around: &Surroundings) -> Plan {
         read_only: around.read_only,
         notices: notices(facts, around),
         routed: around.routed,
+        replication: facts.replication,
+        node_prunes: node::prunes(facts),
         census: CensusSum {
             rows: facts.census.iter().map(|of| of.rows).sum(),
             bytes: facts.census.iter().map(|of| of.bytes).sum(),
@@ -179,7 +186,7 @@ pub fn plan(facts: &Facts, around: &Surroundings) -> Plan {
             dormant,
             index(facts, around),
             guard(facts, around),
-            reclaim(facts, around, bytes),
+            reclaim(around, facts, bytes),
         ],
     }
 }
@@ -322,11 +329,9 @@ fn wanted(task: TaskPlan, blockers: Vec<Blocker>) -> TaskPlan {
 }
 
 /// A hint, where a reclaim would be worth it.
-fn reclaim(facts: &Facts, around: &Surroundings, deleted: u64) -> TaskPlan {
-    let live: u64 = facts.census.iter().map(|of| of.bytes).sum();
-    let given_back = around.figures.ops_bytes.saturating_sub(live.saturating_sub(deleted));
-    let worth = live > 0 && given_back > around.figures.ops_bytes / WORTH_RECLAIMING;
-    match worth {
+fn reclaim(around: &Surroundings, facts: &Facts, deleted: u64) -> TaskPlan {
+    let given_back = node::given_back(facts, &around.figures, deleted);
+    match given_back > around.figures.ops_bytes / WORTH_RECLAIMING {
         true => switched(
             "reclaim",
             Some(State::WouldRun),
@@ -342,6 +347,8 @@ fn reclaim(facts: &Facts, around: &Surroundings, deleted: u64) -> TaskPlan {
 fn notices(facts: &Facts, around: &Surroundings) -> Vec<Notice> {
     let mut notices = decide::gate(facts).notices;
     notices.extend(decide::size_notice(facts));
+    notices.extend(decide::window_notice(facts));
+    notices.extend(node::notices(facts, &around.figures));
     let set = &facts.settings;
     let mut say = |code, text: String| notices.push(Notice { code, subject: String::new(), text });
     let lacks = match (set.replay_guard, around.guard) {

@@ -1,10 +1,11 @@
 //! `opsward doctor`: looks at everything that the daemon needs.
 
 use super::{Command, Context, Output, Run, outside};
+use crate::bound::{self, facts};
 use crate::clock::Clock;
 use crate::db::guard::{self, Found};
 use crate::db::privileges::{Lacking, Need};
-use crate::db::{self, Client, Db, catalog, lease, order, privileges, stats};
+use crate::db::{self, Client, Db, catalog, lease, migrate, node, order, privileges, stats};
 use crate::records;
 use crate::settings::Settings;
 use crate::show::doctor::{self, Check};
@@ -36,7 +37,7 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     checks.extend(doctor::mode(settings));
     let mut remembered = None;
     match &db {
-        Ok(db) => match in_database(db, &status, settings, &clock).await {
+        Ok(db) => match in_database(db, &status, context).await {
             Ok((found, peers)) => {
                 checks.extend(found);
                 remembered = peers;
@@ -58,10 +59,9 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
 async fn in_database(
     db: &Db,
     status: &Status,
-    settings: &Settings,
-    clock: &Clock,
+    context: &Context,
 ) -> db::Result<(Vec<Check>, Option<PeerSet>)> {
-    let client = db.client().await?;
+    let (client, now, settings) = (db.client().await?, context.clock.now(), &context.settings);
     let tables: Vec<&str> = records::models().iter().map(|m| m.table.as_str()).collect();
     let fitness = stats::fitness(&client, &tables).await?;
     let lacking = privileges::lacking(&client, &fitness.missing).await?;
@@ -72,14 +72,32 @@ async fn in_database(
         let lifts: Vec<_> = fitness.missing.iter().filter(reads).cloned().collect();
         lacking.extend((!lifts.is_empty()).then(|| Lacking { need: Need::Pull, lift: lifts.join("; ") }));
     }
-    let mut checks = doctor::database(status, &fitness, clock.now());
+    let mut checks = doctor::database(status, &fitness, now);
     checks.extend(doctor::privileges(&fitness.role, &lacking));
     checks.extend(order::look(&client).await?.map(|wrong| Check::fail("order", wrong.text, wrong.fix)));
     checks.push(doctor::models(&drift(&client).await?));
     let has_schema = status.database.schema_version.unwrap_or(0) > 0;
     checks.push(doctor::leftovers(leftovers(&client, has_schema).await?));
+    checks.extend(of_node(&client, status, context).await?);
     let remembered = if has_schema { db::peers::remembered(&client).await? } else { None };
     Ok((checks, remembered))
+}
+
+/// How ops reach the node, and what it does to the log by itself.
+async fn of_node(client: &Client, status: &Status, context: &Context) -> db::Result<Vec<Check>> {
+    let settings = &context.settings;
+    let catalog = node::catalog(client).await?;
+    let left = node::left_settings(client).await?;
+    if status.database.schema_version.unwrap_or(0) < migrate::LATEST {
+        return Ok(doctor::node(None, &catalog, &left, settings));
+    }
+    let (by, why) = facts::replication(client, &catalog, settings).await?;
+    let mut checks = doctor::node(Some((by, &why)), &catalog, &left, settings);
+    if let Some(own) = &settings.node_endpoint {
+        let facts = facts::gather(client, settings, own, context.clock.now()).await?;
+        checks.extend(doctor::pruner(bound::node::notices(&facts, &stats::figures(client).await?)));
+    }
+    Ok(checks)
 }
 
 /// What work that was cut off has left, a sentence and a remedy each.

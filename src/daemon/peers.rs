@@ -7,7 +7,7 @@ use crate::pull::discover::{Found, discover, static_peers};
 use crate::pull::{Failure, Puller};
 use crate::settings::Settings;
 use crate::supervisor::{Handle, Next, Outcome, Schedule, Stage, Supervisor, Task};
-use crate::values::{Host, PeerSet};
+use crate::values::{Host, PeerSet, Replication};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,6 +79,17 @@ impl Peers {
         }
     }
 
+    /// Whether there are peers to pull from: where ops come by the chain alone
+    /// they have no sweep, and nobody asks them.
+    pub(super) async fn follow(&self, by: Replication, why: &str) {
+        let Some(pulls) = &self.pulls else { return };
+        pulls.follow(by, why).await;
+        let set = self.tell.borrow().clone();
+        if let Some(set) = set {
+            pulls.reconcile(&set).await;
+        }
+    }
+
     async fn use_set(&self, set: PeerSet) {
         let count = i64::try_from(set.peers.len()).unwrap_or(i64::MAX);
         self.metrics.peers.set(count);
@@ -107,7 +118,14 @@ pub(super) struct Pulls {
     puller: Puller,
     schedule: Schedule,
     metrics: Metrics,
-    running: Mutex<HashMap<Host, Handle>>,
+    running: Mutex<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    by_host: HashMap<Host, Handle>,
+    /// The report that says why nobody is pulled.
+    off: Option<u64>,
 }
 
 impl Pulls {
@@ -115,21 +133,41 @@ impl Pulls {
         Self { supervisor, puller, schedule, metrics, running: Mutex::default() }
     }
 
+    /// Turns pulling on or off, as ops reach the node.
+    async fn follow(&self, by: Replication, why: &str) {
+        let mut running = self.running.lock().await;
+        match (by.has_peers(), running.off) {
+            (true, Some(id)) => {
+                self.supervisor.on(id);
+                running.off = None;
+                info!(by = by.word(), "pulling is on again");
+            }
+            (false, None) => {
+                let why = format!("ops reach this node by the chain alone: {why}");
+                running.off = Some(self.supervisor.off_for_now("pull", &why));
+            }
+            _ => {}
+        }
+    }
+
     /// Starts what is missing, stops what is too much.
     async fn reconcile(&self, set: &PeerSet) {
         let mut running = self.running.lock().await;
-        for peer in &set.peers {
+        let is_off = running.off.is_some();
+        let running = &mut running.by_host;
+        for peer in set.peers.iter().filter(|_| !is_off) {
             if !running.contains_key(&peer.host) {
                 running.insert(peer.host.clone(), self.start(peer.host.clone()));
             }
         }
-        let departed: Vec<Host> = running.keys().filter(|h| !set.contains(h)).cloned().collect();
+        let departed: Vec<Host> = running.keys().filter(|h| is_off || !set.contains(h)).cloned().collect();
         for host in departed {
             let Some(handle) = running.remove(&host) else {
                 continue;
             };
             handle.stop().await;
-            info!(peer = %host, "no longer pulled: it left the set of peers");
+            let why = if is_off { "pulling is off" } else { "it left the set of peers" };
+            info!(peer = %host, "no longer pulled: {why}");
             // Series are bounded by the peers that are there; it may have none.
             for outcome in ["ok", "failed", "held"] {
                 let _ = self.metrics.sweeps_pulled.remove_label_values(&[host.as_str(), outcome]);

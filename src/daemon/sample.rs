@@ -42,6 +42,10 @@ impl Sampler {
         m.ops_index_bytes.set(gauge(figures.index_bytes));
         m.ops_dead_rows.set(gauge(figures.dead_rows));
         m.free_disk_floor.set(gauge(self.settings.bounding.min_free_disk));
+        m.relation_bytes.reset();
+        for (relation, bytes) in stats::largest(&client).await? {
+            m.relation_bytes.with_label_values(&[&relation]).set(gauge(bytes));
+        }
         m.free_disk.set(free.map_or(-1, |(bytes, _)| gauge(bytes)));
         if migrate::version(&client).await? == 0 {
             return Ok(());

@@ -9,13 +9,13 @@ pub use self::core::{
     activity, catalog, lease, maintain, migrate, presence, privileges, short_lock, uninstall,
 };
 use self::core::{connect, error, session, transaction};
-use self::log::prune_sql;
 pub use self::log::{
     apply, capture, census_slice, clone, copy, digest, floors, foreign, guard, in_place, index, newer, ops,
     order, preflight, prune, recent, replay, reset, swap, traced, watermark,
 };
+use self::log::{owed, prune_sql};
 pub use self::state::{
-    census, census_pass, covers, cursors, gate, history, jobs, overview, pace, peers, pulls, readers,
+    census, census_pass, covers, cursors, gate, history, jobs, node, overview, pace, peers, pulls, readers,
     reclaim, rejected, replication, stats,
 };
 

@@ -67,7 +67,7 @@ pub async fn discover(client: &reqwest::Client, node: &Url, own: Option<&Host>) 
     Err(misses.join("; "))
 }
 
-async fn ask(client: &reqwest::Client, base: &Url) -> Result<Vec<Peer>, String> {
+pub(super) async fn ask(client: &reqwest::Client, base: &Url) -> Result<Vec<Peer>, String> {
     let url = format!("{}/{REGISTRY}", base.as_str().trim_end_matches('/'));
     let request = client
         .post(url)

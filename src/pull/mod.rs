@@ -12,6 +12,7 @@ pub mod discover;
 mod late;
 pub mod replay;
 pub mod retry;
+pub mod route;
 pub mod sweep;
 pub mod waves;
 

@@ -56,7 +56,7 @@ pub struct Pass {
 /// Whether the chain still waits for an op.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Chain {
-    /// `core_tx_status` is `pending` or `error`.
+    /// It has not got the op, or brought it too lately.
     Owed,
     /// Anything else, or no such column.
     Settled,

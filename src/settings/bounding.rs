@@ -1,6 +1,8 @@
 //! Contract 5 and 6 as settings: what bounds the log, and the values in which
 //! it is said.
 
+use crate::values::Replication;
+
 /// A window longer than this is a mistake: the log is younger.
 const MOST_DAYS: u32 = 36_500;
 const DAY: u64 = 86_400;
@@ -42,6 +44,18 @@ impl std::fmt::Display for Keep {
             Self::Days(days) => write!(f, "{days}d"),
             Self::Compact => f.write_str("compact"),
         }
+    }
+}
+
+/// Reads `auto` as nothing, or a way in which ops reach the node.
+///
+/// # Errors
+/// It is neither.
+pub fn replication(text: &str) -> Result<Option<Replication>, String> {
+    match (text, Replication::parse(text)) {
+        ("auto", _) => Ok(None),
+        (_, None) => Err("there is no such way".into()),
+        (_, way) => Ok(way),
     }
 }
 

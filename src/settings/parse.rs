@@ -90,6 +90,14 @@ pub fn cursor_margin(text: &str) -> Parsed<Duration> {
     }
 }
 
+/// How long the node keeps ops by its own settings.
+pub fn node_retention(text: &str) -> Parsed<Duration> {
+    match duration::parse(text)? {
+        keeps if keeps >= Duration::from_secs(3_600) => Ok(keeps),
+        _ => Err("it is shorter than 1h".into()),
+    }
+}
+
 /// How far behind a peer may be; 0 is off. A day at least: less would drop
 /// peers that are being restarted.
 pub fn max_peer_lag(text: &str) -> Parsed<Duration> {

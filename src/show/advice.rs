@@ -52,6 +52,13 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
             "nothing has to be done: ops below it that come again put records only where there are none",
         );
     }
+    if status.node.as_ref().is_some_and(|node| node.is_unlogged) {
+        warn(
+            "ops_unlogged",
+            "ops is UNLOGGED, as a restore leaves it on a full disk: a crash of the server empties it".into(),
+            "once there is room: ALTER TABLE public.ops SET LOGGED",
+        );
+    }
     disk(status, &mut warn);
     bounding(status, &mut warn);
     for peer in &status.peers.list {

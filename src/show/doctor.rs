@@ -5,8 +5,9 @@ use super::status::{PeerStatus, Status};
 use super::{Warning, advice, format};
 use crate::db::privileges::{Lacking, Need};
 use crate::db::stats::Fitness;
-use crate::db::{self, Kind, migrate};
+use crate::db::{self, Kind, migrate, node};
 use crate::settings::Settings;
+use crate::values::{Notice, Replication};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -130,6 +131,18 @@ pub fn privileges(role: &str, lacking: &[Lacking]) -> Vec<Check> {
     }
 }
 
+/// What the plan notes of the node's own pruner.
+pub fn pruner(notices: Vec<Notice>) -> Vec<Check> {
+    let check = |notice: Notice| match notice.code {
+        "node_prunes" => Check::ok("node_pruner", notice.text),
+        code => {
+            let name = if code == "owed_pruned" { "owed_ops" } else { "node_pruner" };
+            Check::warn(name, notice.text, "`opsward plan` shows what would be deleted, and when")
+        }
+    };
+    notices.into_iter().map(check).collect()
+}
+
 /// What work that was cut off has left.
 pub fn leftovers(found: Vec<(String, String)>) -> Check {
     if found.is_empty() {
@@ -155,6 +168,46 @@ fn schema(version: i32) -> Check {
             "run the newer opsward",
         ),
     }
+}
+
+/// How ops reach the node, what it does to the log by itself, and what a
+/// restore left behind.
+pub fn node(
+    found: Option<(Replication, &str)>,
+    catalog: &node::Catalog,
+    left: &[(String, String)],
+    settings: &Settings,
+) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let set = &settings.bounding;
+    if let Some((by, why)) = found {
+        checks.push(Check::ok("node", format!("ops reach it by {}: {why}", by.word())));
+        if by.has_chain() && (set.node_retention.is_none() || set.node_archive.is_none()) {
+            checks.push(Check::warn(
+                "node_pruner",
+                "how long the node keeps ops by its own settings is not known here",
+                "give opsward the node's OPENAUDIO_OPS_RETENTION, OPENAUDIO_OPS_PRUNE_INTERVAL and \
+                 OPENAUDIO_ARCHIVE, by its env_file for example",
+            ));
+        }
+    }
+    if catalog.is_unlogged {
+        checks.push(Check::fail(
+            "unlogged",
+            "ops is UNLOGGED, as a restore leaves it on a full disk: a crash of the server empties it",
+            "once there is room: ALTER TABLE public.ops SET LOGGED",
+        ));
+    }
+    if !left.is_empty() {
+        let found: Vec<String> = left.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        let reset: Vec<String> = left.iter().map(|(name, _)| format!("ALTER SYSTEM RESET {name};")).collect();
+        checks.push(Check::warn(
+            "auto_conf",
+            format!("postgresql.auto.conf holds {}, as a state sync leaves it", found.join(", ")),
+            format!("unless you set that yourself: {} SELECT pg_reload_conf()", reset.join(" ")),
+        ));
+    }
+    checks
 }
 
 /// What `READ_ONLY` keeps from being done.
@@ -225,7 +278,7 @@ pub fn public_url(url: &str, answered: Result<Option<&str>, &str>) -> Check {
 
 /// What `status` warns of, but for what is checked here on its own.
 pub fn replication(status: &Status) -> Vec<Check> {
-    let elsewhere = ["database_away", "database_unfit", "no_schema", "peers_unknown"];
+    let elsewhere = ["database_away", "database_unfit", "no_schema", "peers_unknown", "ops_unlogged"];
     let mut checks: Vec<Check> = advice::warnings(status)
         .into_iter()
         .filter(|w| !elsewhere.contains(&&*w.code))

@@ -4,7 +4,7 @@
 use super::format::age_seconds;
 use super::status::*;
 use crate::clock::Clock;
-use crate::db::{self, Client, Db, foreign, migrate, overview, readers, replication, stats};
+use crate::db::{self, Client, Db, foreign, migrate, node, overview, readers, replication, stats};
 use crate::settings::Settings;
 use crate::values::{Host, OpUlid, TaskReport, is_plausible};
 use jiff::Timestamp;
@@ -71,7 +71,9 @@ pub async fn gather(
             free_disk_path: None,
             min_free_disk_bytes: Some(settings.bounding.min_free_disk),
             foreign_floor: None,
+            relations: Vec::new(),
         },
+        node: None,
         peers: PeersStatus::default(),
         readers: Vec::new(),
         rejected: Vec::new(),
@@ -112,6 +114,8 @@ async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<(
     database.dead_rows = Some(figures.dead_rows);
     database.free_disk_bytes = free.as_ref().map(|(bytes, _)| *bytes);
     database.free_disk_path = free.map(|(_, path)| path.display().to_string());
+    let largest = stats::largest(&client).await?;
+    database.relations = largest.into_iter().map(|(name, bytes)| RelationStatus { name, bytes }).collect();
     let version = migrate::version(&client).await?;
     database.schema_version = Some(version);
     // An older one has not all that is read; the daemon brings it up to date.
@@ -121,6 +125,7 @@ async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<(
     if version == migrate::LATEST {
         let found = overview::overview(&client).await?;
         status.bounding = Some(BoundingStatus::new(found, settings, status.at));
+        status.node = of_node(&client, settings).await?;
     }
     if let Some(peers) = &settings.peers {
         set_peers(status, peers);
@@ -180,6 +185,22 @@ fn set_peers(status: &mut Status, set: &[Host]) {
             ));
         }
     }
+}
+
+/// As it was last found, or as the operator says.
+async fn of_node(client: &Client, settings: &Settings) -> db::Result<Option<NodeStatus>> {
+    let Some(kept) = node::kept(client).await? else { return Ok(None) };
+    let catalog = node::catalog(client).await?;
+    let chain = node::chain(client, &catalog).await?;
+    let set = settings.bounding.replication;
+    Ok(Some(NodeStatus {
+        replication: set.unwrap_or(kept.replication),
+        why: set.map_or(kept.why, |_| "OPENAUDIO_MEDIORUM_REPLICATION says so".into()),
+        since: kept.since,
+        read_height: chain.cursor,
+        read_until: chain.read_until,
+        is_unlogged: catalog.is_unlogged,
+    }))
 }
 
 fn peer(row: replication::PeerRow, now: Timestamp) -> PeerStatus {

@@ -6,7 +6,7 @@ mod bounding;
 
 pub use bounding::*;
 
-use crate::values::TaskReport;
+use crate::values::{Replication, TaskReport};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,9 @@ pub struct Status {
     pub daemon: Option<DaemonStatus>,
     /// The database.
     pub database: DatabaseStatus,
+    /// How ops reach the node; `null` where nobody has looked yet.
+    #[serde(default)]
+    pub node: Option<NodeStatus>,
     /// The peers that are pulled.
     pub peers: PeersStatus,
     /// Registered peers that read from here, within 24 h.
@@ -92,6 +95,35 @@ pub struct DatabaseStatus {
     /// Somebody else pruned the log below this.
     #[serde(default)]
     pub foreign_floor: Option<String>,
+    /// The ten largest tables of the node, with their indexes, largest first.
+    #[serde(default)]
+    pub relations: Vec<RelationStatus>,
+}
+
+/// One table of the node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RelationStatus {
+    /// Its name.
+    pub name: String,
+    /// Bytes with TOAST and indexes.
+    pub bytes: u64,
+}
+
+/// How ops reach the node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// `peers`, `both` or `chain`.
+    pub replication: Replication,
+    /// What told it, as a sentence.
+    pub why: String,
+    /// Since when it is so.
+    pub since: Timestamp,
+    /// The height up to which the node has read the chain, as it wrote it.
+    pub read_height: Option<String>,
+    /// The time of that block.
+    pub read_until: Option<Timestamp>,
+    /// `ops` is UNLOGGED: a crash of the server empties it.
+    pub is_unlogged: bool,
 }
 
 /// The peers.

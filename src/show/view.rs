@@ -4,7 +4,7 @@
 use super::format::{ago, bytes, count, span};
 use super::status::{DatabaseStatus, PeersStatus, Status};
 use crate::db::Kind;
-use crate::values::{TaskReport, TaskState};
+use crate::values::{Replication, TaskReport, TaskState};
 use jiff::Timestamp;
 
 /// A table. The first column names something, the last ones hold figures.
@@ -31,6 +31,16 @@ pub fn facts(status: &Status) -> Vec<(&'static str, String)> {
         ("daemon", daemon),
         ("database", database(&status.database)),
     ];
+    if let Some(node) = &status.node {
+        let read = node.read_until.filter(|_| node.replication.has_chain());
+        let read = read.map(|at| format!(", read up to {}", ago(at, status.at))).unwrap_or_default();
+        let by = match node.replication {
+            Replication::Peers => "ops by peers",
+            Replication::Both => "ops by peers and the chain",
+            Replication::Chain => "ops by the chain alone",
+        };
+        facts.push(("node", format!("{by}{read}")));
+    }
     if let (Some(ops), Some(index)) = (status.database.ops_bytes, status.database.index_bytes) {
         let dead = count(status.database.dead_rows.unwrap_or(0));
         let sizes = format!("{}, indexes {}, about {dead} dead rows", bytes(ops), bytes(index));
@@ -76,7 +86,7 @@ fn source(peers: &PeersStatus, now: Timestamp) -> String {
 
 /// The tables that have something to show, in order.
 pub fn grids(status: &Status) -> Vec<Grid> {
-    let mut grids = vec![peers(status), readers(status), rejected(status), runs(status)];
+    let mut grids = vec![peers(status), readers(status), rejected(status), runs(status), relations(status)];
     grids.extend(status.daemon.as_ref().map(|d| tasks(&d.tasks, status.at)));
     grids.retain(|g| !g.rows.is_empty());
     grids
@@ -147,6 +157,16 @@ fn runs(status: &Status) -> Grid {
         header: &["deleted by", "of", "rows", "bytes", "bound by", "outcome", "when"],
         figures: &[2, 3, 6],
         rows: status.bounding.iter().flat_map(|b| &b.runs).map(row).collect(),
+        notes: Vec::new(),
+    }
+}
+
+/// What grows next to the log. It is the node's, shown and never touched.
+fn relations(status: &Status) -> Grid {
+    Grid {
+        header: &["largest tables", "bytes"],
+        figures: &[1],
+        rows: status.database.relations.iter().map(|r| vec![r.name.clone(), bytes(r.bytes)]).collect(),
         notes: Vec::new(),
     }
 }

@@ -17,7 +17,7 @@ pub struct TableDay {
     pub rows: u64,
     /// Bytes of them.
     pub bytes: u64,
-    /// Rows that are owed to the chain: nothing deletes them.
+    /// Rows that the chain has not got: nothing of ours deletes them.
     pub owed: u64,
     /// The oldest ULID.
     pub oldest: Option<OpUlid>,
@@ -39,6 +39,8 @@ pub enum BoundBy {
     Reader(Host),
     /// The size to stay under.
     Size,
+    /// How far the node has read the chain.
+    Chain,
 }
 
 impl BoundBy {
@@ -49,6 +51,7 @@ impl BoundBy {
             Self::Peer(_) => "peer",
             Self::Reader(_) => "reader",
             Self::Size => "size",
+            Self::Chain => "chain",
         }
     }
 }
@@ -56,7 +59,7 @@ impl BoundBy {
 impl std::fmt::Display for BoundBy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Age | Self::Size => f.write_str(self.word()),
+            Self::Age | Self::Size | Self::Chain => f.write_str(self.word()),
             Self::Peer(host) | Self::Reader(host) => write!(f, "{} {host}", self.word()),
         }
     }

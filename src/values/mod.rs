@@ -13,6 +13,7 @@ mod peers;
 mod plausible;
 mod printable;
 mod progress;
+mod replication;
 mod sweep_headers;
 mod task;
 mod ulid;
@@ -29,6 +30,7 @@ pub use plausible::{
 };
 pub use printable::{one_line, printable};
 pub use progress::Progress;
+pub use replication::{Replication, SweepRoute};
 pub use sweep_headers::{SweepHeaders, format_table_floors, names};
 pub use task::{TaskReport, TaskState};
 pub use ulid::OpUlid;

@@ -16,6 +16,7 @@ mod cli;
 mod digest;
 mod faults;
 mod gate;
+mod generations;
 mod halts;
 mod harness;
 mod harness_test;

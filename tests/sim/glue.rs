@@ -4,12 +4,12 @@ use super::bug::Bug;
 use super::model::*;
 use super::world::{After, Done, World};
 use jiff::civil::date;
-use opsward::bound::decide::{self, ClockFact, Decision, Facts, PeerFact, ReaderFact};
+use opsward::bound::decide::{self, ChainFact, ClockFact, Decision, Facts, PeerFact, ReaderFact};
 use opsward::pull::decide as pulling;
 use opsward::pull::sweep::Sweep;
 use opsward::serve::decide as serving;
 use opsward::settings::Bounding;
-use opsward::values::{Action, Host, NodeWrite, OpUlid, StoredCursors, TableDay};
+use opsward::values::{Action, Host, NodeWrite, OpUlid, Replication, StoredCursors, TableDay};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -326,6 +326,9 @@ impl World {
             },
             now_ms: now,
             own: HOSTS[node].clone(),
+            replication: Replication::Peers,
+            chain: ChainFact::default(),
+            guarded: false,
             peers: ward.known.then_some(peers),
             pulled_every: Duration::from_secs(600),
             readers: if self.has(Bug::ReaderIgnored) {

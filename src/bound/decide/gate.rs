@@ -1,6 +1,6 @@
-//! How far anything may go: peers, readers and clocks.
+//! How far anything may go: peers, readers and clocks; the chain; both.
 
-use super::{ClockFact, DAY_MS, Facts, HOUR_MS, PeerFact, ReaderFact, YOUNGEST_MS, blocker, ms};
+use super::{ClockFact, DAY_MS, Facts, HOUR_MS, PeerFact, ReaderFact, blocker, chain, least_window, ms};
 use crate::values::{Blocker, BoundBy, Host, Notice, OpUlid, is_plausible};
 
 /// How far the median of the peers' clocks may be from ours (contract 5).
@@ -18,6 +18,8 @@ const STALLED_MS: u64 = DAY_MS;
 pub struct Gate {
     /// The slowest peer and the highest ULID that may be cut at for it.
     pub peer: Option<(OpUlid, Host)>,
+    /// The highest ULID that may be cut at for the chain.
+    pub chain: Option<OpUlid>,
     /// Readers with what each still needs.
     pub readers: Vec<(OpUlid, Host)>,
     /// What blocks everything.
@@ -28,29 +30,59 @@ pub struct Gate {
 
 /// How far everything may go, and why not further.
 pub fn gate(facts: &Facts) -> Gate {
-    let mut gate = Gate { peer: None, readers: Vec::new(), blockers: Vec::new(), notices: Vec::new() };
-    match &facts.peers {
-        None => gate.blockers.push(blocker(
+    let mut gate =
+        Gate { peer: None, chain: None, readers: Vec::new(), blockers: Vec::new(), notices: Vec::new() };
+    if facts.settings.node_archive == Some(true) && !facts.settings.delete_archived {
+        gate.blockers.push(blocker(
             facts,
-            ("peers_unknown", ""),
-            "the set of peers was never found".into(),
-            "see `opsward doctor`, or set OPENAUDIO_MEDIORUM_PEERS (`none` for no peers)",
-        )),
-        Some(peers) => {
-            for peer in peers.iter().filter(|peer| peer.host != facts.own) {
-                gate.count(facts, peer);
-            }
-            let is_peer = |host: &Host| *host != facts.own && peers.iter().any(|peer| peer.host == *host);
-            for reader in facts.readers.iter().filter(|reader| is_peer(&reader.host)) {
-                gate.hold(facts, reader);
-            }
+            ("archive", ""),
+            "OPENAUDIO_ARCHIVE says that the node's whole history stays".into(),
+            "set OPENAUDIO_MEDIORUM_OPS_DELETE_ARCHIVED=true to delete all the same",
+        ));
+    }
+    if facts.replication.has_peers() {
+        gate.peers(facts);
+    }
+    if facts.replication.has_chain() {
+        match chain::bound(facts) {
+            Ok(bound) => gate.chain = Some(bound),
+            Err(blocker) => gate.blockers.push(blocker),
         }
     }
-    gate.clock(facts);
+    if let Some(ahead) = facts.own_ahead {
+        gate.blockers.push(blocker(
+            facts,
+            ("own_op_ahead", ""),
+            format!("op {ahead} of this host lies over an hour ahead of now"),
+            "set this machine's clock right (NTP); no setting lifts it",
+        ));
+    }
     gate
 }
 
 impl Gate {
+    /// Peers and readers, and what the peers' clocks say of ours.
+    fn peers(&mut self, facts: &Facts) {
+        match &facts.peers {
+            None => self.blockers.push(blocker(
+                facts,
+                ("peers_unknown", ""),
+                "the set of peers was never found".into(),
+                "see `opsward doctor`, or set OPENAUDIO_MEDIORUM_PEERS (`none` for no peers)",
+            )),
+            Some(peers) => {
+                for peer in peers.iter().filter(|peer| peer.host != facts.own) {
+                    self.count(facts, peer);
+                }
+                let is_peer = |host: &Host| *host != facts.own && peers.iter().any(|peer| peer.host == *host);
+                for reader in facts.readers.iter().filter(|reader| is_peer(&reader.host)) {
+                    self.hold(facts, reader);
+                }
+            }
+        }
+        self.clock(facts);
+    }
+
     /// A peer that counts.
     fn count(&mut self, facts: &Facts, peer: &PeerFact) {
         let set = &facts.settings;
@@ -145,14 +177,6 @@ impl Gate {
                 "set this machine's clock right (NTP); no setting lifts it",
             ));
         }
-        if let Some(ahead) = facts.own_ahead {
-            self.blockers.push(blocker(
-                facts,
-                ("own_op_ahead", ""),
-                format!("op {ahead} of this host lies over an hour ahead of now"),
-                "set this machine's clock right (NTP); no setting lifts it",
-            ));
-        }
     }
 
     fn note(&mut self, code: &'static str, host: &Host, text: String) {
@@ -160,9 +184,10 @@ impl Gate {
     }
 
     /// The cut of a window, and what bounds it: the lowest of the window, the
-    /// slowest peer and what each reader holds, at most `hold_ms` longer.
+    /// slowest peer, the chain, and what each reader holds, at most `hold_ms`
+    /// longer.
     pub fn bound(&self, facts: &Facts, window_ms: u64, by: BoundBy) -> (OpUlid, BoundBy) {
-        let window = facts.now_ms.saturating_sub(window_ms.max(YOUNGEST_MS));
+        let window = facts.now_ms.saturating_sub(window_ms.max(least_window(facts)));
         let longest = OpUlid::first_of_ms(window.saturating_sub(ms(facts.settings.reader_hold)));
         let mut lowest = (OpUlid::first_of_ms(window), by);
         for (needed, host) in &self.readers {
@@ -171,8 +196,11 @@ impl Gate {
                 lowest = (held, BoundBy::Reader(host.clone()));
             }
         }
-        match &self.peer {
-            Some((bound, host)) if *bound < lowest.0 => (*bound, BoundBy::Peer(host.clone())),
+        if let Some((bound, host)) = self.peer.as_ref().filter(|(bound, _)| *bound < lowest.0) {
+            lowest = (*bound, BoundBy::Peer(host.clone()));
+        }
+        match self.chain {
+            Some(bound) if bound < lowest.0 => (bound, BoundBy::Chain),
             _ => lowest,
         }
     }

@@ -64,6 +64,9 @@ fn facts() -> Facts {
         },
         now_ms: NOW,
         own: host("me"),
+        replication: Replication::Peers,
+        chain: ChainFact::default(),
+        guarded: false,
         peers: Some(vec![peer("a", 60_000), peer("b", 120_000)]),
         pulled_every: Duration::from_secs(600),
         readers: Vec::new(),
@@ -495,6 +498,98 @@ fn reach(facts: &Facts) -> Option<OpUlid> {
         Decision::Prune { cuts } => cuts.iter().map(|b| b.cut.below).max(),
         Decision::Skip { .. } => None,
     }
+}
+
+/// Ops by the chain, read up to the newest block a minute ago; no peer has a
+/// cursor that is any use.
+fn chained(change: impl FnOnce(&mut Facts)) -> Facts {
+    with(|f| {
+        f.replication = Replication::Chain;
+        f.peers = Some(vec![no_cursor("frozen")]);
+        f.readers = vec![reader("r", 50 * DAY)];
+        f.chain = ChainFact {
+            has_blocks: true,
+            grant: None,
+            cursor: Some("1000".into()),
+            tip: Some(("mainnet-1".into(), 1_000)),
+            read_until_ms: Some(NOW - 60_000),
+        };
+        change(f);
+    })
+}
+
+#[test]
+fn by_the_chain_peers_and_readers_hold_nothing() {
+    assert_eq!(uploads(&chained(|_| {})), BY_AGE(30));
+    assert_eq!(uploads(&chained(|f| f.peers = None)), BY_AGE(30));
+    // Their clocks were told before the node changed.
+    let stale = ClockFact { offset_ms: 0, found_ms: NOW - DAY };
+    let told = ["a", "b", "c"].map(|name| PeerFact { clock: Some(stale), ..no_cursor(name) });
+    assert_eq!(uploads(&chained(|f| f.peers = Some(told.to_vec()))), BY_AGE(30));
+}
+
+#[test]
+fn the_window_is_ten_days_without_the_guard() {
+    let days = |days, guarded| chained(|f| (f.settings.retention_days, f.guarded) = (days, guarded));
+    assert_eq!(uploads(&days(5, false)), BY_AGE(10));
+    assert_eq!(window_notice(&days(5, false)).map(|n| n.code), Some("window_raised"));
+    assert_eq!(uploads(&days(5, true)), BY_AGE(5));
+    assert_eq!((window_notice(&days(5, true)), window_notice(&days(10, false))), (None, None));
+    let of = |replication| uploads(&with(|f| (f.settings.retention_days, f.replication) = (5, replication)));
+    assert_eq!(of(Replication::Peers), BY_AGE(5));
+}
+
+#[test]
+fn the_chain_bounds_by_its_margin() {
+    // So far behind that the window is the shorter one: what a margin is for.
+    let far = chained(|f| {
+        f.settings.retention_days = 10;
+        f.settings.cursor_margin = Duration::from_secs(20 * 86_400);
+    });
+    assert_eq!(uploads(&far), (at(20 * DAY + 60_000), BoundBy::Chain));
+}
+
+#[test]
+fn what_is_unknown_of_the_chain_blocks() {
+    let code = |change: fn(&mut ChainFact)| codes(retention(&chained(|f| change(&mut f.chain))));
+    assert_eq!(code(|c| c.has_blocks = false), ["chain_unknown"]);
+    assert_eq!(code(|c| c.grant = Some("GRANT …".into())), ["chain_unknown"]);
+    assert_eq!(code(|c| c.tip = None), ["chain_unknown"]);
+    assert_eq!(code(|c| c.cursor = None), ["chain_unknown"]);
+    for text in ["", "height", "-1", "+1", "1e3", "12a", " 12"] {
+        let of = codes(retention(&chained(|f| f.chain.cursor = Some(text.into()))));
+        assert_eq!(of, ["chain_unknown"], "{text:?}");
+    }
+    assert_eq!(code(|c| c.read_until_ms = None), ["chain_unknown"]);
+    // Heights began anew, the node's cursor did not.
+    assert_eq!(code(|c| c.cursor = Some("34000000".into())), ["chain_changed"]);
+    assert_eq!(code(|c| c.read_until_ms = Some(NOW - 61 * 60_000)), ["chain_behind"]);
+    assert_eq!(code(|c| c.read_until_ms = Some(NOW + 6 * 60_000)), ["clock_off"]);
+    assert_eq!(uploads(&chained(|f| f.chain.read_until_ms = Some(NOW + 60_000))), BY_AGE(30));
+}
+
+#[test]
+fn both_gates_hold_where_ops_come_both_ways() {
+    let both = |peer_ago: u64, read_ago: u64| {
+        chained(|f| {
+            f.replication = Replication::Both;
+            (f.readers, f.peers) = (Vec::new(), Some(vec![peer("a", peer_ago)]));
+            f.chain.read_until_ms = Some(NOW - read_ago);
+        })
+    };
+    assert_eq!(uploads(&both(60_000, 60_000)), BY_AGE(30));
+    assert_eq!(uploads(&both(40 * DAY, 60_000)), (at(40 * DAY + HOUR_MS), BoundBy::Peer(host("a"))));
+    assert_eq!(codes(retention(&both(60_000, 2 * HOUR_MS))), ["chain_behind"]);
+    let unknown = with(|f| f.replication = Replication::Both);
+    assert_eq!(codes(retention(&unknown)), ["chain_unknown"]);
+}
+
+#[test]
+fn an_archive_keeps_everything_unless_it_is_overridden_by_name() {
+    let archive = |over| with(|f| (f.settings.node_archive, f.settings.delete_archived) = (Some(true), over));
+    assert_eq!(codes(retention(&archive(false))), ["archive"]);
+    assert_eq!(codes(dormant(&archive(false)))[0], "archive");
+    assert_eq!(uploads(&archive(true)), BY_AGE(30));
 }
 
 proptest! {

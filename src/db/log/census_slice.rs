@@ -4,6 +4,7 @@
 use crate::db::census::{Counts, EPOCH, Tally, day_ms, day_of, day_starts};
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::owed::Owed;
 use crate::db::transaction::{Isolation, begin};
 use crate::db::{catalog, ops};
 use crate::records::quote_ident;
@@ -29,7 +30,7 @@ const PIN: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Reading {
     bytes: String,
-    owed: &'static str,
+    owed: String,
 }
 
 impl Reading {
@@ -39,10 +40,7 @@ impl Reading {
         let sizes: Vec<_> = columns.iter().map(|c| format!("pg_column_size({})", quote_ident(c))).collect();
         // Where no column is NULL, the shorter sum is it.
         let (all, some) = (sizes.join(" + "), sizes.join(", 0) + coalesce("));
-        let owed = match columns.iter().any(|c| c == "core_tx_status") {
-            true => "coalesce(core_tx_status IN ('pending', 'error'), false)",
-            false => "false",
-        };
+        let owed = Owed::of_columns(columns).sql("");
         Self { bytes: format!("coalesce({OVERHEAD} + {all}, {OVERHEAD} + coalesce({some}, 0))"), owed }
     }
 

@@ -3,6 +3,7 @@
 //! and constraints have the same names, in another schema.
 
 use crate::db::error::{Doing, Result};
+use crate::db::owed::Owed;
 use crate::db::transaction::{GenericClient, Transaction};
 use crate::records::quote_ident;
 use sha2::{Digest, Sha256};
@@ -231,15 +232,10 @@ pub async fn analyze(client: &impl GenericClient) -> Result<()> {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Columns {
     names: Vec<String>,
-    owed: bool,
+    owed: Owed,
 }
 
 impl Columns {
-    /// Whether rows say if the chain still waits for them.
-    pub fn tell_owed(&self) -> bool {
-        self.owed
-    }
-
     /// All of them, quoted, after `prefix`.
     pub(in crate::db) fn list(&self, prefix: &str) -> String {
         self.joined(|c| format!("{prefix}{}", quote_ident(c)))
@@ -258,12 +254,9 @@ impl Columns {
         rest.map(|c| format!("{c} = excluded.{c}")).collect::<Vec<_>>().join(", ")
     }
 
-    /// Whether the chain does not wait for a row.
-    pub(in crate::db) fn settled(&self, prefix: &str) -> String {
-        match self.owed {
-            true => format!("coalesce({prefix}core_tx_status, '') NOT IN ('pending', 'error')"),
-            false => "true".into(),
-        }
+    /// What they tell of a row and the chain.
+    pub(in crate::db) fn owed(&self) -> Owed {
+        self.owed
     }
 
     fn joined(&self, one: impl Fn(&str) -> String) -> String {
@@ -278,7 +271,7 @@ impl Columns {
 pub async fn columns(client: &impl GenericClient) -> Result<Columns> {
     let statement = client.prepare_cached(COLUMNS).await.doing("read the columns of ops")?;
     let names: Vec<String> = client.query_one(&statement, &[]).await.doing("read the columns of ops")?.get(0);
-    Ok(Columns { owed: names.iter().any(|c| c == "core_tx_status"), names })
+    Ok(Columns { owed: Owed::of_columns(&names), names })
 }
 
 const COLUMNS: &str = "

@@ -7,6 +7,7 @@
 
 use crate::db::clone::{Columns, NEXT};
 use crate::db::error::{Doing, Result};
+use crate::db::owed::{Owed, time_sql};
 use crate::db::prune_sql;
 use crate::db::transaction::Transaction;
 use crate::values::{EARLIEST_ULID, OpUlid};
@@ -126,8 +127,13 @@ impl Range {
 impl Doomed<'_> {
     /// Whether a row `o` of a range goes. Rows without a ULID are among the kept.
     fn sql(&self, range: &Range) -> String {
+        let owed = self.columns.owed();
         let arm = |(table, cut): (&String, &OpUlid)| {
-            format!("WHEN '{}' THEN o.ulid COLLATE \"C\" < '{cut}' ", table.replace('\'', "''"))
+            let late = owed.is_late("o.", &time_sql(cut.ms()));
+            format!(
+                "WHEN '{}' THEN o.ulid COLLATE \"C\" < '{cut}' AND NOT {late} ",
+                table.replace('\'', "''")
+            )
         };
         let arms: String = self.cuts.iter().map(arm).collect();
         let mut ways = Vec::new();
@@ -144,10 +150,10 @@ impl Doomed<'_> {
             ways.push("false".into());
         }
         format!(
-            "(({}) AND {} AND o.ulid >= '{EARLIEST_ULID}'
+            "(({}) AND NOT {} AND o.ulid >= '{EARLIEST_ULID}'
               AND o.ulid NOT IN (SELECT k.ulid FROM opsward.reclaim_kept k WHERE {}))",
             ways.join(" OR "),
-            self.columns.settled("o."),
+            owed.sql("o."),
             range.sql("k.")
         )
     }
@@ -310,28 +316,29 @@ pub struct WalkedOp {
     pub table: String,
     /// Its records; `None` where there are none, or too many to look at.
     pub data: Option<String>,
-    /// The chain waits for it.
+    /// The chain has not got it, or brought it too lately.
     pub owed: bool,
 }
 
 /// Hands the ops before a key (or from the end) to `judge`, newest first, one
-/// at a time; `longest` is the most bytes of records that it looks at. Returns
-/// the last key and how many there were.
+/// at a time; `longest` is the most bytes of records that it looks at, `below`
+/// by table from which time on what the chain brought stays. Returns the last
+/// key and how many there were.
 ///
 /// # Errors
 /// The database's.
 pub async fn walk(
     tx: &Transaction<'_>,
-    columns: &Columns,
+    (columns, below): (&Columns, &BTreeMap<String, OpUlid>),
     before: Option<&str>,
     (rows, longest): (u32, usize),
     mut judge: impl FnMut(&WalkedOp),
 ) -> Result<(Option<String>, u64)> {
-    let settled = columns.settled("o.");
+    let owed = owed_sql(columns.owed(), below);
     let before_sql = before.map_or("$1::text IS NULL", |_| "o.ulid < $1");
     let sql = format!(
         "SELECT o.ulid, coalesce(o.action, ''), coalesce(o.\"table\", ''),
-                CASE WHEN pg_column_size(o.data) <= $3 THEN o.data::text END, NOT ({settled})
+                CASE WHEN pg_column_size(o.data) <= $3 THEN o.data::text END, {owed}
          FROM public.ops o WHERE {before_sql} ORDER BY o.ulid DESC LIMIT $2"
     );
     tx.batch_execute(PLAN).await.doing("begin to walk the log")?;
@@ -353,6 +360,16 @@ pub async fn walk(
         (last, count) = (Some(op.ulid), count + 1);
     }
     Ok((last, count))
+}
+
+/// Whether the chain keeps a row `o` from being dropped.
+fn owed_sql(owed: Owed, below: &BTreeMap<String, OpUlid>) -> String {
+    let late = |(table, below): (&String, &OpUlid)| {
+        let late = owed.is_late("o.", &time_sql(below.ms()));
+        format!(" OR (o.\"table\" = '{}' AND {late})", table.replace('\'', "''"))
+    };
+    let late: String = below.iter().map(late).collect();
+    format!("({}{late})", owed.sql("o."))
 }
 
 /// Remembers what nobody needs of the part of the log from `first` to `last`.

@@ -14,6 +14,7 @@ pub mod index;
 pub mod newer;
 pub mod ops;
 pub mod order;
+pub(in crate::db) mod owed;
 pub mod preflight;
 pub mod prune;
 pub(in crate::db) mod prune_sql;

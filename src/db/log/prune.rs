@@ -59,8 +59,8 @@ pub struct Range {
     pub rows: u32,
 }
 
-/// Which ops of a range go. Never those owed to the chain, of tables without a
-/// model (but `blobs`), or whose ULID is none or implausible.
+/// Which ops of a range go. Never those that the chain has not got (`owed.rs`),
+/// of tables without a model (but `blobs`), or whose ULID is none or implausible.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Doomed<'a> {
     /// Those of each table below a ULID; raises floors.
@@ -217,6 +217,7 @@ impl Days {
 struct Values<'a> {
     tables: Vec<&'a str>,
     ulids: Vec<&'a str>,
+    since: Vec<Timestamp>,
 }
 
 impl<'a> Values<'a> {
@@ -225,12 +226,20 @@ impl<'a> Values<'a> {
             Doomed::Below(cuts) => Self {
                 tables: cuts.iter().map(|c| c.table.as_str()).collect(),
                 ulids: cuts.iter().map(|c| c.below.as_str()).collect(),
+                since: cuts.iter().map(|c| time_of(c.below)).collect(),
             },
-            Doomed::Listed(ulids) => {
-                Self { tables: known().collect(), ulids: ulids.iter().map(OpUlid::as_str).collect() }
-            }
+            Doomed::Listed(ulids) => Self {
+                tables: known().collect(),
+                ulids: ulids.iter().map(OpUlid::as_str).collect(),
+                since: Vec::new(),
+            },
         }
     }
+}
+
+fn time_of(ulid: OpUlid) -> Timestamp {
+    let ms = i64::try_from(ulid.ms()).ok();
+    ms.and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or(Timestamp::MAX)
 }
 
 /// The tables that ops may be deleted of.
@@ -265,8 +274,9 @@ async fn delete(
 ) -> Result<Vec<(Date, Gone)>> {
     let values = Values::of(doomed);
     let statement = tx.prepare_cached(sql).await.doing("delete ops")?;
-    let params: [&(dyn ToSql + Sync); 6] =
-        [&span.from, &span.end, &span.odd, &values.tables, &values.ulids, &days.starts];
+    let Values { tables, ulids, since } = &values;
+    let params: [&(dyn ToSql + Sync); 7] =
+        [&span.from, &span.end, &span.odd, tables, ulids, since, &days.starts];
     let deleted = async { tx.query(&statement, &params).await.doing("delete ops") };
     let (_, rows) = tokio::try_join!(biased; bound(tx, 1), deleted)?;
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
@@ -312,7 +322,8 @@ async fn skipped(
         doomed_sql(doomed, columns)
     );
     let values = Values::of(doomed);
-    let params: [&(dyn ToSql + Sync); 5] = [&span.from, &span.end, &span.odd, &values.tables, &values.ulids];
+    let Values { tables, ulids, since } = &values;
+    let params: [&(dyn ToSql + Sync); 6] = [&span.from, &span.end, &span.odd, tables, ulids, since];
     let statement = tx.prepare_cached(&sql).await.doing("look for skipped ops")?;
     let rows = tx.query(&statement, &params).await.doing("look for skipped ops")?;
     Ok(rows.iter().filter_map(|r| OpUlid::parse(r.get(0))).collect())

@@ -1,6 +1,7 @@
 //! The text of a batch's statements: it depends on the columns that `ops` has
 //! and on the models.
 
+use crate::db::owed::Owed;
 use crate::db::prune::{Doomed, Locked};
 use crate::records::{models, quote_ident};
 
@@ -8,24 +9,27 @@ use crate::records::{models, quote_ident};
 pub(in crate::db) const OVERHEAD: u32 = 24 + 4 + 4;
 
 /// Which rows of `$1 <= ulid < $2` go: `$3` are no ULIDs, `$4` tables, `$5`
-/// their cuts or the ULIDs listed.
+/// their cuts or the ULIDs listed, `$6` the times of the cuts.
 pub(in crate::db) fn doomed_sql(doomed: Doomed<'_>, columns: &[&str]) -> String {
     let which = match doomed {
         // Of ULIDs, bytes are in the same order, and far cheaper to compare.
         Doomed::Below(_) => "o.ulid COLLATE \"C\" < c.below",
         Doomed::Listed(_) => "o.ulid = ANY ($5)",
     };
-    let owed = match columns.contains(&"core_tx_status") {
-        true => " AND coalesce(o.core_tx_status, '') NOT IN ('pending', 'error')",
-        false => "",
-    };
-    format!("o.ulid >= $1 AND o.ulid < $2 AND o.ulid <> ALL ($3) AND o.\"table\" = c.name AND {which}{owed}")
+    let may_go = Owed::of_columns(columns).may_go("o.", "c.since");
+    format!(
+        "o.ulid >= $1 AND o.ulid < $2 AND o.ulid <> ALL ($3) AND o.\"table\" = c.name AND {which} AND {may_go}"
+    )
 }
 
 pub(in crate::db) fn cuts_sql(doomed: Doomed<'_>) -> &'static str {
     match doomed {
-        Doomed::Below(_) => "unnest($4::text[], $5::text[]) AS c(name, below)",
-        Doomed::Listed(_) => "unnest($4::text[]) AS c(name)",
+        Doomed::Below(_) => "unnest($4::text[], $5::text[], $6::timestamptz[]) AS c(name, below, since)",
+        // Compaction judged when each of them came.
+        Doomed::Listed(_) => {
+            "(SELECT name, 'infinity'::timestamptz AS since FROM unnest($4::text[]) name \
+              WHERE $6::timestamptz[] IS NOT NULL) AS c"
+        }
     }
 }
 
@@ -43,7 +47,7 @@ pub(in crate::db) fn sql(doomed: Doomed<'_>, columns: &[&str], locked: Locked) -
         ),
     };
     let gone = format!("DELETE FROM public.ops {from} RETURNING {}", gone_sql(&bytes));
-    traced_of(&gone, "width_bucket(ulid, $6::text[])")
+    traced_of(&gone, "width_bucket(ulid, $7::text[])")
 }
 
 /// What [`traced_of`] has to know of a row `o` that goes.

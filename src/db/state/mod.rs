@@ -7,6 +7,7 @@ pub mod cursors;
 pub mod gate;
 pub mod history;
 pub mod jobs;
+pub mod node;
 pub mod overview;
 pub mod pace;
 pub mod peers;

@@ -48,6 +48,22 @@ const FIGURES: &str = "
            coalesce(pg_stat_get_dead_tuples(to_regclass('public.ops')), 0),
            (SELECT setting FROM pg_settings WHERE name = 'data_directory')";
 
+/// The ten largest tables of the node with their TOAST and indexes, largest
+/// first; `core_transactions` is the next that grows.
+///
+/// # Errors
+/// The database's.
+pub async fn largest(client: &Client) -> Result<Vec<(String, u64)>> {
+    let rows = client.query(LARGEST, &[]).await.doing("read the sizes of the node's tables")?;
+    Ok(rows.iter().map(|r| (r.get(0), u64::try_from(r.get::<_, i64>(1)).unwrap_or(0))).collect())
+}
+
+const LARGEST: &str = "
+    SELECT relname::text, bytes FROM (
+        SELECT relname, coalesce(pg_total_relation_size(oid), 0) AS bytes FROM pg_class
+        WHERE relnamespace = to_regnamespace('public') AND relkind IN ('r', 'm')) sizes
+    ORDER BY bytes DESC, relname LIMIT 10";
+
 /// Makes sure that the log can be read and that the server takes writes. Its error's
 /// kind tells why not.
 pub async fn ready(client: &mut Client) -> Result<()> {

@@ -56,7 +56,7 @@ async fn part(run: &mut Run<'_>, compactor: &mut Compactor) -> Result<()> {
     let before = (!at.position.is_empty()).then_some(at.position.as_str());
     let mut drops = Vec::new();
     let tx = run.lease.begin().await?;
-    let walked = copy::walk(&tx, &columns, before, (rows, LONGEST), |op| {
+    let walked = copy::walk(&tx, (&columns, &run.at.survivors.compact), before, (rows, LONGEST), |op| {
         let chain = if op.owed { Chain::Owed } else { Chain::Settled };
         let data = op.data.as_deref();
         let op = LogOp { ulid: &op.ulid, action: &op.action, table: &op.table, data, chain };

@@ -85,7 +85,9 @@ fn status() -> Status {
             free_disk_path: None,
             min_free_disk_bytes: None,
             foreign_floor: None,
+            relations: Vec::new(),
         },
+        node: None,
         peers: PeersStatus {
             source: Some("discovered".into()),
             via: Some("http://localhost/".into()),

@@ -4,6 +4,30 @@ use super::cluster::{self, Cluster, TEMPLATE};
 use opsward::db::Db;
 use opsward::settings::DbTarget;
 
+/// Which generation of node made the schema (`tests/fixtures/README.md`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Schema {
+    /// Ops come from peers.
+    A,
+    /// From peers and from the chain.
+    B,
+    /// From the chain alone.
+    C,
+}
+
+impl Schema {
+    /// All of them, oldest first.
+    pub const ALL: [Self; 3] = [Self::A, Self::B, Self::C];
+
+    fn sql(self) -> Option<&'static str> {
+        match self {
+            Self::A => None,
+            Self::B => Some(include_str!("../../fixtures/node-schema-b.sql")),
+            Self::C => Some(include_str!("../../fixtures/node-schema-c.sql")),
+        }
+    }
+}
+
 /// A node's database of one test's own. Dropped, best effort, when it is.
 pub struct Database {
     cluster: &'static Cluster,
@@ -14,6 +38,16 @@ impl Database {
     /// Clones the template in the cluster that all tests share.
     pub async fn new() -> Self {
         Self::named(cluster::unique("t")).await
+    }
+
+    /// As [`Self::new`], with the schema of a generation.
+    pub async fn of(schema: Schema) -> Self {
+        let Some(sql) = schema.sql() else { return Self::new().await };
+        let (cluster, name) = (Cluster::shared(), cluster::unique("t"));
+        cluster.create_database(&name, "template0").await;
+        let database = Self { cluster, name };
+        cluster.psql(&database.name, sql);
+        database
     }
 
     /// As [`Self::new`], under a name of the caller's choice (one per run).

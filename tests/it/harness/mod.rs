@@ -15,7 +15,7 @@ pub mod wire;
 
 pub use cluster::{Cluster, Stop};
 pub use daemon::{Daemon, Start};
-pub use database::{Database, target};
+pub use database::{Database, Schema, target};
 pub use ops::{MadeOp, Ops};
 pub use peer::{Answer, Peer};
 pub use proxy::{Fault, Proxy};

@@ -1,0 +1,156 @@
+//! The node beside us: what its tables tell of how ops reach it, how far it
+//! has read the chain, and what was last found.
+
+use crate::db::connect::Client;
+use crate::db::error::{Doing, Result};
+use crate::values::Replication;
+use jiff::Timestamp;
+
+/// What the catalog tells, and what was last found.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Catalog {
+    /// `ops` has `core_tx_status`.
+    pub has_status: bool,
+    /// `uploads` has `user_id`.
+    pub has_user_id: bool,
+    /// There is a table `core_blocks`.
+    pub has_blocks: bool,
+    /// The GRANT that lets this role read it, where it may not.
+    pub grant_blocks: Option<String>,
+    /// `ops` is UNLOGGED: a crash of the server empties it.
+    pub is_unlogged: bool,
+}
+
+/// Reads the catalog.
+///
+/// # Errors
+/// The database's.
+pub async fn catalog(client: &Client) -> Result<Catalog> {
+    let row = client.query_one(CATALOG, &[]).await.doing("look at the node's tables")?;
+    Ok(Catalog {
+        has_status: row.get(0),
+        has_user_id: row.get(1),
+        has_blocks: row.get(2),
+        grant_blocks: row.get(3),
+        is_unlogged: row.get(4),
+    })
+}
+
+const CATALOG: &str = "
+    SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('public.ops')
+                   AND attname = 'core_tx_status' AND NOT attisdropped),
+           EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('public.uploads')
+                   AND attname = 'user_id' AND NOT attisdropped),
+           to_regclass('public.core_blocks') IS NOT NULL,
+           CASE WHEN NOT has_table_privilege(to_regclass('public.core_blocks'), 'SELECT')
+                THEN format('GRANT SELECT ON public.core_blocks TO %I', current_user) END,
+           coalesce((SELECT relpersistence = 'u' FROM pg_class WHERE oid = to_regclass('public.ops')), false)";
+
+/// How ops reach the node, as it was last found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Kept {
+    /// The way.
+    pub replication: Replication,
+    /// What told it, as a sentence.
+    pub why: String,
+    /// Since when it is so.
+    pub since: Timestamp,
+}
+
+/// Reads what was last found; `None` before the first look.
+///
+/// # Errors
+/// The database's.
+pub async fn kept(client: &Client) -> Result<Option<Kept>> {
+    let row = client.query_opt(KEPT, &[]).await.doing("read how ops reach the node")?;
+    Ok(row.and_then(|r| {
+        Some(Kept { replication: Replication::parse(r.get(0))?, why: r.get(1), since: r.get(2) })
+    }))
+}
+
+const KEPT: &str = "SELECT replication, why, since FROM opsward.node";
+
+/// Keeps what was found, and says what was before.
+///
+/// # Errors
+/// The database's.
+pub async fn keep(
+    client: &Client,
+    found: Replication,
+    why: &str,
+    now: Timestamp,
+) -> Result<Option<Replication>> {
+    let row = client.query_one(KEEP, &[&found.word(), &why, &now]).await;
+    let row = row.doing("keep how ops reach the node")?;
+    Ok(row.get::<_, Option<&str>>(0).and_then(Replication::parse))
+}
+
+const KEEP: &str = "
+    WITH before AS (SELECT replication FROM opsward.node)
+    INSERT INTO opsward.node AS n (replication, why, since, looked_at)
+    VALUES ($1::text, $2::text, $3::timestamptz, $3::timestamptz)
+    ON CONFLICT (one) DO UPDATE SET replication = excluded.replication, why = excluded.why,
+        looked_at = excluded.looked_at,
+        since = CASE WHEN n.replication = excluded.replication THEN n.since ELSE excluded.since END
+    RETURNING (SELECT replication FROM before)";
+
+/// How far the node has read the chain. Texts are as stored: nothing of them
+/// is believed yet.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Chain {
+    /// What the node's cursor holds; `None` where there is none.
+    pub cursor: Option<String>,
+    /// The newest block: its chain, its height, its time.
+    pub tip: Option<(String, i64, Timestamp)>,
+    /// The time of the block at the cursor, on that chain.
+    pub read_until: Option<Timestamp>,
+}
+
+/// Reads how far the node has read the chain, in one snapshot.
+///
+/// # Errors
+/// The database's.
+pub async fn chain(client: &Client, catalog: &Catalog) -> Result<Chain> {
+    let doing = "read how far the node read the chain";
+    if !catalog.has_blocks || catalog.grant_blocks.is_some() {
+        let row = client.query_opt(CURSOR, &[]).await.doing(doing)?;
+        return Ok(Chain { cursor: row.and_then(|r| r.get(0)), ..Chain::default() });
+    }
+    let row = client.query_one(&chain_sql(), &[]).await.doing(doing)?;
+    let tip = row.get::<_, Option<String>>(1).zip(row.get(2)).zip(row.get(3));
+    Ok(Chain {
+        cursor: row.get(0),
+        tip: tip.map(|((chain, height), at)| (chain, height, at)),
+        read_until: row.get(4),
+    })
+}
+
+const CURSOR: &str = "SELECT last_ulid FROM public.cursors WHERE host = 'core_mediorum_blocks'";
+
+/// No constant: not every node has the table.
+fn chain_sql() -> String {
+    "SELECT c.last_ulid, t.chain_id, t.height, t.created_at AT TIME ZONE 'UTC',
+            (SELECT b.created_at AT TIME ZONE 'UTC' FROM public.core_blocks b
+             WHERE b.chain_id = t.chain_id
+               AND b.height = CASE WHEN c.last_ulid ~ '^[0-9]{1,18}$' THEN c.last_ulid::bigint END)
+     FROM (SELECT) one
+     LEFT JOIN public.cursors c ON c.host = 'core_mediorum_blocks'
+     LEFT JOIN (SELECT chain_id, height, created_at FROM public.core_blocks
+                ORDER BY created_at DESC, height DESC LIMIT 1) t ON true"
+        .into()
+}
+
+/// Settings that a state sync leaves in `postgresql.auto.conf`, as
+/// `name = value`; nothing where the role may not see where they stand.
+///
+/// # Errors
+/// The database's.
+pub async fn left_settings(client: &Client) -> Result<Vec<(String, String)>> {
+    let rows = client.query(LEFT_SETTINGS, &[]).await.doing("read the server's settings")?;
+    Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())
+}
+
+const LEFT_SETTINGS: &str = "
+    SELECT name, current_setting(name) FROM pg_settings
+    WHERE sourcefile LIKE '%postgresql.auto.conf'
+      AND name IN ('max_wal_size', 'checkpoint_timeout', 'synchronous_commit') ORDER BY name";

@@ -1,0 +1,51 @@
+//! Asks the node whether it still serves sweeps: newer ones answer 404.
+
+use super::client::shown;
+use super::discover::ask;
+use crate::values::{Host, SweepRoute, names};
+use reqwest::StatusCode;
+use std::time::Duration;
+use url::Url;
+
+/// Above every op: a node that serves sweeps answers an empty page.
+const ROUTE: &str = "internal/crud/sweep?after=7ZZZZZZZZZZZZZZZZZZZZZZZZZ";
+/// How long it may take to answer.
+const WITHIN: Duration = Duration::from_secs(15);
+
+/// Asks the node at its own URL, failing that at self's public URL. Whoever
+/// answers 404 has to be a node: one that knows the registry.
+///
+/// # Errors
+/// No way told: a sentence for each.
+pub async fn sweep_route(
+    client: &reqwest::Client,
+    node: &Url,
+    own: Option<&Host>,
+) -> Result<SweepRoute, String> {
+    let public = own.and_then(|host| Url::parse(host.as_str()).ok());
+    let mut misses = Vec::new();
+    for base in std::iter::once(node.clone()).chain(public) {
+        match at(client, &base).await {
+            Ok(route) => return Ok(route),
+            Err(why) => misses.push(format!("{base}: {why}")),
+        }
+    }
+    Err(misses.join("; "))
+}
+
+async fn at(client: &reqwest::Client, base: &Url) -> Result<SweepRoute, String> {
+    let url = format!("{}/{ROUTE}", base.as_str().trim_end_matches('/'));
+    let request = client.get(url).header("X-Forwarded-Proto", "https").timeout(WITHIN);
+    let response = request.send().await.map_err(|e| shown(&e))?;
+    if response.headers().contains_key(names::VERSION) {
+        return Err("an opsward answers there, not the node".into());
+    }
+    match response.status() {
+        StatusCode::OK | StatusCode::BAD_REQUEST => Ok(SweepRoute::Served),
+        StatusCode::NOT_FOUND => match ask(client, base).await {
+            Ok(_) => Ok(SweepRoute::Gone),
+            Err(why) => Err(format!("it answered 404, and is no node: {why}")),
+        },
+        status => Err(format!("it answered {status}")),
+    }
+}
