@@ -12,7 +12,7 @@ use crate::records::models;
 use crate::settings::{Bounding, Keep};
 use crate::values::{Blocker, BoundBy, Host, Notice, OpUlid, Replication, TableDay, is_plausible};
 pub use chain::{ChainFact, least_window};
-pub use gate::{Gate, gate};
+pub use gate::{Gate, gate, reset_from};
 use jiff::Timestamp;
 use jiff::civil::Date;
 pub use node::{Seen, recognise};

@@ -6,7 +6,8 @@ use super::digest::{chosen, scope_flags};
 use super::progress::{Shown, rows as read};
 use super::verify::{differences, duration_flag, reference, reference_flag, result, settle_flag};
 use super::{Command, Context, Output, Run, lease};
-use crate::bound::guard;
+use crate::bound::decide::reset_from;
+use crate::bound::{facts, guard};
 use crate::db::lease::Lease;
 use crate::db::reset::is_alone;
 use crate::db::{Db, maintain, migrate};
@@ -88,6 +89,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     if let Reference::Url(db) = &reference {
         plan.reference = db.shown().to_owned();
     }
+    of_the_node(context, &db, &mut plan).await?;
     confirm(context, args, &said(&plan, db.shown()))?;
     // The answer may have taken its time.
     verify().is_fresh(&report.reference)?;
@@ -133,14 +135,30 @@ async fn analyze(lease: &mut Lease, db: &Db) {
     }
 }
 
+/// What the node is changes what stays: where ops come by the chain more of
+/// them do, and nobody reads the cursors.
+async fn of_the_node(context: &Context, db: &Db, plan: &mut Beginning) -> Result<(), Failure> {
+    let own = context.self_host()?;
+    let facts = facts::gather(&db.client().await?, &context.settings, own, context.clock.now()).await?;
+    let from = reset_from(&facts).map_err(|blocker| {
+        refused(blocker.code, format!("{}: nothing was done", blocker.text)).fix(blocker.fix)
+    })?;
+    plan.young = plan.young.min(from);
+    if !facts.replication.has_peers() {
+        plan.cursors.clear();
+    }
+    Ok(())
+}
+
 /// What will be done, and what others will see of it.
 fn said(plan: &Beginning, shown: &str) -> String {
     let mut said = format!(
-        "The records in {shown} are those of {}.\nThis empties public.ops there, but for rows of the last \
-         2 h, rows owed to the chain and rows of tables without a model; raises the floor of every record \
-         table to 2 h ago, and the cursors of {} to what the reference had read.\nPeers that have read less \
+        "The records in {shown} are those of {}.\nThis empties public.ops there, but for rows since {}, rows \
+         that the chain has not got and rows of tables without a model; raises the floor of every record \
+         table to then, and the cursors of {} to what the reference had read.\nPeers that have read less \
          of this log than that will see a retention gap up to {}, and skip to it.",
         plan.reference,
+        plan.young,
         format::many(plan.cursors.len() as u64, "peer"),
         plan.young
     );

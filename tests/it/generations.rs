@@ -1,6 +1,8 @@
 //! Contract 10: nodes of every generation, one after the other on one
 //! database.
 
+mod again;
+
 use crate::harness::node::{ChainNode, upgrade_to_b, upgrade_to_c};
 use crate::harness::{Answer, Daemon, Database, Peer, Schema, Start, http};
 use jiff::{SignedDuration, Timestamp};

@@ -12,7 +12,8 @@ const HOUR: u64 = 3_600_000;
 
 async fn opsward(database: &Database, own: &str, line: &[&str]) -> Ran {
     let start = Start::new(line).env("OPENAUDIO_DB_URL", database.url());
-    start.env("OPENAUDIO_NODE_ENDPOINT", format!("https://{own}.example")).output().await
+    let start = start.env("OPENAUDIO_NODE_ENDPOINT", format!("https://{own}.example"));
+    start.env("OPENAUDIO_MEDIORUM_REPLICATION", "peers").output().await
 }
 
 /// A validator with a log: old ops, one that is owed, one of a table without
@@ -258,6 +259,7 @@ async fn a_database_is_a_reference_too() {
 
     // It catches up while it is looked at again.
     let start = Start::new(&[&reset[..], &["--settle=10m"]].concat()).env("OPENAUDIO_DB_URL", b.url());
+    let start = start.env("OPENAUDIO_MEDIORUM_REPLICATION", "peers");
     let running = start.env("OPENAUDIO_NODE_ENDPOINT", "https://b.example").spawn();
     running.line(|line| line.contains("records that differ")).await;
     let caught_up =

@@ -32,14 +32,7 @@ pub struct Gate {
 pub fn gate(facts: &Facts) -> Gate {
     let mut gate =
         Gate { peer: None, chain: None, readers: Vec::new(), blockers: Vec::new(), notices: Vec::new() };
-    if facts.settings.node_archive == Some(true) && !facts.settings.delete_archived {
-        gate.blockers.push(blocker(
-            facts,
-            ("archive", ""),
-            "OPENAUDIO_ARCHIVE says that the node's whole history stays".into(),
-            "set OPENAUDIO_MEDIORUM_OPS_DELETE_ARCHIVED=true to delete all the same",
-        ));
-    }
+    gate.blockers.extend(archive(facts));
     if facts.replication.has_peers() {
         gate.peers(facts);
     }
@@ -58,6 +51,32 @@ pub fn gate(facts: &Facts) -> Gate {
         ));
     }
     gate
+}
+
+/// From where on a reset keeps every row, or why there must be none. Peers are
+/// its own matter: it proves what they have read.
+///
+/// # Errors
+/// What stands in the way.
+pub fn reset_from(facts: &Facts) -> Result<OpUlid, Blocker> {
+    if let Some(blocker) = archive(facts) {
+        return Err(blocker);
+    }
+    let window = OpUlid::first_of_ms(facts.now_ms.saturating_sub(least_window(facts)));
+    Ok(if facts.replication.has_chain() { window.min(chain::bound(facts)?) } else { window })
+}
+
+/// The operator's word that history stays.
+fn archive(facts: &Facts) -> Option<Blocker> {
+    let set = &facts.settings;
+    (set.node_archive == Some(true) && !set.delete_archived).then(|| {
+        blocker(
+            facts,
+            ("archive", ""),
+            "OPENAUDIO_ARCHIVE says that the node's whole history stays".into(),
+            "set OPENAUDIO_MEDIORUM_OPS_DELETE_ARCHIVED=true to delete all the same",
+        )
+    })
 }
 
 impl Gate {

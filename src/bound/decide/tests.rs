@@ -585,6 +585,16 @@ fn both_gates_hold_where_ops_come_both_ways() {
 }
 
 #[test]
+fn a_reset_keeps_what_the_gate_of_the_chain_keeps() {
+    let hours = |facts: &Facts| reset_from(facts).map(|from| (NOW - from.ms()) / HOUR_MS).map_err(|b| b.code);
+    assert_eq!(hours(&with(|_| {})), Ok(2));
+    assert_eq!(hours(&chained(|_| {})), Ok(240));
+    assert_eq!(hours(&chained(|f| f.guarded = true)), Ok(2));
+    assert_eq!(hours(&chained(|f| f.chain.cursor = None)), Err("chain_unknown"));
+    assert_eq!(hours(&with(|f| f.settings.node_archive = Some(true))), Err("archive"));
+}
+
+#[test]
 fn an_archive_keeps_everything_unless_it_is_overridden_by_name() {
     let archive = |over| with(|f| (f.settings.node_archive, f.settings.delete_archived) = (Some(true), over));
     assert_eq!(codes(retention(&archive(false))), ["archive"]);

@@ -37,6 +37,14 @@ const NEW_COLUMNS: &str = r#"ALTER TABLE "ops"
     ADD COLUMN IF NOT EXISTS "core_tx_hash" text, ADD COLUMN IF NOT EXISTS "core_tx_status" text,
     ADD COLUMN IF NOT EXISTS "core_tx_error" text, ADD COLUMN IF NOT EXISTS "core_attempted_at" timestamptz,
     ADD COLUMN IF NOT EXISTS "core_confirmed_at" timestamptz"#;
+/// Its core has made the table of blocks, and its syncer has read the newest.
+const READS_THE_CHAIN: &str = "CREATE TABLE IF NOT EXISTS core_blocks (
+        rowid bigserial PRIMARY KEY, height bigint NOT NULL, chain_id text NOT NULL, hash text NOT NULL,
+        proposer text NOT NULL, created_at timestamp NOT NULL, UNIQUE (height, chain_id));
+    INSERT INTO core_blocks (height, chain_id, hash, proposer, created_at)
+    SELECT coalesce(max(height), 0) + 1, 'main', '', '', now() AT TIME ZONE 'UTC' FROM core_blocks;
+    INSERT INTO cursors SELECT 'core_mediorum_blocks', max(height)::text FROM core_blocks
+    ON CONFLICT (host) DO UPDATE SET last_ulid = excluded.last_ulid";
 const HAS_NEW_COLUMNS: &str = "SELECT column_name::text FROM information_schema.columns
     WHERE table_schema = CURRENT_SCHEMA() AND table_name = 'ops' AND column_name LIKE 'core\\_%'";
 /// The name and the columns are ours: what matters is that it is built, and
@@ -94,6 +102,7 @@ pub async fn node_starts(client: &mut Client, generation: Generation) -> Result<
         if start.texts(HAS_NEW_COLUMNS, &[]).await?.len() < 5 {
             start.run(NEW_COLUMNS).await?;
         }
+        start.run(READS_THE_CHAIN).await?;
         start.run(NEW_INDEX).await?;
     }
     let invalid = start.texts(INVALID, &[]).await?;
