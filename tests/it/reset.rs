@@ -11,7 +11,9 @@ use std::time::Duration;
 const HOUR: u64 = 3_600_000;
 
 async fn opsward(database: &Database, own: &str, line: &[&str]) -> Ran {
-    let start = Start::new(line).env("OPENAUDIO_DB_URL", database.url());
+    let start = Start::new(line)
+        .env("OPENAUDIO_DB_URL", database.url())
+        .env("OPENAUDIO_MEDIORUM_REPLICATION", "peers");
     let start = start.env("OPENAUDIO_NODE_ENDPOINT", format!("https://{own}.example"));
     start.env("OPENAUDIO_MEDIORUM_REPLICATION", "peers").output().await
 }
@@ -51,7 +53,9 @@ async fn randoms(database: &Database) -> Vec<u128> {
 
 /// A command that goes on meanwhile.
 fn spawn(database: &Database, line: &[&str]) -> Daemon {
-    let start = Start::new(line).env("OPENAUDIO_DB_URL", database.url());
+    let start = Start::new(line)
+        .env("OPENAUDIO_DB_URL", database.url())
+        .env("OPENAUDIO_MEDIORUM_REPLICATION", "peers");
     start.env("OPENAUDIO_NODE_ENDPOINT", "https://b.example").spawn()
 }
 
