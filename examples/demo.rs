@@ -1,7 +1,8 @@
 //! Three validators on a private PostgreSQL, an opsward beside each: a history
 //! is pulled, new records converge, and the old end of a log is cut so that a
 //! peer meets a gap. Then a fourth on a volume that is nearly full: what opsward
-//! would do there, and the disk given back in both modes. Run it by `deploy/demo.sh`; `--keep` leaves it running.
+//! would do there, and the disk given back in both modes. Last a node of today,
+//! whose ops come by the chain and whose pruner gives no byte back. Run it by `deploy/demo.sh`; `--keep` leaves it running.
 #![allow(missing_docs, reason = "a program to watch, not to call")]
 #![allow(clippy::disallowed_methods, reason = "no part of the daemon: nothing to supervise")]
 
@@ -20,6 +21,8 @@ mod fleet;
 mod history;
 #[path = "../tests/it/harness/target.rs"]
 mod target;
+#[path = "demo/today.rs"]
+mod today;
 #[path = "demo/volume.rs"]
 mod volume;
 
@@ -134,6 +137,7 @@ async fn show(keep: bool, logs: &Path) -> Result<()> {
     report(&[&v1, &v2, &v3]).await?;
     verdict(&v3).await?;
     volume::show().await?;
+    today::show(&cluster).await?;
 
     if keep {
         println!("\nLeft running until Ctrl-C:");

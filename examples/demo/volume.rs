@@ -75,7 +75,7 @@ async fn on(cluster: &Cluster, volume: &Volume) -> Result<()> {
     let client = cluster.connect("full").await;
     let ops = fill(&client, volume).await?;
     println!("   {ops} ops of three years; {} of {MEGABYTES} MiB are free", mib(volume.free()?));
-    let opsward = Opsward { url: cluster.url("full"), volume: volume.path.clone() };
+    let opsward = Opsward::new(cluster.url("full"), volume.path.clone(), "180");
 
     step("What opsward counts there, and what it would do: nothing is deleted by this");
     opsward.run(&["census", "--pace", "full"])?;
@@ -101,7 +101,7 @@ async fn on(cluster: &Cluster, volume: &Volume) -> Result<()> {
     opsward.run(&["history", "--limit", "5"])
 }
 
-fn mib(bytes: u64) -> String {
+pub fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes >> 20)
 }
 
@@ -145,20 +145,26 @@ async fn fill(client: &tokio_postgres::Client, volume: &Volume) -> Result<u64> {
 }
 
 /// The binary beside this program, on that database.
-struct Opsward {
+pub struct Opsward {
     url: String,
     volume: PathBuf,
+    days: &'static str,
 }
 
 impl Opsward {
-    fn run(&self, args: &[&str]) -> Result<()> {
+    /// On a database whose data is below a directory, with a window of days.
+    pub fn new(url: String, volume: PathBuf, days: &'static str) -> Self {
+        Self { url, volume, days }
+    }
+
+    pub fn run(&self, args: &[&str]) -> Result<()> {
         println!("   $ opsward {}", args.join(" "));
         let output = Command::new(binary()?)
             .args(args)
             .env("OPENAUDIO_DB_URL", &self.url)
             .env("OPENAUDIO_NODE_ENDPOINT", "http://full.example")
             .env("OPENAUDIO_MEDIORUM_PEERS", "none")
-            .env("OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS", "180")
+            .env("OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS", self.days)
             .env("OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD", "true")
             .env("OPENAUDIO_MEDIORUM_MIN_FREE_DISK", "16MiB")
             .env("OPENAUDIO_MEDIORUM_PGDATA_PATH", &self.volume)

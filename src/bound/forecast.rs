@@ -120,6 +120,9 @@ fn reusable(facts: &Facts, figures: &Figures) -> u64 {
 /// A reader is held for, until the shortest window and the hold have passed
 /// what it asked for last.
 fn readers(facts: &Facts) -> Vec<ReaderGap> {
+    if !facts.replication.has_peers() {
+        return Vec::new();
+    }
     let windows = models().iter().filter_map(|model| window_of(facts, &model.table));
     let Some(window) = windows.min() else {
         return Vec::new();

@@ -4,12 +4,9 @@
 use super::decide::{DAY_MS, Facts, ms, window_of};
 use crate::db::stats::Figures;
 use crate::records::models;
-use crate::values::{Notice, OpUlid, Replication};
+use crate::values::{Notice, OpUlid};
 use jiff::Timestamp;
 use serde::Serialize;
-
-/// What today's nodes keep where nobody set it: `OPENAUDIO_OPS_RETENTION=720h`.
-const STOCK_MS: u64 = 30 * DAY_MS;
 
 /// What the node's own pruner deletes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -35,13 +32,7 @@ pub struct NodePrunes {
 /// The window of the node's own pruner, in milliseconds; `None` where it has
 /// none, or nobody knows that it has.
 pub fn window(facts: &Facts) -> Option<u64> {
-    let set = &facts.settings;
-    if set.node_archive == Some(true) {
-        return None;
-    }
-    // Older nodes keep a year, or have no pruner: only what is told counts.
-    let stock = (facts.replication == Replication::Chain).then_some(STOCK_MS);
-    set.node_retention.map(ms).or(stock)
+    facts.settings.node_keeps(facts.replication).map(ms)
 }
 
 /// What it deletes.
@@ -153,6 +144,7 @@ fn timestamp(ms: u64) -> Timestamp {
 mod tests {
     use super::super::decide::tests::{NOW, day, with};
     use super::*;
+    use crate::values::Replication;
     use std::time::Duration;
 
     const GB: u64 = 1 << 30;

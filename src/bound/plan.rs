@@ -359,14 +359,16 @@ fn notices(facts: &Facts, around: &Surroundings) -> Vec<Notice> {
         ),
         (false, _) => Some("retention without OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD:"),
     };
+    let again = match facts.replication.has_peers() {
+        true => "a peer that sends its log anew",
+        false => "a block that is executed again",
+    };
     if let Some(lacks) = lacks.filter(|_| set.retention_days > 0 || set.retention_bytes > 0) {
-        say(
-            "no_replay_guard",
-            format!("{lacks} a peer that sends its log anew makes this node apply old ops over newer state"),
-        );
+        say("no_replay_guard", format!("{lacks} {again} makes this node apply old ops over newer state"));
     }
     match around.routed {
         Routed::Routed => {}
+        _ if !facts.replication.has_peers() => {}
         Routed::NotRouted => say(
             "no_readers",
             format!(

@@ -1,8 +1,9 @@
 //! Figures of the database for the metrics: from the catalog and own state,
 //! never from `ops`.
 
+use crate::bound::facts;
 use crate::clock::Clock;
-use crate::db::{self, Db, migrate, pulls, readers, replication, stats};
+use crate::db::{self, Db, migrate, node, pulls, readers, replication, stats};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::show::database_state;
@@ -53,7 +54,10 @@ impl Sampler {
         let now = self.clock.now();
         let peers = replication::peers(&client, now).await?;
         m.peers_held.set(pulls::held(&client).await?);
-        let cursors = peers.iter().filter(|p| p.active);
+        // By the chain alone cursors stand still, and nothing is behind.
+        let catalog = node::catalog(&client).await?;
+        let (by, _) = facts::replication(&client, &catalog, &self.settings).await?;
+        let cursors = peers.iter().filter(|p| p.active && by.has_peers());
         set_lags(&m.cursor_lag, cursors.map(|p| (p.host.as_str(), peer_lag_seconds(p, now))));
         let readers = readers::lowest_since(&client, now - readers::COUNTED).await?;
         set_lags(

@@ -1,11 +1,15 @@
 //! Contract 5 and 6 as settings: what bounds the log, and the values in which
 //! it is said.
 
+use super::Bounding;
 use crate::values::Replication;
+use std::time::Duration;
 
 /// A window longer than this is a mistake: the log is younger.
 const MOST_DAYS: u32 = 36_500;
 const DAY: u64 = 86_400;
+/// What today's nodes keep where nobody set it.
+const STOCK: Duration = Duration::from_secs(30 * DAY);
 
 /// What is kept of one table's ops.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
@@ -56,6 +60,16 @@ pub fn replication(text: &str) -> Result<Option<Replication>, String> {
         ("auto", _) => Ok(None),
         (_, None) => Err("there is no such way".into()),
         (_, way) => Ok(way),
+    }
+}
+
+impl Bounding {
+    /// How long the node keeps ops before its own pruner deletes them; `None`
+    /// where it has none, or nobody told of one.
+    pub fn node_keeps(&self, by: Replication) -> Option<Duration> {
+        // Older nodes keep a year, or have no pruner: only what is told counts.
+        let stock = (by == Replication::Chain).then_some(STOCK);
+        self.node_retention.or(stock).filter(|_| self.node_archive != Some(true))
     }
 }
 

@@ -61,7 +61,9 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
     }
     disk(status, &mut warn);
     bounding(status, &mut warn);
-    for peer in &status.peers.list {
+    // Where ops come by the chain alone nobody pulls: what was last is no news.
+    let pulled = status.node.as_ref().is_none_or(|node| node.replication.has_peers());
+    for peer in status.peers.list.iter().filter(|_| pulled) {
         about_peer(peer, &mut warn);
     }
     let kept: u64 = status.rejected.iter().map(|r| r.ops).sum();

@@ -125,7 +125,7 @@ async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<(
     if version == migrate::LATEST {
         let found = overview::overview(&client).await?;
         status.bounding = Some(BoundingStatus::new(found, settings, status.at));
-        status.node = of_node(&client, settings).await?;
+        status.node = of_node(&client, settings, status.at).await?;
     }
     if let Some(peers) = &settings.peers {
         set_peers(status, peers);
@@ -188,13 +188,16 @@ fn set_peers(status: &mut Status, set: &[Host]) {
 }
 
 /// As it was last found, or as the operator says.
-async fn of_node(client: &Client, settings: &Settings) -> db::Result<Option<NodeStatus>> {
+async fn of_node(client: &Client, settings: &Settings, now: Timestamp) -> db::Result<Option<NodeStatus>> {
     let Some(kept) = node::kept(client).await? else { return Ok(None) };
     let catalog = node::catalog(client).await?;
     let chain = node::chain(client, &catalog).await?;
     let set = settings.bounding.replication;
+    let replication = set.unwrap_or(kept.replication);
+    let keeps = settings.bounding.node_keeps(replication);
     Ok(Some(NodeStatus {
-        replication: set.unwrap_or(kept.replication),
+        replication,
+        prunes_below: keeps.and_then(|keeps| now.checked_sub(keeps).ok()),
         why: set.map_or(kept.why, |_| "OPENAUDIO_MEDIORUM_REPLICATION says so".into()),
         since: kept.since,
         read_height: chain.cursor,

@@ -122,6 +122,10 @@ pub struct NodeStatus {
     pub read_height: Option<String>,
     /// The time of that block.
     pub read_until: Option<Timestamp>,
+    /// The node's own pruner deletes ops born before this; `null` where it has
+    /// none, or nobody told of one.
+    #[serde(default)]
+    pub prunes_below: Option<Timestamp>,
     /// `ops` is UNLOGGED: a crash of the server empties it.
     pub is_unlogged: bool,
 }

@@ -39,7 +39,8 @@ pub fn facts(status: &Status) -> Vec<(&'static str, String)> {
             Replication::Both => "ops by peers and the chain",
             Replication::Chain => "ops by the chain alone",
         };
-        facts.push(("node", format!("{by}{read}")));
+        let prunes = node.prunes_below.map(|at| format!("; it deletes below {}", at.strftime("%-d %b")));
+        facts.push(("node", format!("{by}{read}{}", prunes.unwrap_or_default())));
     }
     if let (Some(ops), Some(index)) = (status.database.ops_bytes, status.database.index_bytes) {
         let dead = count(status.database.dead_rows.unwrap_or(0));
