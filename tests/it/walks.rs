@@ -165,8 +165,15 @@ async fn slices_and_ranges_cover_every_key_once() {
         let (mut before, mut walked) = (None::<String>, Vec::new());
         loop {
             let met = |op: &copy::WalkedOp| walked.push(op.ulid.clone());
-            let (last, count) =
-                copy::walk(&tx, &columns, before.as_deref(), (rows, 1 << 20), met).await.unwrap();
+            let (last, count) = copy::walk(
+                &tx,
+                (&columns, &std::collections::BTreeMap::new()),
+                before.as_deref(),
+                (rows, 1 << 20),
+                met,
+            )
+            .await
+            .unwrap();
             match last.filter(|last| count == u64::from(rows) && !last.is_empty()) {
                 Some(last) => before = Some(last),
                 None => break,
