@@ -204,7 +204,7 @@ pub fn node(
         checks.push(Check::warn(
             "auto_conf",
             format!("postgresql.auto.conf holds {}, as a state sync leaves it", found.join(", ")),
-            format!("unless you set that yourself: {} SELECT pg_reload_conf()", reset.join(" ")),
+            format!("unless you set that yourself: {} then reload the configuration", reset.join(" ")),
         ));
     }
     checks

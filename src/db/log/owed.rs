@@ -47,10 +47,15 @@ impl Owed {
     }
 }
 
-/// A time as an expression.
-pub(in crate::db) fn time_sql(ms: u64) -> String {
+/// A time, from milliseconds since the Unix epoch.
+pub(in crate::db) fn time_of(ms: u64) -> Timestamp {
     let at = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    format!("'{}'::timestamptz", at.unwrap_or(Timestamp::MAX))
+    at.unwrap_or(Timestamp::MAX)
+}
+
+/// The same as an expression.
+pub(in crate::db) fn time_sql(ms: u64) -> String {
+    format!("'{}'::timestamptz", time_of(ms))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ pub use crate::db::error::{Trouble, trouble};
 use crate::db::lease::bound;
 use crate::db::prune_sql::{cuts_sql, doomed_sql, sql};
 use crate::db::transaction::Transaction;
-use crate::db::{census, watermark};
+use crate::db::{census, owed, watermark};
 use crate::records::models;
 use crate::values::{EARLIEST_ULID, OpUlid};
 use jiff::civil::Date;
@@ -226,7 +226,7 @@ impl<'a> Values<'a> {
             Doomed::Below(cuts) => Self {
                 tables: cuts.iter().map(|c| c.table.as_str()).collect(),
                 ulids: cuts.iter().map(|c| c.below.as_str()).collect(),
-                since: cuts.iter().map(|c| time_of(c.below)).collect(),
+                since: cuts.iter().map(|c| owed::time_of(c.below.ms())).collect(),
             },
             Doomed::Listed(ulids) => Self {
                 tables: known().collect(),
@@ -235,11 +235,6 @@ impl<'a> Values<'a> {
             },
         }
     }
-}
-
-fn time_of(ulid: OpUlid) -> Timestamp {
-    let ms = i64::try_from(ulid.ms()).ok();
-    ms.and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or(Timestamp::MAX)
 }
 
 /// The tables that ops may be deleted of.
