@@ -103,7 +103,7 @@ impl Phase {
     /// Whether it gives disk back, or itself looks for what it needs: that little
     /// is free is no reason against it then.
     pub fn frees(self) -> bool {
-        matches!(self, Self::Vacuum | Self::Truncate | Self::Reindex)
+        matches!(self, Self::Swap | Self::Vacuum | Self::Truncate | Self::Reindex)
     }
 
     /// Whether ops are still to be lost: the gate has to agree.

@@ -330,7 +330,7 @@ async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result
             Ok(at)
         }
         (Action::Abort, None) => Err(nothing("undo")),
-        (Action::Swap, Some(at)) if at.hold && at.phase == Phase::Swap => {
+        (Action::Swap, Some(at)) if at.phase == Phase::Swap => {
             agreed(&request.gate, &at)?;
             Ok(Checkpoint { hold: false, ..at })
         }

@@ -108,6 +108,23 @@ async fn little_disk_keeps_everything_else_and_says_which_floor() {
     assert!(halt.to_string().contains("the server's WAL asks for 16777216"), "{halt}");
 }
 
+/// The copy is finished: its swap is what frees the disk. And one that was
+/// halted there takes the same word as one that was held.
+#[tokio::test]
+async fn a_full_disk_does_not_keep_a_finished_copy() {
+    for hold in [true, false] {
+        let bed = Bed::new(400).await;
+        match hold {
+            true => bed.held().await,
+            false => drop(bed.run_until(&bed.request(Policy::Window), "swap").await),
+        }
+        let full = bed.with(|settings| settings.bounding.min_free_disk = 1 << 60);
+        let report = in_time(bed.work_on(&full, &bed.again(Action::Swap))).await.unwrap();
+        assert_eq!(report.outcome, Outcome::Done);
+        bed.nothing_is_left().await;
+    }
+}
+
 /// A statement of its own length is ended when there is no room left.
 #[tokio::test]
 async fn a_long_statement_ends_on_a_full_disk() {
