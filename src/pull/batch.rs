@@ -18,6 +18,7 @@ use futures_util::future::{BoxFuture, Either, select};
 use jiff::Timestamp;
 use std::pin::pin;
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::warn;
 
 /// A batch is applied when it holds this many ops …
 const BATCH_OPS: usize = 1_000;
@@ -33,6 +34,8 @@ const ROWS: usize = 2_500;
 /// A connection that carried a longer op is closed: its buffers would stay as
 /// large for as long as it lives.
 const LONG: usize = 256 << 10;
+/// An own op over this far ahead blocks retention.
+const AHEAD_MS: u64 = 3_600_000;
 /// A hold needs a ULID: this one where nothing came before an op that is too large.
 const BEGINNING: &str = "00000000000000000000000000";
 
@@ -121,6 +124,7 @@ impl<'a> Batch<'a> {
             }
             Envelope::Op(op) => {
                 drop(element);
+                self.tell_own_ahead(&op, now_ms);
                 Some(Item::Op(op))
             }
         };
@@ -133,6 +137,15 @@ impl<'a> Batch<'a> {
             self.hand_over(now).await?;
         }
         Ok(self.hold.is_none())
+    }
+
+    /// Retention waits where this host's own newest op lies ahead of the clock.
+    /// Such an op may come from anybody: then it is told who sent it.
+    fn tell_own_ahead(&self, op: &Op, now_ms: u64) {
+        if op.ulid.ms() > now_ms + AHEAD_MS && Host::normalise(&op.host) == self.puller.own {
+            let minutes = (op.ulid.ms() - now_ms) / 60_000;
+            warn!(peer = %self.peer, ulid = %op.ulid, minutes, "a peer sent an op in this validator's name whose time lies ahead: retention waits until then, unless it is deleted from ops");
+        }
     }
 
     /// Takes so many bytes more of the budget, waiting for them. A large op takes

@@ -1,6 +1,8 @@
 //! Contract 4: ops that were refused, tried again later.
 
 use crate::harness::Database;
+use crate::harness::daemon::Start;
+use crate::harness::peer::{Answer, Peer};
 use opsward::clock::Clock;
 use opsward::db::rejected::{self, Refused};
 use opsward::pull::retry::{Retried, retry};
@@ -9,7 +11,7 @@ use opsward::values::{Host, OpUlid};
 const MINUTE: u64 = 60_000;
 
 struct Bench {
-    _database: Database,
+    database: Database,
     db: opsward::db::Db,
     client: tokio_postgres::Client,
     now: u64,
@@ -19,7 +21,7 @@ impl Bench {
     async fn new() -> Self {
         let database = Database::new().await;
         let db = database.migrated().await;
-        Self { client: database.client().await, _database: database, db, now: Clock::System.now_ms() }
+        Self { client: database.client().await, database, db, now: Clock::System.now_ms() }
     }
 
     fn ago(&self, minutes: u64) -> OpUlid {
@@ -109,4 +111,47 @@ async fn a_retry_obeys_traces_above_every_floor() {
     bench.client.execute(sql, &[&bench.ago(500).as_str()]).await.unwrap();
     assert_eq!(bench.retry().await, [Retried::Replay]);
     assert_eq!(bench.by("a").await, None);
+}
+
+/// Tables whose names move a terminal's cursor: one that is refused, one that
+/// holds its peer, one in the history.
+#[tokio::test]
+async fn nothing_that_a_peer_sent_reaches_the_terminal_raw() {
+    let bench = Bench::new().await;
+    let setup = "CREATE TABLE \"\u{9b}1mheld\" (id text); INSERT INTO opsward.history \
+        (run, task, table_name, began_at, ended_at, below, rows, bytes, bound_by, took_ms, outcome) \
+        VALUES ('r', 'retention', E'\\x1b[2J', now(), now(), 'x', 1, 1, 'age', 1, E'\\x1b[31m')";
+    bench.client.batch_execute(setup).await.unwrap();
+    let op = |minutes: u64, table: &str| {
+        format!(
+            r#"{{"ulid":"{}","host":"h","action":"update","table":"{table}","data":[{{"id":"a"}}],"transient":false}}"#,
+            bench.ago(minutes)
+        )
+    };
+    let page = format!("[{},{}]", op(60, r"\u001b[2J\u202e"), op(50, r"\u009b1mheld"));
+    let peer = Peer::serving(move |_| Answer::json(&page)).await;
+    let url = peer.url();
+    let lines: [&[&str]; 6] = [
+        &["sweep", "--peer", &url],
+        &["rejected", "list"],
+        &["rejected", "list", "--whole"],
+        &["status"],
+        &["plan"],
+        &["history"],
+    ];
+    for line in lines {
+        for output in ["text", "json"] {
+            let ran = Start::new(&[line, &["--output", output]].concat())
+                .env("OPENAUDIO_DB_URL", bench.database.url())
+                .env("OPENAUDIO_NODE_ENDPOINT", "http://self.example")
+                .env("OPENAUDIO_MEDIORUM_PEERS", &url)
+                .output()
+                .await;
+            let said = format!("{}{}", ran.stdout, ran.stderr);
+            let raw = said.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\t') || *c == '\u{202e}');
+            assert_eq!(raw, None, "{line:?} {output}: {said:?}");
+        }
+    }
+    let said = Start::new(&["rejected", "list"]).env("OPENAUDIO_DB_URL", bench.database.url()).output().await;
+    assert!(said.stdout.contains(r"\u001b[2J\u202e"), "{}", said.stdout);
 }
