@@ -54,7 +54,8 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let scope = chosen(args)?;
     let left_out = models().iter().filter(|m| !scope.iter().any(|s| s.table == m.table));
     complete(&left_out.map(|m| m.table.clone()).collect::<Vec<_>>())?;
-    let reference = reference(args, "reference", "reset").await?;
+    let named = args.get_one::<String>("reference").map_or("", String::as_str);
+    let reference = reference(named, "reference", "reset").await?;
     let db = context.open_db("reset", 3).await?;
     migrate::migrate(&mut db.client().await?).await?;
     let mut held = Lease::take(&db).await?.map_err(|holder| {

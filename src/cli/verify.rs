@@ -9,7 +9,7 @@ use crate::reclaim::file::{Bad, DigestFile};
 use crate::reclaim::verify::{Found, Reference, Report, Verify};
 use crate::settings;
 use crate::show::{self, Done, ExitCode, Failure, Outcome, format};
-use clap::{Arg, ArgMatches};
+use clap::{Arg, ArgAction, ArgMatches};
 use serde_json::json;
 use std::fs::File;
 use std::io;
@@ -21,7 +21,7 @@ pub(super) const COMMAND: Command = Command {
     args: |command| {
         scope_flags(command)
             .about("Prove that another validator holds the same records, or list those that differ")
-            .arg(reference_flag("against"))
+            .arg(reference_flag("against").action(ArgAction::Append))
             .arg(settle_flag())
     },
     output: Output::Envelope,
@@ -53,29 +53,62 @@ pub(super) fn duration_flag(name: &'static str, default: &'static str, help: &'s
 async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let scope = chosen(args)?;
     let db = context.open_db("verify", 2).await?;
-    let reference = reference(args, "against", "verify").await?;
-    let verify = Verify {
-        db: &db,
-        own: context.settings.node_endpoint.as_ref(),
-        scope,
-        settle: args.get_one::<Duration>("settle").copied().unwrap_or_default(),
-        max_age: None,
-        clock: context.clock.clone(),
+    let named: Vec<&String> = args.get_many("against").into_iter().flatten().collect();
+    let one = async |named: &str| -> Result<Report, Failure> {
+        let reference = reference(named, "against", "verify").await?;
+        let verify = Verify {
+            db: &db,
+            own: context.settings.node_endpoint.as_ref(),
+            scope: scope.clone(),
+            settle: args.get_one::<Duration>("settle").copied().unwrap_or_default(),
+            max_age: None,
+            clock: context.clock.clone(),
+        };
+        let shown = Shown::new(context.output);
+        let report = verify.run(&reference, &|what, rows, place| shown.tell(&read(what, rows, place))).await;
+        shown.end();
+        Ok(report?)
     };
-    let shown = Shown::new(context.output);
-    let report = verify.run(&reference, &|what, rows, place| shown.tell(&read(what, rows, place))).await;
-    shown.end();
-    let report = report?;
-    let exit = if report.matches { ExitCode::Done } else { ExitCode::Failed };
-    Ok(Done::new(result(&report), text(&report)).exit(exit))
+    if let [only] = named[..] {
+        let report = one(only).await?;
+        let exit = if report.matches { ExitCode::Done } else { ExitCode::Failed };
+        return Ok(Done::new(result(&report), text(&report)).exit(exit));
+    }
+    let mut reports = Vec::new();
+    for named in named {
+        reports.push(one(named).await?);
+    }
+    Ok(several(&reports))
+}
+
+/// Which of several validators match, and what differs in the others.
+fn several(reports: &[Report]) -> Done {
+    let matches = reports.iter().all(|report| report.matches);
+    let results: Vec<_> = reports.iter().map(result).collect();
+    let name = |report: &Report| report.reference.own.clone().unwrap_or_else(|| "the reference".to_owned());
+    let mut lines = String::new();
+    for report in reports {
+        let differs = report.tables.iter().filter(|f| {
+            f.missing_here.records + f.missing_there.records + f.differing.records + f.ranges_not_looked_into
+                > 0
+        });
+        let tables: Vec<&str> = differs.map(|f| f.table.as_str()).collect();
+        let how =
+            if report.matches { "match".to_owned() } else { format!("differs in {}", tables.join(", ")) };
+        lines.push_str(&format!("{}: {how}\n", name(report)));
+    }
+    for report in reports.iter().filter(|report| !report.matches) {
+        lines.push_str(&format!("\n{}\n", text(report)));
+    }
+    let exit = if matches { ExitCode::Done } else { ExitCode::Failed };
+    Done::new(json!({ "match": matches, "references": results }), lines).exit(exit)
 }
 
 /// The reference that the flag names.
 ///
 /// # Errors
 /// It can't be read or reached, or is no digest that can be used.
-pub(super) async fn reference(args: &ArgMatches, flag: &str, command: &str) -> Result<Reference, Failure> {
-    let named = args.get_one::<String>(flag).map_or("", String::as_str);
+pub(super) async fn reference(named: &str, flag: &str, command: &str) -> Result<Reference, Failure> {
     if named.starts_with("postgres://") || named.starts_with("postgresql://") {
         // The text itself may hold a password.
         let parsed = settings::db_target(named).map_err(|why| {

@@ -496,6 +496,27 @@ async fn the_commands() {
         assert!(!format!("{ran:?}").contains("hunter2"));
     }
 
+    // One that differs and one that does not: each is named, with what differs.
+    let third = Database::new().await;
+    fill(&third, 60).await;
+    third.client().await.batch_execute("UPDATE uploads SET status = 'odd' WHERE id = 'Up-5'").await.unwrap();
+    let same = write("same", &opsward(&third, "c", &["digest"]).await.stdout);
+    let line = ["verify", "--against", &path, "--against", &same, "--settle=0"];
+    let ran = opsward(&b, "b", &line).await;
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(
+        ran.stdout.starts_with("https://a.example: differs in uploads\nhttps://c.example: match\n"),
+        "{}",
+        ran.stdout
+    );
+    assert!(ran.stdout.contains("uploads differ: Up-5"), "{}", ran.stdout);
+    let ran = opsward(&b, "b", &[&line[..], &["--output=json"]].concat()).await;
+    let json = envelope(&ran);
+    assert_eq!(
+        (&json["result"]["match"], &json["result"]["references"][1]["match"]),
+        (&false.into(), &true.into())
+    );
+
     let cut = write("cut", &std::fs::read_to_string(&path).unwrap()[..2_000]);
     let ran = opsward(&b, "b", &["verify", "--against", &cut, "--output=json"]).await;
     assert_eq!(ran.code, Some(3), "{ran:?}");
