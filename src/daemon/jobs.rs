@@ -8,6 +8,7 @@ use crate::bound::vacuum;
 use crate::db::jobs;
 use crate::db::lease::{Slot, Turn};
 use crate::job::{Ended, Job, Trouble, carry_out};
+use crate::pull::retry::apply_partial;
 use crate::supervisor::{Next, Outcome};
 use crate::work::{Halt, Pacer, Stop, Work};
 use futures_util::FutureExt;
@@ -186,6 +187,11 @@ impl Bulk {
             true => guard::ensure(&work, turn.lease()?).await?,
             false => guard::remove(&work, turn.lease()?).await?,
         };
+        drop(turn);
+        let applied = apply_partial(&mut work.db.client().await?, &work.clock).await?;
+        if applied > 0 {
+            info!(ops = applied, "ops that the replay guard kept from the node act in part");
+        }
         Ok(Next::Scheduled)
     }
 }

@@ -152,6 +152,23 @@ const GET: &str = "
     SELECT id, peer, ulid, table_name, code, detail, op, times, first_seen, last_seen
     FROM opsward.rejected_ops WHERE id = $1";
 
+/// The code of ops that the replay guard kept from the node, since they act in
+/// part only.
+pub const PARTIAL: &str = "partial_replay";
+
+/// The first kept op of a code above an id.
+///
+/// # Errors
+/// The database's.
+pub async fn next_of(client: &Client, code: &str, above: i64) -> Result<Option<Kept>> {
+    let row = client.query_opt(NEXT_OF, &[&code, &above]).await.doing("read a refused op")?;
+    Ok(row.as_ref().map(kept))
+}
+
+const NEXT_OF: &str = "
+    SELECT id, peer, ulid, table_name, code, detail, op, times, first_seen, last_seen
+    FROM opsward.rejected_ops WHERE code = $1 AND id > $2 ORDER BY id LIMIT 1";
+
 fn kept(row: &tokio_postgres::Row) -> Kept {
     Kept {
         id: row.get(0),

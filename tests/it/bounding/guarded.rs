@@ -49,3 +49,25 @@ async fn a_daemon_puts_it_on_before_it_deletes() {
     assert_eq!(bench.number(GUARDED).await, 1);
     drop(daemon);
 }
+
+/// What acts in part is kept from the node, and the rest of it not lost.
+#[tokio::test]
+async fn a_daemon_applies_what_acts_in_part() {
+    let bench = Bench::new().await.with(GUARD, "true");
+    let (old, floor) = (ago(50 * DAY_MS), ago(40 * DAY_MS));
+    bench.run(opsward::db::guard::CREATE).await;
+    bench
+        .run(&format!(
+            r#"INSERT INTO opsward.floors (table_name, floor, raised_at) VALUES ('uploads', '{floor}', now());
+               INSERT INTO opsward.traces SELECT opsward.trace_key('uploads', '{{"id":"a"}}'), '{floor}';
+               INSERT INTO uploads (id, status) VALUES ('a', 'newer');
+               INSERT INTO ops VALUES ('{old}', 'http://h', 'update', 'uploads',
+                   '[{{"id":"a","status":"old"}},{{"id":"b","status":"b"}}]')"#
+        ))
+        .await;
+    assert_eq!(bench.left().await, 0);
+    let _daemon = bench.daemon().await;
+    bench.until("SELECT count(*) = 1 FROM uploads WHERE id = 'b' AND status = 'b'").await;
+    bench.until("SELECT count(*) = 0 FROM opsward.rejected_ops").await;
+    assert_eq!(bench.number("SELECT count(*) FROM uploads WHERE status = 'newer'").await, 1);
+}
