@@ -1,6 +1,7 @@
 //! What a writer pays while its writes are captured for a swap: INSERT and
 //! DELETE of 10,000 rows in one statement, with and without the capture in
-//! turns; and transaction ids of each. `cargo bench --bench capture`, with a
+//! turns; and transaction ids of each. Times are those of the session's CPU, so
+//! that other load does not count. `cargo bench --bench capture`, with a
 //! number of rows as its argument.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a bench, not the daemon")]
 #![allow(missing_docs, reason = "a bench, not the daemon")]
@@ -11,7 +12,7 @@ use bed::cluster::TEMPLATE;
 use bed::target;
 use opsward::db::lease::Lease;
 use opsward::db::{Db, capture, migrate};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio_postgres::Client;
 
 const ROUNDS: usize = 7;
@@ -52,15 +53,17 @@ async fn main() {
             tx.commit().await.unwrap();
             for (kind, (_, sql)) in WRITES.iter().enumerate() {
                 let before = xid(&node).await;
-                let begun = Instant::now();
+                let begun = bed::cpu(&node).await;
                 assert_eq!(node.execute(*sql, &[]).await.unwrap(), rows);
-                took[kind][captured] = took[kind][captured].min(begun.elapsed());
+                took[kind][captured] = took[kind][captured].min(bed::cpu(&node).await - begun);
                 ids[kind][captured] = xid(&node).await - before - 1;
             }
             let sql = "SELECT count(*) FROM opsward.captured";
             let noted: i64 = node.query_one(sql, &[]).await.unwrap().get(0);
             assert_eq!(noted, 2 * captured as i64 * rows as i64);
-            node.batch_execute("TRUNCATE opsward.captured; VACUUM ops").await.unwrap();
+            for sql in ["TRUNCATE opsward.captured", "VACUUM ops"] {
+                node.batch_execute(sql).await.unwrap();
+            }
         }
     }
     println!("{rows} rows of 1 kB in one statement; the best of {ROUNDS} rounds");

@@ -1,6 +1,7 @@
 //! What the replay guard costs a node: duplicates older than an hour and fresh
 //! inserts, one a transaction in the node's own form, with and without the
-//! guard in turns; and transaction ids and WAL of as many. `cargo bench --bench
+//! guard in turns; and transaction ids and WAL of as many. Times are those of
+//! the session's CPU, so that other load does not count. `cargo bench --bench
 //! guard`, with a number of inserts as its argument (2,000 unless told).
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a bench, not the daemon")]
 #![allow(missing_docs, reason = "a bench, not the daemon")]
@@ -12,7 +13,7 @@ use bed::target;
 use opsward::db::lease::Lease;
 use opsward::db::{Db, guard, migrate};
 use opsward::values::OpUlid;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio_postgres::{Client, Statement};
 
 const ROUNDS: usize = 7;
@@ -92,13 +93,13 @@ impl Log {
 async fn write(node: &mut Client, ulids: &[String]) -> Duration {
     let insert: Statement = node.prepare(INSERT).await.unwrap();
     let data = format!(r#"[{{"id":"{}","x":"{}"}}]"#, "a".repeat(26), "y".repeat(900));
-    let begun = Instant::now();
+    let begun = bed::cpu(node).await;
     for ulid in ulids {
         let tx = node.transaction().await.unwrap();
         tx.execute(&insert, &[ulid, &data]).await.unwrap();
         tx.commit().await.unwrap();
     }
-    begun.elapsed()
+    bed::cpu(node).await - begun
 }
 
 /// The server's count of transaction ids and bytes of WAL; takes one id itself.

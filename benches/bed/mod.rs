@@ -97,3 +97,10 @@ pub fn median(mut times: Vec<Duration>) -> Duration {
 pub fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
+
+/// CPU time of a session so far, which Linux tells in nanoseconds.
+pub async fn cpu(client: &tokio_postgres::Client) -> Duration {
+    let sql = "SELECT split_part(pg_read_file('/proc/self/schedstat', 0, 100), ' ', 1)::bigint";
+    let nanos: i64 = client.query_one(sql, &[]).await.unwrap().get(0);
+    Duration::from_nanos(nanos.unsigned_abs())
+}

@@ -123,7 +123,8 @@ pub async fn apply_partial(client: &mut Client, clock: &Clock) -> db::Result<u64
     let (mut above, mut applied) = (0, 0);
     while let Some(kept) = rejected::next_of(client, rejected::PARTIAL, above).await? {
         above = kept.id;
-        applied += u64::from(retry(client, &kept, clock).await? == Retried::Applied);
+        let outcomes = retry(client, std::slice::from_ref(&kept), clock).await?;
+        applied += u64::from(outcomes.contains(&Retried::Applied));
     }
     Ok(applied)
 }
