@@ -101,9 +101,11 @@ is "a mistaken setting ends it with 64, at which the unit does not try again" "$
 grep -q '^RestartPreventExitStatus=64' "$tree/lib/systemd/system/opsward.service"
 
 if command -v systemd-analyze >/dev/null; then
-    systemd-analyze verify --root="$tree" opsward.service >"$work/verify.log" 2>&1 ||
-        ! grep -i opsward.service "$work/verify.log" | grep -v -e 'man ' -e 'not executable' ||
-        fail "systemd finds fault with the unit"
+    # This machine's systemd judges it: the Debian above has none.
+    sed 's,^ExecStart=.*,ExecStart=/bin/true run,; /^Documentation=/d' \
+        "$tree/lib/systemd/system/opsward.service" >"$work/opsward.service"
+    systemd-analyze verify "$work/opsward.service" >"$work/verify.log" 2>&1 ||
+        { cat "$work/verify.log" >&2; fail "systemd finds fault with the unit"; }
     exposure=$(systemd-analyze security --offline=true --no-pager "$tree/lib/systemd/system/opsward.service" |
         sed -n 's/.*exposure level for.*: \([0-9.]*\).*/\1/p')
     [ -n "$exposure" ] && [ "$(echo "$exposure < 2" | bc 2>/dev/null || awk "BEGIN { print ($exposure < 2) }")" = 1 ] ||
