@@ -5,7 +5,7 @@ use crate::bound::census::{self, Finished, Scope};
 use crate::bound::decide::Facts;
 use crate::bound::facts;
 use crate::bound::guard;
-use crate::bound::tick::{self, Which};
+use crate::bound::tick::{self, TaskOutcome, Which};
 use crate::db;
 use crate::db::jobs;
 use crate::db::lease::Lease;
@@ -193,7 +193,11 @@ async fn perform(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
             let mut pacer = Pacer::new(work, *percent);
             let ticked = tick::tick(work, lease, &mut pacer, tasks).boxed().await;
             match ticked {
-                Ok(outcomes) => Ok(json!({ "tasks": outcomes })),
+                Ok(outcomes) => {
+                    let is_cut = outcomes.iter().any(TaskOutcome::is_halted);
+                    Ok(json!({ "tasks": outcomes, "interrupted": is_cut && work.stop.is_cancelled() }))
+                }
+                Err(Stop::Halt(Halt::Stopped)) => Err(Stop::Halt(Halt::Stopped).into()),
                 Err(Stop::Halt(halt)) => Ok(json!({ "tasks": [], "halted": halt.to_string() })),
                 Err(Stop::Db(error)) => Err(error.into()),
             }

@@ -91,6 +91,12 @@ impl TaskOutcome {
         }
     }
 
+    /// Whether it was to do more, and something kept it from that.
+    pub fn is_halted(&self) -> bool {
+        let ended = self.deleted.as_ref().map(|report| &report.ended);
+        self.halted.is_some() || matches!(ended, Some(Ended::Halted(_)))
+    }
+
     /// Whether it goes on where it ended, as soon as it has a turn. Nothing
     /// deleted, it was the look for recent ops that took its time, and that
     /// begins anew.

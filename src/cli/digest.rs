@@ -4,11 +4,14 @@ use super::progress::{Shown, rows as read};
 use super::{Command, Context, Output, Run};
 use crate::reclaim::digest::{Error, header, scope, write};
 use crate::records::Model;
-use crate::show::{Done, ExitCode, Failure, Outcome, OutputMode};
-use clap::{Arg, ArgAction, ArgMatches};
+use crate::show::{Done, ExitCode, Failure, Outcome, OutputMode, format};
+use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use serde_json::json;
+use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
+use std::path::PathBuf;
 
 /// The command.
 pub(super) const COMMAND: Command = Command {
@@ -17,38 +20,71 @@ pub(super) const COMMAND: Command = Command {
         scope_flags(command)
             .about("Write what another validator compares its records with: opsward digest > FILE")
             .arg(
+                Arg::new("out")
+                    .long("out")
+                    .value_name("FILE")
+                    .value_parser(value_parser!(PathBuf))
+                    .help("Write it into this file; --output json then tells what it holds"),
+            )
+            .arg(
                 Arg::new("gzip")
                     .long("gzip")
                     .action(ArgAction::SetTrue)
                     .help("Compress it: some 40 bytes a record"),
             )
     },
-    output: Output::Own,
+    output: Output::Envelope,
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
 };
 
 async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let own = context.self_host()?;
     let mut scope = chosen(args)?;
-    let stdout = std::io::stdout();
-    if stdout.is_terminal() {
-        return Err(Failure::new(ExitCode::Usage, "usage", "a digest has a line for every record")
-            .fix("send it into a file: opsward digest > FILE"));
+    let file = args.get_one::<PathBuf>("out");
+    let usage = |why: &str, fix: &str| Err(Failure::new(ExitCode::Usage, "usage", why).fix(fix));
+    match file {
+        Some(_) => {}
+        None if context.output == OutputMode::Json => {
+            return usage(
+                "the envelope goes to stdout, and so would the digest",
+                "name a file for it: --out FILE",
+            );
+        }
+        None if std::io::stdout().is_terminal() => {
+            return usage(
+                "a digest has a line for every record",
+                "send it into a file: opsward digest > FILE, or --out FILE",
+            );
+        }
+        None => {}
     }
     let db = context.open_db("digest", 2).await?;
     let header = header(&db, Some(own), &mut scope, context.clock.now()).await?;
-    let shown = Shown::new(OutputMode::Text);
+    let out: Box<dyn Write> = match file {
+        Some(path) => Box::new(File::create(path).map_err(Error::Output)?),
+        None => Box::new(std::io::stdout().lock()),
+    };
+    let out = BufWriter::with_capacity(1 << 16, out);
+    let shown = Shown::new(context.output);
     let tell = |table: &str, rows: u64, place: &'static str| shown.tell(&read(table, rows, place));
-    let out = BufWriter::with_capacity(1 << 16, stdout.lock());
     let written = match args.get_flag("gzip") {
         true => write(&db, &header, GzEncoder::new(out, Compression::fast()), &tell)
             .await
-            .and_then(|(zip, _)| Ok(zip.finish()?.flush()?)),
-        false => write(&db, &header, out, &tell).await.map(|_| ()),
+            .and_then(|(zip, tables)| zip.finish()?.flush().map(|()| tables).map_err(Error::from)),
+        false => write(&db, &header, out, &tell).await.map(|(_, tables)| tables),
     };
     shown.end();
-    written?;
-    Ok(Done::silent())
+    let tables = written?;
+    Ok(match file {
+        Some(path) => {
+            let rows = format::many(tables.values().sum(), "record");
+            let text =
+                format!("{}: {rows} of {}", path.display(), format::many(tables.len() as u64, "table"));
+            let result = json!({ "out": path, "tables": tables, "left_out": header.left_out, "taken_at": header.taken_at });
+            Done::new(result, text)
+        }
+        None => Done::silent(),
+    })
 }
 
 /// `--tables` and `--leave-out`.

@@ -18,7 +18,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// How long self's public URL may take to answer.
 const ASK_WITHIN: Duration = Duration::from_secs(3);
 /// Pooled connections: the lease's, the pace's, the plan's own.
-const POOL: usize = 4;
+pub(super) const POOL: usize = 4;
 
 /// The command.
 pub(super) const COMMAND: Command = Command {
@@ -57,7 +57,7 @@ async fn routed(context: &Context, own: &Host) -> Routed {
 
 /// A first answer where the log was never looked at and nobody else is at it;
 /// the daemon's census, or `opsward census`, counts it whole.
-async fn first_look(context: &Context, db: &Db) -> Result<(), Failure> {
+pub(super) async fn first_look(context: &Context, db: &Db) -> Result<(), Failure> {
     if gate::census_at(&db.client().await?).await?.is_some() {
         return Ok(());
     }

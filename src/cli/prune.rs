@@ -48,7 +48,11 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     };
     let tasks = report["tasks"].as_array().map(Vec::as_slice).unwrap_or_default();
     let halted = report["halted"].as_str().map(|why| format!("nothing was done: {why}"));
-    let text: Vec<String> = tasks.iter().map(told).chain(halted).collect();
+    // What was done before stays, and is told.
+    let interrupted = report["interrupted"] == true;
+    let stopped =
+        interrupted.then(|| "interrupted: what was done so far stays; `opsward prune` goes on".to_owned());
+    let text: Vec<String> = tasks.iter().map(told).chain(halted).chain(stopped).collect();
     let is_blocked = |task: &Value| {
         let blockers = task["decision"]["blockers"].as_array();
         task["read_only"] == true
@@ -69,7 +73,11 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     });
     Ok(Done::new(report.clone(), text.join("\n"))
         .changed(if changed { Changed::Yes } else { Changed::No })
-        .exit(if refused { ExitCode::Refused } else { ExitCode::Done })
+        .exit(match (interrupted, refused) {
+            (true, _) => ExitCode::Failed,
+            (false, true) => ExitCode::Refused,
+            (false, false) => ExitCode::Done,
+        })
         .warn(warning)
         // What was done is told, whatever became of the database since.
         .warn(lease::disk_warning(context).await.ok().flatten()))

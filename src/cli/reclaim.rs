@@ -1,6 +1,7 @@
 //! `opsward reclaim`: gives the disk back.
 
 use super::confirm::{self, confirm};
+use super::plan::{POOL, first_look};
 use super::{Command, Context, Output, Run, lease};
 use crate::db::migrate;
 use crate::job::{Job, gate_of_reclaim};
@@ -87,6 +88,10 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         return Err(Failure::new(ExitCode::Usage, "usage", why)
             .fix("leave out --fit, or else --mode in-place and --policy compact"));
     }
+    if request.hold && request.mode == Some(Mode::InPlace) {
+        let why = "--hold stops before a swap, and mode in-place has none";
+        return Err(Failure::new(ExitCode::Usage, "usage", why).fix("leave out --hold, or say --mode swap"));
+    }
     if action == Action::Start {
         let plan = planned(context, &mut request).await?;
         let text = shown(&plan);
@@ -146,8 +151,9 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
 }
 
 async fn planned(context: &Context, request: &mut Request) -> Result<Plan, Failure> {
-    let db = context.open_db("reclaim", 2).await?;
+    let db = context.open_db("reclaim", POOL).await?;
     migrate::migrate(&mut db.client().await?).await?;
+    first_look(context, &db).await?;
     let work = lease::work(context, context.self_host()?.clone(), db.clone())?;
     request.gate = gate_of_reclaim(&work, reclaim::gate::of).await?;
     reclaim::plan(&work, &db.client().await?, request).await.map_err(|error| match error {

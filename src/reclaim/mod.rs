@@ -289,6 +289,12 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
     })
 }
 
+/// Why READ_ONLY refuses a reclaim, and what lifts that.
+const READ_ONLY: (&str, &str) = (
+    "READ_ONLY is set: ops stays as it is",
+    "set OPENAUDIO_MEDIORUM_READ_ONLY=false to reclaim; `opsward reclaim --abort` undoes one",
+);
+
 /// The checkpoint to go on from: the one that is there, or a new one.
 async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result<Checkpoint> {
     let there = db::reclaim::load(&*lease.client()?).await?;
@@ -305,9 +311,7 @@ async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result
         )
     };
     if work.settings.read_only && request.action != Action::Abort {
-        let why = "READ_ONLY is set: ops stays as it is";
-        let fix = "set OPENAUDIO_MEDIORUM_READ_ONLY=false to reclaim; `opsward reclaim --abort` undoes one";
-        return Err(Error::refused(why, fix));
+        return Err(Error::refused(READ_ONLY.0, READ_ONLY.1));
     }
     match (request.action, there) {
         (Action::Resume, Some(at)) if at.reset.is_some() => Err(Error::refused(
@@ -399,6 +403,18 @@ pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result
         seen: &seen,
         now_ms: u64::try_from(work.clock.now().as_millisecond()).unwrap_or(0),
     });
+    let mut stands = |is: bool, code, text: &str, fix: &str| {
+        if is {
+            plan.obstacles.push(plan::Obstacle { code, text: text.into(), fix: fix.into() });
+        }
+    };
+    stands(work.settings.read_only, "read_only", READ_ONLY.0, READ_ONLY.1);
+    stands(
+        request.hold && plan.mode == Mode::InPlace,
+        "hold",
+        "mode in-place has no swap that --hold could stop before",
+        "leave out --hold, or make room for --mode swap",
+    );
     // The sizes are of a log in between: what there is to do comes first.
     if let Some(unfinished) = db::reclaim::unfinished(client).await? {
         let (text, fix) = unfinished_words(&unfinished.mode, &unfinished.phase, unfinished.held);

@@ -2,7 +2,7 @@
 
 use super::format::{age_seconds, bytes, count, figure, indented, many, short_host, span, table, wrapped};
 use crate::bound::plan::{Delete, Plan, State, TaskPlan};
-use crate::values::BoundBy;
+use crate::values::{Blocker, BoundBy};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -19,7 +19,7 @@ pub fn text(plan: &Plan) -> String {
     }
     for task in &plan.tasks {
         out.push('\n');
-        out.push_str(&of_task(task));
+        out.push_str(&of_task(task, plan));
     }
     for notice in &plan.notices {
         out.push_str(&wrapped(&format!("\nnote: {}", notice.text), "      "));
@@ -73,7 +73,14 @@ fn facts(plan: &Plan) -> Vec<(&'static str, String)> {
     facts
 }
 
-fn of_task(task: &TaskPlan) -> String {
+/// The task under which a blocker is told: the first that is on and has it, else the first.
+fn told_under<'a>(blocker: &Blocker, plan: &'a Plan) -> Option<&'a TaskPlan> {
+    let same = |b: &Blocker| (b.code, &b.subject) == (blocker.code, &blocker.subject);
+    let mut having = plan.tasks.iter().filter(|task| task.blockers.iter().any(same));
+    having.clone().find(|task| task.state != State::Off).or_else(|| having.next())
+}
+
+fn of_task(task: &TaskPlan, plan: &Plan) -> String {
     let state = match task.state {
         State::WouldRun => "would run",
         State::NothingToDo => "nothing to do",
@@ -84,6 +91,14 @@ fn of_task(task: &TaskPlan) -> String {
     let note = task.note.as_ref().map_or(String::new(), |note| format!("; {note}"));
     let mut out = wrapped(&format!("{name}: {state}{note}"), "  ");
     for b in &task.blockers {
+        let under = told_under(b, plan).filter(|under| under.name != task.name && !b.is_off());
+        if let Some(under) = under {
+            if task.state != State::Off {
+                let under = under.name.replace('_', " ");
+                out.push_str(&wrapped(&format!("  - as {under}: {}", b.text), "    "));
+            }
+            continue;
+        }
         // What is off has been so since whenever.
         let since = if b.is_off() { String::new() } else { format!(" (since {:.0})", b.since) };
         out.push_str(&wrapped(&format!("  - {}{since}", b.text), "    "));

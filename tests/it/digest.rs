@@ -530,4 +530,18 @@ async fn the_commands() {
     assert_eq!(ran.code, Some(2), "{ran:?}");
     let ran = opsward(&a, "a", &["digest", "--gzip"]).await;
     assert_eq!(ran.code, Some(0));
+
+    // Into a file, with the envelope on stdout.
+    let ran = opsward(&a, "a", &["digest", "--output", "json"]).await;
+    assert_eq!((ran.code, &envelope(&ran)["error"]["code"]), (Some(2), &"usage".into()), "{ran:?}");
+    let path = dir.path().join("out").to_str().unwrap().to_owned();
+    let ran = opsward(&a, "a", &["digest", "--out", &path, "--gzip", "--output", "json"]).await;
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
+    let json = envelope(&ran);
+    assert_eq!(
+        (&json["result"]["out"], &json["result"]["tables"]["uploads"]),
+        (&path.as_str().into(), &60.into())
+    );
+    let ran = opsward(&b, "b", &["verify", "--against", &path, "--settle=0"]).await;
+    assert!(ran.code == Some(1) && ran.stdout.contains("uploads differ: Up-5"), "{ran:?}");
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 mod between;
+mod command;
 mod load;
 mod locks;
 mod stands;

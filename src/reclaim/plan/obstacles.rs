@@ -5,6 +5,9 @@ use crate::reclaim::decide::Mode;
 
 /// Where every op survives, less than this is not worth a reclaim: 16 MiB.
 const LEAST_GAIN: u64 = 16 << 20;
+/// A swap that gives back less than this part of the log is asked about: a full log, too, seems to
+/// have some free space, since the census counts without what pages waste.
+const WORTH_A_SWAP: u64 = 10;
 
 /// All that stands in a plan's way.
 pub(super) fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
@@ -164,6 +167,19 @@ fn too_little(facts: &Facts<'_>, plan: &Plan) -> Option<Obstacle> {
 pub(super) fn risks(plan: &Plan) -> Vec<Obstacle> {
     let space = &plan.space;
     let free = space.free.unwrap_or(u64::MAX);
+    if plan.mode == Mode::Swap && space.gain() < (space.table + space.indexes) / WORTH_A_SWAP {
+        return vec![Obstacle {
+            code: "gives_little",
+            text: format!(
+                "it copies the whole log and gives hardly anything back: about {} MiB of {}",
+                space.gain() >> 20,
+                (space.table + space.indexes).div_ceil(1 << 20)
+            ),
+            fix: "--yes does it all the same; a shorter OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS, or --policy \
+                  compact, gives more back"
+                .into(),
+        }];
+    }
     if plan.mode == Mode::Swap || free >= space.in_place_needs || free < space.in_place_floor {
         return Vec::new();
     }

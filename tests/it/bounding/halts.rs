@@ -107,3 +107,22 @@ async fn a_job_of_days_ago_is_not_done() {
     let expired = "SELECT count(*) FROM opsward.jobs WHERE outcome -> 'trouble' ->> 'text' LIKE '%expired%'";
     assert_eq!(bench.number(expired).await, 1);
 }
+
+#[tokio::test]
+async fn a_prune_that_is_interrupted_says_so_and_fails() {
+    let bench = Bench::new().await.with(CENSUS, "false").with(BATCH, "100");
+    bench.log(2_000, 20).await;
+    bench
+        .run(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 PERFORM pg_sleep(0.3); RETURN NULL; END $$;
+             CREATE TRIGGER slow AFTER DELETE ON ops FOR EACH STATEMENT EXECUTE FUNCTION slow()",
+        )
+        .await;
+    let prune = bench.start(&["prune", "--pace", "1%"]).spawn();
+    prune.line(|line| line.contains("deleting (retention)")).await;
+    prune.signal("INT");
+    let ran = prune.ran().await;
+    assert!(ran.code == Some(1) && ran.stdout.contains("interrupted"), "{ran:?}");
+    assert!((21..2_020).contains(&bench.left().await), "what was done stays, and nothing more is");
+}

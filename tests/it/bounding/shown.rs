@@ -388,3 +388,19 @@ async fn forty_peers_are_at_most_400_series_each_with_help() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_plan_names_what_is_in_the_way_once() {
+    for (retention, dormant) in [("30", "true"), ("30", "false"), ("0", "true"), ("0", "false")] {
+        let bench = Bench::new()
+            .await
+            .with(DAYS, retention)
+            .with("OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP", dormant)
+            .with("OPENAUDIO_ARCHIVE", "true");
+        let text = bench.start(&["plan"]).output().await.stdout;
+        let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(flat.matches("OPENAUDIO_MEDIORUM_OPS_DELETE_ARCHIVED").count(), 1, "{text}");
+        let is_off = flat.matches("OPENAUDIO_MEDIORUM_DORMANT_OPS_CLEANUP=true").count() == 1;
+        assert_eq!(is_off, dormant == "false", "{text}");
+    }
+}
