@@ -231,7 +231,8 @@ async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -
         Err(reclaim::Error::Refused { why, fix }) => Err(Trouble::refused(why, fix)),
         Err(reclaim::Error::Db(error)) => Err(error.into()),
         Err(error @ reclaim::Error::Halted(_)) => {
-            Err(Trouble { exit: 1, code: String::new(), text: error.to_string(), fix: String::new() })
+            let fix = "`opsward reclaim --resume` goes on from there, `--abort` ends it".to_owned();
+            Err(Trouble { exit: 1, code: String::new(), text: error.to_string(), fix })
         }
     }
 }

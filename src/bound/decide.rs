@@ -92,6 +92,8 @@ pub struct PeerFact {
     pub host: Host,
     /// When it was first seen, in milliseconds since the Unix epoch.
     pub first_seen_ms: u64,
+    /// When it was last one of the set, in milliseconds, where it no longer is.
+    pub removed_ms: Option<u64>,
     /// Our own cursor.
     pub own: Option<String>,
     /// What the node's row holds, and held in the last 30 minutes; '' for NULL.

@@ -134,6 +134,7 @@ fn peer(row: gate::PeerRow, current: &[(Host, String)], samples: &[(Host, String
         node: [now, before].concat(),
         host: row.host,
         first_seen_ms: ms(row.first_seen),
+        removed_ms: row.removed.map(ms),
         own: row.own,
         empty_since_ms: row.empty_since.map(ms),
         clock: row.clock.map(|(offset_ms, at)| ClockFact { offset_ms, found_ms: ms(at) }),

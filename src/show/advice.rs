@@ -141,7 +141,7 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
 }
 
 /// What the gate notes of peers, each with what it means and what ends it.
-const NOTICES: [(&str, &str, &str); 4] = [
+const NOTICES: [(&str, &str, &str); 5] = [
     (
         "ignored_peer",
         "ops are deleted whatever these peers still have to send, by OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS",
@@ -156,6 +156,11 @@ const NOTICES: [(&str, &str, &str); 4] = [
         "lagging_peer",
         "ops are deleted though these peers are too far behind, by OPENAUDIO_MEDIORUM_OPS_RETENTION_MAX_PEER_LAG",
         "see that they can be read from",
+    ),
+    (
+        "peer_removed",
+        "no longer peers, but count for 7 days as they may come back, which bounds what is deleted",
+        "OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS lets them go at once",
     ),
     (
         "peer_stalled",

@@ -310,7 +310,9 @@ fn name(code: &str) -> &'static str {
         "little_disk" | "free_disk_unknown" => "free_disk",
         "daemon_not_asked" => "daemon",
         "no_replay_guard" => "replay_guard",
-        "blocked" | "ignored_peer" | "ignored_reader" | "lagging_peer" | "peer_stalled" => "retention",
+        "blocked" | "ignored_peer" | "ignored_reader" | "lagging_peer" | "peer_removed" | "peer_stalled" => {
+            "retention"
+        }
         "foreign_prune" => "foreign_prune",
         "paused" => "pace",
         "reclaim_unfinished" => "leftovers",

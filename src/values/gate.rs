@@ -88,13 +88,14 @@ impl Blocker {
 }
 
 /// What the gate has to say of peers that it is not blocked by.
-pub const GATE_NOTICES: [&str; 4] = ["ignored_peer", "ignored_reader", "lagging_peer", "peer_stalled"];
+pub const GATE_NOTICES: [&str; 5] =
+    ["ignored_peer", "ignored_reader", "lagging_peer", "peer_removed", "peer_stalled"];
 
 /// Worth saying wherever a decision is shown.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Notice {
     /// Stable: `ignored_peer`, `ignored_reader`, `lagging_peer`,
-    /// `peer_stalled`, `size_not_counted`, `size_not_reached`.
+    /// `peer_removed`, `peer_stalled`, `size_not_counted`, `size_not_reached`.
     pub code: &'static str,
     /// Whom it is about; may be empty.
     pub subject: String,

@@ -167,3 +167,23 @@ fn a_file_that_cannot_be_read_or_understood() {
     assert_eq!(code, 64);
     assert!(stdout.contains("its line 1 is no TOML"), "{stdout}");
 }
+
+#[test]
+fn every_error_says_what_to_do() {
+    let env = [("nodeEndpoint", "https://n1.example"), ("OPENAUDIO_DB_URL", "postgres://u@127.0.0.1:1/d")];
+    for line in [
+        &["verify", "--against", "postgres://u@h:x/d"][..],
+        &["verify", "--against", "/nonexistent"],
+        &["digest", "--leave-out", "ops"],
+        &["digest"],
+        &["reclaim", "--hold", "--mode", "in-place"],
+        &["reclaim", "--fit", "--mode", "in-place"],
+        &["sweep"],
+    ] {
+        let (code, json) = envelope(&env, &[line, &["--output", "json"]].concat());
+        assert!(
+            code != 0 && json["error"]["fix"].as_str().is_some_and(|fix| !fix.is_empty()),
+            "{line:?}: {json}"
+        );
+    }
+}

@@ -277,6 +277,7 @@ impl World {
             peers.push(PeerFact {
                 host: HOSTS[p].clone(),
                 first_seen_ms: row.first_seen,
+                removed_ms: (!row.active).then_some(row.last_seen),
                 own: ward.own[p].map(|u| ulid(u).to_string()),
                 reset: cell == Cell::None && (ward.seen[p].filled() || !before.is_empty()),
                 node: cell.text().into_iter().chain(before).collect(),
@@ -288,6 +289,7 @@ impl World {
             peers.push(PeerFact {
                 host: Host::normalise("core_mediorum_blocks"),
                 first_seen_ms: START,
+                removed_ms: None,
                 own: None,
                 node: vec!["1234567".into()],
                 reset: false,

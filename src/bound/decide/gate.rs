@@ -10,6 +10,8 @@ const CLOCK_PEERS: usize = 3;
 /// What a peer's clock was found to be counts for so long, or two rounds of
 /// pulling: ours may have been set since. One found in the future was, too.
 const CLOCK_FRESH_MS: u64 = 30 * 60_000;
+/// A peer that left the set counts for so long (contract 4).
+const REMOVED_COUNTS_MS: u64 = 7 * DAY_MS;
 /// A peer that had nothing for us for so long is shown as stalled (contract 5).
 const STALLED_MS: u64 = DAY_MS;
 
@@ -123,11 +125,22 @@ impl Gate {
             let text = format!("{} has had nothing for us at one cursor for over 24 h", peer.host);
             self.note("peer_stalled", &peer.host, text);
         }
+        if let Some(removed) = peer.removed_ms {
+            let left_ms = (removed + REMOVED_COUNTS_MS).saturating_sub(facts.now_ms);
+            let text = format!(
+                "{} is no longer a peer and counts for {} h more, as it may come back: \
+                 OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS lets it go at once",
+                peer.host,
+                left_ms.div_ceil(HOUR_MS)
+            );
+            self.note("peer_removed", &peer.host, text);
+        }
         let Some(cursor) = cursor else {
+            let is = if peer.removed_ms.is_some() { "removed" } else { "active" };
             self.blockers.push(blocker(
                 facts,
                 ("peer_without_cursor", peer.host.as_str()),
-                format!("there is no usable cursor for the active peer {}", peer.host),
+                format!("there is no usable cursor for the {is} peer {}", peer.host),
                 "wait until it was read from, or let it go by OPENAUDIO_MEDIORUM_OPS_RETENTION_IGNORE_PEERS \
                  or OPENAUDIO_MEDIORUM_OPS_RETENTION_MAX_PEER_LAG",
             ));

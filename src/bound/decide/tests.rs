@@ -20,6 +20,7 @@ pub(in crate::bound) fn peer(name: &str, own_ago: u64) -> PeerFact {
     PeerFact {
         host: host(name),
         first_seen_ms: NOW - 100 * DAY,
+        removed_ms: None,
         own: Some(text(own_ago)),
         node: vec![text(own_ago)],
         reset: false,
@@ -218,6 +219,16 @@ fn a_peer_too_far_behind_lets_go_where_that_is_set() {
     let mut new = with_peer(PeerFact { first_seen_ms: NOW - 39 * DAY, ..no_cursor("new") });
     lag(&mut new);
     assert_eq!(codes(retention(&new)), ["peer_without_cursor"]);
+}
+
+#[test]
+fn a_removed_peer_says_how_long_it_counts() {
+    let removed = |ago| PeerFact { removed_ms: Some(NOW - ago), ..peer("r", 40 * DAY) };
+    let facts = with_peer(removed(2 * DAY));
+    assert_eq!(notices(&facts), [("peer_removed", host("r").to_string())]);
+    let text = &gate(&facts).notices[0].text;
+    assert!(text.contains("120 h") && text.contains("IGNORE_PEERS"), "{text}");
+    assert_eq!(uploads(&facts).1, BoundBy::Peer(host("r")));
 }
 
 #[test]

@@ -18,6 +18,8 @@ pub struct PeerRow {
     pub host: Host,
     /// When it was first seen.
     pub first_seen: Timestamp,
+    /// When it was last one of the set, where it no longer is.
+    pub removed: Option<Timestamp>,
     /// Our cursor.
     pub own: Option<String>,
     /// What the node's row held when we last looked.
@@ -46,20 +48,22 @@ pub async fn peers(client: &Client, set: Option<&[Host]>, now: Timestamp) -> Res
             node_seen: r.get(3),
             empty_since: r.get(4),
             clock: r.get::<_, Option<i64>>(5).zip(r.get(6)),
+            removed: r.get(7),
         })
         .collect())
 }
 
 const PEERS: &str = "
     WITH counted AS (
-        SELECT host, first_seen, is_in FROM opsward.peers,
+        SELECT host, first_seen, last_seen, is_in FROM opsward.peers,
             LATERAL (SELECT CASE WHEN $2::text[] IS NULL THEN active ELSE host = ANY($2) END) s(is_in)
         WHERE is_in OR last_seen > $1::timestamptz - interval '7 days'
         UNION ALL
-        SELECT DISTINCT host, $1, true FROM unnest($2) AS s(host)
+        SELECT DISTINCT host, $1, $1, true FROM unnest($2) AS s(host)
         WHERE NOT EXISTS (SELECT FROM opsward.peers p WHERE p.host = s.host))
     SELECT k.host, k.first_seen, c.last_ulid, c.node_ulid, u.empty_since,
-           CASE WHEN k.is_in THEN u.clock_offset_ms END, u.last_ok_at
+           CASE WHEN k.is_in THEN u.clock_offset_ms END, u.last_ok_at,
+           CASE WHEN NOT k.is_in THEN k.last_seen END
     FROM counted k
     LEFT JOIN opsward.cursors c ON c.host = k.host
     LEFT JOIN opsward.pulls u ON u.host = k.host

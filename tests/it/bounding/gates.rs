@@ -187,3 +187,24 @@ async fn readers_hold_and_a_size_shortens() {
     assert_eq!((ran.code, gate.0.left().await), (Some(0), 200), "{ran:?}");
     assert!(ran.stdout.contains("(bound by size)"), "{ran:?}");
 }
+
+#[tokio::test]
+async fn a_peer_that_was_removed_says_how_to_let_it_go() {
+    let gate = Gate::new().await;
+    gate.cursor(A, HOUR_MS).await;
+    gate.cursor(B, 40 * DAY_MS).await;
+    gate.0
+        .run(&format!(
+            "INSERT INTO opsward.peers (host, wallet, active, first_seen, last_seen)
+             VALUES ('{B}', '', false, now() - interval '90 days', now() - interval '1 day')"
+        ))
+        .await;
+    let (_, by, noted) = gate.bound(&[(PEERS, A)]).await;
+    assert_eq!((by, noted), (format!("peer {B}"), vec!["peer_removed".to_owned()]));
+    assert_eq!(gate.bound(&[(PEERS, A), (IGNORE, B)]).await, bound(720, "age", &["ignored_peer"]));
+    // Status tells the same once a tick has noted it.
+    assert_eq!(gate.0.start(&["prune"]).env(PEERS, A).json().await.0, 0);
+    let text = gate.0.start(&["status"]).env(PEERS, A).output().await.stdout;
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains("no longer peers") && text.contains(IGNORE), "{text}");
+}
