@@ -234,6 +234,9 @@ async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -
             let fix = "`opsward reclaim --resume` goes on from there, `--abort` ends it".to_owned();
             Err(Trouble { exit: 1, code: String::new(), text: error.to_string(), fix })
         }
+        Err(error @ reclaim::Error::Undo(_)) => {
+            Err(Trouble { exit: 1, code: String::new(), text: error.to_string(), fix: String::new() })
+        }
     }
 }
 

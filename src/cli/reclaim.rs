@@ -5,7 +5,7 @@ use super::plan::{POOL, first_look};
 use super::{Command, Context, Output, Run, lease};
 use crate::db::migrate;
 use crate::job::{Job, gate_of_reclaim};
-use crate::reclaim::decide::Mode;
+use crate::reclaim::decide::{Mode, OldSnapshots};
 use crate::reclaim::plan::Plan;
 use crate::reclaim::{self, Action, Request};
 use crate::settings::Policy;
@@ -57,6 +57,20 @@ pub(super) const COMMAND: Command = Command {
             .arg(flag("swap", "Do the swap that --hold stopped before").conflicts_with_all(["plan", "hold"]))
             .arg(flag("resume", "Go on with an interrupted one").conflicts_with_all(["plan", "swap"]))
             .arg(flag("abort", "Undo an interrupted one").conflicts_with_all(["plan", "swap", "resume"]))
+            .arg(
+                Arg::new("old-snapshots")
+                    .long("old-snapshots")
+                    .value_name("WHAT")
+                    .value_parser(|text: &str| match text {
+                        "wait" => Ok(OldSnapshots::Wait),
+                        "ignore" => Ok(OldSnapshots::Ignore),
+                        _ => Err("it is wait or ignore"),
+                    })
+                    .help(
+                        "Snapshots older than the copy would read an emptied log after the swap: \
+                         wait until they end, or ignore them [default: wait]",
+                    ),
+            )
             .arg(lease::pace_flag())
             .arg(lease::wait_flag())
             .arg(confirm::flag())
@@ -79,6 +93,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         policy: args.get_one("policy").copied(),
         fit: is("fit"),
         hold: is("hold"),
+        old_snapshots: args.get_one("old-snapshots").copied(),
         pace: lease::pace(args),
         apply: args.get_one("apply").cloned(),
         ..Request::default()
@@ -156,10 +171,12 @@ async fn planned(context: &Context, request: &mut Request) -> Result<Plan, Failu
     first_look(context, &db).await?;
     let work = lease::work(context, context.self_host()?.clone(), db.clone())?;
     request.gate = gate_of_reclaim(&work, reclaim::gate::of).await?;
-    reclaim::plan(&work, &db.client().await?, request).await.map_err(|error| match error {
+    reclaim::plan(&work, &mut db.client().await?, request).await.map_err(|error| match error {
         reclaim::Error::Refused { why, fix } => Failure::new(ExitCode::Refused, "refused", why).fix(fix),
         reclaim::Error::Db(error) => Failure::from(error),
-        error @ reclaim::Error::Halted(_) => Failure::new(ExitCode::Failed, "halted", error.to_string()),
+        error @ (reclaim::Error::Halted(_) | reclaim::Error::Undo(_)) => {
+            Failure::new(ExitCode::Failed, "halted", error.to_string())
+        }
     })
 }
 

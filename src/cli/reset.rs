@@ -122,7 +122,9 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
 fn failed(error: Error) -> Failure {
     match error {
         Error::Refused { why, fix } => refused("refused", why).fix(fix),
-        Error::Halted(_) => Failure::new(ExitCode::Failed, "stopped", "stopped: nothing was done"),
+        Error::Halted(_) | Error::Undo(_) => {
+            Failure::new(ExitCode::Failed, "stopped", "stopped: nothing was done")
+        }
         Error::Db(error) => error.into(),
     }
 }

@@ -36,7 +36,7 @@ impl Said {
 /// Reclaims when the condition holds.
 pub(super) async fn when(bulk: Bulk, when: When, said: Said, stop: CancellationToken) -> Outcome {
     let work = bulk.work(stop.child_token());
-    let client = work.db.client().await?;
+    let mut client = work.db.client().await?;
     let now = work.clock.now();
     let in_window = work.settings.bounding.window.is_none_or(|w| w.contains(now.as_second()));
     let lately = state::last(&client).await?.is_some_and(|at| now.duration_since(at) < EVERY);
@@ -46,7 +46,7 @@ pub(super) async fn when(bulk: Bulk, when: When, said: Said, stop: CancellationT
     }
     let gate = gate_of_reclaim(&work, reclaim::gate::of).await?;
     let request = Request { gate, ..Request::default() };
-    let plan = match reclaim::plan(&work, &client, &request).await {
+    let plan = match reclaim::plan(&work, &mut client, &request).await {
         Ok(plan) if is_due(when, &plan) => plan,
         Ok(_) => return Ok(Next::Scheduled),
         Err(error) => {

@@ -1,10 +1,14 @@
 //! What a reclaim does next: from its checkpoint and what the catalog says.
 //! Resuming, aborting and being found after a kill are the same choice.
 
+mod comparison;
+
 use crate::settings::Policy;
 use crate::values::{Beginning, OpUlid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+pub use comparison::{Comparison, OldSnapshots};
 
 /// How often a reclaim begins anew by itself before it gives up.
 const MOST_STARTS: u32 = 3;
@@ -100,10 +104,15 @@ impl Phase {
         }
     }
 
-    /// Whether it gives disk back, or itself looks for what it needs: that little
-    /// is free is no reason against it then.
+    /// Whether it goes on although little disk is free: it gives disk back, leads
+    /// straight to what does, or looks itself for what it needs.
     pub fn frees(self) -> bool {
-        matches!(self, Self::Swap | Self::Vacuum | Self::Truncate | Self::Reindex)
+        self.is_copied() || matches!(self, Self::Vacuum | Self::Truncate | Self::Reindex)
+    }
+
+    /// Swap: whether the copy is whole, so that the swap is all that is left to do.
+    pub fn is_copied(self) -> bool {
+        matches!(self, Self::Replay | Self::Analyze | Self::Verify | Self::Swap | Self::Drop)
     }
 
     /// Whether ops are still to be lost: the gate has to agree.
@@ -248,6 +257,15 @@ pub struct Checkpoint {
     /// The swap is a reset: with what the log begins anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reset: Option<Beginning>,
+    /// Swap: what was compared with the copy, and when.
+    #[serde(default)]
+    pub comparison: Comparison,
+    /// Swap: whether old snapshots are waited for.
+    #[serde(default)]
+    pub old_snapshots: OldSnapshots,
+    /// Who or what it waits for.
+    #[serde(default)]
+    pub waiting: Option<String>,
     /// In place: rows that were locked when their batch came.
     #[serde(default)]
     pub locked: Vec<OpUlid>,
@@ -291,6 +309,9 @@ impl Checkpoint {
             fingerprint: None,
             capture: None,
             reset: None,
+            comparison: Comparison::default(),
+            old_snapshots: OldSnapshots::Wait,
+            waiting: None,
             locked: Vec::new(),
             settled: None,
             starts: 1,
@@ -307,6 +328,13 @@ impl Checkpoint {
         self.phase = self.phase.next(&self.survivors);
         self.position.clear();
         self.done = 0;
+        self.waiting = None;
+    }
+
+    /// Compares what was not compared lately.
+    pub fn compare(&mut self, now_ms: i64) {
+        (self.phase, self.done, self.waiting) = (Phase::Verify, 0, None);
+        self.comparison.begin(now_ms);
     }
 
     /// As the database keeps it.
@@ -320,6 +348,7 @@ impl Checkpoint {
         self.position.clear();
         (self.pass, self.done) = (0, 0);
         self.gone.clear();
+        (self.comparison, self.waiting) = (Comparison::default(), None);
         (self.fingerprint, self.capture) = (None, None);
         self.starts += 1;
     }

@@ -5,6 +5,8 @@
 //! its effect and the checkpoint in one transaction → again. A resumed, an
 //! aborted and a killed reclaim walk the same line.
 
+mod begin;
+mod change;
 pub mod compact;
 pub mod decide;
 pub mod digest;
@@ -18,14 +20,16 @@ mod swap;
 pub mod verify;
 mod walk;
 
-use crate::db::{self, Doing, lease::Lease};
+use crate::db::{self, lease::Lease};
 use crate::settings::Policy;
 use crate::values::{Beginning, Progress};
 use crate::work::{Pacer, Stop, Work};
-use decide::{Checkpoint, Mode, Phase, Survivors};
+pub use begin::plan;
+use begin::{agreed, checkpoint};
+use change::Change;
+use decide::{Checkpoint, Mode, OldSnapshots, Phase};
 pub use gate::{Ask, Gate};
 use jiff::Timestamp;
-use plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -46,6 +50,9 @@ pub struct Request {
     pub fit: bool,
     /// Stop before the swap.
     pub hold: bool,
+    /// What becomes of snapshots from before the swap; left out when one is gone
+    /// on with, it stays as it was.
+    pub old_snapshots: Option<OldSnapshots>,
     /// Its own pace, 1 to 100.
     pub pace: Option<u8>,
     /// The hash of the plan that was read; another plan is refused.
@@ -123,6 +130,9 @@ pub enum Error {
     /// It was told to stop, or the disk is nearly full. It can be resumed.
     #[error("{0}; `opsward reclaim --resume` goes on, `--abort` undoes it")]
     Halted(#[from] crate::work::Halt),
+    /// It can't go on and is to be undone: why. It never leaves the walk.
+    #[error("{0}")]
+    Undo(String),
     /// The database's. It can be resumed.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -183,10 +193,17 @@ impl Run<'_> {
     /// # Errors
     /// The database's.
     pub async fn save(&mut self) -> Result<()> {
-        let tx = self.lease.begin().await?;
-        db::reclaim::save(&tx, &self.at.json()).await?;
-        tx.commit().await.doing("commit the checkpoint")?;
-        Ok(())
+        Change::begin(self.lease, &self.at).await?.commit("commit the checkpoint").await.map(|_| ())
+    }
+
+    /// Goes on to the next phase.
+    pub(crate) async fn advance(&mut self) -> Result<()> {
+        self.at.advance();
+        self.save().await
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.work.clock.now().as_millisecond()
     }
 
     /// Tells how far the phase is, and how long all of it will take.
@@ -253,7 +270,7 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
         begun,
     };
     run.save().await?;
-    let ended = walk::walk(&mut run).await;
+    let ended = Box::pin(walk::walk(&mut run)).await;
     work.metrics.reclaim_phase.reset();
     work.metrics.reclaim_progress.set(0.0);
     work.metrics.reclaim_eta.set(-1);
@@ -289,205 +306,9 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
     })
 }
 
-/// Why READ_ONLY refuses a reclaim, and what lifts that.
-const READ_ONLY: (&str, &str) = (
-    "READ_ONLY is set: ops stays as it is",
-    "set OPENAUDIO_MEDIORUM_READ_ONLY=false to reclaim; `opsward reclaim --abort` undoes one",
-);
-
-/// The checkpoint to go on from: the one that is there, or a new one.
-async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request) -> Result<Checkpoint> {
-    let there = db::reclaim::load(&*lease.client()?).await?;
-    let there = match there {
-        Some((value, _)) => Some(serde_json::from_value::<Checkpoint>(value).map_err(|e| {
-            db::Error::Unfit(format!("the checkpoint in opsward.reclaim is not of this version: {e}"))
-        })?),
-        None => None,
-    };
-    let nothing = |what: &str| {
-        Error::refused(
-            format!("there is no reclaim to {what}"),
-            "`opsward reclaim --plan` shows what one would do",
-        )
-    };
-    if work.settings.read_only && request.action != Action::Abort {
-        return Err(Error::refused(READ_ONLY.0, READ_ONLY.1));
-    }
-    match (request.action, there) {
-        (Action::Resume, Some(at)) if at.reset.is_some() => Err(Error::refused(
-            "a reset was interrupted",
-            "`opsward reclaim --abort` undoes it; then `opsward reset` begins anew",
-        )),
-        (Action::Start, None) => begin(work, lease, request).await,
-        (Action::Start, Some(at)) => {
-            let is_held = at.hold && at.phase == Phase::Swap;
-            let (why, fix) = unfinished_words(at.mode.word(), at.phase.word(), is_held);
-            Err(Error::refused(why, fix))
-        }
-        (Action::Resume, Some(at)) => {
-            agreed(&request.gate, &at)?;
-            Ok(Checkpoint { pace: request.pace.or(at.pace), ..at })
-        }
-        (Action::Resume, None) => Err(nothing("go on with")),
-        (Action::Abort, Some(mut at)) => {
-            at.aborting.get_or_insert_with(|| "by the operator".into());
-            Ok(at)
-        }
-        (Action::Abort, None) => Err(nothing("undo")),
-        (Action::Swap, Some(at)) if at.phase == Phase::Swap => {
-            agreed(&request.gate, &at)?;
-            Ok(Checkpoint { hold: false, ..at })
-        }
-        (Action::Swap, Some(at)) => Err(Error::refused(
-            format!("the reclaim is in its phase {}, not held before the swap", at.phase.word()),
-            "`opsward reclaim --resume` goes on with it",
-        )),
-        (Action::Swap, None) => Err(nothing("swap")),
-    }
-}
-
-/// Makes sure that what was chosen to go may go still.
-fn agreed(gate: &Gate, at: &Checkpoint) -> Result<()> {
-    let forbidden = match at.aborting.is_none() && at.phase.is_open() && at.reset.is_none() {
-        true => gate.forbids(&at.survivors),
-        false => Vec::new(),
-    };
-    if forbidden.is_empty() {
-        return Ok(());
-    }
-    Err(Error::refused(
-        format!("what this reclaim was to drop may not go now: {}", forbidden.join("; ")),
-        "`opsward plan` shows what lifts it, then `opsward reclaim --resume` goes on; `--abort` undoes it",
-    ))
-}
-
-/// What a reclaim would do, and what stands in its way. Writes nothing.
-///
-/// # Errors
-/// No policy is set, or the database's.
-pub async fn plan(work: &Work, client: &db::Client, request: &Request) -> Result<Plan> {
-    let settings = &work.settings.bounding;
-    // What fits is a window.
-    let fit = request.fit.then_some(Policy::Window);
-    let Some(policy) = request.policy.or(fit).or(settings.reclaim_policy) else {
-        let why = "no policy says what of the log is to be kept";
-        return Err(Error::refused(
-            why,
-            "say --policy window or compact, or set OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY",
-        ));
-    };
-    let signs = db::pace::signs(client).await?;
-    let mut standing = db::preflight::standing(client).await?;
-    standing.lease = db::lease::other(client).await?.map(|holder| holder.to_string());
-    let traits = db::clone::traits(client, db::clone::OPS).await?.fingerprint();
-    // A plan of another database, or of the log before a swap, is another plan.
-    let fingerprint = format!("{traits} {}", db::clone::identity(client).await?);
-    let census = db::census::load(client).await?;
-    let horizons = db::floors::horizons(client).await?.into_iter().collect();
-    let volumes = db::stats::volumes(work.settings.pgdata_path.as_deref(), &work.settings.db, &signs.places);
-    let seen = sample::seen(work, &census, request.gate.ceiling).await?;
-    let mut plan = plan::plan(&plan::Facts {
-        asked: plan::Asked {
-            mode: request.mode,
-            policy,
-            fit: request.fit,
-            percent: request.pace.unwrap_or(signs.percent),
-        },
-        settings,
-        gate: &request.gate,
-        census: &census,
-        horizons: &horizons,
-        standing: &standing,
-        fingerprint: &fingerprint,
-        volumes: &volumes,
-        seen: &seen,
-        now_ms: u64::try_from(work.clock.now().as_millisecond()).unwrap_or(0),
-    });
-    let mut stands = |is: bool, code, text: &str, fix: &str| {
-        if is {
-            plan.obstacles.push(plan::Obstacle { code, text: text.into(), fix: fix.into() });
-        }
-    };
-    stands(work.settings.read_only, "read_only", READ_ONLY.0, READ_ONLY.1);
-    stands(
-        request.hold && plan.mode == Mode::InPlace,
-        "hold",
-        "mode in-place has no swap that --hold could stop before",
-        "leave out --hold, or make room for --mode swap",
-    );
-    // The sizes are of a log in between: what there is to do comes first.
-    if let Some(unfinished) = db::reclaim::unfinished(client).await? {
-        let (text, fix) = unfinished_words(&unfinished.mode, &unfinished.phase, unfinished.held);
-        plan.obstacles.insert(0, plan::Obstacle { code: "unfinished", text, fix });
-    }
-    Ok(plan)
-}
-
-/// What is said of a reclaim that stands in the way of another.
-fn unfinished_words(mode: &str, phase: &str, is_held: bool) -> (String, String) {
-    match is_held {
-        true => (
-            "a reclaim in mode swap is held before its swap".to_owned(),
-            "`opsward reclaim --swap` puts the new table in place, `--abort` undoes it".to_owned(),
-        ),
-        false => (
-            format!("a reclaim in mode {mode} is unfinished, in its phase {phase}"),
-            "`opsward reclaim --resume` goes on with it, `--abort` ends it".to_owned(),
-        ),
-    }
-}
-
-/// A new reclaim: only as the plan that was read, and with nothing in its way.
-async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Checkpoint> {
-    if let Some(beginning) = &request.reset {
-        return reset::begin(work, lease, beginning).await;
-    }
-    let plan = plan(work, lease.client()?, request).await?;
-    if let Some(hash) = request.apply.as_ref().filter(|hash| **hash != plan.hash) {
-        let why = format!(
-            "the plan is now {}, not {hash}: mode, policy, cutoff, settings or table changed",
-            plan.hash
-        );
-        return Err(Error::refused(why, "read it again: `opsward reclaim --plan`"));
-    }
-    if !plan.obstacles.is_empty() {
-        let of = |part: fn(&plan::Obstacle) -> &String| {
-            plan.obstacles.iter().map(part).cloned().collect::<Vec<_>>()
-        };
-        return Err(Error::refused(of(|o| &o.text).join("; "), of(|o| &o.fix).join("; ")));
-    }
-    if let Some(risk) = plan.risks.first().filter(|_| !request.at_risk) {
-        return Err(Error::refused(&risk.text, &risk.fix));
-    }
-    let (now, is_moves_only) = (work.clock.now(), plan.moves_only());
-    let rows: u64 = plan.tables.iter().map(|t| t.rows).sum();
-    // About every tenth op changes a record that compaction must remember.
-    let memory = usize::try_from(work.settings.bounding.reclaim_memory).unwrap_or(usize::MAX);
-    // A window of a size is found by the census, which waits while this goes on.
-    let fitted = request.fit || work.settings.bounding.retention_bytes > 0;
-    let survivors = Survivors { fitted, ..plan.survivors };
-    let run = format!("reclaim-{}", now.as_millisecond());
-    let begin = Checkpoint::begin(run, plan.mode, plan.policy, survivors);
-    let phase = match plan.mode {
-        // Nothing is to be deleted.
-        Mode::InPlace if is_moves_only => Phase::Vacuum,
-        _ => begin.phase,
-    };
-    Ok(Checkpoint {
-        pace: request.pace,
-        phase,
-        expected: Some(plan.space.afterwards),
-        hold: request.hold,
-        passes: compact::passes(memory, rows / 10),
-        total: Some(rows),
-        bytes_before: plan.space.table + plan.space.indexes,
-        began_ms: now.as_millisecond(),
-        ..begin
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use super::decide::Survivors;
     use super::*;
     use crate::values::OpUlid;
 

@@ -6,18 +6,26 @@
 //! must be there byte for byte. What is not so ends in a new start or an undo,
 //! never in a swap.
 
+mod copying;
+mod follow;
+mod locks;
+
 use super::compact;
-use super::decide::{Capture, Checkpoint, Facts, Gone, Phase, Step};
+use super::decide::{Capture, Checkpoint, Facts, Gone, Mode, Phase, Step, next_of_swap};
 use super::walk::watched;
-use super::{Result, Run};
-use crate::db::clone::{self, Columns, NEXT, OPS, columns, traits};
-use crate::db::copy::{self, Copied, Doomed};
+use super::{Change, Error, Result, Run};
+use crate::db::clone::{self, NEXT, OPS, columns, traits};
 use crate::db::swap::{After, Expected, Loss, Swapped};
 use crate::db::{self, Doing, capture, maintain, reclaim as store};
 use crate::values::OpUlid;
 use crate::work::BatchSize;
+use copying::{copy_range, trusted, verify};
+pub(in crate::reclaim) use follow::keep_up;
+use follow::{NEARLY_ALL, ceiling, follow, follows, is_behind, wait_for_snapshots};
+pub(in crate::reclaim) use locks::contended;
+use locks::{BETWEEN_TRIES, commit_in_time, wraparound};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// A batch of copying or comparing is steered to this: no snapshot of ours is
@@ -25,18 +33,6 @@ use tracing::{info, warn};
 const TARGET: Duration = Duration::from_millis(200);
 /// Rows of the first batch, and of the largest.
 const ROWS: (u32, u32) = (2_000, 50_000);
-/// Noted keys replayed at once.
-const KEYS: u32 = 2_000;
-/// How often writes are replayed while something else is done.
-const REPLAY_EVERY: Duration = Duration::from_secs(5);
-/// The same, while it waits to go on.
-const KEEP_UP_EVERY: Duration = Duration::from_secs(60);
-/// Fewer keys than this left: the swap's last replay takes them.
-const NEARLY_ALL: usize = 100;
-/// Between two tries of a lock that writers wait behind (contract 6).
-const BETWEEN_TRIES: Duration = Duration::from_secs(2);
-/// Waiting for a lock that keeps writers out, plus holding it (contract 6).
-const LOCKED_AT_MOST: Duration = Duration::from_millis(200);
 
 /// What a process keeps between two batches; it is lost with it.
 pub(super) struct Kept {
@@ -45,13 +41,18 @@ pub(super) struct Kept {
     replayed: Option<Instant>,
     /// The same, while it waits.
     kept_up: Option<Instant>,
+    /// When the checkpoint last told the capture that somebody attends to it.
+    told: Option<Instant>,
+    /// The transaction that every snapshot has to be younger than, and since when
+    /// that is waited for.
+    settled: Option<(Instant, u64)>,
     phase: Option<Phase>,
 }
 
 impl Default for Kept {
     fn default() -> Self {
         let size = BatchSize::new(ROWS.0, ROWS.1, TARGET);
-        Self { size, replayed: None, kept_up: None, phase: None }
+        Self { size, replayed: None, kept_up: None, told: None, settled: None, phase: None }
     }
 }
 
@@ -78,17 +79,20 @@ pub(super) async fn facts(run: &mut Run<'_>) -> Result<Facts> {
     Ok(Facts { fingerprint, capture, next, old: standing.old })
 }
 
+/// Whether the table or what the swap made beside it is no longer what it was:
+/// then a statement may have failed for that, and the walk finds out what to do.
+pub(super) async fn is_changed(run: &mut Run<'_>) -> bool {
+    run.at.mode == Mode::Swap
+        && facts(run).await.is_ok_and(|facts| !matches!(next_of_swap(&run.at, &facts), Step::Work(_)))
+}
+
 /// A batch of a phase's work.
 pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
     if run.kept.phase != Some(phase) {
         run.kept = Kept { phase: Some(phase), ..Kept::default() };
     }
-    let behind = run.kept.replayed.is_none_or(|at| at.elapsed() > REPLAY_EVERY);
-    if behind && matches!(phase, Phase::Judge | Phase::Copy | Phase::Verify) {
-        if replay(run).await? < KEYS as usize {
-            run.kept.replayed = Some(Instant::now());
-        }
-        return Ok(());
+    if is_behind(run) && matches!(phase, Phase::Judge | Phase::Copy | Phase::Verify) {
+        return follows(run).await.map(|_| ());
     }
     match phase {
         Phase::Prepare => prepare(run).await,
@@ -104,29 +108,32 @@ pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
 }
 
 async fn prepare(run: &mut Run<'_>) -> Result<()> {
-    let mut at = run.at.clone();
-    let tx = run.lease.begin().await?;
-    match clone::make(&tx).await? {
-        Ok(traits) => {
-            at.fingerprint = Some(traits.fingerprint());
-            at.advance();
-            store::clear(&tx).await?;
-            store::save(&tx, &at.json()).await?;
-            tx.commit().await.doing("make the new table")?;
-        }
-        Err(part) => {
-            drop(tx);
-            let way_out = match at.reset {
-                Some(_) => "drop it for the time",
-                None => "use --mode in-place",
-            };
-            at.aborting = Some(format!("a swap can't carry the {part} of ops: {way_out}"));
-            run.at = at;
-            return run.save().await;
-        }
-    }
-    run.at = at;
+    let way_out = match run.at.reset {
+        Some(_) => "drop it for the time",
+        None => "use --mode in-place",
+    };
+    stands_free(run, way_out).await?;
+    let mut change = Change::begin(run.lease, &run.at).await?;
+    let made = clone::make(&change.tx).await?;
+    let traits =
+        made.map_err(|part| Error::Undo(format!("a swap can't carry the {part} of ops: {way_out}")))?;
+    change.at.fingerprint = Some(traits.fingerprint());
+    change.at.advance();
+    store::clear(&change.tx).await?;
+    run.at = change.commit("make the new table").await?;
     Ok(())
+}
+
+/// What came to depend on the log since the plan was made would be left behind.
+async fn stands_free(run: &mut Run<'_>, way_out: &str) -> Result<()> {
+    let dependents = db::preflight::dependents(&*run.lease.client()?).await?;
+    match dependents.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Undo(format!(
+            "a swap can't carry what depends on ops by now: {}: {way_out}",
+            dependents.join(", ")
+        ))),
+    }
 }
 
 /// Triggers take the lock that writers hold: one short try.
@@ -152,181 +159,39 @@ async fn install(run: &mut Run<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Commits what was done under a lock that writers wait behind, if it did not
-/// take too long; says whether it did.
-async fn commit_in_time(tx: db::Transaction<'_>, begun: Instant, done: db::Result<()>) -> db::Result<bool> {
-    match done {
-        Ok(()) if begun.elapsed() <= LOCKED_AT_MOST => {
-            tx.commit().await.doing("commit under a lock")?;
-            Ok(true)
-        }
-        Ok(()) => tx.rollback().await.doing("give a lock back").map(|()| false),
-        Err(e) if capture::is_contended(&e) => tx.rollback().await.doing("give a lock back").map(|()| false),
-        Err(e) => Err(e),
-    }
-}
-
-/// Waits where a VACUUM to prevent wraparound is at the log: it yields to
-/// nobody, and a lock that queues behind it would hold writers up in vain.
-async fn wraparound(run: &mut Run<'_>) -> Result<bool> {
-    let runs = capture::wraparound(&*run.lease.client()?).await?;
-    if runs {
-        contended(run, OPS).await?;
-    }
-    Ok(runs)
-}
-
-/// Says who is in the way, and waits.
-pub(super) async fn contended(run: &mut Run<'_>, table: &str) -> Result<()> {
-    let holders = capture::holders(&*run.lease.client()?, table).await?;
-    let waiting = match holders.is_empty() {
-        true => format!("a lock on {table}"),
-        false => format!("a lock on {table}, held by {}", holders.join("; ")),
-    };
-    info!(waiting, "the reclaim tries again");
-    run.tell(Some(waiting));
-    let stop = run.work.stop.clone();
-    tokio::select! {
-        () = sleep(BETWEEN_TRIES) => {}
-        () = stop.cancelled() => {}
-    }
-    Ok(())
-}
-
-/// Replays what is noted while nothing else may be done: it stays little, and
-/// the capture knows that it is attended to.
-pub(super) async fn keep_up(run: &mut Run<'_>) -> Result<()> {
-    let lately = run.kept.kept_up.is_some_and(|at| at.elapsed() < KEEP_UP_EVERY);
-    if run.at.phase.follows() && !lately && replay(run).await? < KEYS as usize {
-        run.kept.kept_up = Some(Instant::now());
-    }
-    Ok(())
-}
-
-/// Replays a part of what was noted; returns how many keys there were.
-async fn replay(run: &mut Run<'_>) -> Result<usize> {
-    let copied = match run.at.phase {
-        Phase::Judge => Copied::To(""),
-        Phase::Copy => Copied::To(&run.at.position),
-        _ => Copied::All,
-    };
-    let (ceiling, saved) = (ceiling(&run.at), run.at.json());
-    let columns = columns(&*run.lease.client()?).await?;
-    let tx = run.lease.begin().await?;
-    let keys = copy::replay(&tx, &columns, copied, (&ceiling, KEYS)).await?;
-    if copied == Copied::All {
-        let differs = copy::recheck(&tx, &columns, &keys).await?;
-        if !differs.is_empty() {
-            drop(tx);
-            distrust(run, &differs).await?;
-            return Ok(0);
-        }
-    }
-    store::save(&tx, &saved).await?;
-    tx.commit().await.doing("replay what was written")?;
-    Ok(keys.len())
-}
-
-/// Below it something goes.
-fn ceiling(at: &Checkpoint) -> String {
-    let cuts = at.survivors.cuts.values().chain(at.survivors.compact.values());
-    cuts.max().map(ToString::to_string).unwrap_or_default()
-}
-
-/// The copy is not what it has to be: it is undone, and nothing was swapped.
-async fn distrust(run: &mut Run<'_>, keys: &[String]) -> Result<()> {
-    let why =
-        format!("the copy differs from ops, nothing was swapped; the first ops that do: {}", keys.join(", "));
-    warn!(why, "the reclaim failed its own check");
-    run.at.aborting = Some(why);
-    run.save().await
-}
-
-async fn copy_range(run: &mut Run<'_>) -> Result<()> {
-    let mut at = run.at.clone();
-    let begun = Instant::now();
-    let columns = columns(&*run.lease.client()?).await?;
-    let tx = run.lease.begin().await?;
-    let range = copy::range(&tx, &at.position, run.kept.size.rows()).await?;
-    let doomed = doomed(&run.at, &columns);
-    let copied = copy::copy(&tx, &doomed, &range).await?;
-    // What was written to the range since it was found may hide what goes in it.
-    // A reset leaves no traces: the reference's records stand for what goes.
-    if at.reset.is_none() && !range.is_above(&ceiling(&run.at)) {
-        for gone in copy::trace(&tx, &doomed, &range).await? {
-            let sum = at.gone.entry(gone.table).or_default();
-            sum.rows += gone.rows;
-            sum.bytes += gone.bytes;
-            sum.traces += gone.traces;
-        }
-    }
-    at.done += range.rows;
-    match &range.until {
-        Some(until) => at.position.clone_from(until),
-        None => at.advance(),
-    }
-    store::save(&tx, &at.json()).await?;
-    tx.commit().await.doing("copy a range of the log")?;
-    run.kept.size.took(range.rows as u32, begun.elapsed());
-    run.work.metrics.reclaim_rows_copied.inc_by(copied);
-    run.at = at;
-    Ok(())
-}
-
-fn doomed<'a>(at: &'a Checkpoint, columns: &'a Columns) -> Doomed<'a> {
-    Doomed { cuts: &at.survivors.cuts, listed: !at.survivors.compact.is_empty(), columns }
-}
-
-async fn follow(run: &mut Run<'_>) -> Result<()> {
-    if replay(run).await? < NEARLY_ALL && run.at.aborting.is_none() {
-        run.at.advance();
-        run.save().await?;
-    }
-    Ok(())
-}
-
 /// Nobody waits on the new table; VACUUM sets the bits that readers of a new
-/// table would have to set, ANALYZE is bounded as every statement is.
+/// table would have to set, ANALYZE is bounded as every statement is. Both can
+/// be left to the server's autovacuum where the disk is nearly full.
 async fn analyze(run: &mut Run<'_>) -> Result<()> {
-    if !watched(run, clone::VACUUM_NEXT).await? {
-        run.pacer.idle(BETWEEN_TRIES).await;
-        return Ok(());
+    let floor = run.work.settings.bounding.min_free_disk;
+    if let Some(free) = run.pacer.free().await?.filter(|free| *free < floor) {
+        warn!(free, floor, "little disk is free: the new table is left to the server's autovacuum");
+    } else {
+        if !watched(run, clone::VACUUM_NEXT).await? {
+            run.pacer.idle(BETWEEN_TRIES).await;
+            return Ok(());
+        }
+        if let Err(error) = clone::analyze(&*run.lease.client()?).await {
+            warn!(%error, "no statistics of the new table: the server's autovacuum will make them");
+        }
     }
-    if let Err(error) = clone::analyze(&*run.lease.client()?).await {
-        warn!(%error, "no statistics of the new table: the server's autovacuum will make them");
-    }
-    run.at.advance();
+    run.at.compare(run.now_ms());
     run.save().await
-}
-
-async fn verify(run: &mut Run<'_>) -> Result<()> {
-    let mut at = run.at.clone();
-    let begun = Instant::now();
-    let columns = columns(&*run.lease.client()?).await?;
-    let tx = run.lease.begin().await?;
-    let range = copy::known_range(&tx, &at.position, run.kept.size.rows()).await?;
-    let differs = copy::verify(&tx, &doomed(&run.at, &columns), &range).await?;
-    if !differs.is_empty() {
-        drop(tx);
-        return distrust(run, &differs).await;
-    }
-    at.done += range.rows;
-    match &range.until {
-        Some(until) => at.position.clone_from(until),
-        None => at.advance(),
-    }
-    store::save(&tx, &at.json()).await?;
-    tx.commit().await.doing("compare a range of the log")?;
-    run.kept.size.took(range.rows as u32, begun.elapsed());
-    run.at = at;
-    Ok(())
 }
 
 async fn swap(run: &mut Run<'_>) -> Result<()> {
     // Nearly all is replayed outside the lock, again and again.
-    if replay(run).await? >= NEARLY_ALL || run.at.aborting.is_some() || wraparound(run).await? {
+    if is_behind(run) && follows(run).await? >= NEARLY_ALL {
         return Ok(());
     }
+    if wait_for_snapshots(run).await? || wraparound(run).await? {
+        return Ok(());
+    }
+    if run.at.comparison.is_old(run.now_ms()) {
+        run.at.compare(run.now_ms());
+        return run.save().await;
+    }
+    stands_free(run, "drop it, and try again").await?;
     let mut at = run.at.clone();
     at.advance();
     let (losses, saved, ceiling) = (losses(&run.at), at.json(), ceiling(&run.at));
@@ -353,17 +218,16 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
     .await;
     if done.is_ok() && came != Swapped::Yes {
         tx.rollback().await.doing("give a lock back")?;
+        (run.kept.replayed, run.kept.settled) = (None, None);
         return match came {
-            Swapped::Differs(keys) => distrust(run, &keys).await,
-            Swapped::DaemonConnected => {
-                run.at.aborting = Some("a daemon is connected".into());
-                run.save().await
-            }
+            Swapped::Differs(keys) => trusted(&keys),
+            Swapped::DaemonConnected => Err(Error::Undo("a daemon is connected".into())),
             // The next look at the catalog says what; who waited has a turn.
             _ => contended(run, OPS).await,
         };
     }
     if !commit_in_time(tx, begun, done).await? {
+        (run.kept.replayed, run.kept.settled) = (None, None);
         return contended(run, OPS).await;
     }
     let metrics = &run.work.metrics;

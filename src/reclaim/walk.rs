@@ -59,11 +59,7 @@ pub(super) async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
                 run.at.anew();
                 run.save().await?;
             }
-            Step::Abort(why) => {
-                warn!(why, "the reclaim is undone");
-                run.at.aborting = Some(why);
-                run.save().await?;
-            }
+            Step::Abort(why) => undo(run, why).await?,
             step @ (Step::DropCapture | Step::DropNext) => {
                 go_on(run)?;
                 swap::undo(run, &step).await?;
@@ -143,9 +139,17 @@ fn go_on(run: &Run<'_>) -> Result<()> {
 async fn settle(run: &mut Run<'_>, done: Result<()>) -> Result<()> {
     match done {
         Ok(()) => run.failures = 0,
+        Err(Error::Undo(why)) => undo(run, why).await?,
         Err(error) => again(run, error, |trouble| trouble).await?,
     }
     Ok(())
+}
+
+/// From here on it is undone.
+async fn undo(run: &mut Run<'_>, why: String) -> Result<()> {
+    warn!(why, "the reclaim is undone");
+    run.at.aborting = Some(why);
+    run.save().await
 }
 
 /// Makes ready for another try, unless none would help.
@@ -159,11 +163,13 @@ async fn again(run: &mut Run<'_>, error: Error, means: impl Fn(Trouble) -> Troub
         trouble => means(trouble),
     };
     run.failures += 1;
-    if trouble == Trouble::Fatal || run.failures > TRIES {
+    if run.failures > TRIES || trouble == Trouble::Fatal && !swap::is_changed(run).await {
         return Err(error.into());
     }
     debug!(%error, "a batch is tried again");
     match (trouble, run.at.mode) {
+        // The next look at the catalog says what to do.
+        (Trouble::Fatal, _) => {}
         (Trouble::TooLong, Mode::Swap) => run.kept.size.too_long(),
         (Trouble::TooLong, Mode::InPlace) => run.place.size.too_long(),
         _ => {

@@ -22,6 +22,8 @@ mod between;
 mod command;
 mod load;
 mod locks;
+mod names;
+mod old_snapshots;
 mod stands;
 
 const DAY_MS: u64 = 86_400_000;
@@ -451,10 +453,11 @@ async fn what_a_swap_cannot_carry_is_refused() {
     }
     let wrong = Request { apply: Some("old".into()), ..bed.request(Policy::Window) };
     assert!(matches!(bed.run(&wrong).await.unwrap_err(), Error::Refused { .. }));
-    let hash = reclaim::plan(&bed.work, &bed.work.db.client().await.unwrap(), &bed.request(Policy::Window))
-        .await
-        .unwrap()
-        .hash;
+    let hash =
+        reclaim::plan(&bed.work, &mut bed.work.db.client().await.unwrap(), &bed.request(Policy::Window))
+            .await
+            .unwrap()
+            .hash;
     let right = Request { apply: Some(hash), ..bed.request(Policy::Window) };
     assert_eq!(bed.run(&right).await.unwrap().outcome, Outcome::Done);
 }
@@ -504,8 +507,8 @@ async fn compaction_drops_what_later_ops_cover() {
     assert!(row.get::<_, i64>(0) > 0 && row.get::<_, i64>(1) == 0);
     bed.nothing_is_left().await;
     // Another one would drop next to nothing, and does not promise otherwise.
-    let client = bed.work.db.client().await.unwrap();
-    let plan = reclaim::plan(&bed.work, &client, &bed.request(Policy::Compact)).await.unwrap();
+    let mut client = bed.work.db.client().await.unwrap();
+    let plan = reclaim::plan(&bed.work, &mut client, &bed.request(Policy::Compact)).await.unwrap();
     for table in ["uploads", "qm_audio_analyses", "storage_and_db_sizes"] {
         let of = plan.tables.iter().find(|t| t.table == table).unwrap();
         assert_eq!(of.kept_rows, of.rows, "{of:?}");

@@ -152,7 +152,7 @@ async fn slices_and_ranges_cover_every_key_once() {
         bench.met("the copy", copied.iter().map(|row| row.get(0)).collect());
         let (mut after, mut differ) = (String::new(), Vec::new());
         loop {
-            let range = copy::known_range(&tx, &after, rows).await.unwrap();
+            let range = copy::known_range(&tx, (&after, None), rows).await.unwrap();
             differ.extend(copy::verify(&tx, &doomed, &range).await.unwrap());
             match range.until {
                 Some(until) => after = until,

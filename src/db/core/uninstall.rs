@@ -5,6 +5,7 @@ use crate::db::error::{Doing, Result};
 use crate::db::lease::Lease;
 use crate::db::presence::PRESENCE_LOCK;
 use crate::db::short_lock::{Behind, Brief, bound, holders, is_contended, overtake, patiently};
+use crate::db::swap::FREE_SEQUENCES;
 use crate::db::transaction::{GenericClient, Transaction};
 use crate::db::{in_place, reclaim};
 use std::time::Duration;
@@ -153,6 +154,7 @@ async fn drop_schema(lease: &mut Lease) -> Result<Removal> {
         return Ok(not);
     }
     overtake(&tx).await?;
+    tx.batch_execute(FREE_SEQUENCES).await.doing("keep the sequences of ops")?;
     tx.batch_execute("DROP SCHEMA opsward CASCADE").await.doing("drop the schema opsward")?;
     tx.commit().await.doing("commit the uninstall")?;
     Ok(Removal::Done)

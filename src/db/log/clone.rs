@@ -2,9 +2,10 @@
 //! that make another one with all of them, and what tells two apart. Indexes
 //! and constraints have the same names, in another schema.
 
-use crate::db::error::{Doing, Result};
+use crate::db::connect::Client;
+use crate::db::error::{Doing, Result, Trouble, trouble};
 use crate::db::owed::Owed;
-use crate::db::transaction::{GenericClient, Transaction};
+use crate::db::transaction::{GenericClient, Isolation, Transaction, begin};
 use crate::records::quote_ident;
 use sha2::{Digest, Sha256};
 
@@ -63,9 +64,12 @@ const IDENTITY: &str = "
 /// itself gives each column (`pg_attver`, from PostgreSQL 15.20 on): it is
 /// another one on every table, and cannot be set.
 const TRAITS: &str = r#"
-    WITH c AS (SELECT pg_class.*, $1::text AS shown FROM pg_class WHERE oid = $1::text::regclass)
+    WITH c AS (SELECT * FROM pg_class WHERE oid = $1::text::regclass)
     SELECT 'table' AS part,
-           concat_ws(' | ', c.relowner::regrole, c.relacl, c.reloptions, t.reloptions, c.reltablespace,
+           concat_ws(' | ', c.relowner::regrole,
+                     (SELECT string_agg(a::text, ',' ORDER BY a::text)
+                      FROM aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a),
+                     c.reloptions, t.reloptions, c.reltablespace,
                      a.amname, c.relpersistence, c.relreplident, c.relrowsecurity, c.relforcerowsecurity,
                      c.relispartition, c.reloftype,
                      obj_description(c.oid, 'pg_class'))
@@ -76,12 +80,13 @@ const TRAITS: &str = r#"
                      a.attnotnull, pg_get_expr(d.adbin, d.adrelid), a.attidentity, a.attgenerated,
                      a.attstorage, a.attcompression, a.attcollation, a.attstattarget,
                      (SELECT array_agg(o) FROM unnest(a.attoptions) o WHERE NOT starts_with(o, 'pg_attver=')),
-                     a.attacl, col_description(c.oid, a.attnum))
+                     (SELECT string_agg(g::text, ',' ORDER BY g::text) FROM aclexplode(a.attacl) g),
+                     col_description(c.oid, a.attnum))
     FROM c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
     UNION ALL
     SELECT 'index ' || i.relname,
-           concat_ws(' | ', replace(pg_get_indexdef(i.oid), ' ON ' || c.shown || ' USING ', ' ON ops USING '),
+           concat_ws(' | ', regexp_replace(pg_get_indexdef(i.oid), ' ON \S+ USING ', ' ON ops USING '),
                      x.indisprimary, x.indisunique, x.indimmediate, x.indisclustered, x.indisreplident,
                      i.reltablespace, obj_description(i.oid, 'pg_class'),
                      (SELECT string_agg(a.attnum || ':' || a.attstattarget, ',' ORDER BY a.attnum)
@@ -93,7 +98,7 @@ const TRAITS: &str = r#"
                      obj_description(k.oid, 'pg_constraint'))
     FROM c JOIN pg_constraint k ON k.conrelid = c.oid
     UNION ALL
-    SELECT 'trigger ' || t.tgname, replace(pg_get_triggerdef(t.oid), ' ON ' || c.shown || ' ', ' ON ops ')
+    SELECT 'trigger ' || t.tgname, regexp_replace(pg_get_triggerdef(t.oid), ' ON \S+ ', ' ON ops ')
     FROM c JOIN pg_trigger t ON t.tgrelid = c.oid AND NOT t.tgisinternal
         AND NOT starts_with(t.tgname, 'opsward_')
     UNION ALL
@@ -121,6 +126,7 @@ const TRAITS: &str = r#"
 /// # Errors
 /// The database's.
 pub async fn make(tx: &Transaction<'_>) -> Result<std::result::Result<Traits, String>> {
+    tx.batch_execute(DEFAULTS).await.doing("begin to make the new table")?;
     let rows = tx.query(SCRIPT, &[]).await.doing("read how ops is made")?;
     for row in &rows {
         tx.batch_execute(row.get(0)).await.doing("make the new table")?;
@@ -132,7 +138,32 @@ pub async fn make(tx: &Transaction<'_>) -> Result<std::result::Result<Traits, St
     }
 }
 
-/// Each statement with its place in the order.
+/// What is not said of a table is as the server has it, not as somebody set it
+/// for the database or the role.
+const DEFAULTS: &str = "SET LOCAL default_tablespace = ''; SET LOCAL quote_all_identifiers = off";
+
+/// Makes the new table, and takes it back: returns what a swap could not carry.
+///
+/// # Errors
+/// The database's.
+pub async fn rehearse(client: &mut Client) -> Result<Option<String>> {
+    let tx = begin(client, Isolation::Write).await?;
+    tx.batch_execute(BOUNDS).await.doing("try to make the new table")?;
+    let made = make(&tx).await;
+    tx.rollback().await.doing("take the new table back")?;
+    match made {
+        Ok(made) => Ok(made.err()),
+        Err(error) if error.code().is_some() && trouble(&error) == Trouble::Fatal => {
+            Ok(Some(error.to_string()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+const BOUNDS: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '4s'";
+
+/// Each statement with its place in the order. Privileges that the server gives
+/// to each new table (`ALTER DEFAULT PRIVILEGES`) are taken away first.
 const SCRIPT: &str = r#"
     WITH c AS (SELECT * FROM pg_class WHERE oid = 'public.ops'::regclass),
     options AS (
@@ -141,8 +172,9 @@ const SCRIPT: &str = r#"
             UNION ALL
             SELECT 'toast.' || unnest(t.reloptions) FROM c JOIN pg_class t ON t.oid = c.reltoastrelid) all_of_it),
     acl AS (
-        SELECT '' AS column_list, a.grantee, a.privilege, a.grantable, a.n FROM c, aclexplode(c.relacl) WITH ORDINALITY
+        SELECT '' AS column_list, a.grantee, a.privilege, a.grantable, a.n FROM c, aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) WITH ORDINALITY
             AS a(grantor, grantee, privilege, grantable, n)
+        WHERE c.relacl IS NOT NULL OR EXISTS (SELECT FROM pg_default_acl WHERE defaclobjtype = 'r')
         UNION ALL
         SELECT format(' (%I)', attname), a.grantee, a.privilege, a.grantable, 1000 * attnum + a.n
         FROM pg_attribute, aclexplode(attacl) WITH ORDINALITY AS a(grantor, grantee, privilege, grantable, n)
@@ -207,8 +239,20 @@ const SCRIPT: &str = r#"
         FROM c JOIN pg_index x ON x.indrelid = c.oid AND (x.indisreplident OR x.indisclustered)
         JOIN pg_class i ON i.oid = x.indexrelid
         UNION ALL
-        SELECT 11, 0, format('REVOKE ALL ON opsward.ops_next FROM %s', relowner::regrole)
-        FROM c WHERE relacl IS NOT NULL
+        SELECT 11, 0, 'DO $revoke$
+            DECLARE
+                g record;
+            BEGIN
+                FOR g IN SELECT DISTINCT a.grantee FROM pg_class n,
+                         aclexplode(coalesce(n.relacl, acldefault(''r'', n.relowner))) a
+                         WHERE n.oid = ''opsward.ops_next''::regclass
+                LOOP
+                    EXECUTE format(''REVOKE ALL ON opsward.ops_next FROM %s'',
+                                   CASE g.grantee WHEN 0 THEN ''PUBLIC'' ELSE g.grantee::regrole::text END);
+                END LOOP;
+            END $revoke$'
+        FROM c
+        WHERE relacl IS NOT NULL OR EXISTS (SELECT FROM pg_default_acl WHERE defaclobjtype = 'r')
         UNION ALL
         SELECT 12, n, format('GRANT %s%s ON opsward.ops_next TO %s%s', privilege, column_list,
             CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,

@@ -9,7 +9,7 @@ use crate::db::clone::{Columns, NEXT};
 use crate::db::error::{Doing, Result};
 use crate::db::owed::{Owed, time_sql};
 use crate::db::prune_sql;
-use crate::db::transaction::Transaction;
+use crate::db::transaction::{GenericClient, Transaction};
 use crate::values::{EARLIEST_ULID, OpUlid};
 use futures_util::{StreamExt, TryStreamExt};
 use std::collections::BTreeMap;
@@ -83,19 +83,29 @@ fn at_least_two(rows: u32) -> i64 {
 const KEEP: &str = "
     INSERT INTO opsward.reclaim_kept SELECT unnest($1::text[]) ON CONFLICT DO NOTHING";
 
-/// The same, where keys that are no ULIDs are remembered already.
+/// A range of at most so many rows within a part of the log: after a key, up to
+/// another or the end. Keys that are no ULIDs are remembered already.
 ///
 /// # Errors
 /// The database's.
-pub async fn known_range(tx: &Transaction<'_>, after: &str, rows: u32) -> Result<Range> {
+pub async fn known_range(
+    tx: &Transaction<'_>,
+    (after, until): (&str, Option<&str>),
+    rows: u32,
+) -> Result<Range> {
     tx.batch_execute(PLAN).await.doing("begin a range")?;
-    let sql = format!("SELECT ulid {} OFFSET $2::bigint - 1 LIMIT 1", rows_after(after));
+    let part = if until.is_some() { "AND ulid <= $3" } else { "AND $3::text IS NULL" };
+    let sql = format!(
+        "SELECT ulid FROM public.ops WHERE ulid {} $1 {part} ORDER BY ulid OFFSET $2::bigint - 1 LIMIT 1",
+        above(after)
+    );
     let statement = tx.prepare_cached(&sql).await.doing("find a range of the log")?;
     let rows = at_least_two(rows);
-    let last = tx.query_opt(&statement, &[&after, &rows]).await.doing("find a range of the log")?;
+    let last = tx.query_opt(&statement, &[&after, &rows, &until]).await.doing("find a range of the log")?;
     // How many are left at the end is not worth counting.
     let seen = last.as_ref().map_or(0, |_| rows.unsigned_abs());
-    Ok(Range { after: after.to_owned(), until: last.map(|r| r.get(0)), rows: seen })
+    let until = last.map(|r| r.get(0)).or_else(|| until.map(str::to_owned));
+    Ok(Range { after: after.to_owned(), until, rows: seen })
 }
 
 /// In the order of the key, after `$1`; its start is '', which may be a key.
@@ -263,6 +273,52 @@ pub async fn replay(
         tx.query(&statement, &[&i64::from(most), &ceiling, &until]).await.doing("replay what was written")?;
     Ok(rows.iter().map(|r| r.get(0)).collect())
 }
+
+/// Bytes of the list of noted keys, dead rows included.
+///
+/// # Errors
+/// The database's.
+pub async fn noted_bytes(client: &impl GenericClient) -> Result<u64> {
+    let statement = client.prepare_cached(NOTED_BYTES).await.doing("look how long the list is")?;
+    let row = client.query_one(&statement, &[]).await.doing("look how long the list is")?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+const NOTED_BYTES: &str = "SELECT pg_relation_size('opsward.captured')";
+
+/// Replays the rest of what was noted while nobody can write to the list, and
+/// empties it unless more was noted than is replayed at once. Returns the keys.
+/// Call `capture::strong` first.
+///
+/// # Errors
+/// The database's; see `capture::is_contended`.
+pub async fn empty_list(
+    tx: &Transaction<'_>,
+    columns: &Columns,
+    copied: Copied<'_>,
+    most: (&str, u32),
+) -> Result<Vec<String>> {
+    tx.batch_execute(LOCK_LIST).await.doing("lock the list of noted keys")?;
+    let keys = replay(tx, columns, copied, most).await?;
+    if !is_noted(tx).await? {
+        tx.batch_execute(EMPTY_LIST).await.doing("empty the list of noted keys")?;
+    }
+    Ok(keys)
+}
+
+const LOCK_LIST: &str = "LOCK TABLE opsward.captured IN ACCESS EXCLUSIVE MODE";
+const EMPTY_LIST: &str = "TRUNCATE opsward.captured";
+
+/// Whether a key is noted that was not replayed.
+///
+/// # Errors
+/// The database's.
+pub async fn is_noted(tx: &Transaction<'_>) -> Result<bool> {
+    let statement = tx.prepare_cached(NOTED).await.doing("look for unreplayed writes")?;
+    Ok(tx.query_one(&statement, &[]).await.doing("look for unreplayed writes")?.get(0))
+}
+
+pub(in crate::db) const NOTED: &str = "SELECT EXISTS (SELECT FROM opsward.captured)";
 
 /// Keys that differ although nothing noted says that they may, of those that
 /// were replayed in this transaction.

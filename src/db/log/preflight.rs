@@ -97,8 +97,16 @@ const STANDING: &str = "
            coalesce((SELECT setting::int >= 0 FROM pg_settings WHERE name = 'old_snapshot_threshold'), false)
     FROM pg_class c WHERE c.oid = 'public.ops'::regclass";
 
+/// What depends on the table and would not follow a swap, in words.
+///
+/// # Errors
+/// The database's.
+pub async fn dependents(client: &impl GenericClient) -> Result<Vec<String>> {
+    words(client, DEPENDENTS).await
+}
+
 /// Whatever the catalog says depends on the table, its row type or its
-/// columns, but what belongs to it and follows. Publications of all tables and
+/// columns, but what belongs to it and follows, as a sequence that it owns does. Publications of all tables and
 /// of the schema would show both tables.
 const DEPENDENTS: &str = "
     WITH c AS (SELECT oid, reltype FROM pg_class WHERE oid = 'public.ops'::regclass),
@@ -108,7 +116,7 @@ const DEPENDENTS: &str = "
         UNION ALL SELECT 'pg_type'::regclass, t.typarray FROM c JOIN pg_type t ON t.oid = c.reltype
         UNION ALL SELECT 'pg_class'::regclass, x.indexrelid FROM c JOIN pg_index x ON x.indrelid = c.oid
         UNION ALL SELECT 'pg_constraint'::regclass, k.oid FROM c JOIN pg_constraint k ON k.conrelid = c.oid
-            WHERE k.contype IN ('p', 'u', 'c')
+            WHERE k.contype IN ('p', 'u', 'c', 'n')
         UNION ALL SELECT 'pg_attrdef'::regclass, d.oid FROM c JOIN pg_attrdef d ON d.adrelid = c.oid
         UNION ALL SELECT 'pg_class'::regclass, r.reltoastrelid FROM c JOIN pg_class r ON r.oid = c.oid
         UNION ALL SELECT 'pg_class'::regclass, x.indexrelid FROM c JOIN pg_class r ON r.oid = c.oid
@@ -120,6 +128,8 @@ const DEPENDENTS: &str = "
     SELECT DISTINCT pg_describe_object(d.classid, d.objid, 0)
     FROM own JOIN pg_depend d ON d.refclassid = own.classid AND d.refobjid = own.objid
     WHERE NOT EXISTS (SELECT FROM own o WHERE o.classid = d.classid AND o.objid = d.objid)
+      AND NOT (d.classid = 'pg_class'::regclass AND d.deptype = 'a'
+               AND EXISTS (SELECT FROM pg_class s WHERE s.oid = d.objid AND s.relkind = 'S'))
     UNION ALL
     SELECT 'foreign key ' || conname FROM pg_constraint
     WHERE conrelid = 'public.ops'::regclass AND contype = 'f'

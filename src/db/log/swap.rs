@@ -1,9 +1,9 @@
 //! The moment at which the new table takes the log's place.
 
 use crate::db::clone::{Columns, NEXT, OPS, traits};
-use crate::db::copy::{Copied, recheck, replay};
+use crate::db::copy::{Copied, NOTED, is_noted, recheck, replay};
 use crate::db::error::{Doing, Result};
-use crate::db::transaction::Transaction;
+use crate::db::transaction::{GenericClient, Transaction};
 use crate::db::{capture, prune, reset};
 use crate::values::{Beginning, OpUlid};
 use jiff::Timestamp;
@@ -72,6 +72,35 @@ pub struct Loss {
     pub sums: [u64; 3],
 }
 
+/// Who holds the oldest snapshot from before a transaction, in words. After the
+/// swap it would not see rows of the new table that were written since.
+///
+/// # Errors
+/// The database's.
+pub async fn old_snapshot(client: &impl GenericClient, xid: u64) -> Result<Option<String>> {
+    let statement = client.prepare_cached(OLD_SNAPSHOT).await.doing("look for old snapshots")?;
+    let xid = i64::try_from(xid).unwrap_or(i64::MAX);
+    let row = client.query_opt(&statement, &[&xid]).await.doing("look for old snapshots")?;
+    Ok(row.map(|r| r.get(0)))
+}
+
+/// A VACUUM reads no rows by its snapshot.
+const OLD_SNAPSHOT: &str = "
+    SELECT words FROM (
+        SELECT age(a.backend_xmin), format(
+               'a snapshot held by process %s (%s, %s, in a transaction since %s): %s', a.pid,
+               coalesce(a.usename, a.backend_type), coalesce(nullif(a.application_name, ''), '-'),
+               coalesce(to_char(a.xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC'), '-'),
+               left(regexp_replace(a.query, '\\s+', ' ', 'g'), 120))
+        FROM pg_stat_activity a
+        WHERE a.pid <> pg_backend_pid() AND (a.datname = current_database() OR a.backend_type = 'walsender')
+          AND NOT EXISTS (SELECT FROM pg_stat_progress_vacuum v WHERE v.pid = a.pid)
+        UNION ALL
+        SELECT age(xmin), format('the replication slot %s, whose reader holds a snapshot', slot_name)
+        FROM pg_replication_slots
+    ) h(age, words)
+    WHERE age > age($1::bigint::text::xid8::xid) ORDER BY age DESC LIMIT 1";
+
 /// Puts the new table in the log's place, in the transaction that
 /// [`capture::strong`] prepared: the lock, the last replay, the last checks,
 /// the names, our triggers, floors and horizons over what is gone, the history,
@@ -85,7 +114,7 @@ pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapp
     let words: [&(dyn ToSql + Sync); 4] = [run, &began.to_string(), &losses, &checkpoint.to_string()];
     tx.execute(WORDS, &words).await.doing("prepare the swap")?;
     let script = script();
-    tx.prepare_cached(LEFT).await.doing("prepare the swap")?;
+    tx.prepare_cached(NOTED).await.doing("prepare the swap")?;
     if let Some((begin, now)) = expected.reset {
         if !reset::is_alone(tx).await? {
             return Ok(Swapped::DaemonConnected);
@@ -111,7 +140,7 @@ pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapp
     let last = replay(tx, expected.columns, Copied::All, (expected.ceiling, LAST_KEYS));
     let (_, keys) = tokio::try_join!(biased; capture::bound(tx), last)?;
     let (_, differs, left) =
-        tokio::try_join!(biased; capture::bound(tx), recheck(tx, expected.columns, &keys), left(tx))?;
+        tokio::try_join!(biased; capture::bound(tx), recheck(tx, expected.columns, &keys), is_noted(tx))?;
     if left {
         return Ok(Swapped::Behind);
     }
@@ -138,13 +167,6 @@ const LOCK: &str = "DO $lock$ BEGIN
     LOCK TABLE public.ops IN ACCESS EXCLUSIVE MODE;
     END $lock$";
 
-async fn left(tx: &Transaction<'_>) -> Result<bool> {
-    let statement = tx.prepare_cached(LEFT).await.doing("look for unreplayed writes")?;
-    Ok(tx.query_one(&statement, &[]).await.doing("look for unreplayed writes")?.get(0))
-}
-
-const LEFT: &str = "SELECT EXISTS (SELECT FROM opsward.captured)";
-
 /// All that changes, as one statement: one timeout bounds it.
 fn script() -> String {
     SCRIPT
@@ -153,8 +175,10 @@ fn script() -> String {
         .replace("SAVE", crate::db::reclaim::SAVE)
 }
 
-/// Names of indexes are one a schema: the old ones make room. Triggers of ours
-/// but the capture come back on the new table, after the last replay.
+/// Tables and indexes change their names inside our schema, where no name is
+/// somebody else's. A sequence that the table owns goes to and fro with it, and
+/// belongs to the new one then. Triggers of ours but the capture come back on
+/// the new table, after the last replay.
 const SCRIPT: &str = r#"DO $swap$
 DECLARE
     steps text[];
@@ -162,21 +186,32 @@ DECLARE
     gone CONSTANT jsonb := current_setting('opsward.losses');
 BEGIN
     SELECT array_agg(words ORDER BY place, n) INTO steps FROM (
-        SELECT 1 AS place, i.oid::bigint AS n,
-               format('ALTER INDEX public.%I RENAME TO %I', i.relname,
-                      'ops_old_' || row_number() OVER (ORDER BY i.oid) || '_idx') AS words
-        FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = 'public.ops'::regclass
-        UNION ALL SELECT 2, 0, 'ALTER TABLE public.ops RENAME TO ops_old'
-        UNION ALL SELECT 3, 0, 'ALTER TABLE public.ops_old SET SCHEMA opsward'
-        UNION ALL SELECT 4, 0, 'ALTER TABLE opsward.ops_next SET SCHEMA public'
-        UNION ALL SELECT 5, 0, 'ALTER TABLE public.ops_next RENAME TO ops'
+        WITH i AS (
+            SELECT c.relname, x.indrelid = 'public.ops'::regclass AS old,
+                   row_number() OVER (PARTITION BY x.indrelid ORDER BY c.oid) AS n
+            FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid
+            WHERE x.indrelid IN ('public.ops'::regclass, 'opsward.ops_next'::regclass))
+        SELECT 1 AS place, n, format('ALTER INDEX opsward.%I RENAME TO ops_next_%s_idx', relname, n) AS words
+        FROM i WHERE NOT old
+        UNION ALL SELECT 2, 0, 'ALTER TABLE public.ops SET SCHEMA opsward'
+        UNION ALL SELECT 3, 0, 'ALTER TABLE opsward.ops RENAME TO ops_old'
+        UNION ALL SELECT 4, n, format('ALTER INDEX opsward.%I RENAME TO ops_old_%s_idx', relname, n) FROM i WHERE old
+        UNION ALL SELECT 5, n, format('ALTER INDEX opsward.ops_next_%s_idx RENAME TO %I', n, relname)
+        FROM i WHERE NOT old
+        UNION ALL SELECT 6, d.objid, format('ALTER SEQUENCE opsward.%I OWNED BY opsward.ops_next.%I', s.relname, a.attname)
+        FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+        JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+        WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'a'
+          AND d.refobjid = 'public.ops'::regclass
+        UNION ALL SELECT 7, 0, 'ALTER TABLE opsward.ops_next RENAME TO ops'
+        UNION ALL SELECT 8, 0, 'ALTER TABLE opsward.ops SET SCHEMA public'
         UNION ALL
-        SELECT 6, t.oid::bigint, pg_get_triggerdef(t.oid)
+        SELECT 9, t.oid::bigint, pg_get_triggerdef(t.oid)
         FROM pg_trigger t
         WHERE t.tgrelid = 'public.ops'::regclass AND NOT t.tgisinternal
           AND starts_with(t.tgname, 'opsward_') AND NOT starts_with(t.tgname, 'opsward_capture')
         UNION ALL
-        SELECT 7, t.oid::bigint, format('ALTER TABLE public.ops %s TRIGGER %I', CASE t.tgenabled
+        SELECT 10, t.oid::bigint, format('ALTER TABLE public.ops %s TRIGGER %I', CASE t.tgenabled
                    WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'DISABLE' END, t.tgname)
         FROM pg_trigger t
         WHERE t.tgrelid = 'public.ops'::regclass AND NOT t.tgisinternal
@@ -208,12 +243,39 @@ END $swap$"#;
 /// The database's; see [`capture::is_contended`].
 pub async fn drop_old(tx: &Transaction<'_>, losses: &[Loss]) -> Result<()> {
     capture::overtake(tx).await?;
+    tx.batch_execute(FREE_SEQUENCES).await.doing("keep the sequences of ops")?;
     tx.batch_execute("DROP TABLE IF EXISTS opsward.ops_old").await.doing("drop the old table")?;
     for loss in losses {
         tx.execute(RECOUNT, &[&loss.table, &loss.below.as_str()]).await.doing("touch the census")?;
     }
     Ok(())
 }
+
+/// Sequences that a table in our schema owns, and somebody else needs: an
+/// earlier version left them to the old table. They go back to the log.
+pub(in crate::db) const FREE_SEQUENCES: &str = r#"DO $free$
+DECLARE
+    s record;
+BEGIN
+    FOR s IN
+        SELECT q.oid, q.relname, q.relnamespace, a.attname,
+               EXISTS (SELECT FROM pg_attribute o WHERE o.attrelid = to_regclass('public.ops')
+                       AND o.attname = a.attname AND NOT o.attisdropped) AS is_known
+        FROM pg_depend d JOIN pg_class q ON q.oid = d.objid AND q.relkind = 'S'
+        JOIN pg_class t ON t.oid = d.refobjid AND t.relnamespace = 'opsward'::regnamespace
+         AND t.relname IN ('ops_old', 'ops_next')
+        JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+        WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'a'
+    LOOP
+        EXECUTE format('ALTER SEQUENCE %s OWNED BY NONE', s.oid::regclass);
+        IF s.relnamespace = 'opsward'::regnamespace THEN
+            EXECUTE format('ALTER SEQUENCE %s SET SCHEMA public', s.oid::regclass);
+        END IF;
+        IF s.is_known THEN
+            EXECUTE format('ALTER SEQUENCE %s OWNED BY public.ops.%I', s.oid::regclass, s.attname);
+        END IF;
+    END LOOP;
+END $free$"#;
 
 const RECOUNT: &str = "
     INSERT INTO opsward.census_touched
@@ -226,5 +288,6 @@ const RECOUNT: &str = "
 /// The database's.
 pub async fn drop_next(tx: &Transaction<'_>) -> Result<()> {
     capture::overtake(tx).await?;
+    tx.batch_execute(FREE_SEQUENCES).await.doing("keep the sequences of ops")?;
     tx.batch_execute("DROP TABLE IF EXISTS opsward.ops_next").await.doing("drop the new table")
 }

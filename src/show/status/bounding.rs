@@ -151,7 +151,11 @@ impl BoundingStatus {
             notices: found.notices.into_iter().map(noted).collect(),
             unfinished_reclaim: found.reclaim.map(|r| {
                 let done = if r.held { "waits for `opsward reclaim --swap`" } else { "has not ended" };
-                format!("mode {}, phase {}, {done}; it last did something at {}", r.mode, r.phase, r.since)
+                let waiting = r.waiting.map(|who| format!("; it waits for {who}")).unwrap_or_default();
+                format!(
+                    "mode {}, phase {}, {done}; it last did something at {}{waiting}",
+                    r.mode, r.phase, r.since
+                )
             }),
         }
     }

@@ -21,7 +21,7 @@ fn range(n: u64) -> Matcher {
 
 impl Bed {
     /// Runs a request; a node does something right before a statement of it.
-    async fn meddled(&self, request: &Request, at: Matcher, sql: &str) -> Result<Report, Error> {
+    pub(super) async fn meddled(&self, request: &Request, at: Matcher, sql: &str) -> Result<Report, Error> {
         let line = Wire::to(self.database.cluster()).await.run(Plan::Hold { at }, |_| {});
         let target = DbTarget { hosts: vec![("127.0.0.1".into(), line.port())], ..self.database.target() };
         let db = Db::open(&target, "opsward test", 8).await.unwrap();

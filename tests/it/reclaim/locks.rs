@@ -98,17 +98,6 @@ async fn a_long_reader_is_in_the_way_of_the_swap() {
     assert_eq!(report.await.outcome, Outcome::Done);
 }
 
-/// It holds a snapshot, but nothing of the log.
-#[tokio::test]
-async fn a_long_transaction_elsewhere_is_in_nobodys_way() {
-    let bed = Bed::new(ROWS).await;
-    let (node, _) = session(&bed).await;
-    node.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM cursors").await.unwrap();
-    assert_eq!(bed.run(&bed.request(Policy::Window)).await.unwrap().outcome, Outcome::Done);
-    bed.nothing_is_left().await;
-    node.batch_execute("COMMIT").await.unwrap();
-}
-
 #[tokio::test]
 async fn somebody_is_in_the_way_of_the_drop() {
     let bed = Bed::new(ROWS).await;

@@ -10,14 +10,17 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 /// Longer than anything here takes: what never comes fails, and does not hang.
-const NEVER: Duration = Duration::from_secs(60);
+pub(super) const NEVER: Duration = Duration::from_secs(60);
 
-async fn in_time<T>(what: impl Future<Output = T>) -> T {
+pub(super) async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(NEVER, what).await.expect("it never came")
 }
 
 /// What comes of it while something happens beside it, which has to.
-async fn while_<T: std::fmt::Debug>(what: impl Future<Output = T>, beside: impl Future<Output = ()>) -> T {
+pub(super) async fn while_<T: std::fmt::Debug>(
+    what: impl Future<Output = T>,
+    beside: impl Future<Output = ()>,
+) -> T {
     let happened = std::cell::Cell::new(false);
     let beside = async {
         beside.await;
@@ -36,7 +39,7 @@ async fn while_<T: std::fmt::Debug>(what: impl Future<Output = T>, beside: impl 
 }
 
 /// Looks until a query says so.
-async fn until(client: &Client, sql: &str) {
+pub(super) async fn until(client: &Client, sql: &str) {
     let looks = async {
         while !client.query_one(sql, &[]).await.unwrap().get::<_, bool>(0) {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -62,7 +65,7 @@ impl Bed {
         )
     }
 
-    async fn held(&self) {
+    pub(super) async fn held(&self) {
         let request = Request { hold: true, ..self.request(Policy::Window) };
         assert_eq!(self.run(&request).await.unwrap().outcome, Outcome::Held);
     }
@@ -135,6 +138,32 @@ async fn a_long_statement_ends_on_a_full_disk() {
     let statement = pacer.watch(&mut lease, "SELECT pg_sleep(600)", &[], Room::Makes);
     let ended = in_time(statement).await.unwrap();
     assert_eq!(ended, maintain::Ended::Stopped);
+}
+
+/// The swap is what gives the disk back: a copy that is whole needs no leave.
+#[tokio::test]
+async fn a_whole_copy_is_swapped_on_a_full_disk() {
+    for phase in ["replay", "analyze", "verify", "swap"] {
+        let bed = Bed::new(400).await;
+        bed.run_until(&bed.request(Policy::Window), phase).await;
+        let full = bed.with(|settings| settings.bounding.min_free_disk = 1 << 60);
+        let report = in_time(bed.work_on(&full, &bed.again(Action::Resume))).await.unwrap();
+        assert_eq!(report.outcome, Outcome::Done, "{phase}");
+        bed.nothing_is_left().await;
+    }
+}
+
+/// The word to swap was given: it is taken again after a stop.
+#[tokio::test]
+async fn a_swap_that_was_stopped_is_told_to_swap_again() {
+    let bed = Bed::new(400).await;
+    bed.held().await;
+    let stopped = Work { stop: CancellationToken::new(), ..bed.work.clone() };
+    stopped.stop.cancel();
+    let halted = bed.work_on(&stopped, &bed.again(Action::Swap)).await.unwrap_err();
+    assert!(matches!(halted, Error::Halted(_)), "{halted}");
+    assert_eq!(in_time(bed.run(&bed.again(Action::Swap))).await.unwrap().outcome, Outcome::Done);
+    bed.nothing_is_left().await;
 }
 
 #[tokio::test]
@@ -408,9 +437,9 @@ async fn the_plan_names_the_grant_and_the_holder() {
         .await
         .unwrap();
     let lease = bed.lease().await;
-    let pooled: db::Client = bed.work.db.client().await.unwrap();
+    let mut pooled: db::Client = bed.work.db.client().await.unwrap();
     pooled.batch_execute("SET ROLE reclaim_member").await.unwrap();
-    let plan = reclaim::plan(&bed.work, &pooled, &bed.request(Policy::Window)).await.unwrap();
+    let plan = reclaim::plan(&bed.work, &mut pooled, &bed.request(Policy::Window)).await.unwrap();
     pooled.batch_execute("RESET ROLE").await.unwrap();
     let fixes: Vec<&str> = plan.obstacles.iter().map(|o| o.fix.as_str()).collect();
     let named = |grant: &str| fixes.iter().any(|fix| fix.contains(grant));

@@ -1,0 +1,160 @@
+//! The new table follows the log: what writers note is replayed, again and
+//! again, until the swap. Snapshots from before it are waited for.
+
+use super::super::decide::{Checkpoint, OldSnapshots, Phase};
+use super::super::{Change, Result, Run};
+use super::copying::trusted;
+use super::locks::commit_in_time;
+use crate::db::clone::columns;
+use crate::db::copy::{self, Copied};
+use crate::db::{self, capture};
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+/// Noted keys replayed at once.
+const KEYS: u32 = 2_000;
+/// How often writes are replayed while something else is done.
+const REPLAY_EVERY: Duration = Duration::from_secs(5);
+/// The same, while it waits to go on.
+const KEEP_UP_EVERY: Duration = Duration::from_secs(60);
+/// How often the checkpoint is written though nothing was to be replayed: the
+/// capture ends itself where nobody attends to it for 24 h.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+/// Bytes of the list of noted keys from which on it is emptied as a whole.
+const LONG_LIST: u64 = 16 << 20;
+/// Where old snapshots took longer to end than this, younger ones are waited
+/// for, too: rows were replayed meanwhile. Short statements never hold it up.
+const FRESH_SNAPSHOT: Duration = Duration::from_secs(5);
+/// Whoever holds an old snapshot for so long is named in status and log.
+const NAMED_AFTER: Duration = Duration::from_secs(1);
+/// Between two looks whether an old snapshot is gone.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Fewer keys than this left: the swap's last replay takes them.
+pub(super) const NEARLY_ALL: usize = 100;
+
+pub(super) fn is_behind(run: &Run<'_>) -> bool {
+    run.kept.replayed.is_none_or(|at| at.elapsed() > REPLAY_EVERY)
+}
+
+/// Replays a part of what was noted while the copy is at something else;
+/// returns how many keys there were.
+pub(super) async fn follows(run: &mut Run<'_>) -> Result<usize> {
+    let keys = replay(run).await?;
+    if keys < KEYS as usize {
+        run.kept.replayed = Some(Instant::now());
+        shorten(run).await?;
+    }
+    Ok(keys)
+}
+
+/// Replays what is noted while nothing else may be done: it stays little, and
+/// the capture knows that it is attended to.
+pub(in crate::reclaim) async fn keep_up(run: &mut Run<'_>) -> Result<()> {
+    let lately = run.kept.kept_up.is_some_and(|at| at.elapsed() < KEEP_UP_EVERY);
+    if run.at.phase.follows() && !lately && follows(run).await? < KEYS as usize {
+        run.kept.kept_up = Some(Instant::now());
+    }
+    Ok(())
+}
+
+/// Replays a part of what was noted; returns how many keys there were.
+pub(super) async fn replay(run: &mut Run<'_>) -> Result<usize> {
+    let (at, ceiling) = (run.at.clone(), ceiling(&run.at));
+    let columns = columns(&*run.lease.client()?).await?;
+    let change = Change::begin(run.lease, &run.at).await?;
+    let keys = copy::replay(&change.tx, &columns, copied(&at), (&ceiling, KEYS)).await?;
+    let is_told = run.kept.told.is_some_and(|at| at.elapsed() < TELL_EVERY);
+    if keys.is_empty() && is_told {
+        return Ok(0);
+    }
+    if copied(&at) == Copied::All {
+        trusted(&copy::recheck(&change.tx, &columns, &keys).await?)?;
+    }
+    run.at = change.commit("replay what was written").await?;
+    run.kept.told = Some(Instant::now());
+    Ok(keys.len())
+}
+
+/// How far the copy is that what was written is replayed to.
+pub(super) fn copied(at: &Checkpoint) -> Copied<'_> {
+    match at.phase {
+        Phase::Judge => Copied::To(""),
+        Phase::Copy => Copied::To(&at.position),
+        _ => Copied::All,
+    }
+}
+
+/// Under an old snapshot nothing that was taken from the list of noted keys can
+/// be removed from it: where the list has grown, it is emptied as a whole,
+/// before it is so long that the capture ends itself.
+pub(super) async fn shorten(run: &mut Run<'_>) -> Result<()> {
+    if copy::noted_bytes(&*run.lease.client()?).await? < LONG_LIST {
+        return Ok(());
+    }
+    let (at, ceiling) = (run.at.clone(), ceiling(&run.at));
+    let columns = columns(&*run.lease.client()?).await?;
+    let tx = run.lease.begin().await?;
+    capture::strong(&tx).await?;
+    let (begun, mut differ) = (Instant::now(), Vec::new());
+    let done: db::Result<()> = async {
+        let keys = copy::empty_list(&tx, &columns, copied(&at), (&ceiling, KEYS)).await?;
+        if copied(&at) == Copied::All {
+            differ = copy::recheck(&tx, &columns, &keys).await?;
+        }
+        Ok(())
+    }
+    .await;
+    trusted(&differ)?;
+    if !commit_in_time(tx, begun, done).await? {
+        debug!("the list of noted keys is long, and could not be emptied yet");
+    }
+    Ok(())
+}
+
+pub(super) async fn follow(run: &mut Run<'_>) -> Result<()> {
+    if replay(run).await? < NEARLY_ALL {
+        run.advance().await?;
+    }
+    Ok(())
+}
+
+/// Below it something goes.
+pub(super) fn ceiling(at: &Checkpoint) -> String {
+    let cuts = at.survivors.cuts.values().chain(at.survivors.compact.values());
+    cuts.max().map(ToString::to_string).unwrap_or_default()
+}
+
+/// Waits for snapshots from before the youngest copied row: after the swap they
+/// would read an emptied log. Who holds the oldest is named.
+pub(super) async fn wait_for_snapshots(run: &mut Run<'_>) -> Result<bool> {
+    if run.at.old_snapshots == OldSnapshots::Ignore {
+        return Ok(false);
+    }
+    let client = run.lease.client()?;
+    let (since, xid) = match run.kept.settled {
+        Some(settled) => settled,
+        None => (Instant::now(), db::in_place::next_xid(&*client).await?),
+    };
+    let holder = db::swap::old_snapshot(&*client, xid).await?;
+    run.kept.settled = Some((since, xid)).filter(|_| holder.is_some() || since.elapsed() < FRESH_SNAPSHOT);
+    let Some(holder) = holder else {
+        run.at.waiting = None;
+        if run.kept.settled.is_none() {
+            // It took long: others may be older than what was replayed since.
+            run.kept.replayed = None;
+        }
+        return Ok(run.kept.settled.is_none());
+    };
+    let waiting = format!("the end of {holder}; after the swap it would read an emptied log");
+    let who = |waiting: &str| waiting.split(": ").next().map(str::to_owned);
+    let is_known = run.at.waiting.as_deref().is_some_and(|told| who(told) == who(&waiting));
+    if !is_known && since.elapsed() > NAMED_AFTER {
+        warn!(holder, "the swap waits until this ends; --old-snapshots ignore swaps all the same");
+        run.at.waiting = Some(waiting.clone());
+        run.save().await?;
+    }
+    run.tell(Some(waiting));
+    run.pacer.idle(LOOK_AGAIN).await;
+    Ok(true)
+}
