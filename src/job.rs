@@ -191,7 +191,7 @@ async fn perform(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
         Job::Census { scope, percent } => count(work, lease, *scope, *percent).boxed().await,
         Job::Prune { tasks, percent } => {
             let mut pacer = Pacer::new(work, *percent);
-            let ticked = tick::tick(work, lease, &mut pacer, tasks).boxed().await;
+            let ticked = tick::tick(work, lease, &mut pacer, tasks, PRUNE_RUN).boxed().await;
             match ticked {
                 Ok(outcomes) => {
                     let is_cut = outcomes.iter().any(TaskOutcome::is_halted);
@@ -253,6 +253,8 @@ pub async fn gate_of_reclaim(
     Ok(of(&facts))
 }
 
+/// One run of `opsward prune`.
+const PRUNE_RUN: Duration = Duration::from_secs(3600);
 /// One run of a census that takes turns with others; they follow each other.
 const CENSUS_RUN: Duration = Duration::from_secs(60);
 

@@ -15,7 +15,7 @@ use crate::db::census::{self, EPOCH, Entry, Estimated};
 use crate::db::census_pass::{self, Kind, Pass};
 use crate::db::census_slice::{self, Reading};
 use crate::db::lease::Lease;
-use crate::db::{self, Doing};
+use crate::db::{self, Doing, known, order};
 use crate::metrics::Metrics;
 use crate::records::models;
 use crate::values::EARLIEST_MS;
@@ -81,6 +81,8 @@ pub async fn run_once(
     budget: Duration,
 ) -> Result<CensusReport, Stop> {
     let ends = Instant::now() + budget;
+    known::check(&work.db.client().await?).await?;
+    order::check(lease.client()?).await?;
     let reading = Reading::of_catalog(lease.client()?).await?;
     let passes = census_pass::load(lease.client()?).await?;
     let of = |kind| passes.iter().find(|p| p.kind == kind).cloned();
@@ -174,7 +176,7 @@ async fn begin(work: &Work, lease: &mut Lease, kind: Kind, old: Option<Pass>) ->
     };
     let tx = lease.begin().await?;
     if kind == Kind::Full {
-        // It counts whatever they stand for.
+        // A full pass recounts every day, so drop all marks.
         census::forget_touched(&tx, EPOCH, jiff::civil::Date::MAX).await?;
     }
     census_pass::save(&tx, &pass).await?;

@@ -80,6 +80,8 @@ pub struct Facts {
     pub overhead: f64,
     /// The phase of a swap that is unfinished.
     pub swapping: Option<String>,
+    /// Why ranges of the log's key can't be trusted, and the way out.
+    pub disordered: Option<(String, String)>,
     /// Since when each blocker stands, by code and subject.
     pub since: BTreeMap<(String, String), Timestamp>,
 }
@@ -227,8 +229,8 @@ fn dormant_tables(facts: &Facts) -> Vec<String> {
 type Bounds = Vec<(String, (OpUlid, BoundBy))>;
 
 fn decided(facts: &Facts, mut blockers: Vec<Blocker>, bounds: impl FnOnce(&Gate) -> Bounds) -> Decision {
-    // What is deleted beside a swap is noted for it, and too much ends it; what
-    // is to go it leaves out itself.
+    // Deletes during a swap are captured, and more than 256 MiB of captured keys
+    // abort it: do not prune now. The swap leaves out what retention would delete.
     if let Some(phase) = facts.swapping.as_ref().filter(|_| !blockers.iter().any(Blocker::is_off)) {
         blockers.push(blocker(
             facts,
@@ -237,11 +239,20 @@ fn decided(facts: &Facts, mut blockers: Vec<Blocker>, bounds: impl FnOnce(&Gate)
             "`opsward reclaim --resume` goes on with it, or `--swap` where it is held; `--abort` undoes it",
         ));
     }
+    if !blockers.iter().any(Blocker::is_off) {
+        blockers.extend(disorder(facts));
+    }
     if !blockers.is_empty() {
         return Decision::Skip { blockers };
     }
     let bounded = |(table, (below, bound_by))| Bounded { cut: Cut { table, below }, bound_by };
     Decision::Prune { cuts: bounds(&gate(facts)).into_iter().map(bounded).collect() }
+}
+
+/// What blocks everything that walks the log: its order.
+pub fn disorder(facts: &Facts) -> Option<Blocker> {
+    let (text, fix) = facts.disordered.as_ref()?;
+    Some(blocker(facts, ("collation", ""), text.clone(), fix))
 }
 
 /// The window of a table by retention, in milliseconds; `None` keeps all of it.
@@ -298,6 +309,18 @@ fn size_window(facts: &Facts) -> Option<(u64, bool)> {
         left -= bytes;
     }
     None
+}
+
+/// Whether only a newer census could tell what a task may delete; a window by
+/// age needs none.
+pub fn wants_census(facts: &Facts, is_dormant: bool) -> bool {
+    let is_count = |b: &Blocker| ["no_census", "census_estimated", "census_old"].contains(&b.code);
+    match if is_dormant { dormant(facts) } else { retention(facts) } {
+        Decision::Skip { blockers } => blockers.iter().all(is_count),
+        Decision::Prune { .. } => {
+            !is_dormant && facts.settings.retention_bytes > 0 && uncounted(facts, SIZE_CENSUS_MS).is_some()
+        }
+    }
 }
 
 /// What there is to say of the size to stay under.

@@ -4,7 +4,7 @@ use super::decide::{self, ChainFact, ClockFact, Decision, Facts, PeerFact, Reade
 use super::forecast;
 use super::plan::{Routed, Surroundings};
 use crate::db::guard::Found;
-use crate::db::{self, Client, gate, guard, index, node, pace, privileges, readers, reclaim, stats};
+use crate::db::{self, Client, gate, guard, index, node, order, pace, privileges, readers, reclaim, stats};
 use crate::settings::Settings;
 use crate::values::{Host, OpUlid, Replication, SweepRoute, TableDay};
 use jiff::Timestamp;
@@ -38,6 +38,7 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
         census_ms: gate::census_at(client).await?.map_or(0, ms),
         overhead: forecast::overhead(&stats::figures(client).await?),
         swapping: reclaim::unfinished(client).await?.filter(|of| of.mode == "swap").map(|of| of.phase),
+        disordered: order::look(client).await?.map(|wrong| (wrong.text, wrong.fix)),
         since: gate::blockers(client).await?,
     })
 }

@@ -19,6 +19,9 @@ const MOST_OVERHEAD: f64 = 1.5;
 /// What comes.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Forecast {
+    /// Whole days that growth was measured over; a table that is younger, over
+    /// its own.
+    pub days: u64,
     /// Rows a day.
     pub rows_per_day: u64,
     /// Bytes a day on disk, indexes included.
@@ -27,7 +30,7 @@ pub struct Forecast {
     pub free_bytes: Option<u64>,
     /// Bytes inside the table `ops` that deletion left: used before the volume's.
     pub reusable_bytes: u64,
-    /// When both are used up, if nothing is deleted.
+    /// When both are used up, if nothing is deleted; none in the next ten years.
     pub seconds_until_full: Option<u64>,
     /// What the log settles at under these settings, on disk; tables that
     /// nothing bounds count as they are now.
@@ -47,52 +50,66 @@ pub struct ReaderGap {
     pub seconds: u64,
 }
 
-/// Per table: rows and bytes of the last whole days, and bytes in all.
+/// A time further off than ten years is none.
+const FAR_SECONDS: u64 = 3_650 * 86_400;
+
+/// Per table: rows and bytes of the last whole days, how many days those are,
+/// and bytes in all.
 #[derive(Default)]
 struct Sums {
     rows: u64,
     bytes: u64,
+    days: u64,
     all_bytes: u64,
+}
+
+impl Sums {
+    fn a_day(&self, sum: u64) -> f64 {
+        sum as f64 / self.days.max(1) as f64
+    }
 }
 
 /// What comes.
 pub fn forecast(facts: &Facts, around: &Surroundings) -> Forecast {
     let mut tables: BTreeMap<&str, Sums> = BTreeMap::new();
-    let mut days = 0;
     for of in &facts.census {
         let sums = tables.entry(&of.table).or_default();
         sums.all_bytes += of.bytes;
         // How many days ago it ended.
         let ago = age_ms(of.day, facts.now_ms) / DAY_MS;
+        // A table that is older than the last days was silent in some of them.
+        if of.oldest.is_some() {
+            sums.days = sums.days.max(ago.min(DAYS));
+        }
         if (1..=DAYS).contains(&ago) {
-            days = days.max(ago);
             sums.rows += of.rows;
             sums.bytes += of.bytes;
         }
     }
     let overhead = overhead(&around.figures);
     let disk = |bytes: f64| (bytes * overhead) as u64;
-    let a_day = |sum: u64| sum as f64 / days.max(1) as f64;
     let (mut settles, mut unbounded) = (0.0, 0.0);
     for (table, sums) in &tables {
         match [window_of(facts, table), node::window(facts)].into_iter().flatten().min() {
-            Some(window) => settles += a_day(sums.bytes) * window as f64 / DAY_MS as f64,
+            Some(window) => settles += sums.a_day(sums.bytes) * window as f64 / DAY_MS as f64,
             None => {
                 settles += sums.all_bytes as f64;
-                unbounded += a_day(sums.bytes);
+                unbounded += sums.a_day(sums.bytes);
             }
         }
     }
-    let bytes_per_day = disk(a_day(tables.values().map(|t| t.bytes).sum()));
+    let bytes_per_day = disk(tables.values().map(|t| t.a_day(t.bytes)).sum());
     let reusable_bytes = reusable(facts, &around.figures);
     // What is empty in the table is so in its indexes, too.
     let room = |free: u64| free.saturating_add(disk(reusable_bytes as f64));
     let full = |free: u64| {
         (bytes_per_day > 0)
             .then(|| (room(free) as f64 / bytes_per_day as f64 * (DAY_MS / 1_000) as f64) as u64)
+            .filter(|seconds| *seconds < FAR_SECONDS)
     };
     Forecast {
-        rows_per_day: a_day(tables.values().map(|t| t.rows).sum()) as u64,
+        days: tables.values().map(|t| t.days).max().unwrap_or(0),
+        rows_per_day: tables.values().map(|t| t.a_day(t.rows)).sum::<f64>() as u64,
         bytes_per_day,
         free_bytes: around.free_bytes,
         reusable_bytes,

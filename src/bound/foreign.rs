@@ -2,7 +2,7 @@
 //! prune the log themselves, and leave no traces.
 
 use crate::db::foreign::{self, Before, Seen};
-use crate::db::{self, ops};
+use crate::db::{self, known, ops};
 use crate::records::models;
 use crate::values::OpUlid;
 use crate::work::Work;
@@ -29,6 +29,8 @@ pub enum Found {
 /// The database's.
 pub async fn observe(work: &Work) -> db::Result<Found> {
     let mut client = work.db.client().await?;
+    known::check(&client).await?;
+    known::note(&client, work.clock.now_ms()).await?;
     let (now, now_ms) = (work.clock.now(), work.clock.now_ms());
     match foreign::lower_watermark(&mut client).await {
         Ok(None) => {}

@@ -4,7 +4,7 @@ use crate::db::guard::{self, Change, Found};
 use crate::db::lease::Lease;
 use crate::db::privileges::{self, Need};
 use crate::db::short_lock::{Brief, Pauses};
-use crate::db::{self, replay};
+use crate::db::{self, replay, truncation};
 use crate::values::{Blocker, Progress};
 use crate::work::{Halt, Stop, Work};
 use std::time::Duration;
@@ -93,10 +93,27 @@ pub async fn remove(work: &Work, lease: &mut Lease) -> db::Result<Outcome> {
 
 async fn bring(work: &Work, lease: &mut Lease, change: Change) -> db::Result<Outcome> {
     let outcome = tried(work, lease, change).await?;
+    if matches!(outcome, Outcome::Right | Outcome::Changed) && !work.settings.read_only {
+        truncation(lease, change == Change::Put).await?;
+    }
     let there = guard::find(lease.client()?).await? == Found::Right;
     work.metrics.guard_in_place.set(i64::from(there));
     count(work).await?;
     Ok(outcome)
+}
+
+/// The trigger that forgets a truncated log comes and goes with the guard; where
+/// others hold the log, at its next run.
+async fn truncation(lease: &mut Lease, wanted: bool) -> db::Result<()> {
+    if truncation::is_there(lease.client()?).await? != wanted {
+        match truncation::put(lease, wanted).await {
+            Err(error) if db::capture::is_contended(&error) => {
+                info!("the truncation trigger waits for a lock on ops");
+            }
+            done => return done,
+        }
+    }
+    Ok(())
 }
 
 async fn tried(work: &Work, lease: &mut Lease, change: Change) -> db::Result<Outcome> {

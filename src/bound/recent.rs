@@ -4,7 +4,7 @@
 //! recent is read once a run, in slices, and only where something would go.
 
 use crate::db::lease::Lease;
-use crate::db::{census_slice, ops, recent};
+use crate::db::{self, census_slice, ops, recent};
 use crate::values::{OpUlid, Progress, latest_plausible};
 use crate::work::{BatchSize, Pacer, Stop, Work};
 use std::time::Duration;
@@ -25,7 +25,8 @@ pub struct Looked {
     pub is_over: bool,
 }
 
-/// Which of `tables` have an op from `since` on; until `ends` at most.
+/// Which of `tables` have an op from `since` on; until `ends` at most. The next
+/// look goes on where this one ended.
 ///
 /// # Errors
 /// It may not go on, the lease is lost, or the database's.
@@ -36,53 +37,87 @@ pub async fn look(
     (tables, since): (&[&str], OpUlid),
     ends: Instant,
 ) -> Result<Looked, Stop> {
-    let mut silent = tables.to_vec();
-    let mut active = Vec::new();
-    let now_ms = work.clock.now_ms();
-    let latest = latest_plausible(now_ms);
-    let mut after = OpUlid::last_of_ms(since.ms().saturating_sub(1)).to_string();
-    // All ULIDs up to this millisecond are read. A key that is no ULID says nothing of time.
-    let mut passed = since.ms().saturating_sub(1);
-    let (mut size, mut narrowed) = (BatchSize::new(FIRST_ROWS, MOST_ROWS, TARGET), None);
-    let mut read = 0;
-    while !silent.is_empty() {
-        if Instant::now() >= ends {
-            return Ok(Looked { active, is_over: false });
-        }
-        pacer.turn(lease).await?;
-        let (to, rows, began) = (narrowed.unwrap_or(latest), size.rows(), Instant::now());
-        let slice = match recent::slice(lease, &silent, &after, (to, now_ms), rows).await {
-            Ok(slice) => slice,
-            Err(error) if ops::is_out_of_time(&error) => {
-                // Dead entries of the index are what takes long, or rows.
-                size.too_long();
-                narrowed = Some(narrow(passed, to, rows).ok_or(error)?);
-                continue;
+    let first = OpUlid::last_of_ms(since.ms().saturating_sub(1));
+    let read = recent::read_to(lease.client()?, tables).await?;
+    let from = tables.iter().map(|table| read.get(*table).copied().unwrap_or(first).max(first)).min();
+    let read_to = from.unwrap_or(first);
+    let after = read_to.to_string();
+    let mut look = Look { silent: tables.to_vec(), active: Vec::new(), after, read_to };
+    let done = look.walk(work, lease, pacer, ends).await;
+    recent::keep(lease.client()?, &look.silent, look.read_to).await?;
+    Ok(Looked { is_over: done?, active: look.active })
+}
+
+/// All that was dormant is cleaned up: the next look begins anew.
+///
+/// # Errors
+/// The database's.
+pub async fn done(lease: &mut Lease) -> db::Result<()> {
+    recent::forget(lease.client()?).await
+}
+
+struct Look<'a> {
+    silent: Vec<&'a str>,
+    active: Vec<String>,
+    /// The last key that was read, whatever it is.
+    after: String,
+    /// All ULIDs up to this one are read. A key that is no ULID says nothing of time.
+    read_to: OpUlid,
+}
+
+impl Look<'_> {
+    /// Whether all was read, or every table found.
+    async fn walk(
+        &mut self,
+        work: &Work,
+        lease: &mut Lease,
+        pacer: &mut Pacer,
+        ends: Instant,
+    ) -> Result<bool, Stop> {
+        let now_ms = work.clock.now_ms();
+        let latest = latest_plausible(now_ms);
+        let (mut size, mut narrowed) = (BatchSize::new(FIRST_ROWS, MOST_ROWS, TARGET), None);
+        let mut read = 0;
+        while !self.silent.is_empty() {
+            if Instant::now() >= ends {
+                return Ok(false);
             }
-            Err(error) => return Err(error.into()),
-        };
-        size.took(u32::try_from(slice.rows).unwrap_or(u32::MAX).max(1), began.elapsed());
-        read += slice.rows;
-        silent.retain(|table| !slice.found.iter().any(|found| found == table));
-        active.extend(slice.found);
-        (work.tell)(Progress {
-            phase: "looking for recent ops".into(),
-            done: read,
-            unit: "rows".into(),
-            ..Progress::default()
-        });
-        if slice.rows < u64::from(rows) {
-            if narrowed.take().is_none_or(|to| to >= latest) {
-                break;
+            pacer.turn(lease).await?;
+            let (to, rows, began) = (narrowed.unwrap_or(latest), size.rows(), Instant::now());
+            let slice = match recent::slice(lease, &self.silent, &self.after, (to, now_ms), rows).await {
+                Ok(slice) => slice,
+                Err(error) if ops::is_out_of_time(&error) => {
+                    // Dead entries of the index are what takes long, or rows.
+                    size.too_long();
+                    narrowed = Some(narrow(self.read_to.ms(), to, rows).ok_or(error)?);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            size.took(u32::try_from(slice.rows).unwrap_or(u32::MAX).max(1), began.elapsed());
+            read += slice.rows;
+            self.silent.retain(|table| !slice.found.iter().any(|found| found == table));
+            self.active.extend(slice.found);
+            (work.tell)(Progress {
+                phase: "looking for recent ops".into(),
+                done: read,
+                unit: "rows".into(),
+                ..Progress::default()
+            });
+            if let Some(last) = slice.last {
+                self.read_to = OpUlid::parse(&last).map_or(self.read_to, |ulid| self.read_to.max(ulid));
+                self.after = last;
             }
-            passed = to.ms();
-            after = census_slice::later(lease.client()?, &after, to).await?;
-        } else if let Some(last) = slice.last {
-            passed = OpUlid::parse(&last).map_or(passed, |ulid| passed.max(ulid.ms()));
-            after = last;
+            if slice.rows < u64::from(rows) {
+                if narrowed.take().is_none_or(|to| to >= latest) {
+                    break;
+                }
+                self.read_to = self.read_to.max(to);
+                self.after = census_slice::later(lease.client()?, &self.after, to).await?;
+            }
         }
+        Ok(true)
     }
-    Ok(Looked { active, is_over: true })
 }
 
 /// Half the time of a range; `None` where it cannot be made smaller.

@@ -11,15 +11,14 @@ use super::recent::{self, Looked};
 use super::vacuum::{self, Vacuumed};
 use crate::db::lease::Lease;
 use crate::db::prune::TableCut;
+use crate::db::{self, known};
 use crate::values::{Notice, OpUlid};
 use crate::work::{Pacer, Stop, Work};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A tick ends at the latest after this; what is left goes on at the next.
-const BUDGET: Duration = Duration::from_secs(3600);
-/// What the census may take of it before a decision.
+/// What the census may take of a tick before a decision.
 const CENSUS_BUDGET: Duration = Duration::from_secs(600);
 
 /// A task that a tick can do.
@@ -97,16 +96,14 @@ impl TaskOutcome {
         self.halted.is_some() || matches!(ended, Some(Ended::Halted(_)))
     }
 
-    /// Whether it goes on where it ended, as soon as it has a turn. Nothing
-    /// deleted, it was the look for recent ops that took its time, and that
-    /// begins anew.
+    /// Whether it goes on where it ended, as soon as it has a turn.
     pub fn is_out_of_time(&self) -> bool {
-        self.deleted.as_ref().is_some_and(|report| report.ended == Ended::OutOfTime && report.rows() > 0)
+        self.deleted.as_ref().is_some_and(|report| report.ended == Ended::OutOfTime)
     }
 }
 
-/// Does the tasks that are on, one after the other. Those that are off only
-/// say so.
+/// Does the tasks that are on, one after the other, for at most `budget`: what
+/// is left goes on at the next tick. Those that are off only say so.
 ///
 /// # Errors
 /// It may not go on before the first task, the lease is lost, or the
@@ -116,17 +113,15 @@ pub async fn tick(
     lease: &mut Lease,
     pacer: &mut Pacer,
     which: &[Which],
+    budget: Duration,
 ) -> Result<Vec<TaskOutcome>, Stop> {
-    let set = &work.settings.bounding;
-    let deletes = set.retention_days > 0 || set.retention_bytes > 0 || set.dormant_cleanup;
-    if deletes && set.census && which.iter().any(|w| *w != Which::Index) {
-        census::run_once(work, lease, pacer, Scope::Now, CENSUS_BUDGET).await?;
-    }
+    let ends = Instant::now() + budget;
+    known::check(&work.db.client().await?).await?;
     let mut outcomes = Vec::new();
     for task in Which::ALL.into_iter().filter(|task| which.contains(task)) {
         let done = match task {
             Which::Index => ensure_index(work, lease, pacer).await,
-            _ => prune(work, lease, pacer, task).await,
+            _ => prune(work, lease, pacer, task, ends).await,
         };
         outcomes.push(match done {
             // What the tasks before it did stays, and is told.
@@ -147,9 +142,24 @@ async fn ensure_index(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Resu
     Ok(outcome)
 }
 
-async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -> Result<TaskOutcome, Stop> {
+async fn prune(
+    work: &Work,
+    lease: &mut Lease,
+    pacer: &mut Pacer,
+    task: Which,
+    ends: Instant,
+) -> Result<TaskOutcome, Stop> {
     let now = work.clock.now();
-    let facts = facts::gather(lease.client()?, &work.settings, &work.own, now).await?;
+    let mut facts = facts::gather(lease.client()?, &work.settings, &work.own, now).await?;
+    // What a look for recent ops found was marked to be counted.
+    let cleans = task == Which::Dormant
+        && matches!(decide::dormant(&facts), Decision::Prune { cuts } if !cuts.is_empty())
+        && db::census::is_touched(&*lease.client()?).await?;
+    if work.settings.bounding.census && (cleans || decide::wants_census(&facts, task == Which::Dormant)) {
+        let left = ends.saturating_duration_since(Instant::now());
+        census::run_once(work, lease, pacer, Scope::Now, left.min(CENSUS_BUDGET)).await?;
+        facts = facts::gather(lease.client()?, &work.settings, &work.own, now).await?;
+    }
     facts::note(lease.client()?, &facts, now).await?;
     let decision = match task {
         Which::Dormant => decide::dormant(&facts),
@@ -188,7 +198,7 @@ async fn prune(work: &Work, lease: &mut Lease, pacer: &mut Pacer, task: Which) -
                 outcome.decision = Some(Decision::Skip { blockers: vec![blocker] });
                 return Ok(outcome);
             }
-            outcome.deleted = Some(delete(work, lease, pacer, &mut order).await?);
+            outcome.deleted = Some(delete(work, lease, pacer, &mut order, ends).await?);
         }
     } else if is_on && !outcome.read_only {
         outcome.vacuum = vacuum::after(work, lease, pacer).await?;
@@ -204,8 +214,8 @@ async fn delete(
     lease: &mut Lease,
     pacer: &mut Pacer,
     order: &mut Order,
+    ends: Instant,
 ) -> Result<Report, Stop> {
-    let ends = Instant::now() + BUDGET;
     let mut looked = Looked { active: Vec::new(), is_over: true };
     if let Some(since) = order.active_since {
         let tables: Vec<&str> = order.cuts.iter().map(|cut| cut.table.as_str()).collect();
@@ -214,6 +224,9 @@ async fn delete(
     }
     let budget = ends.saturating_duration_since(Instant::now());
     let mut report = delete::run(work, lease, pacer, order, budget).await?;
+    if order.active_since.is_some() && looked.is_over && matches!(report.ended, Ended::Done { .. }) {
+        recent::done(lease).await?;
+    }
     report.active.splice(0..0, looked.active);
     if !looked.is_over {
         report.ended = Ended::OutOfTime;

@@ -41,14 +41,13 @@ impl Vacuumed {
     }
 }
 
-/// The VACUUM that is due after deletions, of this run or an earlier one whose
-/// VACUUM did not come to its end: tried again a few times where it yielded.
-/// `None` where none is due.
+/// The VACUUM after deletions of this run or earlier ones, where it pays: tried
+/// again a few times where it yielded. `None` where none is due.
 ///
 /// # Errors
 /// The database's.
 pub async fn after(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<Option<Vacuumed>, Stop> {
-    if maintain::unvacuumed(&work.db.client().await?).await? == 0 {
+    if !maintain::vacuum_pays(&work.db.client().await?).await? {
         return Ok(None);
     }
     let mut vacuumed = Vacuumed::Yielded;

@@ -162,7 +162,7 @@ impl Bulk {
         let lease = turn.lease()?;
         // Asked first: the census is not brought up to date for nothing.
         let ticked = match pacer.turn(lease).await {
-            Ok(_) => tick::tick(&work, lease, &mut pacer, &[which]).boxed().await,
+            Ok(_) => tick::tick(&work, lease, &mut pacer, &[which], TURN).boxed().await,
             Err(halt @ Stop::Halt(Halt::LittleDisk { .. })) => {
                 // What is due of it makes room.
                 vacuum::after(&work, lease, &mut pacer).await.and(Err(halt))

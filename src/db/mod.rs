@@ -9,9 +9,10 @@ pub use self::core::{
     activity, catalog, lease, maintain, migrate, presence, privileges, short_lock, uninstall,
 };
 use self::core::{connect, error, session, transaction};
+pub(crate) use self::log::truncation;
 pub use self::log::{
-    apply, capture, census_slice, clone, copy, digest, floors, foreign, guard, in_place, index, newer, ops,
-    order, preflight, prune, recent, replay, reset, swap, traced, watermark,
+    apply, capture, census_slice, clone, copy, digest, floors, foreign, guard, in_place, index, known, newer,
+    ops, order, preflight, prune, recent, replay, reset, swap, traced, watermark,
 };
 use self::log::{owed, prune_sql};
 pub use self::state::{

@@ -83,6 +83,7 @@ pub fn still(facts: &Facts) -> Gate {
 
 fn unless(facts: &Facts, counts: impl Fn(&Blocker) -> bool) -> Gate {
     let mut gate = decide::gate(facts);
+    gate.blockers.extend(decide::disorder(facts));
     gate.blockers.retain(counts);
     if !gate.blockers.is_empty() {
         let blockers = gate.blockers.iter().map(|b| format!("{}; {}", b.text, b.fix)).collect();

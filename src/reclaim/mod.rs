@@ -247,6 +247,9 @@ fn eta(elapsed: Duration, first: f64, left: f64) -> Option<u64> {
 /// # Errors
 /// It was told to stop, a guard refused, or the database's.
 pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>) -> Result<Report> {
+    if request.action != Action::Abort {
+        db::known::check(&work.db.client().await?).await?;
+    }
     let at = checkpoint(work, lease, request).await?;
     let mut pacer = Pacer::new(work, at.pace);
     if at.mode == Mode::InPlace || at.reset.is_some() {

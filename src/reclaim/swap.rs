@@ -39,7 +39,7 @@ pub(super) struct Kept {
     pub(super) size: BatchSize,
     /// When nearly all that was noted had been replayed.
     replayed: Option<Instant>,
-    /// The same, while it waits.
+    /// When captured writes were last replayed while the reclaim was paused.
     kept_up: Option<Instant>,
     /// When the checkpoint last told the capture that somebody attends to it.
     told: Option<Instant>,

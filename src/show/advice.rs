@@ -7,6 +7,8 @@ use crate::values::TaskState;
 
 /// Failures in a row before a peer or a task is worth a word.
 const FAILURES: u32 = 3;
+/// Seconds for which a replaced log is told: a week.
+const SHOWN_FOR: i64 = 7 * 86_400;
 /// Free bytes below which the volume is about to fill, where a daemon does not
 /// say what bulk work leaves free.
 const LITTLE_DISK: u64 = 1 << 30;
@@ -43,6 +45,17 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
             "peers_unknown",
             "the set of peers was never found".into(),
             "see `opsward doctor`, or set OPENAUDIO_MEDIORUM_PEERS",
+        );
+    }
+    if let Some((at, why)) = &status.database.log_replaced
+        && status.at.as_second() - at.as_second() < SHOWN_FOR
+    {
+        warn(
+            "log_replaced",
+            format!(
+                "the log was replaced at {at}: {why}; floors, traces, census and own cursors were forgotten"
+            ),
+            "nothing has to be done where that was a restore or a state sync",
         );
     }
     if let Some(floor) = &status.database.foreign_floor {

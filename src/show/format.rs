@@ -48,6 +48,7 @@ pub fn many(n: u64, thing: &str) -> String {
 pub fn span(seconds: u64) -> String {
     let (d, h, m, s) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
     match (d, h, m) {
+        _ if d >= 3_650 => "over 10 years".to_owned(),
         (0, 0, 0) => format!("{s}s"),
         (0, 0, _) => format!("{m}m {s}s"),
         (0, _, _) => format!("{h}h {m}m"),

@@ -4,7 +4,7 @@
 use super::format::age_seconds;
 use super::status::*;
 use crate::clock::Clock;
-use crate::db::{self, Client, Db, foreign, migrate, node, overview, readers, replication, stats};
+use crate::db::{self, Client, Db, foreign, known, migrate, node, overview, readers, replication, stats};
 use crate::settings::Settings;
 use crate::values::{Host, OpUlid, TaskReport, is_plausible};
 use jiff::Timestamp;
@@ -72,6 +72,7 @@ pub async fn gather(
             min_free_disk_bytes: Some(settings.bounding.min_free_disk),
             foreign_floor: None,
             relations: Vec::new(),
+            log_replaced: None,
         },
         node: None,
         peers: PeersStatus::default(),
@@ -136,6 +137,7 @@ async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<(
 async fn read_own(status: &mut Status, client: &Client) -> db::Result<()> {
     let now = status.at;
     status.database.foreign_floor = foreign::floor(client).await?.map(|u| u.to_string());
+    status.database.log_replaced = known::forgotten(client).await?;
     let set = replication::known_set(client).await?;
     if let Some(set) = set {
         status.peers.source = Some(set.source);

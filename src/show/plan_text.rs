@@ -37,7 +37,12 @@ fn facts(plan: &Plan) -> Vec<(&'static str, String)> {
     facts.push(("counted", census.at.map_or("never: what it holds is unknown".to_owned(), age)));
     facts.push((
         "grows",
-        format!("{} and {} a day", many(forecast.rows_per_day, "op"), bytes(forecast.bytes_per_day)),
+        format!(
+            "{} and {} a day, by the last {}",
+            many(forecast.rows_per_day, "op"),
+            bytes(forecast.bytes_per_day),
+            many(forecast.days, "whole day")
+        ),
     ));
     let full = match (forecast.free_bytes, forecast.seconds_until_full) {
         (Some(free), Some(left)) => {

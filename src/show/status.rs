@@ -95,6 +95,9 @@ pub struct DatabaseStatus {
     /// Somebody else pruned the log below this.
     #[serde(default)]
     pub foreign_floor: Option<String>,
+    /// When and why what was remembered of another log was forgotten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_replaced: Option<(Timestamp, String)>,
     /// The ten largest tables of the node, with their indexes, largest first.
     #[serde(default)]
     pub relations: Vec<RelationStatus>,

@@ -449,3 +449,68 @@ proptest! {
         });
     }
 }
+
+/// The node deletes, and leaves no word: what is gone is not counted any more.
+#[tokio::test]
+async fn what_the_node_deleted_is_corrected() {
+    let database = Database::new().await;
+    let (db, client) = (database.migrated().await, database.client().await);
+    ops::insert(&client, &Ops::new(5).every(3_600_000).take(900)).await;
+    let mut counting = Counting::new(&db).await;
+    counting.all(Scope::Full).await;
+    opsward::bound::foreign::observe(&counting.work).await.unwrap();
+    client
+        .batch_execute("DELETE FROM ops WHERE ulid IN (SELECT ulid FROM ops ORDER BY ulid LIMIT 610)")
+        .await
+        .unwrap();
+    opsward::bound::foreign::observe(&counting.work).await.unwrap();
+    let below = "SELECT count(*) FROM opsward.census WHERE newest < (SELECT min(ulid) FROM ops)";
+    assert_eq!(client.query_one(below, &[]).await.unwrap().get::<_, i64>(0), 0);
+    counting.all(Scope::Now).await;
+    assert_eq!(said(&client).await, truth(&client).await);
+}
+
+/// Where the key does not sort as bytes, ranges of it would leave ops out.
+#[tokio::test]
+async fn another_order_is_refused_and_named() {
+    let database = Database::new().await;
+    let (db, client) = (database.migrated().await, database.client().await);
+    ops::insert(&client, &Ops::new(6).take(100)).await;
+    let fault = async || opsward::db::order::look(&db.client().await.unwrap()).await.unwrap();
+    assert_eq!(fault().await, None);
+    client
+        .batch_execute(
+            "CREATE COLLATION numerically (provider = icu, locale = 'en-u-kn-true');
+             ALTER TABLE ops ALTER COLUMN ulid TYPE text COLLATE numerically",
+        )
+        .await
+        .unwrap();
+    assert!(fault().await.unwrap().text.contains("does not put ULIDs"), "{:?}", fault().await);
+    let refused = Counting::new(&db).await.once(Scope::Full, LONG).await.unwrap_err();
+    assert!(refused.to_string().contains("restore"), "{refused}");
+    let line = |args: &[&str]| {
+        let start = crate::harness::Start::new(args).env("OPENAUDIO_DB_URL", database.url());
+        let start = start.env("OPENAUDIO_NODE_ENDPOINT", "https://n1.example");
+        start.env("OPENAUDIO_MEDIORUM_PEERS", "none").env("OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS", "30")
+    };
+    let pruned = line(&["prune", "--strict"]).output().await;
+    assert_eq!(pruned.code, Some(3), "{pruned:?}");
+    assert!(
+        pruned.stderr.contains("does not put ULIDs") || pruned.stdout.contains("does not put ULIDs"),
+        "{pruned:?}"
+    );
+    let doctor = line(&["doctor"]).output().await;
+    assert!(doctor.stdout.contains("does not put ULIDs"), "{doctor:?}");
+
+    client
+        .batch_execute(
+            "ALTER TABLE ops ALTER COLUMN ulid TYPE text COLLATE \"default\";
+             UPDATE pg_database SET datcollversion = '1' WHERE datname = current_database();
+             ALTER TABLE ops SET UNLOGGED",
+        )
+        .await
+        .unwrap();
+    assert!(fault().await.unwrap().fix.contains("REFRESH COLLATION VERSION"), "{:?}", fault().await);
+    let doctor = line(&["doctor"]).output().await;
+    assert!(doctor.stdout.contains("REINDEX"), "{doctor:?}");
+}

@@ -4,6 +4,7 @@
 use crate::harness::{Database, MadeOp, Ops, ops};
 use opsward::bound::delete::{self, Ended, Order, Report};
 use opsward::bound::index::{self, Ensured};
+use opsward::bound::recent;
 use opsward::bound::vacuum::Vacuumed;
 use opsward::clock::Clock;
 use opsward::db::Db;
@@ -481,4 +482,59 @@ async fn a_batch_whose_statements_take_too_long_together_is_made_smaller() {
     let most = bench.number("SELECT max(rows) FROM batches").await;
     assert!(most <= 200, "a batch of {most} rows lived for five seconds");
     bench.holds_together(below).await;
+}
+
+/// A VACUUM reads all of the index: a few rows are not worth it before a day.
+#[tokio::test]
+async fn a_few_rows_are_vacuumed_once_a_day() {
+    let bench = Bench::new().await;
+    let made = Ops::new(12).take(1_000);
+    bench.log(&made).await;
+    bench.run("ANALYZE ops").await;
+    let report = bench.delete(&order(made[5].ulid)).await.unwrap();
+    assert_eq!((report.rows(), report.vacuum), (5, None));
+    bench.run("UPDATE opsward.unvacuumed SET vacuumed_at = now() - interval '25 hours'").await;
+    let report = bench.delete(&order(made[5].ulid)).await.unwrap();
+    assert_eq!((report.rows(), report.vacuum), (0, Some(Vacuumed::Done)));
+    let report = bench.delete(&order(made[50].ulid)).await.unwrap();
+    assert_eq!((report.rows(), report.vacuum), (45, Some(Vacuumed::Done)), "a hundredth");
+}
+
+/// What was read is not read again, however often the look is stopped.
+#[tokio::test]
+async fn a_look_for_recent_ops_goes_on_where_it_was_stopped() {
+    let mut bench = Bench::new().await;
+    let now = bench.work.clock.now_ms();
+    let made = Ops::new(13).starting_at(now - 6_000_000).every(1_000).take(5_000);
+    let made: Vec<MadeOp> = made.into_iter().filter(|op| op.table != "audio_previews").collect();
+    bench.log(&made).await;
+    let since = OpUlid::first_of_ms(now - 90 * 86_400_000);
+    let mut lease = bench.lease().await;
+    let (mut read, mut looks) = (0, 0);
+    loop {
+        looks += 1;
+        assert!(looks < 10, "it begins anew each time");
+        let stop = CancellationToken::new();
+        let seen = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let (told, after_one) = (seen.clone(), stop.clone());
+        bench.work.stop = stop;
+        bench.work.tell = Arc::new(move |progress: Progress| {
+            told.store(progress.done, std::sync::atomic::Ordering::Relaxed);
+            after_one.cancel();
+        });
+        let mut pacer = Pacer::new(&bench.work, Some(100));
+        let ends = tokio::time::Instant::now() + LONG;
+        let looked =
+            recent::look(&bench.work, &mut lease, &mut pacer, (&["audio_previews"], since), ends).await;
+        read += seen.load(std::sync::atomic::Ordering::Relaxed);
+        match looked {
+            Ok(looked) => break assert!(looked.is_over && looked.active.is_empty(), "{looked:?}"),
+            Err(Stop::Halt(_)) => {}
+            Err(Stop::Db(error)) => panic!("{error}"),
+        }
+    }
+    assert_eq!(read, made.len() as u64);
+    assert!(looks > 1);
+    recent::done(&mut lease).await.unwrap();
+    assert_eq!(bench.number("SELECT count(*) FROM opsward.dormancy").await, 0);
 }

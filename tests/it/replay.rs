@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 mod foreign;
 mod guard;
 mod histories;
+mod replaced;
 
 /// Ops of so many days ago.
 pub fn ulid(days: u64, n: u64) -> OpUlid {

@@ -344,6 +344,7 @@ impl World {
             census_ms: ward.counted_at,
             overhead: 1.0,
             swapping: None,
+            disordered: None,
             since: BTreeMap::new(),
         }
     }

@@ -77,6 +77,7 @@ fn facts() -> Facts {
         census_ms: NOW,
         overhead: 1.0,
         swapping: None,
+        disordered: None,
         since: BTreeMap::new(),
     }
 }

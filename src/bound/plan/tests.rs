@@ -148,6 +148,19 @@ fn what_comes() {
     assert_eq!((none.seconds_until_full, none.bytes_per_day), (None, 0));
 }
 
+/// A table of yesterday is not divided by the days of an older one, and what is
+/// a thousand years off is not told.
+#[test]
+fn each_table_is_divided_by_its_own_days() {
+    let mut young = day("audio_previews", 1, 700);
+    young.rows = 21_000;
+    let old = (1..30).map(|ago| day("uploads", ago, 70));
+    let facts = with(|f| f.census = old.chain([young]).collect());
+    let made = forecast(&facts, &Surroundings { free_bytes: Some(1 << 50), ..around() });
+    assert_eq!((made.days, made.rows_per_day), (7, 21_001));
+    assert_eq!(made.seconds_until_full, None);
+}
+
 /// Ninety days of a log that had 700 were cut off of it: its table and index
 /// are as large as before, and empty for the most part.
 #[test]

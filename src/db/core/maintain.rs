@@ -216,6 +216,20 @@ pub async fn unvacuumed(client: &Client) -> Result<u64> {
 
 const UNVACUUMED: &str = "SELECT coalesce(sum(rows), 0)::bigint FROM opsward.unvacuumed";
 
+/// Whether a VACUUM pays: a hundredth of the log was deleted since the last one,
+/// or anything at all more than a day ago.
+///
+/// # Errors
+/// The database's.
+pub async fn vacuum_pays(client: &Client) -> Result<bool> {
+    Ok(client.query_one(PAYS, &[]).await.doing("see whether a VACUUM is due")?.get(0))
+}
+
+const PAYS: &str = "
+    SELECT coalesce(bool_or(u.rows > 0 AND (u.rows * 100 >= greatest(c.reltuples, 0)
+                                            OR u.vacuumed_at < now() - interval '1 day')), false)
+    FROM opsward.unvacuumed u, pg_class c WHERE c.oid = to_regclass('public.ops')";
+
 /// Remembers that a VACUUM came to its end. Nothing was deleted meanwhile: it
 /// ran on the lease's connection.
 ///
@@ -226,4 +240,4 @@ pub async fn vacuumed(lease: &mut Lease) -> Result<()> {
     Ok(())
 }
 
-const VACUUMED: &str = "UPDATE opsward.unvacuumed SET rows = 0 WHERE rows > 0";
+const VACUUMED: &str = "UPDATE opsward.unvacuumed SET rows = 0, vacuumed_at = now() WHERE rows > 0";

@@ -97,7 +97,8 @@ const BEFORE: &str = "
            EXISTS (SELECT FROM public.ops o WHERE o.ulid = s.newest)
     FROM (SELECT * FROM opsward.minimum_seen ORDER BY at DESC LIMIT 1) s";
 
-/// Keeps what was seen for the next look, and forgets the one before.
+/// Keeps what was seen for the next look, forgets the one before, and corrects
+/// the census by it.
 ///
 /// # Errors
 /// The database's.
@@ -107,7 +108,8 @@ pub async fn keep(client: &mut Client, seen: &Seen, now: Timestamp) -> Result<()
     let text = |ulid: Option<OpUlid>| ulid.map(|u| u.to_string());
     let witness = seen.witness.as_ref();
     let (ulid, table) = (text(witness.map(|w| w.0)), witness.map(|w| w.1.as_str()));
-    if seen.minimum.is_some() {
+    if let Some(minimum) = seen.minimum {
+        tx.execute(UNCOUNT, &[&minimum.as_str()]).await.doing("correct the census")?;
         let (minimum, newest) = (text(seen.minimum), text(seen.newest));
         tx.execute(KEEP, &[&now, &minimum, &ulid, &table, &newest])
             .await
@@ -117,6 +119,14 @@ pub async fn keep(client: &mut Client, seen: &Seen, now: Timestamp) -> Result<()
 }
 
 const FORGET: &str = "DELETE FROM opsward.minimum_seen";
+/// Nothing is left below the log's minimum, whoever deleted it.
+const UNCOUNT: &str = "
+    WITH gone AS (
+        DELETE FROM opsward.census WHERE day > 'epoch' AND newest < $1::text COLLATE \"C\")
+    INSERT INTO opsward.census_touched
+    SELECT DISTINCT c.day FROM opsward.census c
+    WHERE c.day > 'epoch' AND c.oldest < $1::text COLLATE \"C\" AND c.newest >= $1::text COLLATE \"C\"
+      AND NOT EXISTS (SELECT FROM opsward.census_touched t WHERE t.day = c.day)";
 const KEEP: &str = "
     INSERT INTO opsward.minimum_seen (at, minimum, ours, witness, witness_table, newest)
     VALUES ($1, $2, true, $3, $4, $5)";

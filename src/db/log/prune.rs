@@ -23,7 +23,7 @@ const SKIPPED_BY_NODES: &str = "blobs";
 /// Floors stay this far behind now (contract 5): 2 h.
 pub const YOUNGEST_MS: u64 = 2 * 3_600_000;
 
-/// Of a batch after its deletion, the caller's own and one to spare with them.
+/// Statements still to run after the DELETE; the time left is divided by this.
 const LAST_STATEMENTS: i32 = 6;
 
 /// On whose behalf a batch deletes.

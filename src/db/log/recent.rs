@@ -2,9 +2,11 @@
 //! read in slices of the primary key.
 
 use crate::db::census;
+use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
 use crate::db::lease::Lease;
 use crate::values::OpUlid;
+use std::collections::BTreeMap;
 
 /// What a slice of the log holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,3 +61,35 @@ const SLICE: &str = r#"
         WHERE name = ANY ($4::text[]) AND ulid ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$' GROUP BY name)
     SELECT ARRAY(SELECT name FROM found), (SELECT max(ulid) FROM slice), (SELECT count(*) FROM slice),
            ARRAY(SELECT ulid FROM found)"#;
+
+/// Up to where the log was read for recent ops of these tables, within a week.
+pub(crate) async fn read_to(client: &Client, tables: &[&str]) -> Result<BTreeMap<String, OpUlid>> {
+    let rows = client.query(READ_TO, &[&tables]).await.doing("read up to where was looked")?;
+    Ok(rows.iter().filter_map(|r| Some((r.get(0), OpUlid::parse(r.get(1))?))).collect())
+}
+
+const READ_TO: &str = "
+    SELECT table_name, read_to FROM opsward.dormancy
+    WHERE table_name = ANY ($1::text[]) AND began_at > now() - interval '7 days'";
+
+/// Remembers up to where the log was read without finding any of these tables.
+pub(crate) async fn keep(client: &Client, tables: &[&str], to: OpUlid) -> Result<()> {
+    client.execute(KEEP, &[&tables, &to.as_str()]).await.doing("keep up to where was looked")?;
+    Ok(())
+}
+
+const KEEP: &str = "
+    INSERT INTO opsward.dormancy AS d (table_name, read_to, began_at)
+    SELECT t, $2::text, now() FROM unnest($1::text[]) t
+    ON CONFLICT (table_name) DO UPDATE SET
+        read_to = CASE WHEN d.began_at > now() - interval '7 days'
+                       THEN greatest(d.read_to, excluded.read_to) ELSE excluded.read_to END,
+        began_at = CASE WHEN d.began_at > now() - interval '7 days' THEN d.began_at ELSE now() END";
+
+/// The next look begins anew.
+pub(crate) async fn forget(client: &Client) -> Result<()> {
+    client.execute(FORGET, &[]).await.doing("forget up to where was looked")?;
+    Ok(())
+}
+
+const FORGET: &str = "DELETE FROM opsward.dormancy";

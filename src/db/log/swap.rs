@@ -220,6 +220,7 @@ BEGIN
     FOREACH step IN ARRAY steps LOOP
         EXECUTE step;
     END LOOP;
+    UPDATE opsward.known_log SET relation = 'public.ops'::regclass;
     EXECUTE $floors$ RAISE_FLOORS $floors$ USING
         ARRAY(SELECT l ->> 'table' FROM jsonb_array_elements(gone) l WHERE NOT (l ->> 'compacted')::boolean),
         ARRAY(SELECT l ->> 'below' FROM jsonb_array_elements(gone) l WHERE NOT (l ->> 'compacted')::boolean);

@@ -331,6 +331,13 @@ const SUBTRACT: &str = "
     SELECT DISTINCT day FROM gone
     WHERE day > 'epoch' AND day NOT IN (SELECT day FROM opsward.census_touched)";
 
+/// Whether days are marked to be counted again.
+pub(crate) async fn is_touched(client: &impl GenericClient) -> Result<bool> {
+    Ok(client.query_one(TOUCHED_AT_ALL, &[]).await.doing("read the census' marks")?.get(0))
+}
+
+const TOUCHED_AT_ALL: &str = "SELECT EXISTS (SELECT FROM opsward.census_touched)";
+
 #[cfg(test)]
 mod tests {
     use super::*;

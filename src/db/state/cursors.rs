@@ -2,17 +2,21 @@
 //! its rows by an unconditional upsert; ours of them are compare-and-set.
 
 use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
+use crate::db::digest::identity;
+use crate::db::error::{Doing, Error, Result};
+use crate::db::known;
 use crate::db::transaction::GenericClient;
 use crate::db::transaction::{Isolation, begin};
-use crate::values::{Host, NodeWrite, OpUlid, StoredCursors};
+use crate::values::{Host, NodeWrite, OpUlid, StoredCursors, latest_plausible};
 use jiff::Timestamp;
+use tokio_postgres::types::ToSql;
 
-/// Reads both cursors of a peer.
+/// Reads both cursors of a peer, once it is known that ours is of this log.
 ///
 /// # Errors
 /// The database's.
 pub async fn load(client: &Client, host: &Host) -> Result<StoredCursors> {
+    known::check(client).await?;
     let own = client.query_opt(OWN, &[&host.as_str()]).await.doing("read our cursor")?;
     let node = client.query_opt(NODE, &[&host.as_str()]).await.doing("read the node's cursor")?;
     Ok(StoredCursors {
@@ -68,7 +72,8 @@ pub struct Written {
 
 /// Writes our cursor, then the node's row by compare-and-set: `decide` sees
 /// the row as it stands, locked, and what it says is done in the same
-/// transaction. A row that the node holds for more than 100 ms is an error.
+/// transaction. A row that the node holds for more than 100 ms is an error, and
+/// so is a log that was replaced since the cursor was read.
 ///
 /// # Errors
 /// The database's.
@@ -79,8 +84,13 @@ pub async fn write(
     now: Timestamp,
     decide: impl FnOnce(Option<&str>) -> NodeWrite,
 ) -> Result<Written> {
+    let database = identity(client).await?;
     let tx = begin(client, Isolation::Write).await?;
     tx.batch_execute("SET LOCAL lock_timeout = '100ms'").await.doing("write the cursor")?;
+    if known::in_transaction(&tx, database.as_deref()).await?.is_some() {
+        tx.commit().await.doing("forget the log before")?;
+        return Err(Error::Overtaken("write the cursor"));
+    }
     let row = tx.query_opt(NODE_LOCKED, &[&host.as_str()]).await.doing("lock the node's cursor")?;
     let found: Option<(String, String)> = row.map(|r| (r.get(0), r.get(1)));
     let before = found.as_ref().map(|(_, ulid)| ulid.clone());
@@ -100,7 +110,9 @@ pub async fn write(
     }
     if node != NodeWrite::Reset {
         let seen = if node == NodeWrite::Set { Some(text) } else { before.as_deref() };
-        tx.execute(OWN_SET, &[&host.as_str(), &text, &seen, &now]).await.doing("write our cursor")?;
+        let latest = latest_plausible(u64::try_from(now.as_millisecond()).unwrap_or(0));
+        let values: [&(dyn ToSql + Sync); 5] = [&host.as_str(), &text, &seen, &now, &latest.as_str()];
+        tx.execute(OWN_SET, &values).await.doing("write our cursor")?;
     }
     tx.commit().await.doing("commit the cursor")?;
     Ok(Written { node, node_before: before })
@@ -116,9 +128,11 @@ const NODE_SET: &str = "UPDATE public.cursors SET last_ulid = $2 WHERE host = $1
 /// The node inserting the same row first is an error of ours, tried again.
 const NODE_INSERT: &str = "INSERT INTO public.cursors (host, last_ulid) VALUES ($1, $2)";
 const OWN_SET: &str = "
-    INSERT INTO opsward.cursors (host, last_ulid, node_ulid, updated_at) VALUES ($1, $2, $3, $4)
+    INSERT INTO opsward.cursors AS c (host, last_ulid, node_ulid, updated_at, witness)
+    SELECT $1, $2, $3, $4,
+           (SELECT o.ulid FROM public.ops o WHERE o.ulid <= $5::text ORDER BY o.ulid DESC LIMIT 1)
     ON CONFLICT (host) DO UPDATE SET last_ulid = excluded.last_ulid, node_ulid = excluded.node_ulid,
-        updated_at = excluded.updated_at";
+        updated_at = excluded.updated_at, witness = excluded.witness";
 
 /// Forgets our cursor of a peer: its log is read anew.
 ///

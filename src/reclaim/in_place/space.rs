@@ -33,7 +33,7 @@ const FRUITLESS: u32 = 6;
 const SEEN: &str = "a moment in which no transaction sees deleted rows or keeps the end of ops locked";
 /// Why a pass begins later.
 const WRITTEN: &str = "the last pages of ops, to which rows were written, to become free";
-/// VACUUMs after which the rest stays as it is.
+/// Give up after this many VACUUMs that could not remove everything.
 const SEEN_TRIES: u32 = 120;
 /// Pages that are not worth another pass, nor another hundredth of the table.
 const A_FEW: u64 = 32;

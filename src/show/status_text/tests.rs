@@ -86,6 +86,7 @@ fn status() -> Status {
             min_free_disk_bytes: None,
             foreign_floor: None,
             relations: Vec::new(),
+            log_replaced: None,
         },
         node: None,
         peers: PeersStatus {

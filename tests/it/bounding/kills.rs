@@ -92,7 +92,7 @@ impl End {
             floors: floors.await.unwrap().iter().map(|r| r.get(0)).collect(),
             rows: rows.iter().map(|r| (r.get(0), r.get(1))).collect(),
             census: client
-                .query_one("SELECT sum(rows)::bigint FROM opsward.census", &[])
+                .query_one("SELECT coalesce(sum(rows), 0)::bigint FROM opsward.census", &[])
                 .await
                 .unwrap()
                 .get(0),

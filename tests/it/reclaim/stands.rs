@@ -244,7 +244,9 @@ async fn the_log_of_an_unfinished_swap_is_its_own() {
     });
     let ticked = async |work: &Work| {
         let (mut lease, mut pacer) = (bed.lease().await, Pacer::new(work, Some(100)));
-        let ticked = tick::tick(work, &mut lease, &mut pacer, &[Which::Retention]).await.unwrap();
+        let ticked = tick::tick(work, &mut lease, &mut pacer, &[Which::Retention], Duration::from_secs(3600))
+            .await
+            .unwrap();
         (ticked[0].deleted.is_some(), serde_json::to_string(&ticked).unwrap())
     };
     let (deleted, text) = ticked(&set).await;

@@ -89,7 +89,7 @@ async fn the_guard_is_owned_and_leaves_nothing() {
     ensure(&work, &mut lease).await.unwrap();
     bench.run("ALTER TABLE ops DISABLE TRIGGER ALL").await;
     assert_eq!(ensure(&work, &mut lease).await.unwrap(), Outcome::Changed, "disabled");
-    assert_eq!(bench.text("SELECT name FROM opsward.owned").await, "opsward_replay_guard");
+    assert_eq!(bench.text("SELECT name FROM opsward.owned").await, "opsward_replay_guard opsward_truncation");
     let client = bench.db.client().await.unwrap();
     let opsward::db::uninstall::Found::Ours(owned) = opsward::db::uninstall::find(&client).await.unwrap()
     else {

@@ -1,0 +1,70 @@
+//! Whether the log is the one that opsward remembers: floors, traces, cursors,
+//! census and watermark of a log that was put back from a backup, truncated or
+//! replaced would keep ops out, or skip some for ever.
+
+use crate::db::connect::Client;
+use crate::db::digest::identity;
+use crate::db::error::{Doing, Result};
+use crate::db::transaction::GenericClient;
+use crate::values::latest_plausible;
+use jiff::Timestamp;
+use tracing::warn;
+
+/// Forgets what is remembered of another log; says why, where it did. Whatever
+/// trusts own state about the log calls this first.
+///
+/// # Errors
+/// The database's; also that somebody holds the log or the traces.
+pub async fn check(client: &Client) -> Result<Option<String>> {
+    let database = identity(client).await?;
+    in_transaction(client, database.as_deref()).await
+}
+
+/// The same in a transaction of the caller's, which must commit; `database` is
+/// what [`identity`] says.
+pub(in crate::db) async fn in_transaction(
+    client: &impl GenericClient,
+    database: Option<&str>,
+) -> Result<Option<String>> {
+    let statement = client.prepare_cached(CHECK).await.doing("look whether the log is the same")?;
+    let row = client.query_one(&statement, &[&database]).await.doing("look whether the log is the same")?;
+    let why: Option<String> = row.get(0);
+    if let Some(why) = &why {
+        warn!(why, "the log was replaced: floors, traces, census and our cursors of it are forgotten");
+    }
+    Ok(why)
+}
+
+const CHECK: &str = "SELECT opsward.check_log($1::text)";
+
+/// Remembers which log this is.
+///
+/// # Errors
+/// The database's.
+pub async fn note(client: &Client, now_ms: u64) -> Result<()> {
+    let database = identity(client).await?;
+    let latest = latest_plausible(now_ms);
+    client.execute(NOTE, &[&database, &latest.as_str()]).await.doing("remember the newest op")?;
+    Ok(())
+}
+
+/// An op that is remembered stays so in an empty log: the next look finds it
+/// gone.
+const NOTE: &str = "
+    INSERT INTO opsward.known_log AS k (database, relation, newest)
+    SELECT $1::text, 'public.ops'::regclass::oid,
+           (SELECT o.ulid FROM public.ops o WHERE o.ulid <= $2::text ORDER BY o.ulid DESC LIMIT 1)
+    ON CONFLICT (one) DO UPDATE SET database = excluded.database, relation = excluded.relation,
+        newest = coalesce(excluded.newest, k.newest)";
+
+/// When and why a log was last forgotten.
+///
+/// # Errors
+/// The database's.
+pub async fn forgotten(client: &Client) -> Result<Option<(Timestamp, String)>> {
+    let row = client.query_opt(FORGOTTEN, &[]).await.doing("look for a log that was replaced")?;
+    Ok(row.map(|r| (r.get(0), r.get(1))))
+}
+
+const FORGOTTEN: &str =
+    "SELECT forgotten_at, coalesce(why, '') FROM opsward.known_log WHERE forgotten_at IS NOT NULL";
