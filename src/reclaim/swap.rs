@@ -15,6 +15,7 @@ use super::decide::{Capture, Checkpoint, Facts, Gone, Mode, Phase, Step, next_of
 use super::walk::watched;
 use super::{Change, Error, Result, Run};
 use crate::db::clone::{self, NEXT, OPS, columns, traits};
+use crate::db::short_lock::Behind;
 use crate::db::swap::{After, Expected, Loss, Swapped};
 use crate::db::{self, Doing, capture, maintain, reclaim as store};
 use crate::values::OpUlid;
@@ -23,7 +24,7 @@ use copying::{copy_range, trusted, verify};
 pub(in crate::reclaim) use follow::keep_up;
 use follow::{NEARLY_ALL, ceiling, follow, follows, is_behind, wait_for_snapshots};
 pub(in crate::reclaim) use locks::contended;
-use locks::{BETWEEN_TRIES, commit_in_time, wraparound};
+use locks::{BETWEEN_TRIES, commit_in_time, is_held};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -138,7 +139,7 @@ async fn stands_free(run: &mut Run<'_>, way_out: &str) -> Result<()> {
 
 /// Triggers take the lock that writers hold: one short try.
 async fn install(run: &mut Run<'_>) -> Result<()> {
-    if wraparound(run).await? {
+    if is_held(run, Behind::Writers).await? {
         return Ok(());
     }
     let mut at = run.at.clone();
@@ -184,7 +185,7 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
     if is_behind(run) && follows(run).await? >= NEARLY_ALL {
         return Ok(());
     }
-    if wait_for_snapshots(run).await? || wraparound(run).await? {
+    if wait_for_snapshots(run).await? || is_held(run, Behind::Everybody).await? {
         return Ok(());
     }
     if run.at.comparison.is_old(run.now_ms()) {
@@ -274,7 +275,7 @@ async fn drop_old(run: &mut Run<'_>) -> Result<()> {
 pub(super) async fn undo(run: &mut Run<'_>, step: &Step) -> Result<()> {
     if *step == Step::DropCapture {
         capture::switch_off(&*run.lease.client()?).await?;
-        if wraparound(run).await? {
+        if is_held(run, Behind::Everybody).await? {
             return Ok(());
         }
     }

@@ -186,11 +186,8 @@ pub fn is_contended(error: &Error) -> bool {
 
 /// Whether a strong lock on a table is not worth a try: it would wait in vain,
 /// and writers behind it.
-///
-/// # Errors
-/// The database's.
-pub async fn is_held(client: &impl GenericClient, table: &str) -> Result<bool> {
-    let stays = in_the_way(client, table, Behind::Everybody).await?.iter().any(|(_, stays)| *stays);
+pub async fn is_held(client: &impl GenericClient, table: &str, behind: Behind) -> Result<bool> {
+    let stays = in_the_way(client, table, behind).await?.iter().any(|(_, stays)| *stays);
     Ok(stays || wraparound(client, table).await?)
 }
 

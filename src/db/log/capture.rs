@@ -6,17 +6,7 @@
 use crate::db::error::{Doing, Result};
 use crate::db::transaction::{GenericClient, Transaction};
 
-use crate::db::short_lock::is_held;
 pub use crate::db::short_lock::{bound, holders, is_contended, overtake, strong};
-
-/// Whether a lock on the log is not worth a try: a VACUUM to prevent wraparound
-/// is at it, or somebody holds it who stays.
-///
-/// # Errors
-/// The database's.
-pub async fn wraparound(client: &impl GenericClient) -> Result<bool> {
-    is_held(client, "public.ops").await
-}
 
 /// From the commit on every write is noted: there is none that began before
 /// and ends after, as the lock waits for them. Call [`strong`] first.

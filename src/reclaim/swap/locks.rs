@@ -2,6 +2,7 @@
 
 use super::super::{Result, Run};
 use crate::db::clone::OPS;
+use crate::db::short_lock::{self, Behind};
 use crate::db::{self, Doing, capture};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -30,14 +31,14 @@ pub(super) async fn commit_in_time(
     }
 }
 
-/// Waits where a VACUUM to prevent wraparound is at the log: it yields to
-/// nobody, and a lock that queues behind it would hold writers up in vain.
-pub(super) async fn wraparound(run: &mut Run<'_>) -> Result<bool> {
-    let runs = capture::wraparound(&*run.lease.client()?).await?;
-    if runs {
+/// Waits where somebody holds the log who stays: a lock that queues behind them
+/// would hold writers up in vain.
+pub(super) async fn is_held(run: &mut Run<'_>, behind: Behind) -> Result<bool> {
+    let is_held = short_lock::is_held(&*run.lease.client()?, "public.ops", behind).await?;
+    if is_held {
         contended(run, OPS).await?;
     }
-    Ok(runs)
+    Ok(is_held)
 }
 
 /// Says who is in the way, and waits.

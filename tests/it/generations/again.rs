@@ -105,7 +105,9 @@ async fn ahead_of_the_node_no_record_goes_back() {
     ensure(&work, &mut lease).await.unwrap();
     foreign::observe(&work).await.unwrap();
     let mut pacer = Pacer::new(&work, Some(100));
-    let done = tick(&work, &mut lease, &mut pacer, &[Which::Retention]).await.unwrap();
+    let done = tick(&work, &mut lease, &mut pacer, &[Which::Retention], std::time::Duration::from_secs(60))
+        .await
+        .unwrap();
     let gone = done[0].deleted.as_ref().unwrap_or_else(|| panic!("{done:?}")).rows();
     assert!(gone > 100, "{done:?}");
     foreign::observe(&work).await.unwrap();
