@@ -241,9 +241,6 @@ async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -
 }
 
 /// What the gate of retention lets a reclaim drop now.
-///
-/// # Errors
-/// The database's.
 pub async fn gate_of_reclaim(
     work: &Work,
     of: impl FnOnce(&Facts) -> reclaim::Gate,

@@ -7,11 +7,17 @@ use std::process::ExitCode;
 
 /// The node beside it is to have the machine.
 const WORKERS: usize = 2;
+/// A debug build's futures do not fit into the usual 2 MiB.
+const STACK_BYTES: usize = 8 << 20;
 
 fn main() -> ExitCode {
     // One provider for peers and for Postgres; nothing else installs one.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_stack_size(STACK_BYTES)
+        .enable_all()
+        .build();
     match runtime {
         Ok(runtime) => {
             let exit = runtime.block_on(cli::main(std::env::args_os(), Source::process()));

@@ -219,9 +219,6 @@ impl Pacer {
     /// Runs a long statement on the lease's connection, watched for who waits
     /// behind it; makes the server checkpoint meanwhile where WAL would fill
     /// the volume. What ends a run between two batches ends this one, too.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn watch(
         &mut self,
         lease: &mut Lease,
@@ -287,9 +284,6 @@ impl Pacer {
     }
 
     /// Bytes free on the database's volume, where that is known.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn free(&mut self) -> db::Result<Option<u64>> {
         Ok(self.look().await?.1.least())
     }

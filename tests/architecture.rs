@@ -83,13 +83,11 @@ const FROZEN: &[(&str, &str)] = &[
     ("0003_replay.sql", "c04bcfc8ae01374ef7f59a084e0033b2fb2ab08115cc5a4ae35be005146ec503"),
     ("0004_reclaim.sql", "f20a6e17fc728827f16350f9f6f48d122af8ca96b0c86b451739bf0c464330e7"),
     ("0005_unvacuumed.sql", "6c2efeb456cb7ffeee2653d7ae4937b6e1f63e03247f1f19e95de2ee8dadcff5"),
-    ("0006_sessions.sql", "da6389d5811b02ae883cd443c6266498f11213932105314246835ed4cf3d07fa"),
-    ("0007_triggers.sql", "6299d7196e1ea63b548271e6ea765ac48225c21f2a3dcdb910db96175a8d4b42"),
-    ("0008_swap.sql", "faa851cbe83f55157ba66278347ceeb7b2c0949afbda9df6a11894af6e05334c"),
-    ("0009_in_place.sql", "bcc4207f7f3b445d079e914ed3f0828cd4ab12062eb36cb877e6d2a2745459a7"),
-    ("0010_bound.sql", "0787eb6b4e4f80fb44ea4a7356d6801db5bc53b2a67c037899faea12ca48f719"),
-    ("0011_peers.sql", "da6389d5811b02ae883cd443c6266498f11213932105314246835ed4cf3d07fa"),
-    ("0012_node.sql", "ecd62b002d74869ef58588e123149a9eabb7998339602cdb9b72c014c5112c2b"),
+    ("0006_triggers.sql", "6299d7196e1ea63b548271e6ea765ac48225c21f2a3dcdb910db96175a8d4b42"),
+    ("0007_swap.sql", "faa851cbe83f55157ba66278347ceeb7b2c0949afbda9df6a11894af6e05334c"),
+    ("0008_in_place.sql", "bcc4207f7f3b445d079e914ed3f0828cd4ab12062eb36cb877e6d2a2745459a7"),
+    ("0009_bound.sql", "0787eb6b4e4f80fb44ea4a7356d6801db5bc53b2a67c037899faea12ca48f719"),
+    ("0010_node.sql", "ecd62b002d74869ef58588e123149a9eabb7998339602cdb9b72c014c5112c2b"),
 ];
 
 fn is_below(path: &str, prefix: &str) -> bool {

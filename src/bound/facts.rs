@@ -10,9 +10,6 @@ use crate::values::{Host, OpUlid, Replication, SweepRoute, TableDay};
 use jiff::Timestamp;
 
 /// All facts of this moment.
-///
-/// # Errors
-/// The database's.
 pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Timestamp) -> db::Result<Facts> {
     let rows = gate::peers(client, settings.peers.as_deref(), now).await?;
     let known = settings.peers.is_some() || gate::discovered(client).await?;
@@ -45,9 +42,6 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
 
 /// How ops reach the node, and what told it: the setting, else the catalog now
 /// and what was last found.
-///
-/// # Errors
-/// The database's.
 pub async fn replication(
     client: &Client,
     catalog: &node::Catalog,
@@ -81,9 +75,6 @@ fn chain(found: node::Chain, catalog: node::Catalog) -> ChainFact {
 }
 
 /// What a plan needs besides the facts.
-///
-/// # Errors
-/// The database's.
 pub async fn surroundings(client: &Client, settings: &Settings, now: Timestamp) -> db::Result<Surroundings> {
     let figures = stats::figures(client).await?;
     let directory = figures.data_directory.as_deref();
@@ -105,9 +96,6 @@ pub async fn surroundings(client: &Client, settings: &Settings, now: Timestamp) 
 /// Keeps since when each thing stands in the way of retention and of dormant
 /// cleanup, where they are on, and what overrides are in force; what no longer
 /// does is forgotten.
-///
-/// # Errors
-/// The database's.
 pub async fn note(client: &Client, facts: &Facts, now: Timestamp) -> db::Result<()> {
     let on = [decide::retention(facts), decide::dormant(facts)].into_iter().filter(|d| !d.is_off());
     let on: Vec<Decision> = on.collect();

@@ -24,9 +24,6 @@ pub enum Found {
 
 /// Looks once, keeps what was seen, and raises the floors where somebody else
 /// pruned. Rows that came in below the watermark lower it.
-///
-/// # Errors
-/// The database's.
 pub async fn observe(work: &Work) -> db::Result<Found> {
     let mut client = work.db.client().await?;
     known::check(&client).await?;

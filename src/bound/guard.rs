@@ -61,9 +61,6 @@ pub async fn first(work: &Work, lease: &mut Lease) -> Result<Option<Blocker>, St
 }
 
 /// Why nothing more may be deleted, where the guard is switched on and gone.
-///
-/// # Errors
-/// The database's.
 pub async fn gone(work: &Work) -> db::Result<Option<String>> {
     let is_wanted = work.settings.bounding.replay_guard;
     let gone = is_wanted && guard::find(&work.db.client().await?).await? != Found::Right;
@@ -154,9 +151,6 @@ async fn tried(work: &Work, lease: &mut Lease, change: Change) -> db::Result<Out
 }
 
 /// Brings the counters to what the guard has counted in the database.
-///
-/// # Errors
-/// The database's.
 pub async fn count(work: &Work) -> db::Result<()> {
     let (refused, failed) = replay::guard_counts(&work.db.client().await?).await?;
     let m = &work.metrics;

@@ -49,9 +49,6 @@ pub async fn look(
 }
 
 /// All that was dormant is cleaned up: the next look begins anew.
-///
-/// # Errors
-/// The database's.
 pub async fn done(lease: &mut Lease) -> db::Result<()> {
     recent::forget(lease.client()?).await
 }

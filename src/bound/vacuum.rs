@@ -43,9 +43,6 @@ impl Vacuumed {
 
 /// The VACUUM after deletions of this run or earlier ones, where it pays: tried
 /// again a few times where it yielded. `None` where none is due.
-///
-/// # Errors
-/// The database's.
 pub async fn after(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<Option<Vacuumed>, Stop> {
     if !maintain::vacuum_pays(&work.db.client().await?).await? {
         return Ok(None);
@@ -65,9 +62,6 @@ pub async fn after(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<
 }
 
 /// One VACUUM.
-///
-/// # Errors
-/// The database's.
 pub async fn once(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<Vacuumed, Stop> {
     let vacuumed = vacuum(work, lease, pacer).await?;
     work.metrics.vacuums.with_label_values(&[vacuumed.word()]).inc();

@@ -108,9 +108,6 @@ pub(super) async fn have_done(
 
 /// What bulk work is warned of that goes on without knowing how full the
 /// database's volume is.
-///
-/// # Errors
-/// The database's.
 pub(super) async fn disk_warning(context: &Context) -> Result<Option<Warning>, Failure> {
     let db = context.open_db("disk", 1).await?;
     let directory = stats::figures(&db.client().await?).await?.data_directory;

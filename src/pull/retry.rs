@@ -116,9 +116,6 @@ async fn act(
 
 /// Applies what the replay guard kept from the node since it acts in part only;
 /// says how many ops acted.
-///
-/// # Errors
-/// The database's.
 pub async fn apply_partial(client: &mut Client, clock: &Clock) -> db::Result<u64> {
     let (mut above, mut applied) = (0, 0);
     while let Some(kept) = rejected::next_of(client, rejected::PARTIAL, above).await? {

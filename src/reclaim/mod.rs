@@ -189,9 +189,6 @@ pub struct Run<'a> {
 
 impl Run<'_> {
     /// Writes the checkpoint by itself.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn save(&mut self) -> Result<()> {
         Change::begin(self.lease, &self.at).await?.commit("commit the checkpoint").await.map(|_| ())
     }

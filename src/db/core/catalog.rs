@@ -16,9 +16,6 @@ impl Relations {
 }
 
 /// Reads the relations of schema public.
-///
-/// # Errors
-/// The database's.
 pub async fn relations(client: &Client) -> Result<Relations> {
     let rows = client.query(RELATIONS, &[]).await.doing("read the catalog")?;
     Ok(Relations(rows.iter().map(|r| (r.get(0), r.get(1))).collect()))

@@ -48,9 +48,6 @@ impl std::fmt::Display for Holder {
 impl Lease {
     /// Takes the lease on a connection of the pool, which it keeps; `Err` says
     /// who holds it, where that can be seen.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn take(db: &Db) -> Result<std::result::Result<Self, Option<Holder>>> {
         let client = db.client().await?;
         let taken = client.query_one(TAKE, &[&LEASE_LOCK]).await.doing("take the lease")?;
@@ -139,9 +136,6 @@ impl Drop for Lease {
 /// Bounds each of the statements that follow in a batch by what is left of the
 /// batch's time, in so many parts; sent along with the first of them, it costs
 /// no answer of its own. A batch that is late fails by it, and is rolled back.
-///
-/// # Errors
-/// The database's.
 pub async fn bound(tx: &Transaction<'_>, parts: i32) -> Result<()> {
     let statement = tx.prepare_cached(BOUND).await.doing("bound a batch")?;
     tx.query_one(&statement, &[&parts]).await.doing("bound a batch")?;
@@ -165,18 +159,12 @@ const HELD: &str = "
           AND classid::bigint = ($1::bigint >> 32) AND objid::bigint = ($1::bigint & 4294967295))";
 
 /// Who holds the lease now.
-///
-/// # Errors
-/// The database's.
 pub async fn holder(client: &Client) -> Result<Option<Holder>> {
     let row = client.query_opt(HOLDER, &[&LEASE_LOCK]).await.doing("look who holds the lease")?;
     Ok(row.map(|r| Holder { pid: r.get(0), application: r.get(1), since: r.get(2) }))
 }
 
 /// Who holds it, if it is not this very session.
-///
-/// # Errors
-/// The database's.
 pub async fn other(client: &Client) -> Result<Option<Holder>> {
     let Some(found) = holder(client).await? else { return Ok(None) };
     let own = client.query_one("SELECT pg_backend_pid()", &[]).await.doing("look who holds the lease")?;
@@ -201,9 +189,6 @@ pub struct Turn(OwnedMutexGuard<Option<Lease>>);
 impl Slot {
     /// Waits for a turn, and makes sure of the lease, or takes it; `Err` says
     /// who else holds it.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn turn(&self, db: &Db) -> Result<std::result::Result<Turn, Option<Holder>>> {
         let mut slot = self.0.clone().lock_owned().await;
         let is_held = match slot.as_ref() {

@@ -192,9 +192,6 @@ pub const VACUUM_AND_TRUNCATE: &str = "VACUUM (TRUNCATE on, INDEX_CLEANUP on, PR
 
 /// Whether this role may VACUUM the log. Where it may not, the server only
 /// says so in a notice and skips the table.
-///
-/// # Errors
-/// The database's.
 pub async fn may_vacuum(client: &Client) -> Result<bool> {
     let row = client.query_one(MAY_VACUUM, &[]).await.doing("look who owns the log")?;
     Ok(row.get(0))
@@ -206,9 +203,6 @@ const MAY_VACUUM: &str = "
     WHERE c.oid = 'public.ops'::regclass AND d.datname = current_database()";
 
 /// Rows deleted from the log since a VACUUM of it came to its end.
-///
-/// # Errors
-/// The database's.
 pub async fn unvacuumed(client: &Client) -> Result<u64> {
     let row = client.query_one(UNVACUUMED, &[]).await.doing("see whether a VACUUM is due")?;
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
@@ -218,9 +212,6 @@ const UNVACUUMED: &str = "SELECT coalesce(sum(rows), 0)::bigint FROM opsward.unv
 
 /// Whether a VACUUM pays: a hundredth of the log was deleted since the last one,
 /// or anything at all more than a day ago.
-///
-/// # Errors
-/// The database's.
 pub async fn vacuum_pays(client: &Client) -> Result<bool> {
     Ok(client.query_one(PAYS, &[]).await.doing("see whether a VACUUM is due")?.get(0))
 }
@@ -232,9 +223,6 @@ const PAYS: &str = "
 
 /// Remembers that a VACUUM came to its end. Nothing was deleted meanwhile: it
 /// ran on the lease's connection.
-///
-/// # Errors
-/// The database's.
 pub async fn vacuumed(lease: &mut Lease) -> Result<()> {
     lease.client()?.execute(VACUUMED, &[]).await.doing("remember a VACUUM")?;
     Ok(())

@@ -14,13 +14,11 @@ pub const MIGRATIONS: &[(&str, &str)] = &[
     ("replay", include_str!("../migrations/0003_replay.sql")),
     ("reclaim", include_str!("../migrations/0004_reclaim.sql")),
     ("unvacuumed", include_str!("../migrations/0005_unvacuumed.sql")),
-    ("sessions", include_str!("../migrations/0006_sessions.sql")),
-    ("triggers", include_str!("../migrations/0007_triggers.sql")),
-    ("swap", include_str!("../migrations/0008_swap.sql")),
-    ("in_place", include_str!("../migrations/0009_in_place.sql")),
-    ("bound", include_str!("../migrations/0010_bound.sql")),
-    ("peers", include_str!("../migrations/0011_peers.sql")),
-    ("node", include_str!("../migrations/0012_node.sql")),
+    ("triggers", include_str!("../migrations/0006_triggers.sql")),
+    ("swap", include_str!("../migrations/0007_swap.sql")),
+    ("in_place", include_str!("../migrations/0008_in_place.sql")),
+    ("bound", include_str!("../migrations/0009_bound.sql")),
+    ("node", include_str!("../migrations/0010_node.sql")),
 ];
 
 /// One number in Postgres' space of advisory locks: "opsward" in ASCII.
@@ -30,9 +28,6 @@ const MIGRATION_LOCK: i64 = 0x006f_7073_7761_7264;
 pub const LATEST: i32 = MIGRATIONS.len() as i32;
 
 /// The version of the schema in the database; 0 where there is none.
-///
-/// # Errors
-/// The database's.
 pub async fn version(client: &impl crate::db::transaction::GenericClient) -> Result<i32> {
     let row = client.query_opt(SCHEMA, &[]).await.doing("look for the schema opsward")?;
     let Some(row) = row else { return Ok(0) };

@@ -70,9 +70,6 @@ impl Need {
 
 /// Everything that bounding lacks, in the order of [`Need`]; `pulling` is what
 /// `stats::fitness` found missing.
-///
-/// # Errors
-/// The database's.
 pub async fn lacking(client: &Client, pulling: &[String]) -> Result<Vec<Lacking>> {
     let row = client.query_one(LACKING, &[]).await.doing("look at the privileges")?;
     let needs = [Need::Delete, Need::Vacuum, Need::Index, Need::Guard, Need::Checkpoint];
@@ -121,9 +118,6 @@ const LACKING: &str = "
     FROM log";
 
 /// Whether this role may set `deadlock_timeout`.
-///
-/// # Errors
-/// The database's.
 pub async fn may_set_deadlock_timeout(client: &Client) -> Result<bool> {
     let row = client.query_one(IS_SUPER, &[]).await.doing("look at the privileges")?;
     if row.get(0) || !row.get::<_, bool>(1) {
@@ -139,9 +133,6 @@ const IS_SUPER: &str = "
 const MAY_SET: &str = "SELECT has_parameter_privilege('deadlock_timeout', 'SET')";
 
 /// What work that was cut off has left behind, a sentence and a remedy each.
-///
-/// # Errors
-/// The database's.
 pub async fn leftovers(client: &Client) -> Result<Vec<(String, String)>> {
     let invalid = client.query(INVALID, &[]).await.doing("look for invalid indexes")?;
     Ok(invalid.iter().map(|row| (row.get(0), row.get(1))).collect())
@@ -154,9 +145,6 @@ const INVALID: &str = "
     WHERE i.indrelid = to_regclass('public.ops') AND NOT i.indisvalid ORDER BY c.relname";
 
 /// Jobs that were begun and whose daemon is gone: their numbers and kinds.
-///
-/// # Errors
-/// The database's.
 pub async fn orphaned_jobs(client: &Client) -> Result<Vec<String>> {
     let rows = client.query(ORPHANED, &[]).await.doing("look for unfinished jobs")?;
     Ok(rows.iter().map(|row| row.get(0)).collect())

@@ -135,9 +135,6 @@ pub async fn patiently<T>(
 /// takes longer. The server ends a session that hangs meanwhile. The lock does
 /// not wait for the disk either: a crash may lose its commit, as a whole, and
 /// whatever commits after it comes after it in WAL.
-///
-/// # Errors
-/// The database's.
 pub async fn strong(tx: &Transaction<'_>) -> Result<()> {
     // Not prepared later than what it is sent along with.
     tx.prepare_cached(BOUND).await.doing("prepare a lock")?;
@@ -147,9 +144,6 @@ pub async fn strong(tx: &Transaction<'_>) -> Result<()> {
 
 /// Makes an autovacuum that is in the way of a lock yield before the lock is
 /// given up, where this role may; else autovacuum is waited for.
-///
-/// # Errors
-/// The database's.
 pub async fn overtake(tx: &Transaction<'_>) -> Result<()> {
     tx.batch_execute(OVERTAKE).await.doing("prepare a lock")
 }
@@ -165,9 +159,6 @@ const STRONG: &str = "SET LOCAL statement_timeout = '200ms'; \
 
 /// Bounds the next statement by what is left of the 200 ms since [`strong`]:
 /// the server counts each one anew. Sent along with it, it costs no answer.
-///
-/// # Errors
-/// The database's.
 pub async fn bound(tx: &Transaction<'_>) -> Result<()> {
     let statement = tx.prepare_cached(BOUND).await.doing("bound a lock")?;
     tx.query_one(&statement, &[]).await.doing("bound a lock")?;
@@ -205,9 +196,6 @@ const WRAPAROUND: &str = "
 
 /// Who holds a lock on a table that is in the way of a strong one, each in
 /// words.
-///
-/// # Errors
-/// The database's.
 pub async fn holders(client: &impl GenericClient, table: &str) -> Result<Vec<String>> {
     Ok(words(in_the_way(client, table, Behind::Everybody).await?))
 }

@@ -36,9 +36,6 @@ pub struct Owned {
 }
 
 /// Looks for what there is to remove.
-///
-/// # Errors
-/// The database's.
 pub async fn find(client: &impl GenericClient) -> Result<Found> {
     let row = client.query_one(THERE, &[]).await.doing("look for the schema opsward")?;
     let (schema, ours): (bool, bool) = (row.get(0), row.get(1));
@@ -60,9 +57,6 @@ const OWNED: &str = "SELECT kind, name, drop_sql FROM opsward.owned ORDER BY mad
 
 /// Drops of what an interrupted reclaim in place left among the log's indexes,
 /// each to be run by itself and watched.
-///
-/// # Errors
-/// The database's.
 pub async fn leftovers(client: &impl GenericClient) -> Result<Vec<String>> {
     let row = client.query_one(RECLAIMS, &[]).await.doing("look for a reclaim")?;
     if !row.get::<_, bool>(0) {

@@ -37,9 +37,6 @@ const BOUNDS: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL synchronous_co
     SET LOCAL opsward.applies = on";
 
 /// Inserts ops into the log; says which were not there.
-///
-/// # Errors
-/// The database's.
 pub async fn insert_ops(tx: &Transaction<'_>, ops: &[&Op]) -> Result<HashSet<OpUlid>> {
     let column = |f: fn(&Op) -> &str| ops.iter().map(|op| f(op)).collect::<Vec<&str>>();
     let statement = tx.prepare_cached(INSERT_OPS).await.doing("insert ops")?;
@@ -77,9 +74,6 @@ const KNOWN: &str = "SELECT ulid FROM public.ops WHERE ulid = ANY ($1::text[])";
 
 /// Acts on records of one table, each key at most once; `now` as text is what
 /// an update leaves in the column that the node touches.
-///
-/// # Errors
-/// The database's.
 pub async fn act(
     tx: &Transaction<'_>,
     model: &Model,

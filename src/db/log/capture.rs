@@ -45,9 +45,6 @@ const INSTALL: &str = "DO $install$ BEGIN
     END $install$";
 
 /// From now on nothing is noted, whoever writes: no lock is needed for it.
-///
-/// # Errors
-/// The database's.
 pub async fn switch_off(client: &impl GenericClient) -> Result<()> {
     client.execute(SWITCH_OFF, &[]).await.doing("switch off the capture")?;
     Ok(())
@@ -87,9 +84,6 @@ pub struct Standing {
 }
 
 /// Reads it.
-///
-/// # Errors
-/// The database's.
 pub async fn standing(client: &impl GenericClient) -> Result<Standing> {
     let statement = client.prepare_cached(STANDING).await.doing("look at the reclaim")?;
     let row = client.query_one(&statement, &[]).await.doing("look at the reclaim")?;

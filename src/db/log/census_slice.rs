@@ -45,9 +45,6 @@ impl Reading {
     }
 
     /// For the columns that `ops` has now.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn of_catalog(client: &Client) -> Result<Self> {
         let relations = catalog::relations(client).await?;
         Ok(Self::of_columns(relations.columns("ops").unwrap_or_default()))
@@ -211,9 +208,6 @@ async fn counted(
 }
 
 /// The later of a key and a ULID, in the order of the log's keys.
-///
-/// # Errors
-/// The database's.
 pub async fn later(client: &Client, key: &str, ulid: OpUlid) -> Result<String> {
     if let Some(key) = OpUlid::parse(key) {
         return Ok(key.max(ulid).to_string());
@@ -239,9 +233,6 @@ fn bounds(ulids: &str, count: u64) -> Option<(&str, &str)> {
 }
 
 /// A sample of blocks, scaled to the whole: what the census will roughly say.
-///
-/// # Errors
-/// The database's.
 pub async fn estimate(client: &mut Client, reading: &Reading, now_ms: u64) -> Result<Counts> {
     let blocks: i64 = client.query_one(BLOCKS, &[]).await.doing("measure the log")?.get(0);
     let mut percent = (100.0 * SAMPLE_BLOCKS / (blocks.max(1) as f64)).min(100.0) as f32;

@@ -38,9 +38,6 @@ impl Traits {
 }
 
 /// Reads what a table is like; `table` is one of this file's names.
-///
-/// # Errors
-/// The database's.
 pub async fn traits(client: &impl GenericClient, table: &str) -> Result<Traits> {
     let statement = client.prepare_cached(TRAITS).await.doing("read what the table is like")?;
     let rows = client.query(&statement, &[&table]).await.doing("read what the table is like")?;
@@ -48,9 +45,6 @@ pub async fn traits(client: &impl GenericClient, table: &str) -> Result<Traits> 
 }
 
 /// Which table `ops` is: its database, itself, its file.
-///
-/// # Errors
-/// The database's.
 pub async fn identity(client: &impl GenericClient) -> Result<String> {
     Ok(client.query_one(IDENTITY, &[]).await.doing("see which table ops is")?.get(0))
 }
@@ -122,9 +116,6 @@ const TRAITS: &str = r#"
 
 /// Makes the new table, empty, with every attribute of `ops`; says which one
 /// could not be carried, where there is such a one. Then nothing is to be kept.
-///
-/// # Errors
-/// The database's.
 pub async fn make(tx: &Transaction<'_>) -> Result<std::result::Result<Traits, String>> {
     tx.batch_execute(DEFAULTS).await.doing("begin to make the new table")?;
     let rows = tx.query(SCRIPT, &[]).await.doing("read how ops is made")?;
@@ -143,9 +134,6 @@ pub async fn make(tx: &Transaction<'_>) -> Result<std::result::Result<Traits, St
 const DEFAULTS: &str = "SET LOCAL default_tablespace = ''; SET LOCAL quote_all_identifiers = off";
 
 /// Makes the new table, and takes it back: returns what a swap could not carry.
-///
-/// # Errors
-/// The database's.
 pub async fn rehearse(client: &mut Client) -> Result<Option<String>> {
     let tx = begin(client, Isolation::Write).await?;
     tx.batch_execute(BOUNDS).await.doing("try to make the new table")?;
@@ -309,9 +297,6 @@ impl Columns {
 }
 
 /// Reads the columns that can be written.
-///
-/// # Errors
-/// The database's.
 pub async fn columns(client: &impl GenericClient) -> Result<Columns> {
     let statement = client.prepare_cached(COLUMNS).await.doing("read the columns of ops")?;
     let names: Vec<String> = client.query_one(&statement, &[]).await.doing("read the columns of ops")?.get(0);

@@ -51,9 +51,6 @@ const BY_KEY: &str = "SET LOCAL enable_mergejoin = off";
 
 /// The next range of so many rows after a key. Keys in it that are no ULIDs are
 /// remembered: their rows survive.
-///
-/// # Errors
-/// The database's.
 pub async fn range(tx: &Transaction<'_>, after: &str, rows: u32) -> Result<Range> {
     tx.batch_execute(PLAN).await.doing("begin a range")?;
     // As one value: a row for each key takes twice the time.
@@ -85,9 +82,6 @@ const KEEP: &str = "
 
 /// A range of at most so many rows within a part of the log: after a key, up to
 /// another or the end. Keys that are no ULIDs are remembered already.
-///
-/// # Errors
-/// The database's.
 pub async fn known_range(
     tx: &Transaction<'_>,
     (after, until): (&str, Option<&str>),
@@ -170,9 +164,6 @@ impl Doomed<'_> {
 }
 
 /// Copies the survivors of a range; says how many.
-///
-/// # Errors
-/// The database's.
 pub async fn copy(tx: &Transaction<'_>, doomed: &Doomed<'_>, range: &Range) -> Result<u64> {
     let (to, from) = (doomed.columns.list(""), doomed.columns.list("o."));
     let (within, gone) = (range.sql("o."), doomed.sql(range));
@@ -199,9 +190,6 @@ pub struct Gone {
 
 /// Leaves the traces of what a range loses, and counts it by table. They act
 /// on nothing until a floor is raised over them.
-///
-/// # Errors
-/// The database's.
 pub async fn trace(tx: &Transaction<'_>, doomed: &Doomed<'_>, range: &Range) -> Result<Vec<Gone>> {
     let (within, which) = (range.sql("o."), doomed.sql(range));
     let gone = prune_sql::gone_sql(&doomed.columns.bytes("o."));
@@ -231,9 +219,6 @@ pub enum Copied<'a> {
 /// Takes at most so many noted keys, and makes the new table hold of each what
 /// the log holds: one statement, one snapshot. What is younger than the
 /// survivors survives, so keys below `ceiling` are remembered. Returns them.
-///
-/// # Errors
-/// The database's.
 pub async fn replay(
     tx: &Transaction<'_>,
     columns: &Columns,
@@ -275,9 +260,6 @@ pub async fn replay(
 }
 
 /// Bytes of the list of noted keys, dead rows included.
-///
-/// # Errors
-/// The database's.
 pub async fn noted_bytes(client: &impl GenericClient) -> Result<u64> {
     let statement = client.prepare_cached(NOTED_BYTES).await.doing("look how long the list is")?;
     let row = client.query_one(&statement, &[]).await.doing("look how long the list is")?;
@@ -310,9 +292,6 @@ const LOCK_LIST: &str = "LOCK TABLE opsward.captured IN ACCESS EXCLUSIVE MODE";
 const EMPTY_LIST: &str = "TRUNCATE opsward.captured";
 
 /// Whether a key is noted that was not replayed.
-///
-/// # Errors
-/// The database's.
 pub async fn is_noted(tx: &Transaction<'_>) -> Result<bool> {
     let statement = tx.prepare_cached(NOTED).await.doing("look for unreplayed writes")?;
     Ok(tx.query_one(&statement, &[]).await.doing("look for unreplayed writes")?.get(0))
@@ -322,9 +301,6 @@ pub(in crate::db) const NOTED: &str = "SELECT EXISTS (SELECT FROM opsward.captur
 
 /// Keys that differ although nothing noted says that they may, of those that
 /// were replayed in this transaction.
-///
-/// # Errors
-/// The database's.
 pub async fn recheck(tx: &Transaction<'_>, columns: &Columns, keys: &[String]) -> Result<Vec<String>> {
     let (one, other) = (columns.list("o."), columns.list("n."));
     let sql = format!(
@@ -341,9 +317,6 @@ pub async fn recheck(tx: &Transaction<'_>, columns: &Columns, keys: &[String]) -
 /// Keys of a range in which the survivors and the new table differ, by a
 /// single value or as a whole, although nothing noted says that they may.
 /// Values are compared byte by byte.
-///
-/// # Errors
-/// The database's.
 pub async fn verify(tx: &Transaction<'_>, doomed: &Doomed<'_>, range: &Range) -> Result<Vec<String>> {
     let (within, gone) = (range.sql("o."), doomed.sql(range));
     let (one, other, all) = (doomed.columns.list("o."), doomed.columns.list("n."), doomed.columns.list("o."));
@@ -380,9 +353,6 @@ pub struct WalkedOp {
 /// at a time; `longest` is the most bytes of records that it looks at, `below`
 /// by table from which time on what the chain brought stays. Returns the last
 /// key and how many there were.
-///
-/// # Errors
-/// The database's.
 pub async fn walk(
     tx: &Transaction<'_>,
     (columns, below): (&Columns, &BTreeMap<String, OpUlid>),
@@ -429,9 +399,6 @@ fn owed_sql(owed: Owed, below: &BTreeMap<String, OpUlid>) -> String {
 }
 
 /// Remembers what nobody needs of the part of the log from `first` to `last`.
-///
-/// # Errors
-/// The database's.
 pub async fn list(tx: &Transaction<'_>, pass: u32, ulids: &[OpUlid]) -> Result<()> {
     let ulids: Vec<&str> = ulids.iter().map(OpUlid::as_str).collect();
     let (Some(last), Some(first)) = (ulids.first(), ulids.last()) else { return Ok(()) };

@@ -44,9 +44,6 @@ impl Walk {
     }
 
     /// The next records in the order of their key; empty at the end.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn page(&mut self, client: &Client) -> Result<Vec<Record>> {
         loop {
             let mut values: Vec<&(dyn ToSql + Sync)> = vec![&self.rows];
@@ -72,9 +69,6 @@ impl Walk {
 }
 
 /// The records of these keys that are there.
-///
-/// # Errors
-/// The database's.
 pub async fn by_keys(client: &Client, model: &Model, keys: &[Vec<String>]) -> Result<Vec<Record>> {
     let sql = keys_sql(model);
     let mut found = Vec::new();
@@ -151,9 +145,6 @@ fn keys_sql(model: &Model) -> String {
 
 /// Which database this is: the server's own identifier, where the role may see
 /// it, and the database's in it. Two names of one database have it in common.
-///
-/// # Errors
-/// The database's.
 pub async fn identity(client: &Client) -> Result<Option<String>> {
     match client.query_one(IDENTITY, &[]).await.doing("identify the server") {
         Ok(row) => Ok(Some(row.get(0))),
@@ -168,9 +159,6 @@ const IDENTITY: &str = "
 
 /// How far each peer's log was read and applied for certain: the lowest of
 /// opsward's own cursor and the node's rows, plausible ones only.
-///
-/// # Errors
-/// The database's.
 pub async fn cursors(client: &Client, now_ms: u64) -> Result<BTreeMap<String, OpUlid>> {
     let mut rows = client.query(NODE_CURSORS, &[]).await.doing("read the node's cursors")?;
     if crate::db::migrate::version(client).await? > 0 {
@@ -192,9 +180,6 @@ const NODE_CURSORS: &str = "SELECT host, coalesce(last_ulid, '') FROM public.cur
 const OWN_CURSORS: &str = "SELECT host, last_ulid FROM opsward.cursors";
 
 /// The newest plausible op of the log.
-///
-/// # Errors
-/// The database's.
 pub async fn newest(client: &Client, now_ms: u64) -> Result<Option<OpUlid>> {
     let rows =
         client.query(NEWEST, &[&latest_plausible(now_ms).as_str()]).await.doing("look for the newest op")?;
@@ -220,9 +205,6 @@ pub struct LoggedOp {
 
 /// Shows every op above `after` to `each`, in short reads; for the young end
 /// of the log.
-///
-/// # Errors
-/// The database's.
 pub async fn ops_above(db: &Db, after: OpUlid, mut each: impl FnMut(LoggedOp)) -> Result<()> {
     let client = db.client().await?;
     let mut after = after.as_str().to_owned();

@@ -28,9 +28,6 @@ pub(in crate::db) async fn above(
 }
 
 /// Every table's own floor: below it, we deleted.
-///
-/// # Errors
-/// The database's.
 pub async fn all(client: &Client) -> Result<Vec<(String, OpUlid)>> {
     let rows = client.query(ALL, &[]).await.doing("read the floors")?;
     Ok(rows.iter().filter_map(|row| Some((row.get(0), OpUlid::parse(row.get(1))?))).collect())
@@ -39,9 +36,6 @@ pub async fn all(client: &Client) -> Result<Vec<(String, OpUlid)>> {
 const ALL: &str = "SELECT table_name, floor FROM opsward.floors WHERE floor IS NOT NULL";
 
 /// Every table's horizon: below it, we compacted.
-///
-/// # Errors
-/// The database's.
 pub async fn horizons(client: &Client) -> Result<Vec<(String, OpUlid)>> {
     let rows = client.query(HORIZONS, &[]).await.doing("read the horizons")?;
     Ok(rows.iter().filter_map(|row| Some((row.get(0), OpUlid::parse(row.get(1))?))).collect())

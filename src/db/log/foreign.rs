@@ -99,9 +99,6 @@ const BEFORE: &str = "
 
 /// Keeps what was seen for the next look, forgets the one before, and corrects
 /// the census by it.
-///
-/// # Errors
-/// The database's.
 pub async fn keep(client: &mut Client, seen: &Seen, now: Timestamp) -> Result<()> {
     let tx = begin(client, Isolation::Write).await?;
     tx.execute(FORGET, &[]).await.doing("keep what was seen of the log")?;
@@ -132,9 +129,6 @@ const KEEP: &str = "
     VALUES ($1, $2, true, $3, $4, $5)";
 
 /// Raises the foreign floor of tables; never lowers it.
-///
-/// # Errors
-/// The database's.
 pub async fn raise(client: &Client, tables: &[&str], floor: OpUlid, now: Timestamp) -> Result<()> {
     client.execute(RAISE, &[&tables, &floor.as_str(), &now]).await.doing("raise the floors")?;
     Ok(())
@@ -148,9 +142,6 @@ const RAISE: &str = "
 
 /// The highest foreign floor that no reset of ours raised: a node prunes by
 /// itself.
-///
-/// # Errors
-/// The database's.
 pub async fn floor(client: &Client) -> Result<Option<OpUlid>> {
     let row = client.query_one(FLOOR, &[]).await.doing("read the floors")?;
     Ok(row.get::<_, Option<&str>>(0).and_then(OpUlid::parse))

@@ -22,9 +22,6 @@ pub struct Size {
 }
 
 /// Reads what the log takes on disk.
-///
-/// # Errors
-/// The database's.
 pub async fn size(client: &impl GenericClient) -> Result<Size> {
     let row = client.query_one(SIZE, &[]).await.doing("read the size of ops")?;
     Ok(Size { pages: n(&row, 0), heap: n(&row, 1), toast: n(&row, 2), index: n(&row, 3) })
@@ -40,9 +37,6 @@ fn n(row: &Row, column: usize) -> u64 {
 }
 
 /// The next transaction: whatever is committed now has an older one.
-///
-/// # Errors
-/// The database's.
 pub async fn next_xid(client: &impl GenericClient) -> Result<u64> {
     let row = client.query_one(NEXT_XID, &[]).await.doing("read the next transaction")?;
     Ok(n(&row, 0))
@@ -116,9 +110,6 @@ const TRIES: usize = 8;
 /// leaves no free space, so a page that takes its own rows back is full at some
 /// time. It ends early where rows find no room; they stay where they are. It
 /// ends as well when it took [`LONGEST`]: what it says tells where.
-///
-/// # Errors
-/// The database's.
 pub async fn empty_pages(tx: &Transaction<'_>, from: u64, to: u64) -> Result<Moved> {
     tx.batch_execute(PLAN).await.doing("begin to move rows")?;
     let mut moved = Moved { from: to, ..Moved::default() };
@@ -192,9 +183,6 @@ const LEFT: &str = "
     SELECT count(*) FROM public.ops WHERE ctid >= $1::text::tid AND ctid < $2::text::tid";
 
 /// Whether nobody sees a row in the pages `from..to`; looks from the end on.
-///
-/// # Errors
-/// The database's.
 pub async fn is_empty(client: &impl GenericClient, from: u64, to: u64) -> Result<bool> {
     let statement = client.prepare_cached(LEFT).await.doing("look at the last pages")?;
     let mut end = to;
@@ -336,9 +324,6 @@ pub struct Bloated {
 
 /// The valid indexes of the log and of its TOAST table that would lose a third
 /// and a MiB at least, smallest first: each makes room for the next.
-///
-/// # Errors
-/// The database's.
 pub async fn bloated(client: &impl GenericClient) -> Result<Vec<Bloated>> {
     let rows = client.query(BLOATED, &[]).await.doing("look at the indexes of ops")?;
     Ok(rows.iter().map(|r| Bloated { name: r.get(0), bytes: n(r, 1), anew: n(r, 2) }).collect())
@@ -367,9 +352,6 @@ pub fn reindex(index: &Bloated) -> String {
 
 /// What an interrupted REINDEX left, as statements that drop it. While a session builds
 /// an index there ([`crate::db::activity::builders`]), it may be that session's.
-///
-/// # Errors
-/// The database's.
 pub async fn leftovers(client: &impl GenericClient) -> Result<Vec<String>> {
     let rows = client.query(LEFTOVERS, &[]).await.doing("look for leftovers of REINDEX")?;
     Ok(rows.iter().map(|r| r.get(0)).collect())

@@ -29,9 +29,6 @@ pub struct Found {
 }
 
 /// Looks in the catalog.
-///
-/// # Errors
-/// The database's.
 pub async fn find(client: &Client) -> Result<Found> {
     let row = client.query_one(FIND, &[&NAME]).await.doing("look at the indexes of ops")?;
     let natural = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
@@ -84,9 +81,6 @@ const OWN: &str = "
     ON CONFLICT (kind, name) DO UPDATE SET drop_sql = excluded.drop_sql";
 
 /// How far a build is, in blocks of the table: done and in all.
-///
-/// # Errors
-/// The database's.
 pub async fn progress(client: &Client) -> Result<Option<(String, u64, u64)>> {
     let row = client.query_opt(PROGRESS, &[]).await.doing("look how far the index is")?;
     let natural = |n: i64| u64::try_from(n).unwrap_or(0);

@@ -38,9 +38,6 @@ pub(in crate::db) async fn in_transaction(
 const CHECK: &str = "SELECT opsward.check_log($1::text)";
 
 /// Remembers which log this is.
-///
-/// # Errors
-/// The database's.
 pub async fn note(client: &Client, now_ms: u64) -> Result<()> {
     let database = identity(client).await?;
     let latest = latest_plausible(now_ms);
@@ -58,9 +55,6 @@ const NOTE: &str = "
         newest = coalesce(excluded.newest, k.newest)";
 
 /// When and why a log was last forgotten.
-///
-/// # Errors
-/// The database's.
 pub async fn forgotten(client: &Client) -> Result<Option<(Timestamp, String)>> {
     let row = client.query_opt(FORGOTTEN, &[]).await.doing("look for a log that was replaced")?;
     Ok(row.map(|r| (r.get(0), r.get(1))))

@@ -109,9 +109,6 @@ const ROWS: &str = "
 impl Snapshot<'_> {
     /// A scan of at most [`SCAN_ROWS`] rows after `after`; uploads that do
     /// not contain `self_host` come without data.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn scan(&self, after: &str, self_host: &Host) -> Result<Scan> {
         let portal = self.tx.bind(&self.rows, &[&after, &self_host.as_str()]).await.doing("read the log")?;
         Ok(Scan { portal })
@@ -120,9 +117,6 @@ impl Snapshot<'_> {
     /// Asks for the next `rows` rows of a scan, each part bounded by `at_most`
     /// in the server's time. Parts are read in the order they were asked for;
     /// one may be asked for while the one before it is still arriving.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn fetch(&self, scan: &Scan, rows: usize, at_most: Duration) -> Result<Rows<'_>> {
         let rows = i32::try_from(rows).unwrap_or(i32::MAX).max(1);
         let bound = bound_sql(at_most);
@@ -138,25 +132,16 @@ impl Snapshot<'_> {
 
     /// The smallest plausible ULID from the watermark upward, found in small
     /// looks; `None` where there is none or too many rows were implausible.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn minimum(&self, now_ms: u64) -> Result<Option<OpUlid>> {
         watermark::minimum(&self.tx, &self.minimum, now_ms).await
     }
 
     /// Every table's floor above `after`, by table.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn floors_above(&self, after: OpUlid) -> Result<Vec<(String, OpUlid)>> {
         floors::above(&self.tx, &self.floors, after).await
     }
 
     /// Ends the transaction.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn close(self) -> Result<()> {
         // It wrote nothing, and a failed one can only be rolled back.
         self.tx.rollback().await.doing("end a page")

@@ -44,9 +44,6 @@ pub struct Standing {
 }
 
 /// Reads it.
-///
-/// # Errors
-/// The database's.
 pub async fn standing(client: &impl GenericClient) -> Result<Standing> {
     let row = client.query_one(STANDING, &[]).await.doing("look at ops before a reclaim")?;
     let natural = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
@@ -98,9 +95,6 @@ const STANDING: &str = "
     FROM pg_class c WHERE c.oid = 'public.ops'::regclass";
 
 /// What depends on the table and would not follow a swap, in words.
-///
-/// # Errors
-/// The database's.
 pub async fn dependents(client: &impl GenericClient) -> Result<Vec<String>> {
     words(client, DEPENDENTS).await
 }

@@ -409,9 +409,6 @@ const ADVANCE_TO_FIRST_LEFT: &str = "
     WHERE w.ulid < f.ulid";
 
 /// Writes how a run came out.
-///
-/// # Errors
-/// The database's.
 pub async fn end(client: &Client, run: &str, outcome: &str) -> Result<()> {
     client.execute(END, &[&run, &outcome]).await.doing("write the history")?;
     Ok(())
@@ -422,9 +419,6 @@ const END: &str = "UPDATE opsward.history SET outcome = $2 WHERE run = $1";
 /// Where a run over these tables begins: below it nothing is left of them. It
 /// is the watermark, or where their last run ended, unless the census has seen
 /// rows below that since.
-///
-/// # Errors
-/// The database's.
 pub async fn begin_at(client: &Client, tables: &[&str]) -> Result<String> {
     let row = client.query_one(BEGIN_AT, &[&tables, &EARLIEST_ULID]).await.doing("see where to begin")?;
     Ok(row.get(0))
@@ -439,9 +433,6 @@ const BEGIN_AT: &str = "
 
 /// Which of these tables have an op at or above a ULID among the newest of the
 /// log: what came since all that is recent was read, before the run.
-///
-/// # Errors
-/// The database's.
 pub async fn active(
     tx: &Transaction<'_>,
     tables: &[&str],
@@ -464,9 +455,6 @@ const ACTIVE: &str = r#"
 
 /// Remembers that nothing is left of these tables below a ULID, or below their
 /// cuts where those are lower.
-///
-/// # Errors
-/// The database's.
 pub async fn swept(tx: &Transaction<'_>, cuts: &[TableCut], to: &str) -> Result<()> {
     let statement = tx.prepare_cached(SWEPT).await.doing("remember how far it got")?;
     let tables: Vec<&str> = cuts.iter().map(|c| c.table.as_str()).collect();

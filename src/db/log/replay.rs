@@ -33,9 +33,6 @@ impl Floors {
 }
 
 /// The floors now, as this statement of a batch sees them.
-///
-/// # Errors
-/// The database's.
 pub async fn floors(tx: &Transaction<'_>) -> Result<Floors> {
     let statement = tx.prepare_cached(FLOORS).await.doing("read the floors")?;
     let rows = tx.query(&statement, &[]).await.doing("read the floors")?;
@@ -63,9 +60,6 @@ impl Judged {
 }
 
 /// Judges ops, each on its own, as this statement of a batch sees the traces.
-///
-/// # Errors
-/// The database's.
 pub async fn judge(tx: &Transaction<'_>, ops: &[&Op]) -> Result<Vec<Judged>> {
     if ops.is_empty() {
         return Ok(Vec::new());
@@ -98,9 +92,6 @@ const JUDGE: &str = r#"
 /// The look for the log's minimum has to find a row that came in late. Whoever
 /// raises the watermark commits first or later: in both cases it is not raised
 /// over this row.
-///
-/// # Errors
-/// The database's.
 pub async fn lower_watermark(tx: &Transaction<'_>, ulid: OpUlid) -> Result<()> {
     let statement = tx.prepare_cached(WATERMARK).await.doing("read the watermark")?;
     let rows = tx.query(&statement, &[]).await.doing("read the watermark")?;
@@ -114,9 +105,6 @@ const WATERMARK: &str = "SELECT ulid FROM opsward.watermark FOR SHARE";
 const LOWER: &str = "UPDATE opsward.watermark SET ulid = $1 WHERE ulid > $1";
 
 /// What the guard did so far: ops refused, and ops passed after an error.
-///
-/// # Errors
-/// The database's.
 pub async fn guard_counts(client: &Client) -> Result<(u64, u64)> {
     let row = client.query_one(GUARD_COUNTS, &[]).await.doing("read what the guard did")?;
     Ok((row.get::<_, i64>(0).unsigned_abs(), row.get::<_, i64>(1).unsigned_abs()))

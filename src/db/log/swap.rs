@@ -74,9 +74,6 @@ pub struct Loss {
 
 /// Who holds the oldest snapshot from before a transaction, in words. After the
 /// swap it would not see rows of the new table that were written since.
-///
-/// # Errors
-/// The database's.
 pub async fn old_snapshot(client: &impl GenericClient, xid: u64) -> Result<Option<String>> {
     let statement = client.prepare_cached(OLD_SNAPSHOT).await.doing("look for old snapshots")?;
     let xid = i64::try_from(xid).unwrap_or(i64::MAX);
@@ -284,9 +281,6 @@ const RECOUNT: &str = "
     ON CONFLICT DO NOTHING";
 
 /// Drops the new table.
-///
-/// # Errors
-/// The database's.
 pub async fn drop_next(tx: &Transaction<'_>) -> Result<()> {
     capture::overtake(tx).await?;
     tx.batch_execute(FREE_SEQUENCES).await.doing("keep the sequences of ops")?;

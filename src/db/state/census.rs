@@ -167,9 +167,6 @@ pub fn late_days(ulids: impl Iterator<Item = OpUlid>, now_ms: u64) -> Vec<Date> 
 }
 
 /// All of the census but implausible rows, by table and day.
-///
-/// # Errors
-/// The database's.
 pub async fn load(client: &impl GenericClient) -> Result<Vec<Entry>> {
     let rows = client.query(LOAD, &[]).await.doing("read the census")?;
     Ok(rows.iter().filter_map(entry).collect())
@@ -198,9 +195,6 @@ const LOAD: &str = "
     FROM opsward.census WHERE day > 'epoch' AND rows > 0 ORDER BY table_name, day";
 
 /// The rows whose ULID is no plausible one, by table.
-///
-/// # Errors
-/// The database's.
 pub async fn implausible(client: &impl GenericClient) -> Result<Vec<Implausible>> {
     let rows = client.query(IMPLAUSIBLE, &[]).await.doing("read the census")?;
     let read = |r: &tokio_postgres::Row| Implausible {
@@ -217,9 +211,6 @@ const IMPLAUSIBLE: &str = "
     WHERE day = 'epoch' AND rows > 0 ORDER BY table_name";
 
 /// Marks days as written to: they are counted again.
-///
-/// # Errors
-/// The database's.
 pub async fn touch(client: &impl GenericClient, days: &[Date]) -> Result<()> {
     client.execute(TOUCH, &[&days]).await.doing("mark days for the census")?;
     Ok(())
@@ -228,9 +219,6 @@ pub async fn touch(client: &impl GenericClient, days: &[Date]) -> Result<()> {
 const TOUCH: &str = "INSERT INTO opsward.census_touched (day) SELECT unnest($1::date[])";
 
 /// The first marked day from `from` on and before `below`.
-///
-/// # Errors
-/// The database's.
 pub async fn touched(client: &impl GenericClient, from: Date, below: Date) -> Result<Option<Date>> {
     Ok(client.query_one(TOUCHED, &[&from, &below]).await.doing("look for marked days")?.get(0))
 }
@@ -238,9 +226,6 @@ pub async fn touched(client: &impl GenericClient, from: Date, below: Date) -> Re
 const TOUCHED: &str = "SELECT min(day) FROM opsward.census_touched WHERE day >= $1 AND day < $2";
 
 /// Forgets the marks of days that are about to be counted.
-///
-/// # Errors
-/// The database's.
 pub async fn forget_touched(tx: &Transaction<'_>, from: Date, below: Date) -> Result<()> {
     tx.execute(FORGET, &[&from, &below]).await.doing("forget marked days")?;
     Ok(())
@@ -250,9 +235,6 @@ const FORGET: &str = "DELETE FROM opsward.census_touched WHERE day >= $1 AND day
 
 /// Forgets what the census says of the days from `from` on and before `below`,
 /// but for one.
-///
-/// # Errors
-/// The database's.
 pub async fn clear(tx: &Transaction<'_>, from: Date, below: Date, but: Option<Date>) -> Result<()> {
     tx.execute(CLEAR, &[&from, &below, &but]).await.doing("replace the census")?;
     Ok(())
@@ -263,9 +245,6 @@ const CLEAR: &str = "
     WHERE day >= $1 AND day < $2 AND day IS DISTINCT FROM $3::date";
 
 /// Puts counts in where there are none.
-///
-/// # Errors
-/// The database's.
 pub async fn put(tx: &Transaction<'_>, counts: &Counts, estimated: Estimated, at: Timestamp) -> Result<()> {
     let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let of = |f: fn(&Tally) -> u64| counts.0.values().map(|t| signed(f(t))).collect::<Vec<i64>>();
@@ -299,9 +278,6 @@ pub enum Estimated {
 /// Takes deleted ops off the census, in the transaction that deletes them and
 /// under the lease: (table, day, rows, bytes). What is left of their days is
 /// counted again later, for its oldest and newest.
-///
-/// # Errors
-/// The database's.
 pub async fn subtract(tx: &Transaction<'_>, deleted: &[(String, Date, u64, u64)]) -> Result<()> {
     let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let tables: Vec<&str> = deleted.iter().map(|d| d.0.as_str()).collect();

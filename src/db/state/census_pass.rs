@@ -54,9 +54,6 @@ pub struct Pass {
 }
 
 /// The passes, finished or under way.
-///
-/// # Errors
-/// The database's.
 pub async fn load(client: &impl GenericClient) -> Result<Vec<Pass>> {
     let rows = client.query(LOAD, &[]).await.doing("see where the census stands")?;
     rows.iter().map(pass).collect()
@@ -87,9 +84,6 @@ const LOAD: &str = "
     FROM opsward.census_pass";
 
 /// Writes where a pass stands.
-///
-/// # Errors
-/// The database's.
 pub async fn save(tx: &Transaction<'_>, pass: &Pass) -> Result<()> {
     // Plain data with text keys: it always has a JSON form.
     let partial = serde_json::to_string(&pass.counts).unwrap_or_else(|_| "[]".into());

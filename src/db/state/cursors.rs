@@ -12,9 +12,6 @@ use jiff::Timestamp;
 use tokio_postgres::types::ToSql;
 
 /// Reads both cursors of a peer, once it is known that ours is of this log.
-///
-/// # Errors
-/// The database's.
 pub async fn load(client: &Client, host: &Host) -> Result<StoredCursors> {
     known::check(client).await?;
     let own = client.query_opt(OWN, &[&host.as_str()]).await.doing("read our cursor")?;
@@ -40,9 +37,6 @@ const NODE: &str = "
 
 /// Makes the node's cursor ours at first sight: until we have one, a sweep
 /// that fails must not begin where the node's own has got to meanwhile.
-///
-/// # Errors
-/// The database's.
 pub async fn seed(
     client: &Client,
     host: &Host,
@@ -74,9 +68,6 @@ pub struct Written {
 /// the row as it stands, locked, and what it says is done in the same
 /// transaction. A row that the node holds for more than 100 ms is an error, and
 /// so is a log that was replaced since the cursor was read.
-///
-/// # Errors
-/// The database's.
 pub async fn write(
     client: &mut Client,
     host: &Host,
@@ -135,9 +126,6 @@ const OWN_SET: &str = "
         updated_at = excluded.updated_at, witness = excluded.witness";
 
 /// Forgets our cursor of a peer: its log is read anew.
-///
-/// # Errors
-/// The database's.
 pub async fn drop_own(client: &impl GenericClient, host: &Host) -> Result<()> {
     client.execute(OWN_DROP, &[&host.as_str()]).await.doing("drop our cursor")?;
     Ok(())

@@ -33,9 +33,6 @@ pub struct PeerRow {
 
 /// The peers that count: those of `set`, or else the active ones, and those
 /// that vanished within 7 days (contract 4).
-///
-/// # Errors
-/// The database's.
 pub async fn peers(client: &Client, set: Option<&[Host]>, now: Timestamp) -> Result<Vec<PeerRow>> {
     let set: Option<Vec<&str>> = set.map(|hosts| hosts.iter().map(Host::as_str).collect());
     let rows = client.query(PEERS, &[&now, &set]).await.doing("read the peers that count")?;
@@ -70,9 +67,6 @@ const PEERS: &str = "
     ORDER BY k.host";
 
 /// Whether a set of peers was ever discovered.
-///
-/// # Errors
-/// The database's.
 pub async fn discovered(client: &Client) -> Result<bool> {
     Ok(client.query_opt(DISCOVERED, &[]).await.doing("read the set of peers")?.is_some())
 }
@@ -80,9 +74,6 @@ pub async fn discovered(client: &Client) -> Result<bool> {
 const DISCOVERED: &str = "SELECT FROM opsward.peer_set WHERE source = 'discovered'";
 
 /// What the node's rows hold, by host in comparable form; '' for NULL.
-///
-/// # Errors
-/// The database's.
 pub async fn node_cursors(client: &Client) -> Result<Vec<(Host, String)>> {
     let rows = client.query(NODE_CURSORS, &[]).await.doing("read the node's cursors")?;
     Ok(rows.iter().map(|r| (Host::normalise(r.get(0)), r.get(1))).collect())
@@ -97,9 +88,6 @@ const NODE_CURSORS: &str = "
 
 /// What the node's rows held in the last 30 minutes, and one look before: the
 /// value of a look stood until some time before the next.
-///
-/// # Errors
-/// The database's.
 pub async fn samples(client: &Client, now: Timestamp) -> Result<Vec<(Host, String)>> {
     let rows = client.query(SAMPLES, &[&now]).await.doing("read what the node's cursors were")?;
     Ok(rows.iter().map(|r| (Host::normalise(r.get(0)), r.get(1))).collect())
@@ -115,9 +103,6 @@ const SAMPLES: &str = "
 pub const SAMPLE_EVERY: Duration = Duration::from_secs(180);
 
 /// Looks at the node's rows of peers, and keeps what they hold for an hour.
-///
-/// # Errors
-/// The database's.
 pub async fn sample_cursors(client: &Client, now: Timestamp) -> Result<()> {
     client.execute(SAMPLE, &[&now]).await.doing("keep what the node's cursors are")?;
     Ok(())
@@ -135,9 +120,6 @@ const SAMPLE: &str = "
 
 /// The newest plausible op of `own` over an hour ahead, if there is one; of
 /// what lies ahead, the newest 10,000 ops are looked at.
-///
-/// # Errors
-/// The database's.
 pub async fn own_ahead(client: &Client, own: &Host, now: Timestamp) -> Result<Option<OpUlid>> {
     let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
     let (from, to) = (OpUlid::last_of_ms(now_ms.saturating_add(AHEAD_MS)), latest_plausible(now_ms));
@@ -155,9 +137,6 @@ const OWN_AHEAD: &str = "
     WHERE length(ulid) = 26 AND rtrim(lower(trim(host)), '/') = $3";
 
 /// Whether the log was ever counted whole.
-///
-/// # Errors
-/// The database's.
 pub async fn counted_whole(client: &Client) -> Result<bool> {
     Ok(client.query_opt(WHOLE, &[]).await.doing("read how far the census is")?.is_some())
 }
@@ -168,9 +147,6 @@ const WHOLE: &str = "SELECT FROM opsward.census_pass WHERE kind = 'full' AND las
 pub type Since = BTreeMap<(String, String), Timestamp>;
 
 /// Since when each blocker stood at the last decision.
-///
-/// # Errors
-/// The database's.
 pub async fn blockers(client: &Client) -> Result<Since> {
     let rows = client.query(BLOCKERS, &[]).await.doing("read the blockers")?;
     Ok(rows.iter().map(|r| ((r.get(0), r.get(1)), r.get(2))).collect())
@@ -180,9 +156,6 @@ const BLOCKERS: &str = "SELECT code, subject, since FROM opsward.blockers";
 
 /// Notes what stands in the way now, all of it: what is new stands since
 /// `now`, what is gone is forgotten.
-///
-/// # Errors
-/// The database's.
 pub async fn note_blockers(client: &Client, found: &[(&str, &str)], now: Timestamp) -> Result<()> {
     let (codes, subjects): (Vec<&str>, Vec<&str>) = found.iter().copied().unzip();
     client.execute(NOTE_BLOCKERS, &[&codes, &subjects, &now]).await.doing("note the blockers")?;
@@ -214,9 +187,6 @@ pub struct CensusDay {
 }
 
 /// The census without implausible rows.
-///
-/// # Errors
-/// The database's.
 pub async fn census(client: &Client) -> Result<Vec<CensusDay>> {
     let rows = client.query(CENSUS, &[]).await.doing("read the census")?;
     Ok(rows
@@ -238,9 +208,6 @@ const CENSUS: &str = "
 
 /// When the census was last brought up to date: by a whole look, or by what
 /// has been counted or sampled so far; `None` where there is none.
-///
-/// # Errors
-/// The database's.
 pub async fn census_at(client: &Client) -> Result<Option<Timestamp>> {
     Ok(client.query_one(CENSUS_AT, &[]).await.doing("read how old the census is")?.get(0))
 }

@@ -35,9 +35,6 @@ pub struct Entry {
 }
 
 /// The latest entries, the newest first.
-///
-/// # Errors
-/// The database's.
 pub async fn latest(client: &Client, limit: i64) -> Result<Vec<Entry>> {
     let rows = client.query(LATEST, &[&limit]).await.doing("read the history")?;
     let read = |r: &tokio_postgres::Row| Entry {

@@ -42,9 +42,6 @@ fn json(text: Option<&str>) -> Option<Value> {
 }
 
 /// Adds a job; returns its number.
-///
-/// # Errors
-/// The database's.
 pub async fn add(client: &Client, kind: &str, args: &Value, now: Timestamp) -> Result<i64> {
     let row = client.query_one(ADD, &[&kind, &args.to_string(), &now]).await.doing("hand over a job")?;
     Ok(row.get(0))
@@ -65,9 +62,6 @@ const BEGIN: &str = "
 
 /// Takes the oldest job that nobody has begun, of the last day: what was asked
 /// for longer ago may not be wanted any more. Jobs 30 days old go on the way.
-///
-/// # Errors
-/// The database's.
 pub async fn claim(client: &Client, now: Timestamp) -> Result<Option<Job>> {
     client.execute(FORGET, &[&now]).await.doing("forget old jobs")?;
     let row = client.query_opt(CLAIM, &[&now]).await.doing("take a job")?;
@@ -85,9 +79,6 @@ const CLAIM: &str = "
 
 /// Ends what was begun and nobody does any more. Only for who has the lease
 /// and does no job: every other that was begun is lost.
-///
-/// # Errors
-/// The database's.
 pub async fn interrupted(client: &Client, now: Timestamp) -> Result<u64> {
     client.execute(INTERRUPTED, &[&now]).await.doing("end interrupted jobs")
 }
@@ -99,9 +90,6 @@ const INTERRUPTED: &str = r#"
     WHERE started_at IS NOT NULL AND finished_at IS NULL"#;
 
 /// Ends what nobody has begun within a day; returns the jobs' numbers.
-///
-/// # Errors
-/// The database's.
 pub async fn expired(client: &Client, now: Timestamp) -> Result<Vec<i64>> {
     let rows = client.query(EXPIRED, &[&now]).await.doing("end expired jobs")?;
     Ok(rows.iter().map(|r| r.get(0)).collect())
@@ -116,9 +104,6 @@ const EXPIRED: &str = r#"
     RETURNING id"#;
 
 /// Takes a job back that nobody has begun; says whether it was there.
-///
-/// # Errors
-/// The database's.
 pub async fn withdraw(client: &Client, id: i64) -> Result<bool> {
     Ok(client.execute(WITHDRAW, &[&id]).await.doing("take a job back")? > 0)
 }
@@ -127,9 +112,6 @@ const WITHDRAW: &str =
     "DELETE FROM opsward.jobs WHERE id = $1 AND started_at IS NULL AND finished_at IS NULL";
 
 /// Writes how far a job is.
-///
-/// # Errors
-/// The database's.
 pub async fn progress(client: &Client, id: i64, progress: &Value) -> Result<()> {
     client.execute(PROGRESS, &[&id, &progress.to_string()]).await.doing("write a job's progress")?;
     Ok(())
@@ -138,9 +120,6 @@ pub async fn progress(client: &Client, id: i64, progress: &Value) -> Result<()> 
 const PROGRESS: &str = "UPDATE opsward.jobs SET progress = $2::text::jsonb WHERE id = $1";
 
 /// Writes how a job came out.
-///
-/// # Errors
-/// The database's.
 pub async fn finish(client: &Client, id: i64, outcome: &Value, now: Timestamp) -> Result<()> {
     client.execute(FINISH, &[&id, &outcome.to_string(), &now]).await.doing("write a job's outcome")?;
     Ok(())
@@ -150,9 +129,6 @@ const FINISH: &str = "
     UPDATE opsward.jobs SET outcome = $2::text::jsonb, finished_at = $3 WHERE id = $1";
 
 /// A job by its number.
-///
-/// # Errors
-/// The database's.
 pub async fn get(client: &Client, id: i64) -> Result<Option<Job>> {
     Ok(client.query_opt(GET, &[&id]).await.doing("look at a job")?.as_ref().map(job))
 }
@@ -162,9 +138,6 @@ const GET: &str = "
     FROM opsward.jobs WHERE id = $1";
 
 /// Whether the abort of a reclaim was handed over and waits for its turn.
-///
-/// # Errors
-/// The database's.
 pub async fn abort_waits(client: &Client) -> Result<bool> {
     Ok(client.query_one(ABORT_WAITS, &[]).await.doing("look for an abort")?.get(0))
 }

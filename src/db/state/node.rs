@@ -22,9 +22,6 @@ pub struct Catalog {
 }
 
 /// Reads the catalog.
-///
-/// # Errors
-/// The database's.
 pub async fn catalog(client: &Client) -> Result<Catalog> {
     let row = client.query_one(CATALOG, &[]).await.doing("look at the node's tables")?;
     Ok(Catalog {
@@ -58,9 +55,6 @@ pub struct Kept {
 }
 
 /// Reads what was last found; `None` before the first look.
-///
-/// # Errors
-/// The database's.
 pub async fn kept(client: &Client) -> Result<Option<Kept>> {
     let row = client.query_opt(KEPT, &[]).await.doing("read how ops reach the node")?;
     Ok(row.and_then(|r| {
@@ -71,9 +65,6 @@ pub async fn kept(client: &Client) -> Result<Option<Kept>> {
 const KEPT: &str = "SELECT replication, why, since FROM opsward.node";
 
 /// Keeps what was found, and says what was before.
-///
-/// # Errors
-/// The database's.
 pub async fn keep(
     client: &Client,
     found: Replication,
@@ -107,9 +98,6 @@ pub struct Chain {
 }
 
 /// Reads how far the node has read the chain, in one snapshot.
-///
-/// # Errors
-/// The database's.
 pub async fn chain(client: &Client, catalog: &Catalog) -> Result<Chain> {
     let doing = "read how far the node read the chain";
     if !catalog.has_blocks || catalog.grant_blocks.is_some() {
@@ -142,9 +130,6 @@ fn chain_sql() -> String {
 
 /// Settings that a state sync leaves in `postgresql.auto.conf`, as
 /// `name = value`; nothing where the role may not see where they stand.
-///
-/// # Errors
-/// The database's.
 pub async fn left_settings(client: &Client) -> Result<Vec<(String, String)>> {
     let rows = client.query(LEFT_SETTINGS, &[]).await.doing("read the server's settings")?;
     Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())

@@ -70,9 +70,6 @@ pub struct Run {
 }
 
 /// Reads it.
-///
-/// # Errors
-/// The database's.
 pub async fn overview(client: &Client) -> Result<Overview> {
     let doing = "read what bounds the log";
     let row = client.query_one(STATE, &[]).await.doing(doing)?;

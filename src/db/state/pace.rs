@@ -28,9 +28,6 @@ pub struct Signs {
 }
 
 /// Reads them.
-///
-/// # Errors
-/// The database's.
 pub async fn signs(client: &Client) -> Result<Signs> {
     let statement = client.prepare_cached(SIGNS).await.doing("read the pace")?;
     let row = client.query_one(&statement, &[]).await.doing("read the pace")?;
@@ -92,9 +89,6 @@ const HOARD: &str = "
     WHERE bytes >= 67108864 ORDER BY bytes DESC LIMIT 1";
 
 /// Sets the pace; `None` leaves it.
-///
-/// # Errors
-/// The database's.
 pub async fn set(client: &Client, percent: u8, now: Timestamp) -> Result<()> {
     client.execute(SET, &[&i32::from(percent), &now]).await.doing("set the pace")?;
     Ok(())
@@ -105,9 +99,6 @@ const SET: &str = "
     ON CONFLICT (one) DO UPDATE SET percent = excluded.percent, set_at = excluded.set_at";
 
 /// Pauses the work (`Some`) or lets it go on.
-///
-/// # Errors
-/// The database's.
 pub async fn pause(client: &Client, at: Option<Timestamp>, now: Timestamp) -> Result<()> {
     client.execute(PAUSE, &[&i32::from(GENTLE), &at, &now]).await.doing("pause or resume")?;
     Ok(())
@@ -119,9 +110,6 @@ const PAUSE: &str = "
 
 /// Makes the server write what is in memory, so that WAL can be recycled;
 /// `false` where the role may not.
-///
-/// # Errors
-/// The database's.
 pub async fn checkpoint(client: &Client) -> Result<bool> {
     // Several statements sent as one are one transaction.
     match client.batch_execute("SET LOCAL statement_timeout = 0; CHECKPOINT").await {

@@ -8,9 +8,6 @@ use jiff::Timestamp;
 
 /// Makes `set` the last known one; peers that are not in it stay, inactive.
 /// `via` says how it was found.
-///
-/// # Errors
-/// The database's.
 pub async fn replace(client: &mut Client, set: &PeerSet, via: &str, now: Timestamp) -> Result<()> {
     let tx = begin(client, Isolation::Write).await?;
     tx.execute(DEACTIVATE, &[&now]).await.doing("keep the peers")?;
@@ -38,9 +35,6 @@ const SET: &str = "
         refreshed_at = excluded.refreshed_at";
 
 /// The last discovered set, where there ever was one.
-///
-/// # Errors
-/// The database's.
 pub async fn remembered(client: &Client) -> Result<Option<PeerSet>> {
     if client.query_opt(DISCOVERED, &[]).await.doing("recall the peers")?.is_none() {
         return Ok(None);

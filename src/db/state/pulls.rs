@@ -30,9 +30,6 @@ pub struct PageSums {
 
 /// Records that a page was pulled well; `detail` says what a person would
 /// want to know, or is empty.
-///
-/// # Errors
-/// The database's.
 pub async fn succeeded(
     client: &Client,
     host: &Host,
@@ -90,9 +87,6 @@ const SUCCEEDED: &str = "
         clock_offset_ms = excluded.clock_offset_ms";
 
 /// Records that pulling a peer failed, and why.
-///
-/// # Errors
-/// The database's.
 pub async fn failed(client: &Client, host: &Host, detail: &str, now: Timestamp) -> Result<()> {
     client.execute(FAILED, &[&host.as_str(), &now, &detail]).await.doing("record a pull")?;
     Ok(())
@@ -117,9 +111,6 @@ pub struct Hold {
 
 /// Records that a peer is held, or no longer; the time of the first stays.
 /// Says whether it is held before an op that it was not held before.
-///
-/// # Errors
-/// The database's.
 pub async fn hold(client: &Client, host: &Host, hold: Option<&Hold>, now: Timestamp) -> Result<bool> {
     let Some(h) = hold else {
         let unheld = client.execute(UNHOLD, &[&host.as_str()]).await;
@@ -138,9 +129,6 @@ const HOLD: &str = "
 const UNHOLD: &str = "DELETE FROM opsward.holds WHERE host = $1";
 
 /// How many peers are held, departed ones left out.
-///
-/// # Errors
-/// The database's.
 pub async fn held(client: &Client) -> Result<i64> {
     Ok(client.query_one(HELD, &[]).await.doing("count held peers")?.get(0))
 }

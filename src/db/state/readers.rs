@@ -17,9 +17,6 @@ const SEEN: &str = "
 
 /// Notes that `host` asked for what comes after `after`; `None` is a first
 /// contact, which holds nothing.
-///
-/// # Errors
-/// The database's.
 pub async fn seen(client: &Client, host: &Host, after: Option<OpUlid>, now: Timestamp) -> Result<()> {
     let after = after.as_ref().map_or("", OpUlid::as_str);
     let statement = client.prepare_cached(SEEN).await.doing("prepare noting a reader")?;
@@ -49,9 +46,6 @@ const LOWEST_SINCE: &str = "
 pub const COUNTED: SignedDuration = SignedDuration::from_hours(24);
 
 /// Every reader since `since` with the lowest `after` it asked with.
-///
-/// # Errors
-/// The database's.
 pub async fn lowest_since(client: &Client, since: Timestamp) -> Result<Vec<Reader>> {
     let rows = client.query(LOWEST_SINCE, &[&since]).await.doing("read the readers")?;
     Ok(rows

@@ -8,9 +8,6 @@ use serde_json::Value;
 
 /// The checkpoint, where a reclaim is under way or was interrupted, and when
 /// it was last written.
-///
-/// # Errors
-/// The database's.
 pub async fn load(client: &impl GenericClient) -> Result<Option<(Value, Timestamp)>> {
     let row = client.query_opt(LOAD, &[]).await.doing("read the checkpoint")?;
     row.map(|r| {
@@ -26,9 +23,6 @@ pub async fn load(client: &impl GenericClient) -> Result<Option<(Value, Timestam
 const LOAD: &str = "SELECT checkpoint::text, updated_at FROM opsward.reclaim";
 
 /// Writes it.
-///
-/// # Errors
-/// The database's.
 pub async fn save(client: &impl GenericClient, checkpoint: &Value) -> Result<()> {
     let statement = client.prepare_cached(SAVE).await.doing("write the checkpoint")?;
     client.execute(&statement, &[&checkpoint.to_string()]).await.doing("write the checkpoint")?;
@@ -40,9 +34,6 @@ pub(in crate::db) const SAVE: &str = "
     ON CONFLICT (one) DO UPDATE SET checkpoint = excluded.checkpoint, updated_at = excluded.updated_at";
 
 /// The reclaim is over.
-///
-/// # Errors
-/// The database's.
 pub async fn forget(client: &impl GenericClient) -> Result<()> {
     client.batch_execute(FORGET).await.doing("end the reclaim")?;
     clear(client).await
@@ -57,9 +48,6 @@ const FORGET: &str = "DO $forget$ BEGIN
 
 /// Empties what only one reclaim uses. A dump that reads it, or an autovacuum,
 /// is in the way of a TRUNCATE, not of deleting what mostly is little.
-///
-/// # Errors
-/// The database's.
 pub async fn clear(client: &impl GenericClient) -> Result<()> {
     client.batch_execute(CLEAR).await.doing("clear what a reclaim left")
 }
@@ -89,9 +77,6 @@ pub struct Unfinished {
 }
 
 /// The reclaim that is under way or was interrupted, for whoever shows it.
-///
-/// # Errors
-/// The database's.
 pub async fn unfinished(client: &impl GenericClient) -> Result<Option<Unfinished>> {
     let row = client.query_opt(UNFINISHED, &[]).await.doing("look for an unfinished reclaim")?;
     Ok(row.map(|r| Unfinished {
@@ -111,9 +96,6 @@ const UNFINISHED: &str = "
 
 /// Adds to the history how a reclaim ended: its mode, and the bytes that the
 /// filesystem got back.
-///
-/// # Errors
-/// The database's.
 pub async fn ended(
     client: &impl GenericClient,
     run: &str,
@@ -134,9 +116,6 @@ const ENDED: &str = "
     ON CONFLICT (run, task, table_name) DO NOTHING";
 
 /// When a reclaim last ended, well or undone.
-///
-/// # Errors
-/// The database's.
 pub async fn last(client: &impl GenericClient) -> Result<Option<Timestamp>> {
     Ok(client.query_one(LAST, &[]).await.doing("look for the last reclaim")?.get(0))
 }

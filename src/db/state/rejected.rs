@@ -37,9 +37,6 @@ pub struct Keeping {
 }
 
 /// Keeps refused ops; one that was refused before is only counted.
-///
-/// # Errors
-/// The database's.
 pub async fn keep(client: &Client, peer: &Host, ops: &[Refused], now: Timestamp) -> Result<Keeping> {
     // A text for Postgres: NUL cannot be kept, nor need it be: `op` has it.
     let text = |t: &str| t.replace('\0', "\u{fffd}").chars().take(200).collect::<String>();
@@ -125,9 +122,6 @@ pub struct Kept {
 
 /// Kept ops above an id, the oldest first, at most `limit`; of one peer where
 /// it is named.
-///
-/// # Errors
-/// The database's.
 pub async fn list(client: &Client, peer: Option<&Host>, above: i64, limit: i64) -> Result<Vec<Kept>> {
     let peer = peer.map(Host::as_str);
     let rows = client.query(LIST, &[&peer, &above, &limit]).await.doing("list refused ops")?;
@@ -140,9 +134,6 @@ const LIST: &str = "
     WHERE id > $2 AND ($1::text IS NULL OR peer = $1) ORDER BY id LIMIT $3";
 
 /// The kept op of an id.
-///
-/// # Errors
-/// The database's.
 pub async fn get(client: &Client, id: i64) -> Result<Option<Kept>> {
     let row = client.query_opt(GET, &[&id]).await.doing("read a refused op")?;
     Ok(row.as_ref().map(kept))
@@ -157,9 +148,6 @@ const GET: &str = "
 pub const PARTIAL: &str = "partial_replay";
 
 /// The first kept op of a code above an id.
-///
-/// # Errors
-/// The database's.
 pub async fn next_of(client: &Client, code: &str, above: i64) -> Result<Option<Kept>> {
     let row = client.query_opt(NEXT_OF, &[&code, &above]).await.doing("read a refused op")?;
     Ok(row.as_ref().map(kept))
@@ -185,9 +173,6 @@ fn kept(row: &tokio_postgres::Row) -> Kept {
 }
 
 /// Forgets kept ops; says how many there were.
-///
-/// # Errors
-/// The database's.
 pub async fn drop(client: &Client, ids: &[i64]) -> Result<u64> {
     client.execute(DROP, &[&ids]).await.doing("drop refused ops")
 }

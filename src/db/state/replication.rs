@@ -21,9 +21,6 @@ pub struct KnownSet {
 }
 
 /// The last known set, where there ever was one.
-///
-/// # Errors
-/// The database's.
 pub async fn known_set(client: &Client) -> Result<Option<KnownSet>> {
     let row = client.query_opt(KNOWN_SET, &[]).await.doing("read the set of peers")?;
     Ok(row.map(|r| KnownSet { source: r.get(0), via: r.get(1), refreshed_at: r.get(2) }))
@@ -84,9 +81,6 @@ pub struct HoldRow {
 }
 
 /// The active peers and those that vanished lately, active ones first.
-///
-/// # Errors
-/// The database's.
 pub async fn peers(client: &Client, now: Timestamp) -> Result<Vec<PeerRow>> {
     let rows = client.query(PEERS, &[&now, &DEPARTED_DAYS]).await.doing("read the peers")?;
     Ok(rows.iter().map(peer).collect())
@@ -146,9 +140,6 @@ pub struct RejectedRow {
 }
 
 /// Counts of the refused ops that are kept; bounded by what is kept of a peer.
-///
-/// # Errors
-/// The database's.
 pub async fn rejected(client: &Client) -> Result<Vec<RejectedRow>> {
     let rows = client.query(REJECTED, &[]).await.doing("count the refused ops")?;
     Ok(rows

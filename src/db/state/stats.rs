@@ -25,9 +25,6 @@ pub struct Figures {
 }
 
 /// Reads the figures of `ops` and of the server.
-///
-/// # Errors
-/// The database's.
 pub async fn figures(client: &Client) -> Result<Figures> {
     let row = client.query_one(FIGURES, &[]).await.doing("read the size of ops")?;
     let natural = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
@@ -50,9 +47,6 @@ const FIGURES: &str = "
 
 /// The ten largest tables of the node with their TOAST and indexes, largest
 /// first; `core_transactions` is the next that grows.
-///
-/// # Errors
-/// The database's.
 pub async fn largest(client: &Client) -> Result<Vec<(String, u64)>> {
     let rows = client.query(LARGEST, &[]).await.doing("read the sizes of the node's tables")?;
     Ok(rows.iter().map(|r| (r.get(0), u64::try_from(r.get::<_, i64>(1)).unwrap_or(0))).collect())
@@ -247,9 +241,6 @@ pub struct Fitness {
 }
 
 /// Reads what `doctor` asks of the server; `tables` are the record tables.
-///
-/// # Errors
-/// The database's.
 pub async fn fitness(client: &Client, tables: &[&str]) -> Result<Fitness> {
     let row = client.query_one(FITNESS, &[]).await.doing("look at the database")?;
     let missing = client.query(MISSING, &[&tables]).await.doing("look at the privileges")?;
