@@ -97,7 +97,7 @@ async fn the_lease_is_one() {
     first.signal("INT");
     let ran = first.ran().await;
     assert!(ran.stderr.contains("stopping at the next batch"), "{ran:?}");
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(ran.code, Some(1), "interrupted: {ran:?}");
     assert_eq!(waiting.ran().await.code, Some(0));
     assert_eq!((bench.left().await, deleters(&bench).await), (20, 2));
 }
