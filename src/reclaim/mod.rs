@@ -239,13 +239,28 @@ fn eta(elapsed: Duration, first: f64, left: f64) -> Option<u64> {
     (done * 100.0 >= first && done > 0.0).then(|| (elapsed.as_secs_f64() / done * left) as u64)
 }
 
+/// Makes sure that the log is the one that opsward remembers, or forgets the
+/// other; waits while somebody keeps even readers away from the log.
+async fn same_log(work: &Work) -> Result<()> {
+    loop {
+        let client = work.db.client().await?;
+        let Err(error) = db::known::check(&client).await else { return Ok(()) };
+        if !db::capture::is_contended(&error) || work.stop.is_cancelled() {
+            return Err(error.into());
+        }
+        let held_by = db::capture::holders(&client, db::clone::OPS).await?.join("; ");
+        let waiting = Some(format!("a lock on ops, held by {held_by}"));
+        (work.tell)(Progress { phase: "look at the log".into(), waiting, ..Progress::default() });
+    }
+}
+
 /// Begins, resumes, swaps or undoes a reclaim, and walks it to its end.
 ///
 /// # Errors
 /// It was told to stop, a guard refused, or the database's.
 pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>) -> Result<Report> {
     if request.action != Action::Abort {
-        db::known::check(&work.db.client().await?).await?;
+        same_log(work).await?;
     }
     let at = checkpoint(work, lease, request).await?;
     let mut pacer = Pacer::new(work, at.pace);
