@@ -183,8 +183,10 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     let (tell, peers) = watch::channel(None);
     parts.say_lacking();
     parts.say_disk().await?;
-    parts.listeners(public, operators, peers);
+    // Nothing waits after the listeners: a signal that comes once the daemon
+    // answers finds all of it begun, and stops it in order.
     parts.peers(tell).await?;
+    parts.listeners(public, operators, peers);
     parts.presence();
     parts.sampler();
     parts.gate();
