@@ -76,18 +76,25 @@ impl Pulse {
         self.lsn = None;
     }
 
-    /// Bytes that a batch may take: its pages, and segments of WAL that it begins.
-    fn may_take(self) -> u64 {
+    /// Bytes of the segments of WAL that a batch begins.
+    fn begins(self) -> u64 {
         let left = WAL_SEGMENT - self.lsn.unwrap_or(0) % WAL_SEGMENT;
-        let begun = self.worst.saturating_sub(left).div_ceil(WAL_SEGMENT) * WAL_SEGMENT;
-        self.worst + begun
+        self.worst.saturating_sub(left).div_ceil(WAL_SEGMENT) * WAL_SEGMENT
+    }
+
+    /// Bytes that must be free before a batch. A floor of the size of a segment is kept for just
+    /// that: the first segment that the batch begins. Counted twice, a nearly full disk could
+    /// never be given back.
+    fn needs(self, floor: Floor) -> u64 {
+        let kept_for_wal = if floor.bytes <= 2 * WAL_SEGMENT { WAL_SEGMENT } else { 0 };
+        floor.bytes.saturating_add(self.worst + self.begins().saturating_sub(kept_for_wal))
     }
 }
 
 /// The volume that has too little for one more batch above the floor.
 pub(super) fn lack(volumes: &Volumes, floor: Floor, pulse: Pulse) -> Option<Lack> {
     let least = volumes.known.iter().min_by_key(|volume| volume.free)?;
-    let is_little = least.free < floor.bytes.saturating_add(pulse.may_take());
+    let is_little = least.free < pulse.needs(floor);
     is_little.then(|| Lack { volume: least.what.clone(), free: least.free })
 }
 
@@ -132,15 +139,15 @@ mod tests {
         let mut pulse = Pulse::default();
         pulse.learn(0);
         pulse.learn(4 * MIB);
-        assert_eq!(pulse.may_take(), 4 * MIB);
         assert!(lack(&volumes(&[104]), floor, pulse).is_none());
         assert!(lack(&volumes(&[103]), floor, pulse).is_some());
         // The next one begins a segment of WAL.
         pulse.learn(14 * MIB);
-        assert_eq!(pulse.may_take(), (10 + 16) * MIB);
+        assert_eq!(pulse.needs(floor), (100 + 10 + 16) * MIB);
+        assert_eq!(pulse.needs(LOWEST), (16 + 10) * MIB, "the floor is for that segment");
         // A quiet batch after it: the worst is forgotten slowly.
         pulse.learn(14 * MIB);
-        assert!(pulse.may_take() > 7 * MIB);
+        assert!(pulse.needs(floor) > 107 * MIB);
     }
 
     #[test]
