@@ -6,7 +6,7 @@ mod log;
 mod state;
 
 pub use self::core::{
-    activity, catalog, lease, maintain, migrate, presence, privileges, short_lock, uninstall,
+    activity, catalog, helper, lease, maintain, migrate, presence, privileges, short_lock, uninstall,
 };
 use self::core::{connect, error, session, transaction};
 pub(crate) use self::log::truncation;

@@ -15,6 +15,7 @@ use super::decide::{Capture, Checkpoint, Facts, Gone, Mode, Phase, Step, next_of
 use super::walk::watched;
 use super::{Change, Error, Result, Run};
 use crate::db::clone::{self, NEXT, OPS, columns, traits};
+use crate::db::helper::Helper;
 use crate::db::short_lock::Behind;
 use crate::db::swap::{After, Expected, Loss, Swapped};
 use crate::db::{self, Doing, capture, maintain, reclaim as store};
@@ -32,6 +33,8 @@ use tracing::{info, warn};
 /// A batch of copying or comparing is steered to this: no snapshot of ours is
 /// to be noticed, and a stop is to be obeyed soon.
 const TARGET: Duration = Duration::from_millis(200);
+/// How often the catalog is looked at while ranges are copied or compared.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Rows of the first batch, and of the largest.
 const ROWS: (u32, u32) = (2_000, 50_000);
 
@@ -47,18 +50,44 @@ pub(super) struct Kept {
     /// The transaction that every snapshot has to be younger than, and since when
     /// that is waited for.
     settled: Option<(Instant, u64)>,
+    /// The second session of the copy.
+    helper: Option<Helper>,
+    /// What was copied is dealt with in parts before more is copied.
+    in_parts: bool,
+    /// When the catalog was looked at last.
+    looked: Option<Instant>,
     phase: Option<Phase>,
 }
 
 impl Default for Kept {
     fn default() -> Self {
         let size = BatchSize::new(ROWS.0, ROWS.1, TARGET);
-        Self { size, replayed: None, kept_up: None, told: None, settled: None, phase: None }
+        Self {
+            size,
+            replayed: None,
+            kept_up: None,
+            told: None,
+            settled: None,
+            helper: None,
+            in_parts: false,
+            looked: None,
+            phase: None,
+        }
     }
+}
+
+/// Whether the catalog was looked at just now. Each batch that copies or compares
+/// need not do it again: under the lock of the swap all of it is looked at anew.
+pub(super) fn is_sure(run: &Run<'_>) -> bool {
+    matches!(run.at.phase, Phase::Judge | Phase::Copy | Phase::Verify)
+        && run.at.aborting.is_none()
+        && run.kept.phase == Some(run.at.phase)
+        && run.kept.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY)
 }
 
 /// What the catalog says now.
 pub(super) async fn facts(run: &mut Run<'_>) -> Result<Facts> {
+    run.kept.looked = Some(Instant::now());
     let client = run.lease.client()?;
     let fingerprint = traits(&*client, OPS).await?.fingerprint();
     let standing = capture::standing(&*client).await?;
@@ -83,14 +112,16 @@ pub(super) async fn facts(run: &mut Run<'_>) -> Result<Facts> {
 /// Whether the table or what the swap made beside it is no longer what it was:
 /// then a statement may have failed for that, and the walk finds out what to do.
 pub(super) async fn is_changed(run: &mut Run<'_>) -> bool {
-    run.at.mode == Mode::Swap
-        && facts(run).await.is_ok_and(|facts| !matches!(next_of_swap(&run.at, &facts), Step::Work(_)))
+    let facts = if run.at.mode == Mode::Swap { facts(run).await.ok() } else { None };
+    run.kept.looked = None;
+    facts.is_some_and(|facts| !matches!(next_of_swap(&run.at, &facts), Step::Work(_)))
 }
 
 /// A batch of a phase's work.
 pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
     if run.kept.phase != Some(phase) {
-        run.kept = Kept { phase: Some(phase), ..Kept::default() };
+        let looked = run.kept.looked;
+        run.kept = Kept { phase: Some(phase), looked, ..Kept::default() };
     }
     if is_behind(run) && matches!(phase, Phase::Judge | Phase::Copy | Phase::Verify) {
         return follows(run).await.map(|_| ());

@@ -28,6 +28,7 @@ const TRIES: u32 = 50;
 pub(super) async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
     loop {
         let step = match run.at.mode {
+            Mode::Swap if swap::is_sure(run) => Step::Work(run.at.phase),
             Mode::Swap => match swap::facts(run).await {
                 Ok(facts) => decide::next_of_swap(&run.at, &facts),
                 // The catalog's words on ops wait for its locks, too.

@@ -5,6 +5,7 @@ pub mod activity;
 pub mod catalog;
 pub(in crate::db) mod connect;
 pub(in crate::db) mod error;
+pub mod helper;
 pub mod lease;
 pub mod maintain;
 pub mod migrate;

@@ -102,6 +102,15 @@ pub async fn known_range(
     Ok(Range { after: after.to_owned(), until, rows: seen })
 }
 
+/// All of a part of the log: after a key, up to another.
+///
+/// # Errors
+/// The database's.
+pub async fn whole_range(tx: &Transaction<'_>, after: &str, until: &str) -> Result<Range> {
+    tx.batch_execute(PLAN).await.doing("begin a range")?;
+    Ok(Range { after: after.to_owned(), until: Some(until.to_owned()), rows: 0 })
+}
+
 /// In the order of the key, after `$1`; its start is '', which may be a key.
 fn rows_after(after: &str) -> String {
     format!("FROM public.ops WHERE ulid {} $1 ORDER BY ulid", above(after))
@@ -301,16 +310,26 @@ pub(in crate::db) const NOTED: &str = "SELECT EXISTS (SELECT FROM opsward.captur
 
 /// Keys that differ although nothing noted says that they may, of those that
 /// were replayed in this transaction.
-pub async fn recheck(tx: &Transaction<'_>, columns: &Columns, keys: &[String]) -> Result<Vec<String>> {
+pub async fn recheck(
+    tx: &Transaction<'_>,
+    columns: &Columns,
+    copied: Copied<'_>,
+    keys: &[String],
+) -> Result<Vec<String>> {
     let (one, other) = (columns.list("o."), columns.list("n."));
     let sql = format!(
         "SELECT k.ulid FROM unnest($1::text[]) AS k(ulid)
          LEFT JOIN public.ops o ON o.ulid = k.ulid LEFT JOIN {NEXT} n ON n.ulid = k.ulid
          WHERE NOT record_image_eq(ROW({one}), ROW({other}))
+           AND ($2::text IS NULL OR k.ulid <= $2 AND $2 <> '')
            AND k.ulid NOT IN (SELECT c.ulid FROM opsward.captured c) LIMIT 5"
     );
+    let until = match copied {
+        Copied::To(key) => Some(key),
+        Copied::All => None,
+    };
     let statement = tx.prepare_cached(&sql).await.doing("check what was replayed")?;
-    let rows = tx.query(&statement, &[&keys]).await.doing("check what was replayed")?;
+    let rows = tx.query(&statement, &[&keys, &until]).await.doing("check what was replayed")?;
     Ok(rows.iter().map(|r| r.get(0)).collect())
 }
 

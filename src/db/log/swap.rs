@@ -136,8 +136,7 @@ pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapp
     }
     let last = replay(tx, expected.columns, Copied::All, (expected.ceiling, LAST_KEYS));
     let (_, keys) = tokio::try_join!(biased; capture::bound(tx), last)?;
-    let (_, differs, left) =
-        tokio::try_join!(biased; capture::bound(tx), recheck(tx, expected.columns, &keys), is_noted(tx))?;
+    let (_, differs, left) = tokio::try_join!(biased; capture::bound(tx), recheck(tx, expected.columns, Copied::All, &keys), is_noted(tx))?;
     if left {
         return Ok(Swapped::Behind);
     }

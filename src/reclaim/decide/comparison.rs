@@ -62,6 +62,16 @@ impl Comparison {
         before.and_then(|before| before.until.as_deref()).unwrap_or_default()
     }
 
+    /// The last key that was compared; '' is the log's start.
+    pub fn last(&self) -> &str {
+        self.before(self.parts.len())
+    }
+
+    /// The part after that key was compared.
+    pub fn add(&mut self, until: String, now_ms: i64) {
+        self.compared(self.parts.len(), Some(until), now_ms);
+    }
+
     /// A part was compared from its start up to a key.
     pub fn compared(&mut self, part: usize, until: Option<String>, now_ms: i64) {
         match self.parts.get_mut(part) {

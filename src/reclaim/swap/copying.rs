@@ -3,36 +3,137 @@
 use super::super::decide::Checkpoint;
 use super::super::{Change, Error, Result, Run};
 use super::follow::ceiling;
+use crate::db::Doing;
+use crate::db::Transaction;
 use crate::db::clone::{Columns, columns};
-use crate::db::copy::{self, Doomed};
+use crate::db::copy::{self, Doomed, Gone, Range};
+use crate::db::helper::Helper;
 use tokio::time::Instant;
 
+/// Copies a range; meanwhile a second session deals with the one before it, which
+/// is still in memory: what goes of it leaves traces, what stays is compared with
+/// its copy. Both are told by one checkpoint. A range that took the second session
+/// too long is dealt with in smaller parts before the next one is copied.
 pub(super) async fn copy_range(run: &mut Run<'_>) -> Result<()> {
-    let begun = Instant::now();
+    let (begun, rows, now_ms) = (Instant::now(), run.kept.size.rows(), run.now_ms());
     let columns = columns(&*run.lease.client()?).await?;
-    let mut change = Change::begin(run.lease, &run.at).await?;
-    let range = copy::range(&change.tx, &run.at.position, run.kept.size.rows()).await?;
-    let doomed = doomed(&run.at, &columns);
-    let copied = copy::copy(&change.tx, &doomed, &range).await?;
-    // What was written to the range since it was found may hide what goes in it.
+    let at = run.at.clone();
+    let doomed = doomed(&at, &columns);
     // A reset leaves no traces: the reference's records stand for what goes.
-    if run.at.reset.is_none() && !range.is_above(&ceiling(&run.at)) {
-        for gone in copy::trace(&change.tx, &doomed, &range).await? {
-            let sum = change.at.gone.entry(gone.table).or_default();
-            sum.rows += gone.rows;
-            sum.bytes += gone.bytes;
-            sum.traces += gone.traces;
+    let ceiling = at.reset.is_none().then(|| ceiling(&at));
+    let before = uncompared(&at);
+    if run.kept.helper.is_none() {
+        run.kept.helper = Some(Helper::open(&run.work.db).await?);
+        // What another process left may be any number of rows.
+        run.kept.in_parts = before.is_some();
+    }
+    let in_parts = run.kept.in_parts.then_some(rows);
+    let mut change = Change::begin(run.lease, &run.at).await?;
+    let copied = async {
+        match in_parts {
+            None => copy_next(&change.tx, &doomed, &at.position, rows).await.map(Some),
+            Some(_) => Ok(None),
+        }
+    };
+    let checked = async {
+        match (before, run.kept.helper.as_mut()) {
+            (Some(part), Some(helper)) => {
+                check(helper, (&doomed, ceiling.as_deref()), part, in_parts).await.map(Some)
+            }
+            _ => Ok(None),
+        }
+    };
+    let (copied, checked) = tokio::join!(copied, checked);
+    run.kept.in_parts |= checked.is_err();
+    if let Some(checked) = checked? {
+        add(&mut change.at, checked.gone);
+        change.at.comparison.add(checked.until, now_ms);
+    }
+    run.kept.in_parts &= uncompared(&change.at).is_some();
+    let copied = copied?;
+    if let Some((range, _)) = &copied {
+        change.at.done += range.rows;
+        match &range.until {
+            Some(until) => change.at.position.clone_from(until),
+            None => {
+                // Nothing follows in which the last range's traces could be left.
+                add(&mut change.at, traces(&change.tx, (&doomed, ceiling.as_deref()), range).await?);
+                change.at.advance();
+            }
         }
     }
-    change.at.done += range.rows;
-    match &range.until {
-        Some(until) => change.at.position.clone_from(until),
-        None => change.at.advance(),
-    }
     run.at = change.commit("copy a range of the log").await?;
-    run.kept.size.took(range.rows as u32, begun.elapsed());
-    run.work.metrics.reclaim_rows_copied.inc_by(copied);
+    let done = copied.map_or(rows, |(range, rows)| {
+        run.work.metrics.reclaim_rows_copied.inc_by(rows);
+        range.rows as u32
+    });
+    run.kept.size.took(done, begun.elapsed());
     Ok(())
+}
+
+/// What was copied and not yet compared: the key before it, and its last key.
+fn uncompared(at: &Checkpoint) -> Option<(&str, &str)> {
+    let before = at.comparison.last();
+    (before != at.position).then_some((before, at.position.as_str()))
+}
+
+/// The next range, and how many rows of it were copied.
+async fn copy_next(
+    tx: &Transaction<'_>,
+    doomed: &Doomed<'_>,
+    after: &str,
+    rows: u32,
+) -> Result<(Range, u64)> {
+    let range = copy::range(tx, after, rows).await?;
+    let copied = copy::copy(tx, doomed, &range).await?;
+    Ok((range, copied))
+}
+
+/// What came of a part that was dealt with.
+struct Checked {
+    until: String,
+    gone: Vec<Gone>,
+}
+
+/// Leaves the traces of a part that was copied, and compares it with its copy:
+/// all of it, or at most so many rows.
+async fn check(
+    helper: &mut Helper,
+    (doomed, ceiling): (&Doomed<'_>, Option<&str>),
+    (after, until): (&str, &str),
+    rows: Option<u32>,
+) -> Result<Checked> {
+    let tx = helper.begin().await?;
+    let range = match rows {
+        Some(rows) => copy::known_range(&tx, (after, Some(until)), rows).await?,
+        None => copy::whole_range(&tx, after, until).await?,
+    };
+    let gone = traces(&tx, (doomed, ceiling), &range).await?;
+    trusted(&copy::verify(&tx, doomed, &range).await?)?;
+    tx.commit().await.doing("commit the traces of a range")?;
+    Ok(Checked { until: range.until.unwrap_or_else(|| until.to_owned()), gone })
+}
+
+/// Leaves the traces of a range, unless nothing of it can go.
+async fn traces(
+    tx: &Transaction<'_>,
+    (doomed, ceiling): (&Doomed<'_>, Option<&str>),
+    range: &Range,
+) -> Result<Vec<Gone>> {
+    // What was written to the range since it was found may hide what goes in it.
+    match ceiling.is_none_or(|ceiling| range.is_above(ceiling)) {
+        true => Ok(Vec::new()),
+        false => Ok(copy::trace(tx, doomed, range).await?),
+    }
+}
+
+fn add(at: &mut Checkpoint, gone: Vec<Gone>) {
+    for gone in gone {
+        let sum = at.gone.entry(gone.table).or_default();
+        sum.rows += gone.rows;
+        sum.bytes += gone.bytes;
+        sum.traces += gone.traces;
+    }
 }
 
 pub(super) fn doomed<'a>(at: &'a Checkpoint, columns: &'a Columns) -> Doomed<'a> {

@@ -222,7 +222,7 @@ async fn a_replay_reads_no_more_than_its_keys() {
     let keys = copy::replay(&tx, &columns, copy::Copied::All, ("", 500)).await.unwrap();
     assert_eq!(keys.len(), 50);
     let replayed = read().await - before;
-    assert!(copy::recheck(&tx, &columns, &keys).await.unwrap().is_empty());
+    assert!(copy::recheck(&tx, &columns, copy::Copied::All, &keys).await.unwrap().is_empty());
     let checked = read().await - before - replayed;
     assert!(replayed <= 500 && checked <= 200, "{replayed} rows to replay 50 keys, {checked} to check them");
     let cuts = request.gate.cuts;

@@ -1,0 +1,48 @@
+//! A second session beside the lease's. It writes nothing but opsward's own
+//! tables, and ends with the work that it helps.
+
+use crate::db::connect::{Client, Db};
+use crate::db::error::{Doing, Error, Result};
+use crate::db::transaction::{Isolation, Transaction, begin};
+use deadpool::managed::Object;
+
+/// The session; it is closed with this, not handed back to the pool.
+pub struct Helper(Option<Client>);
+
+impl Helper {
+    /// Takes a connection of the pool.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn open(db: &Db) -> Result<Self> {
+        let client = db.client().await?;
+        match client.batch_execute("SET client_connection_check_interval = '1s'").await {
+            // Servers before 14 do not know it.
+            Err(e) if e.as_db_error().is_some() => {}
+            done => done.doing("open a second session")?,
+        }
+        Ok(Self(Some(client)))
+    }
+
+    /// Begins a transaction of a batch. Its commit does not wait for the disk: it
+    /// is of use only together with a later one of the lease's session.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn begin(&mut self) -> Result<Transaction<'_>> {
+        let client = self.0.as_mut().ok_or_else(|| Error::Away("the second session is closed".into()))?;
+        let tx = begin(client, Isolation::Write).await?;
+        tx.batch_execute(BOUNDS).await.doing("begin a batch beside the lease")?;
+        Ok(tx)
+    }
+}
+
+const BOUNDS: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '2s'; SET LOCAL synchronous_commit = off";
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        if let Some(client) = self.0.take() {
+            drop(Object::take(client));
+        }
+    }
+}
