@@ -44,7 +44,10 @@ pub(super) async fn copy_range(run: &mut Run<'_>) -> Result<()> {
         }
     };
     let (copied, checked) = tokio::join!(copied, checked);
-    run.kept.in_parts |= checked.is_err();
+    if checked.is_err() {
+        // The next one may find its session closed, or its part too large.
+        run.kept.helper = None;
+    }
     if let Some(checked) = checked? {
         add(&mut change.at, checked.gone);
         change.at.comparison.add(checked.until, now_ms);
