@@ -285,7 +285,8 @@ async fn sample(
         SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 * 1e6
         FROM pg_stat_activity
         WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'
-          AND query !~* '^(VACUUM|REINDEX|DROP INDEX|CREATE DATABASE|BEGIN|CHECKPOINT)'";
+          AND query !~* '^(VACUUM|REINDEX|DROP INDEX|CREATE DATABASE|BEGIN|CHECKPOINT)'
+          AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL)";
     const LOCKED: &str = "
         SELECT coalesce(max(extract(epoch FROM clock_timestamp() - waitstart)), 0)::float8 * 1e6
         FROM pg_locks WHERE NOT granted AND waitstart IS NOT NULL AND mode = 'RowExclusiveLock'";

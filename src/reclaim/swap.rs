@@ -21,7 +21,7 @@ use crate::db::swap::{After, Expected, Loss, Swapped};
 use crate::db::{self, Doing, capture, maintain, reclaim as store};
 use crate::values::OpUlid;
 use crate::work::BatchSize;
-use copying::{copy_range, trusted, verify};
+use copying::{Fresh, copy_range, trusted, verify};
 pub(in crate::reclaim) use follow::keep_up;
 use follow::{NEARLY_ALL, ceiling, follow, follows, is_behind, wait_for_snapshots};
 pub(in crate::reclaim) use locks::contended;
@@ -52,8 +52,8 @@ pub(super) struct Kept {
     settled: Option<(Instant, u64)>,
     /// The second session of the copy.
     helper: Option<Helper>,
-    /// What was copied is dealt with in parts before more is copied.
-    in_parts: bool,
+    /// What was copied last.
+    fresh: Option<Fresh>,
     /// When the catalog was looked at last.
     looked: Option<Instant>,
     phase: Option<Phase>,
@@ -69,7 +69,7 @@ impl Default for Kept {
             told: None,
             settled: None,
             helper: None,
-            in_parts: false,
+            fresh: None,
             looked: None,
             phase: None,
         }

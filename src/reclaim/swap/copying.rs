@@ -10,10 +10,16 @@ use crate::db::copy::{self, Doomed, Gone, Range};
 use crate::db::helper::Helper;
 use tokio::time::Instant;
 
+/// A range that this process copied, and how many rows of it.
+pub(super) struct Fresh {
+    range: Range,
+    copied: u64,
+}
+
 /// Copies a range; meanwhile a second session deals with the one before it, which
 /// is still in memory: what goes of it leaves traces, what stays is compared with
-/// its copy. Both are told by one checkpoint. A range that took the second session
-/// too long is dealt with in smaller parts before the next one is copied.
+/// its copy. Both are told by one checkpoint. What another process copied, or what
+/// failed, is dealt with in smaller parts before the next range is copied.
 pub(super) async fn copy_range(run: &mut Run<'_>) -> Result<()> {
     let (begun, rows, now_ms) = (Instant::now(), run.kept.size.rows(), run.now_ms());
     let columns = columns(&*run.lease.client()?).await?;
@@ -21,40 +27,37 @@ pub(super) async fn copy_range(run: &mut Run<'_>) -> Result<()> {
     let doomed = doomed(&at, &columns);
     // A reset leaves no traces: the reference's records stand for what goes.
     let ceiling = at.reset.is_none().then(|| ceiling(&at));
-    let before = uncompared(&at);
+    let (before, fresh) = (uncompared(&at), run.kept.fresh.take());
     if run.kept.helper.is_none() {
         run.kept.helper = Some(Helper::open(&run.work.db).await?);
-        // What another process left may be any number of rows.
-        run.kept.in_parts = before.is_some();
     }
-    let in_parts = run.kept.in_parts.then_some(rows);
     let mut change = Change::begin(run.lease, &run.at).await?;
+    let goes_on = before.is_none() || fresh.is_some();
     let copied = async {
-        match in_parts {
-            None => copy_next(&change.tx, &doomed, &at.position, rows).await.map(Some),
-            Some(_) => Ok(None),
+        match goes_on {
+            true => copy_next(&change.tx, &doomed, &at.position, rows).await.map(Some),
+            false => Ok(None),
         }
     };
     let checked = async {
         match (before, run.kept.helper.as_mut()) {
             (Some(part), Some(helper)) => {
-                check(helper, (&doomed, ceiling.as_deref()), part, in_parts).await.map(Some)
+                check(helper, (&doomed, ceiling.as_deref()), part, fresh.ok_or(rows)).await.map(Some)
             }
             _ => Ok(None),
         }
     };
     let (copied, checked) = tokio::join!(copied, checked);
     if checked.is_err() {
-        // The next one may find its session closed, or its part too large.
+        // The next one may find its session closed.
         run.kept.helper = None;
     }
     if let Some(checked) = checked? {
         add(&mut change.at, checked.gone);
         change.at.comparison.add(checked.until, now_ms);
     }
-    run.kept.in_parts &= uncompared(&change.at).is_some();
-    let copied = copied?;
-    if let Some((range, _)) = &copied {
+    let fresh = copied?;
+    if let Some(Fresh { range, .. }) = &fresh {
         change.at.done += range.rows;
         match &range.until {
             Some(until) => change.at.position.clone_from(until),
@@ -66,11 +69,10 @@ pub(super) async fn copy_range(run: &mut Run<'_>) -> Result<()> {
         }
     }
     run.at = change.commit("copy a range of the log").await?;
-    let done = copied.map_or(rows, |(range, rows)| {
-        run.work.metrics.reclaim_rows_copied.inc_by(rows);
-        range.rows as u32
-    });
+    run.work.metrics.reclaim_rows_copied.inc_by(fresh.as_ref().map_or(0, |fresh| fresh.copied));
+    let done = fresh.as_ref().map_or(rows, |fresh| fresh.range.rows as u32);
     run.kept.size.took(done, begun.elapsed());
+    run.kept.fresh = fresh;
     Ok(())
 }
 
@@ -80,16 +82,10 @@ fn uncompared(at: &Checkpoint) -> Option<(&str, &str)> {
     (before != at.position).then_some((before, at.position.as_str()))
 }
 
-/// The next range, and how many rows of it were copied.
-async fn copy_next(
-    tx: &Transaction<'_>,
-    doomed: &Doomed<'_>,
-    after: &str,
-    rows: u32,
-) -> Result<(Range, u64)> {
+async fn copy_next(tx: &Transaction<'_>, doomed: &Doomed<'_>, after: &str, rows: u32) -> Result<Fresh> {
     let range = copy::range(tx, after, rows).await?;
     let copied = copy::copy(tx, doomed, &range).await?;
-    Ok((range, copied))
+    Ok(Fresh { range, copied })
 }
 
 /// What came of a part that was dealt with.
@@ -99,20 +95,25 @@ struct Checked {
 }
 
 /// Leaves the traces of a part that was copied, and compares it with its copy:
-/// all of it, or at most so many rows.
+/// all of what this process copied, or at most so many rows.
 async fn check(
     helper: &mut Helper,
     (doomed, ceiling): (&Doomed<'_>, Option<&str>),
     (after, until): (&str, &str),
-    rows: Option<u32>,
+    part: std::result::Result<Fresh, u32>,
 ) -> Result<Checked> {
     let tx = helper.begin().await?;
-    let range = match rows {
-        Some(rows) => copy::known_range(&tx, (after, Some(until)), rows).await?,
-        None => copy::whole_range(&tx, after, until).await?,
+    let (range, copied) = match part {
+        Ok(Fresh { range, copied }) => (copy::again(&tx, range).await?, copied),
+        Err(rows) => (copy::known_range(&tx, (after, Some(until)), rows).await?, 1),
     };
     let gone = traces(&tx, (doomed, ceiling), &range).await?;
-    trusted(&copy::verify(&tx, doomed, &range).await?)?;
+    let rows: u64 = gone.iter().map(|gone| gone.rows).sum();
+    // Where all of it goes there is nothing to compare.
+    let all_goes = copied == 0 && rows == range.rows && copy::is_empty(&tx, &range).await?;
+    if !all_goes {
+        trusted(&copy::verify(&tx, doomed, &range).await?)?;
+    }
     tx.commit().await.doing("commit the traces of a range")?;
     Ok(Checked { until: range.until.unwrap_or_else(|| until.to_owned()), gone })
 }
