@@ -157,7 +157,6 @@ impl From<db::Error> for Failure {
         let fix = match kind {
             db::Kind::Denied => "check user, password and pg_hba.conf: `opsward doctor` says what is missing",
             db::Kind::Absent | db::Kind::Unfit => "`opsward doctor` says what the database lacks",
-            db::Kind::Pooler => "name the server itself in OPENAUDIO_DB_URL",
             db::Kind::BadData | db::Kind::Other => {
                 "`opsward doctor` looks for what is wrong with the database"
             }

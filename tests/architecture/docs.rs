@@ -9,9 +9,9 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// README, CONTRIBUTING and every page of docs/.
+/// README and its neighbours, and every page of docs/.
 fn pages() -> Vec<PathBuf> {
-    let mut pages = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
+    let mut pages = ["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(|page| root().join(page)).to_vec();
     let mut dirs = vec![root().join("docs")];
     while let Some(dir) = dirs.pop() {
         for entry in std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())).flatten() {
@@ -224,4 +224,38 @@ fn links_lead_somewhere() {
             assert!(outside || dir.join(link).exists(), "{}: {link}", page.display());
         }
     }
+}
+
+/// Each file that a page names in code is there. In the drawings of ARCHITECTURE a file
+/// stands after the room that its heading names, or after a folder of `src/`.
+#[test]
+fn files_that_are_named_are_there() {
+    let mut missing = Vec::new();
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap_or_else(|e| panic!("{}: {e}", page.display()));
+        let mut room = "";
+        for line in text.lines() {
+            if let Some((_, named)) = line.split_once("** (`") {
+                room = named.split('`').next().unwrap_or_default();
+            }
+            let drawn = page.ends_with("docs/ARCHITECTURE.md") && line.starts_with("    ");
+            let named = match drawn {
+                true => line.split([' ', ',', ':']).filter(|w| w.ends_with(".rs")).collect(),
+                false => line.split('`').skip(1).step_by(2).filter(|w| is_path(w)).collect::<Vec<_>>(),
+            };
+            for path in named {
+                let places = [path.to_owned(), format!("{room}/{path}"), format!("src/{path}")];
+                if !places.iter().any(|place| root().join(place).exists()) {
+                    missing.push(format!("{}: {path}", page.display()));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+/// A path into this repository.
+fn is_path(word: &str) -> bool {
+    let ours = ["src/", "tests/", "deploy/", "docs/", "config/", "examples/", "benches/", "fuzz/"];
+    ours.iter().any(|folder| word.starts_with(folder)) && !word.contains(['*', ' ', '…', '<'])
 }

@@ -204,8 +204,7 @@ fn connect_error(shown: &str, error: &tokio_postgres::Error) -> Error {
     match kind {
         Kind::Away => Error::Away(format!("{shown}: {words}")),
         Kind::Pooler => Error::Pooler(format!(
-            "a pooler at {shown} refuses the start-up options that opsward relies on: {words}; \
-             name the server itself in OPENAUDIO_DB_URL"
+            "a pooler at {shown} refuses the start-up options that opsward relies on: {words}"
         )),
         Kind::Absent if error.code() == Some(&SqlState::UNDEFINED_DATABASE) => {
             Error::Absent(format!("there is no database {shown}: name the node's in OPENAUDIO_DB_URL"))

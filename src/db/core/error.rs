@@ -174,6 +174,7 @@ impl Kind {
                 "name the primary in OPENAUDIO_DB_URL; with several hosts, target_session_attrs=read-write finds it"
             }
             Self::DiskFull => "make room on the volume of the server",
+            Self::Pooler => "name the server itself in OPENAUDIO_DB_URL",
             _ => "",
         }
     }

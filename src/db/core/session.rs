@@ -107,8 +107,7 @@ fn complaint(fact: &Fact, value: &str, server: &str) -> String {
     match set {
         Set::AtStart => format!(
             "a session at {server} has {name} = '{value}' although opsward asked for '{wanted}': something \
-             between opsward and the server, a pooler such as PgBouncer, drops start-up options; \
-             name the server itself in OPENAUDIO_DB_URL"
+             between opsward and the server, a pooler such as PgBouncer, drops start-up options"
         ),
         Set::Afterwards => format!(
             "a session at {server} has {name} = '{value}', opsward needs '{wanted}' and its role may not set it: \
