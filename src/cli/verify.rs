@@ -128,8 +128,17 @@ pub(super) async fn reference(named: &str, flag: &str, command: &str) -> Result<
         path => File::open(path),
     };
     let file = file.map_err(|e| {
-        Failure::new(ExitCode::Refused, "refused", format!("the reference file {named} cannot be read: {e}"))
-            .fix("it is what `opsward digest > FILE` wrote on the other validator")
+        let (text, fix) = match named {
+            "-" => (
+                format!("standard input cannot be kept in {}: {e}", std::env::temp_dir().display()),
+                "name the file itself (in a container: mounted there), or set TMPDIR to a directory with room for it",
+            ),
+            path => (
+                format!("the reference file {path} cannot be read: {e}"),
+                "it is what `opsward digest > FILE` wrote on the other validator",
+            ),
+        };
+        Failure::new(ExitCode::Refused, "refused", text).fix(fix)
     })?;
     let digest = DigestFile::open(file).map_err(|bad: Bad| Error::from(bad))?;
     Ok(Reference::File(Box::new(digest)))
