@@ -11,7 +11,7 @@ mod bed;
 use bed::cluster::TEMPLATE;
 use bed::target;
 use opsward::db::lease::Lease;
-use opsward::db::{Db, capture, migrate};
+use opsward::db::{Db, capture, migrate, short_lock};
 use std::time::Duration;
 use tokio_postgres::Client;
 
@@ -45,7 +45,7 @@ async fn main() {
     for _ in 0..ROUNDS {
         for captured in [0, 1] {
             let tx = lease.begin().await.unwrap();
-            capture::strong(&tx).await.unwrap();
+            short_lock::strong(&tx).await.unwrap();
             match captured {
                 0 => capture::remove(&tx).await.unwrap(),
                 _ => drop(capture::install(&tx).await.unwrap()),

@@ -3,8 +3,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    CounterVec, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// Declares the struct, the constructor and the registration from one list.
@@ -87,6 +87,7 @@ metrics! {
     retention_cut: IntGauge "retention_cut_timestamp_seconds" "The time below which retention deletes, of the table it reaches least far in; 0 when it deletes nothing.";
     reader_gap: IntGaugeVec "reader_gap_seconds" ["peer"] "Seconds until a registered peer that reads from here falls into a gap if it asks no more.";
 
+    waits: CounterVec "waits_seconds_total" ["for"] "Seconds that bulk work waited, by what for: lock, snapshot (or what else keeps deleted rows), index (another session builds one), others (who waited behind a VACUUM or REINDEX) or turn (paused, or outside its window).";
     ops_bytes: IntGauge "ops_relation_bytes" "Bytes of the table ops on disk with its TOAST, without indexes.";
     ops_index_bytes: IntGauge "ops_index_bytes" "Bytes of the indexes of ops on disk.";
     ops_dead_rows: IntGauge "ops_dead_rows" "Dead rows in ops as the server estimates them.";
@@ -144,6 +145,12 @@ trait Make: Sized {
 impl Make for IntCounter {
     fn make(name: &str, help: &str, _: &[&str]) -> prometheus::Result<Self> {
         Self::new(name, help)
+    }
+}
+
+impl Make for CounterVec {
+    fn make(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self> {
+        Self::new(Opts::new(name, help), labels)
     }
 }
 

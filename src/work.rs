@@ -3,6 +3,7 @@
 //! to stop are obeyed here, for every task alike.
 
 mod space;
+mod waits;
 
 use crate::clock::Clock;
 use crate::db::lease::Lease;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+pub use waits::{WaitFor, Waits};
 
 /// The delay of a VACUUM at the gentle pace, in ms: what autovacuum uses by
 /// default.

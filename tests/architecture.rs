@@ -88,6 +88,7 @@ const FROZEN: &[(&str, &str)] = &[
     ("0008_in_place.sql", "bcc4207f7f3b445d079e914ed3f0828cd4ab12062eb36cb877e6d2a2745459a7"),
     ("0009_bound.sql", "0787eb6b4e4f80fb44ea4a7356d6801db5bc53b2a67c037899faea12ca48f719"),
     ("0010_node.sql", "ecd62b002d74869ef58588e123149a9eabb7998339602cdb9b72c014c5112c2b"),
+    ("0011_waiting.sql", "75f53eb4e4eacc3b0a8f7826cbb04349284a8ded436882daf6af32d2a157c755"),
 ];
 
 fn is_below(path: &str, prefix: &str) -> bool {

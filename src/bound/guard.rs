@@ -3,12 +3,12 @@
 use crate::db::guard::{self, Change, Found};
 use crate::db::lease::Lease;
 use crate::db::privileges::{self, Need};
-use crate::db::short_lock::{Brief, Pauses};
-use crate::db::{self, replay, truncation};
+use crate::db::short_lock::{Brief, Patience};
+use crate::db::{self, replay};
 use crate::values::{Blocker, Progress};
-use crate::work::{Halt, Stop, Work};
+use crate::work::{Halt, Stop, WaitFor, Waits, Work};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 /// How long a run waits for others who hold the log; the next run comes.
@@ -21,8 +21,8 @@ pub enum Outcome {
     Right,
     /// It was put on the log, or taken away.
     Changed,
-    /// Others held the log all the time: who. The next run tries again.
-    Blocked(Vec<String>),
+    /// Others held the log all the time, in words. The next run tries again.
+    Blocked(String),
     /// `READ_ONLY` is set: the log is not touched.
     ReadOnly,
     /// Told to stop.
@@ -38,12 +38,11 @@ pub async fn first(work: &Work, lease: &mut Lease) -> Result<Option<Blocker>, St
     if !work.settings.bounding.replay_guard || work.settings.read_only {
         return Ok(None);
     }
-    let is_there = guard::find(lease.client()?).await? == Found::Right;
-    if let Some(lacking) = privileges::lacking(lease.client()?, &[])
-        .await?
-        .into_iter()
-        .find(|lacking| lacking.need == Need::Guard && !is_there)
-    {
+    if guard::find(lease.client()?).await? == Found::Right {
+        return Ok(None);
+    }
+    let lacking = privileges::lacking(lease.client()?, &[]).await?;
+    if let Some(lacking) = lacking.into_iter().find(|lacking| lacking.need == Need::Guard) {
         let text = lacking.need.consequence().to_owned();
         return Ok(Some(missing(work, "no_privilege", text, format!("as the owner: {}", lacking.lift))));
     }
@@ -51,10 +50,7 @@ pub async fn first(work: &Work, lease: &mut Lease) -> Result<Option<Blocker>, St
         Outcome::Right | Outcome::Changed | Outcome::ReadOnly => None,
         Outcome::Stopped => return Err(Halt::Stopped.into()),
         Outcome::Blocked(who) => {
-            let text = format!(
-                "the replay guard is switched on and could not be put on public.ops, which others hold: {}",
-                who.join("; ")
-            );
+            let text = format!("the replay guard is switched on and waits for {who}");
             Some(missing(work, "replay_guard", text, "it is tried again once they have ended".into()))
         }
     })
@@ -89,65 +85,41 @@ pub async fn remove(work: &Work, lease: &mut Lease) -> db::Result<Outcome> {
 }
 
 async fn bring(work: &Work, lease: &mut Lease, change: Change) -> db::Result<Outcome> {
-    let outcome = tried(work, lease, change).await?;
-    if matches!(outcome, Outcome::Right | Outcome::Changed) && !work.settings.read_only {
-        truncation(lease, change == Change::Put).await?;
-    }
+    let outcome = match guard::is_as(lease.client()?, change).await? {
+        true => Outcome::Right,
+        false if work.settings.read_only => Outcome::ReadOnly,
+        false => changed(work, lease, change).await?,
+    };
     let there = guard::find(lease.client()?).await? == Found::Right;
     work.metrics.guard_in_place.set(i64::from(there));
     count(work).await?;
     Ok(outcome)
 }
 
-/// The trigger that forgets a truncated log comes and goes with the guard; where
-/// others hold the log, at its next run.
-async fn truncation(lease: &mut Lease, wanted: bool) -> db::Result<()> {
-    if truncation::is_there(lease.client()?).await? != wanted {
-        match truncation::put(lease, wanted).await {
-            Err(error) if db::capture::is_contended(&error) => {
-                info!("the truncation trigger waits for a lock on ops");
-            }
-            done => return done,
-        }
-    }
-    Ok(())
-}
-
-async fn tried(work: &Work, lease: &mut Lease, change: Change) -> db::Result<Outcome> {
-    let right = match change {
-        Change::Put => Found::Right,
-        Change::Take => Found::Nothing,
-    };
-    if guard::find(lease.client()?).await? == right {
-        return Ok(Outcome::Right);
-    }
-    if work.settings.read_only {
-        return Ok(Outcome::ReadOnly);
-    }
-    let (begun, mut pauses) = (Instant::now(), Pauses::default());
+async fn changed(work: &Work, lease: &mut Lease, change: Change) -> db::Result<Outcome> {
+    let (mut patience, mut waits) = (Patience::of(PATIENCE), Waits::of("replay guard"));
     loop {
         let came = guard::change(lease, change).await?;
-        let pause = pauses.after(&came);
-        let (Brief::Held(who) | Brief::Refused(who)) = came else {
-            match change {
-                Change::Put => info!("the replay guard is on the log"),
-                Change::Take => info!("the replay guard is taken off the log"),
-            }
-            return Ok(Outcome::Changed);
+        let pause = patience.pause(&came);
+        let (Brief::Held(who) | Brief::Refused(who)) = came else { break };
+        let what = who.to_string();
+        let Some(pause) = pause else {
+            warn!(%who, "the replay guard could not be changed");
+            return Ok(Outcome::Blocked(what));
         };
-        (work.tell)(Progress {
-            phase: "replay guard".into(),
-            waiting: Some(format!("a lock on public.ops, held by {}", who.join("; "))),
-            ..Progress::default()
-        });
-        if begun.elapsed() + pause > PATIENCE {
-            warn!(by = who.join("; "), "the replay guard could not be changed: others hold the log");
-            return Ok(Outcome::Blocked(who));
-        }
+        let since = waits.tell(work, lease.pid(), (WaitFor::Lock, &what), pause).await;
+        let (phase, waiting) = ("replay guard".into(), Some(what));
+        (work.tell)(Progress { phase, waiting, waiting_since: Some(since), ..Progress::default() });
         if work.stop.run_until_cancelled(sleep(pause)).await.is_none() {
             return Ok(Outcome::Stopped);
         }
     }
+    waits.over(work).await;
+    match change {
+        Change::Put => info!("the replay guard is on the log"),
+        Change::Take => info!("the replay guard is taken off the log"),
+    }
+    Ok(Outcome::Changed)
 }
 
 /// Brings the counters to what the guard has counted in the database.

@@ -6,7 +6,7 @@ use crate::db::lease::Lease;
 use crate::db::maintain::Ended;
 use crate::db::{self, Db, activity, index};
 use crate::values::Progress;
-use crate::work::{Halt, Pacer, Room, Stop, Work};
+use crate::work::{Halt, Pacer, Room, Stop, WaitFor, Waits, Work};
 use serde::Serialize;
 use std::convert::Infallible;
 use std::time::Duration;
@@ -47,10 +47,13 @@ pub async fn ensure(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result
         Err(Stop::Halt(Halt::Stopped)) => return Ok(Ensured::Stopped),
         Err(error) => return Err(error),
     };
+    let mut waits = Waits::of("index");
     if let Some(who) = activity::builders(&*lease.client()?).await?.first() {
-        info!("the index on (table, ulid) waits for the index build of {who}");
+        let what = format!("the index build of {who}");
+        waits.tell(work, lease.pid(), (WaitFor::Index, &what), Duration::ZERO).await;
         return Ok(Ensured::Yielded);
     }
+    waits.over(work).await;
     for leftover in &found.leftovers {
         match pacer.watch(lease, &index::drop_sql(leftover), &[], Room::Makes).await? {
             Ended::Done => info!(index = leftover, "an invalid index of a failed build is dropped"),

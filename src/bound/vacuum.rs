@@ -4,7 +4,7 @@
 
 use crate::db::lease::Lease;
 use crate::db::maintain::{self, Ended};
-use crate::work::{Halt, Pacer, Room, Stop, Work};
+use crate::work::{Halt, Pacer, Room, Stop, WaitFor, Waits, Work};
 use serde::Serialize;
 use std::time::Duration;
 use tracing::info;
@@ -47,12 +47,15 @@ pub async fn after(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<
     if !maintain::vacuum_pays(&work.db.client().await?).await? {
         return Ok(None);
     }
-    let mut vacuumed = Vacuumed::Yielded;
+    let (mut vacuumed, mut waits) = (Vacuumed::Yielded, Waits::of("VACUUM"));
     for _ in 0..TRIES {
         vacuumed = once(work, lease, pacer).await?;
         if vacuumed != Vacuumed::Yielded {
+            waits.over(work).await;
             break;
         }
+        let what = (WaitFor::Others, "the sessions that waited behind VACUUM");
+        waits.tell(work, lease.pid(), what, REST).await;
         tokio::select! {
             () = tokio::time::sleep(REST) => {}
             () = work.stop.cancelled() => break,

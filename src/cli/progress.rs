@@ -101,7 +101,7 @@ mod tests {
             total: Some(2_000),
             unit: "rows".into(),
             eta_seconds: Some(90),
-            waiting: None,
+            ..Progress::default()
         };
         assert_eq!(line(&progress), "census: 500 rows of 2,000 rows (25 %), about 1m 30s left");
         let open = Progress { total: None, eta_seconds: None, waiting: Some("paused".into()), ..progress };

@@ -85,9 +85,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
             Ok(done(Changed::Yes, &owned, text))
         }
         Removal::DaemonConnected => Err(daemon_connected(&db)),
-        Removal::Blocked(holders) => {
-            Err(blocked(&format!("others held what was to go at every try: {}", holders.join("; "))))
-        }
+        Removal::Blocked(who) => Err(blocked(&format!("it waited in vain for {who}"))),
         Removal::Changed => {
             Err(refused("what opsward owns changed meanwhile: nothing was removed".to_owned())
                 .fix("look again"))

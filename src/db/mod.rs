@@ -9,7 +9,6 @@ pub use self::core::{
     activity, catalog, helper, lease, maintain, migrate, presence, privileges, short_lock, uninstall,
 };
 use self::core::{connect, error, session, transaction};
-pub(crate) use self::log::truncation;
 pub use self::log::{
     apply, capture, census_slice, clone, copy, digest, floors, foreign, guard, in_place, index, known, newer,
     ops, order, preflight, prune, recent, replay, reset, swap, traced, watermark,
@@ -17,7 +16,7 @@ pub use self::log::{
 use self::log::{owed, prune_sql};
 pub use self::state::{
     census, census_pass, covers, cursors, gate, history, jobs, node, overview, pace, peers, pulls, readers,
-    reclaim, rejected, replication, stats,
+    reclaim, rejected, replication, stats, waiting,
 };
 
 pub use self::core::connect::{Client, Db};

@@ -70,7 +70,6 @@ fn again(request: &Request, at: Checkpoint) -> Checkpoint {
     Checkpoint {
         pace: request.pace.or(at.pace),
         old_snapshots: request.old_snapshots.unwrap_or(at.old_snapshots),
-        waiting: None,
         ..at
     }
 }

@@ -263,9 +263,6 @@ pub struct Checkpoint {
     /// Swap: whether old snapshots are waited for.
     #[serde(default)]
     pub old_snapshots: OldSnapshots,
-    /// Who or what it waits for.
-    #[serde(default)]
-    pub waiting: Option<String>,
     /// In place: rows that were locked when their batch came.
     #[serde(default)]
     pub locked: Vec<OpUlid>,
@@ -311,7 +308,6 @@ impl Checkpoint {
             reset: None,
             comparison: Comparison::default(),
             old_snapshots: OldSnapshots::Wait,
-            waiting: None,
             locked: Vec::new(),
             settled: None,
             starts: 1,
@@ -328,12 +324,11 @@ impl Checkpoint {
         self.phase = self.phase.next(&self.survivors);
         self.position.clear();
         self.done = 0;
-        self.waiting = None;
     }
 
     /// Compares what was not compared lately.
     pub fn compare(&mut self, now_ms: i64) {
-        (self.phase, self.done, self.waiting) = (Phase::Verify, 0, None);
+        (self.phase, self.done) = (Phase::Verify, 0);
         self.comparison.begin(now_ms);
     }
 
@@ -348,7 +343,7 @@ impl Checkpoint {
         self.position.clear();
         (self.pass, self.done) = (0, 0);
         self.gone.clear();
-        (self.comparison, self.waiting) = (Comparison::default(), None);
+        self.comparison = Comparison::default();
         (self.fingerprint, self.capture) = (None, None);
         self.starts += 1;
     }

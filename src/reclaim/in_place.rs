@@ -10,12 +10,12 @@ mod space;
 
 use super::compact;
 use super::decide::{Checkpoint, Gone, Phase};
-use super::{Result, Run};
-use crate::db::in_place::Holders;
+use super::{Change, Result, Run};
+use crate::db::activity::Old;
 use crate::db::prune::{self, Batch, Doomed, Locked, Range, TableCut};
-use crate::db::{self, Doing, Transaction, activity, maintain, reclaim as store};
+use crate::db::{self, Doing, Transaction, activity, maintain};
 use crate::values::OpUlid;
-use crate::work::BatchSize;
+use crate::work::{BatchSize, WaitFor};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
@@ -43,8 +43,6 @@ pub(super) struct Kept {
     toast: Option<space::Moving>,
     /// Bytes that the last batch rewrote.
     written: u64,
-    /// Who was named last as holding an old snapshot.
-    told: Option<String>,
     /// Indexes that are left as they are.
     left: Vec<String>,
 }
@@ -58,7 +56,6 @@ impl Default for Kept {
             tries: 0,
             toast: None,
             written: 0,
-            told: None,
             left: Vec::new(),
         }
     }
@@ -110,7 +107,7 @@ pub(super) async fn leave_indexes(run: &mut Run<'_>, error: &db::Error) -> Resul
 pub(super) async fn others_build(run: &mut Run<'_>) -> Result<bool> {
     let builders = activity::builders(&*run.lease.client()?).await?;
     let Some(who) = builders.first() else { return Ok(false) };
-    wait(run, format!("the index build of {who}"), space::REST).await;
+    run.wait(WaitFor::Index, format!("the index build of {who}"), space::REST).await;
     Ok(true)
 }
 
@@ -123,7 +120,7 @@ pub(super) async fn drop_leftover(run: &mut Run<'_>) -> Result<()> {
     // Neither a pause nor a closed window holds an abort up.
     let stop = run.work.stop.clone();
     if maintain::watched(run.lease, &run.work.db, &drop, &[], &stop).await? == maintain::Ended::Yielded {
-        wait(run, "the sessions that waited behind DROP INDEX".into(), space::REST).await;
+        run.wait(WaitFor::Others, "the sessions that waited behind DROP INDEX".into(), space::REST).await;
     }
     Ok(())
 }
@@ -137,12 +134,6 @@ pub(super) async fn end(run: &mut Run<'_>) -> Result<()> {
     Ok(prune::end(run.lease.client()?, &run.at.run, &outcome).await?)
 }
 
-/// Waits a while and says for what; a signal to stop ends it.
-async fn wait(run: &mut Run<'_>, waiting: String, time: Duration) {
-    run.tell(Some(waiting));
-    run.pacer.idle(time).await;
-}
-
 /// The history's name for it.
 pub(super) fn task(run: &Run<'_>) -> prune::Run {
     let began_at = jiff::Timestamp::from_millisecond(run.at.began_ms).unwrap_or_default();
@@ -154,15 +145,14 @@ async fn delete(run: &mut Run<'_>) -> Result<()> {
     if run.at.position.is_empty() {
         space::may_vacuum(run).await?;
         // Of these nobody knows when they let go: before anything is lost, they have to.
-        if space::held(run, Holders::Remote).await? {
+        if space::held(run, Old::Remote).await? {
             return Ok(());
         }
         run.at.settled = None;
     }
     let cuts: Vec<TableCut> = run.at.survivors.cuts.iter().map(cut).collect();
     let Some(until) = cuts.iter().map(|cut| cut.below).max() else {
-        run.at.advance();
-        return run.save().await;
+        return run.advance().await;
     };
     if run.at.position.is_empty() {
         prune::check(&cuts, run.work.clock.now_ms())?;
@@ -175,17 +165,14 @@ async fn delete(run: &mut Run<'_>) -> Result<()> {
         return delete_locked(run, &cuts).await;
     }
     let range = Range { from: run.at.position.clone(), until, rows: run.place.size.rows() };
-    let (task, locked, mut at) = (task(run), run.place.locked, run.at.clone());
-    let begun = Instant::now();
-    let tx = run.lease.begin().await?;
-    let batch = prune::batch(&tx, &task, &range, Doomed::Below(&cuts), locked).await?;
-    count(&mut at, &batch);
-    let room = LOCKED_KEPT.saturating_sub(at.locked.len());
-    at.locked.extend(batch.skipped.iter().take(room));
-    at.position = batch.next.clone().unwrap_or_else(|| until.to_string());
-    store::save(&tx, &at.json()).await?;
-    tx.commit().await.doing("commit a batch")?;
-    run.at = at;
+    let (task, locked, begun) = (task(run), run.place.locked, Instant::now());
+    let mut change = Change::begin(run.lease, &run.at).await?;
+    let batch = prune::batch(&change.tx, &task, &range, Doomed::Below(&cuts), locked).await?;
+    count(&mut change.at, &batch);
+    let room = LOCKED_KEPT.saturating_sub(change.at.locked.len());
+    change.at.locked.extend(batch.skipped.iter().take(room));
+    change.at.position = batch.next.clone().unwrap_or_else(|| until.to_string());
+    run.at = change.commit("commit a batch").await?;
     learned(run, batch.scanned, &[batch], begun);
     Ok(())
 }
@@ -217,31 +204,25 @@ pub(super) fn learned(run: &mut Run<'_>, rows: u64, done: &[Batch], begun: Insta
 
 /// Rows that were locked when their batch came, one at a time.
 async fn delete_locked(run: &mut Run<'_>, cuts: &[TableCut]) -> Result<()> {
-    let mut at = run.at.clone();
-    let Some(ulid) = at.locked.pop() else {
-        at.advance();
-        run.at = at;
-        return run.save().await;
-    };
+    let Some(ulid) = run.at.locked.last().copied() else { return run.advance().await };
     let range = Range { from: ulid.to_string(), until: OpUlid::first_of_ms(ulid.ms() + 1), rows: 100 };
     let task = task(run);
-    let tx = run.lease.begin().await?;
-    let batch = prune::batch(&tx, &task, &range, Doomed::Below(cuts), Locked::Skip).await?;
-    count(&mut at, &batch);
+    let mut change = Change::begin(run.lease, &run.at).await?;
+    change.at.locked.pop();
+    let batch = prune::batch(&change.tx, &task, &range, Doomed::Below(cuts), Locked::Skip).await?;
+    count(&mut change.at, &batch);
     if batch.skipped.contains(&ulid) {
         run.place.tries += 1;
         if run.place.tries <= TRIES {
-            drop(tx);
+            drop(change);
             // The others first.
             run.at.locked.rotate_right(1);
-            wait(run, format!("a lock on the row {ulid}"), RETRY_AFTER).await;
+            run.wait(WaitFor::Lock, format!("a lock on the row {ulid}"), RETRY_AFTER).await;
             return Ok(());
         }
         warn!(%ulid, "the row stayed locked by another session, and stays in the log");
     }
-    store::save(&tx, &at.json()).await?;
-    tx.commit().await.doing("commit a batch")?;
-    run.at = at;
+    run.at = change.commit("commit a batch").await?;
     Ok(())
 }
 

@@ -20,10 +20,12 @@ mod swap;
 pub mod verify;
 mod walk;
 
+use crate::db::clone::OPS;
+use crate::db::short_lock::{Behind, Pauses, holders};
 use crate::db::{self, lease::Lease};
 use crate::settings::Policy;
 use crate::values::{Beginning, Progress};
-use crate::work::{Pacer, Stop, Work};
+use crate::work::{Pacer, Stop, WaitFor, Waits, Work};
 pub use begin::plan;
 use begin::{agreed, checkpoint};
 use change::Change;
@@ -34,7 +36,10 @@ use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
+
+/// Between two looks at a log that even readers are kept from.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// What an operator asks of a reclaim; a job carries it.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -165,6 +170,14 @@ pub struct Run<'a> {
     pub lease: &'a mut Lease,
     /// Rests, window, disk: asked before each batch.
     pub pacer: Pacer,
+    /// What is waited for, and since when; kept over a step that waits again.
+    waiting: Option<(String, Timestamp)>,
+    waits: Waits,
+    /// Whether the step that is done now waited.
+    waited: bool,
+    /// Before this no lock is tried for; how long it is after the next try.
+    next_try: Option<Instant>,
+    pauses: Pauses,
     /// What is remembered; a step writes it in the transaction of its effect.
     pub at: Checkpoint,
     /// How the gate is asked again before anything is lost for good.
@@ -203,8 +216,23 @@ impl Run<'_> {
         self.work.clock.now().as_millisecond()
     }
 
+    /// Waits a while, and says for what in every view; a signal to stop ends it.
+    async fn wait(&mut self, wait: WaitFor, what: String, pause: Duration) {
+        let since = self.waits.tell(self.work, self.lease.pid(), (wait, &what), pause).await;
+        (self.waiting, self.waited) = (Some((what, since)), true);
+        self.tell();
+        self.pacer.idle(pause).await;
+    }
+
+    /// It waits no more.
+    async fn goes_on(&mut self) {
+        if self.waiting.take().is_some() || self.waits.is_told() {
+            self.waits.over(self.work).await;
+        }
+    }
+
     /// Tells how far the phase is, and how long all of it will take.
-    pub fn tell(&self, waiting: Option<String>) {
+    fn tell(&self) {
         let phase = self.at.phase;
         if self.told.replace(phase) != phase {
             self.work.metrics.reclaim_phase.reset();
@@ -222,7 +250,8 @@ impl Run<'_> {
             total,
             unit: unit.into(),
             eta_seconds,
-            waiting,
+            waiting: self.waiting.as_ref().map(|(what, _)| what.clone()),
+            waiting_since: self.waiting.as_ref().map(|(_, since)| *since),
         });
     }
 }
@@ -241,17 +270,29 @@ fn eta(elapsed: Duration, first: f64, left: f64) -> Option<u64> {
 
 /// Makes sure that the log is the one that opsward remembers, or forgets the
 /// other; waits while somebody keeps even readers away from the log.
-async fn same_log(work: &Work) -> Result<()> {
+async fn same_log(work: &Work, pid: i32) -> Result<()> {
+    let mut waits = Waits::of("reclaim");
     loop {
         let client = work.db.client().await?;
-        let Err(error) = db::known::check(&client).await else { return Ok(()) };
-        if !db::capture::is_contended(&error) || work.stop.is_cancelled() {
+        let Err(error) = db::known::check(&client).await else { break };
+        if !error.is_contended() || work.stop.is_cancelled() {
             return Err(error.into());
         }
-        let held_by = db::capture::holders(&client, db::clone::OPS).await?.join("; ");
-        let waiting = Some(format!("a lock on ops, held by {held_by}"));
-        (work.tell)(Progress { phase: "look at the log".into(), waiting, ..Progress::default() });
+        let what = holders(&client, (&[OPS], Behind::Everybody)).await?.to_string();
+        let since = waits.tell(work, pid, (WaitFor::Lock, &what), LOOK_AGAIN).await;
+        let phase = "look at the log".into();
+        (work.tell)(Progress {
+            phase,
+            waiting: Some(what),
+            waiting_since: Some(since),
+            ..Progress::default()
+        });
+        sleep(LOOK_AGAIN).await;
     }
+    if waits.is_told() {
+        waits.over(work).await;
+    }
+    Ok(())
 }
 
 /// Begins, resumes, swaps or undoes a reclaim, and walks it to its end.
@@ -260,7 +301,7 @@ async fn same_log(work: &Work) -> Result<()> {
 /// It was told to stop, a guard refused, or the database's.
 pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>) -> Result<Report> {
     if request.action != Action::Abort {
-        same_log(work).await?;
+        same_log(work, lease.pid()).await?;
     }
     let at = checkpoint(work, lease, request).await?;
     let mut pacer = Pacer::new(work, at.pace);
@@ -280,12 +321,18 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
         kept,
         place,
         locked_ms: 0,
+        waiting: None,
+        waits: Waits::of("reclaim"),
+        waited: false,
+        next_try: None,
+        pauses: Pauses::default(),
         compactor: None,
         told,
         begun,
     };
     run.save().await?;
     let ended = Box::pin(walk::walk(&mut run)).await;
+    run.waits.over(work).await;
     work.metrics.reclaim_phase.reset();
     work.metrics.reclaim_progress.set(0.0);
     work.metrics.reclaim_eta.set(-1);

@@ -16,16 +16,16 @@ use super::walk::watched;
 use super::{Change, Error, Result, Run};
 use crate::db::clone::{self, NEXT, OPS, columns, traits};
 use crate::db::helper::Helper;
-use crate::db::short_lock::Behind;
+use crate::db::short_lock::{Behind, Target};
 use crate::db::swap::{After, Expected, Loss, Swapped};
-use crate::db::{self, Doing, capture, maintain, reclaim as store};
+use crate::db::{self, capture, maintain, reclaim as store};
 use crate::values::OpUlid;
-use crate::work::BatchSize;
+use crate::work::{BatchSize, WaitFor};
 use copying::{Fresh, copy_range, trusted, verify};
 pub(in crate::reclaim) use follow::keep_up;
 use follow::{NEARLY_ALL, ceiling, follow, follows, is_behind, wait_for_snapshots};
-pub(in crate::reclaim) use locks::contended;
-use locks::{BETWEEN_TRIES, commit_in_time, is_held};
+use locks::is_due;
+pub(in crate::reclaim) use locks::locked;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -35,6 +35,10 @@ use tracing::{info, warn};
 const TARGET: Duration = Duration::from_millis(200);
 /// How often the catalog is looked at while ranges are copied or compared.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// After a VACUUM that others waited behind.
+const REST: Duration = Duration::from_secs(2);
+/// What a swap locks, in this order.
+const SWAPPED: Target<'static> = (&[NEXT, OPS], Behind::Everybody);
 /// Rows of the first batch, and of the largest.
 const ROWS: (u32, u32) = (2_000, 50_000);
 
@@ -168,26 +172,18 @@ async fn stands_free(run: &mut Run<'_>, way_out: &str) -> Result<()> {
     }
 }
 
-/// Triggers take the lock that writers hold: one short try.
+/// Triggers take the lock that writers hold.
 async fn install(run: &mut Run<'_>) -> Result<()> {
-    if is_held(run, Behind::Writers).await? {
-        return Ok(());
-    }
     let mut at = run.at.clone();
-    let begun = Instant::now();
-    let tx = run.lease.begin().await?;
-    capture::strong(&tx).await?;
-    let done: db::Result<()> = async {
-        at.capture = Some(capture::install(&tx).await?);
+    let installed = locked(run, (&[OPS], Behind::Writers), async |tx| {
+        at.capture = Some(capture::install(tx).await?);
         at.advance();
         let saved = at.json();
-        tokio::try_join!(biased; capture::bound(&tx), store::save(&tx, &saved)).map(|_| ())
+        tokio::try_join!(biased; capture::bound(tx), store::save(tx, &saved)).map(|_| ())
+    });
+    if installed.await?.is_some() {
+        run.at = at;
     }
-    .await;
-    if !commit_in_time(tx, begun, done).await? {
-        return contended(run, OPS).await;
-    }
-    run.at = at;
     Ok(())
 }
 
@@ -200,7 +196,7 @@ async fn analyze(run: &mut Run<'_>) -> Result<()> {
         warn!(free, floor, "little disk is free: the new table is left to the server's autovacuum");
     } else {
         if !watched(run, clone::VACUUM_NEXT).await? {
-            run.pacer.idle(BETWEEN_TRIES).await;
+            run.wait(WaitFor::Others, "the sessions that waited behind VACUUM".into(), REST).await;
             return Ok(());
         }
         if let Err(error) = clone::analyze(&*run.lease.client()?).await {
@@ -216,7 +212,7 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
     if is_behind(run) && follows(run).await? >= NEARLY_ALL {
         return Ok(());
     }
-    if wait_for_snapshots(run).await? || is_held(run, Behind::Everybody).await? {
+    if wait_for_snapshots(run).await? || !is_due(run, SWAPPED).await? {
         return Ok(());
     }
     if run.at.comparison.is_old(run.now_ms()) {
@@ -230,37 +226,30 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
     let began = jiff::Timestamp::from_millisecond(at.began_ms).unwrap_or_default();
     let columns = columns(&*run.lease.client()?).await?;
     let expected = Expected {
-        fingerprint: run.at.fingerprint.as_deref().unwrap_or_default(),
-        capture: run.at.capture.as_deref().unwrap_or_default(),
+        fingerprint: at.fingerprint.as_deref().unwrap_or_default(),
+        capture: at.capture.as_deref().unwrap_or_default(),
         columns: &columns,
         ceiling: &ceiling,
         after: After { run: &at.run, began, losses: &losses, checkpoint: &saved },
-        reset: run.at.reset.as_ref().map(|begin| (begin, run.work.clock.now())),
+        reset: at.reset.as_ref().map(|begin| (begin, run.work.clock.now())),
     };
     db::guard::announce(run.lease, run.at.survivors.below()).await?;
-    let tx = run.lease.begin().await?;
-    capture::strong(&tx).await?;
-    // Bounded by the client too: a lock that waits in a queue keeps others out.
-    let begun = Instant::now();
-    let mut came = Swapped::Changed;
-    let done: db::Result<()> = async {
-        came = db::swap::swap(&tx, &expected).await?;
-        Ok(())
-    }
-    .await;
-    if done.is_ok() && came != Swapped::Yes {
-        tx.rollback().await.doing("give a lock back")?;
+    let (mut begun, mut came) = (Instant::now(), None);
+    let swapped = locked(run, SWAPPED, async |tx| {
+        begun = Instant::now();
+        match came.insert(db::swap::swap(tx, &expected).await?) {
+            Swapped::Yes => Ok(()),
+            _ => Err(db::Error::Overtaken("swap the tables")),
+        }
+    });
+    if swapped.await?.is_none() {
         (run.kept.replayed, run.kept.settled) = (None, None);
         return match came {
-            Swapped::Differs(keys) => trusted(&keys),
-            Swapped::DaemonConnected => Err(Error::Undo("a daemon is connected".into())),
-            // The next look at the catalog says what; who waited has a turn.
-            _ => contended(run, OPS).await,
+            Some(Swapped::Differs(keys)) => trusted(&keys),
+            Some(Swapped::DaemonConnected) => Err(Error::Undo("a daemon is connected".into())),
+            // The next look at the catalog says what is changed.
+            _ => Ok(()),
         };
-    }
-    if !commit_in_time(tx, begun, done).await? {
-        (run.kept.replayed, run.kept.settled) = (None, None);
-        return contended(run, OPS).await;
     }
     let metrics = &run.work.metrics;
     for Loss { table, sums: [rows, bytes, _], .. } in &losses {
@@ -289,16 +278,14 @@ fn losses(at: &Checkpoint) -> Vec<Loss> {
 /// it all before it: WAL has one order.
 async fn drop_old(run: &mut Run<'_>) -> Result<()> {
     let losses = losses(&run.at);
-    let tx = run.lease.begin().await?;
-    let done = db::swap::drop_old(&tx, &losses).await;
-    if !commit_in_time(tx, Instant::now(), done).await? {
-        return contended(run, "opsward.ops_old").await;
+    let target = (["opsward.ops_old"].as_slice(), Behind::Nobody);
+    if locked(run, target, async |tx| db::swap::drop_old(tx, &losses).await).await?.is_none() {
+        return Ok(());
     }
     capture::switch_off(&*run.lease.client()?).await?;
     // The new table has no deleted rows.
     maintain::vacuumed(run.lease).await?;
-    run.at.advance();
-    run.save().await
+    run.advance().await
 }
 
 /// Removes what is left of an earlier start: the capture costs writers
@@ -306,21 +293,9 @@ async fn drop_old(run: &mut Run<'_>) -> Result<()> {
 pub(super) async fn undo(run: &mut Run<'_>, step: &Step) -> Result<()> {
     if *step == Step::DropCapture {
         capture::switch_off(&*run.lease.client()?).await?;
-        if is_held(run, Behind::Everybody).await? {
-            return Ok(());
-        }
-    }
-    let begun = Instant::now();
-    let tx = run.lease.begin().await?;
-    let (table, done) = match step {
-        Step::DropCapture => match capture::strong(&tx).await {
-            Ok(()) => (OPS, capture::remove(&tx).await),
-            Err(e) => (OPS, Err(e)),
-        },
-        _ => (clone::NEXT, db::swap::drop_next(&tx).await),
-    };
-    if !commit_in_time(tx, begun, done).await? {
-        return contended(run, table).await;
+        locked(run, (&[OPS], Behind::Everybody), async |tx| capture::remove(tx).await).await?;
+    } else {
+        locked(run, (&[NEXT], Behind::Nobody), async |tx| db::swap::drop_next(tx).await).await?;
     }
     Ok(())
 }

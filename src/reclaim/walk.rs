@@ -3,10 +3,12 @@
 
 use super::decide::{self, Mode, Phase, Step};
 use super::{Error, Outcome, Result, Run, agreed, in_place, swap};
+use crate::db;
+use crate::db::clone::OPS;
 use crate::db::maintain::Ended;
 use crate::db::prune::{Locked, Trouble, trouble};
-use crate::db::{self, Doing};
-use crate::work::{Halt, Room, Stop, WAL_SEGMENT};
+use crate::db::short_lock::{Behind, holders};
+use crate::work::{Halt, Room, Stop, WAL_SEGMENT, WaitFor};
 use futures_util::FutureExt;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -44,15 +46,19 @@ pub(super) async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
         };
         match step {
             Step::Work(phase) => {
-                run.tell(None);
+                run.tell();
                 if turn(run, phase).await? == Turn::Over {
                     continue;
                 }
+                run.waited = false;
                 let done = match run.at.mode {
                     Mode::Swap => swap::step(run, phase).boxed().await,
                     Mode::InPlace => in_place::step(run, phase).boxed().await,
                 };
                 settle(run, done).await?;
+                if !run.waited {
+                    run.goes_on().await;
+                }
             }
             Step::Hold => return Ok(Outcome::Held),
             Step::Anew(why) => {
@@ -104,14 +110,13 @@ async fn turn(run: &mut Run<'_>, phase: Phase) -> Result<Turn> {
             Err(Stop::Halt(halt @ (Halt::Paused(_) | Halt::OutsideWindow(_)))) => halt,
             Err(stop) => return Err(stop.into()),
         };
-        run.tell(Some(halt.to_string()));
         run.asked = None;
         let kept_up = swap::keep_up(run).await;
         settle(run, kept_up).await?;
         if run.at.aborting.is_some() {
             return Ok(Turn::Over);
         }
-        run.pacer.idle(LOOK_AGAIN).await;
+        run.wait(WaitFor::Turn, halt.to_string(), LOOK_AGAIN).await;
     }
     // What these do is for good.
     let is_due = run.asked.is_none_or(|at| at.elapsed() > ASK_EVERY);
@@ -175,8 +180,8 @@ async fn again(run: &mut Run<'_>, error: Error, means: impl Fn(Trouble) -> Troub
         (Trouble::TooLong, Mode::InPlace) => run.place.size.too_long(),
         _ => {
             run.place.locked = Locked::Skip;
-            run.tell(Some("a lock on ops".into()));
-            run.pacer.idle(RETRY_AFTER).await;
+            let who = holders(&*run.lease.client()?, (&[OPS], Behind::Everybody)).await?;
+            run.wait(WaitFor::Lock, who.to_string(), RETRY_AFTER).await;
         }
     }
     Ok(())
@@ -220,16 +225,9 @@ pub(super) async fn watched(run: &mut Run<'_>, statement: &str) -> Result<bool> 
 /// It is all over: what only this one used is emptied, for which somebody who
 /// reads it, as a dump does, is waited for.
 async fn finish(run: &mut Run<'_>) -> Result<()> {
-    loop {
-        let tx = run.lease.begin().await?;
-        match db::reclaim::forget(&tx).await {
-            Ok(()) => return Ok(tx.commit().await.doing("commit the checkpoint")?),
-            Err(error) if db::capture::is_contended(&error) => {
-                tx.rollback().await.doing("give a lock back")?;
-            }
-            Err(error) => return Err(error.into()),
-        }
-        swap::contended(run, "opsward.captured").await?;
+    let target = (["opsward.captured"].as_slice(), Behind::Nobody);
+    while swap::locked(run, target, async |tx| db::reclaim::forget(tx).await).await?.is_none() {
         go_on(run)?;
     }
+    Ok(())
 }

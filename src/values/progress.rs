@@ -1,5 +1,6 @@
 //! `Progress`: how far long work is, for a terminal, a job's row and `status`.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// How far long work is.
@@ -17,4 +18,7 @@ pub struct Progress {
     pub eta_seconds: Option<u64>,
     /// What it waits for, when it waits.
     pub waiting: Option<String>,
+    /// Since when it waits for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_since: Option<Timestamp>,
 }

@@ -259,7 +259,7 @@ impl<'w> Walk<'w> {
             total,
             unit: "bytes".into(),
             eta_seconds: eta,
-            waiting: None,
+            ..Progress::default()
         }
     }
 }

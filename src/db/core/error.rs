@@ -77,6 +77,11 @@ impl Error {
         }
     }
 
+    /// Whether somebody else, or the time, was in the way: the same again may pass.
+    pub fn is_contended(&self) -> bool {
+        trouble(self) != Trouble::Fatal
+    }
+
     /// Whether a volume of the server's was full.
     pub fn is_disk_full(&self) -> bool {
         self.code() == Some(&SqlState::DISK_FULL)

@@ -19,6 +19,7 @@ pub const MIGRATIONS: &[(&str, &str)] = &[
     ("in_place", include_str!("../migrations/0008_in_place.sql")),
     ("bound", include_str!("../migrations/0009_bound.sql")),
     ("node", include_str!("../migrations/0010_node.sql")),
+    ("waiting", include_str!("../migrations/0011_waiting.sql")),
 ];
 
 /// One number in Postgres' space of advisory locks: "opsward" in ASCII.

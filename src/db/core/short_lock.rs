@@ -5,15 +5,16 @@
 //! (contract 6). None is made while somebody holds the table who will not be
 //! gone in time, and a failed one is followed by a longer pause each time.
 
+use crate::db::activity::process;
 use crate::db::error::{Doing, Error, Result};
 use crate::db::lease::Lease;
 use crate::db::transaction::{GenericClient, Transaction};
+use std::fmt;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
-use tokio_postgres::error::SqlState;
 
 /// Waiting for the lock and holding it.
-pub const AT_MOST: Duration = Duration::from_millis(200);
+const AT_MOST: Duration = Duration::from_millis(200);
 /// The server ends what takes longer; a server that does not answer is left
 /// alone after this.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
@@ -21,13 +22,37 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Whom a lock waits for.
+/// Whom a lock waits for, and who waits behind it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Behind {
     /// SHARE ROW EXCLUSIVE: writers.
     Writers,
     /// ACCESS EXCLUSIVE: everybody.
     Everybody,
+    /// ACCESS EXCLUSIVE on a table of ours that nobody waits for: it is tried whoever
+    /// holds it, and takes its time.
+    Nobody,
+}
+
+/// The tables that a change locks, first the one that is locked first.
+pub type Target<'a> = (&'a [&'a str], Behind);
+
+/// Who is in the way of a lock on a table.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Holders {
+    /// The table.
+    pub table: String,
+    /// Each in words; empty where nobody is to be seen any more.
+    pub who: Vec<String>,
+}
+
+impl fmt::Display for Holders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.who.is_empty() {
+            true => write!(f, "a lock on {}", self.table),
+            false => write!(f, "a lock on {}, held by {}", self.table, self.who.join("; ")),
+        }
+    }
 }
 
 /// What came of a try.
@@ -35,50 +60,52 @@ pub enum Behind {
 pub enum Brief<T> {
     /// It is done and committed.
     Done(T),
-    /// Others hold the table, in words; nobody had to wait for us.
-    Held(Vec<String>),
-    /// The lock was tried for and not had in time: who holds the table.
-    Refused(Vec<String>),
+    /// Others hold the table; nobody had to wait for us.
+    Held(Holders),
+    /// The lock was tried for and not had in time.
+    Refused(Holders),
 }
 
-/// Changes something under a strong lock on a table, in one short transaction
-/// on the lease's connection, or not at all.
+/// Changes something under a strong lock, in one short transaction on the lease's
+/// connection, or not at all. A change that is overtaken ([`Error::Overtaken`]) is one
+/// that was not had.
 ///
 /// # Errors
 /// The lease is lost, or the database's.
 pub async fn briefly<T>(
     lease: &mut Lease,
-    (table, behind): (&str, Behind),
+    target: Target<'_>,
     change: impl AsyncFnOnce(&Transaction<'_>) -> Result<T>,
 ) -> Result<Brief<T>> {
-    let client = &*lease.client()?;
-    let held = in_the_way(client, table, behind).await?;
-    if held.iter().any(|(_, stays)| *stays) || wraparound(client, table).await? {
-        return Ok(Brief::Held(words(held)));
+    if let Some(holders) = held(&*lease.client()?, target).await? {
+        return Ok(Brief::Held(holders));
     }
+    let is_short = target.1 != Behind::Nobody;
     let tx = lease.begin().await?;
     let begun = Instant::now();
     let tried = async {
-        strong(&tx).await?;
+        if is_short {
+            strong(&tx).await?
+        } else {
+            overtake(&tx).await?
+        }
         change(&tx).await
     };
-    let done = match timeout(ANSWERS_WITHIN, tried).await {
-        Ok(done) => done,
-        Err(_) => return Err(Error::TooLong("change something under a lock")),
+    let done = match is_short {
+        true => timeout(ANSWERS_WITHIN, tried)
+            .await
+            .map_err(|_| Error::TooLong("change something under a lock"))?,
+        false => tried.await,
     };
     match done {
-        Ok(value) if begun.elapsed() <= AT_MOST => {
+        Ok(value) if !is_short || begun.elapsed() <= AT_MOST => {
             tx.commit().await.doing("commit under a lock")?;
             return Ok(Brief::Done(value));
         }
-        Err(error) if !is_contended(&error) => return Err(error),
+        Err(error) if !error.is_contended() => return Err(error),
         _ => tx.rollback().await.doing("give a lock back")?,
     }
-    Ok(Brief::Refused(words(in_the_way(&*lease.client()?, table, behind).await?)))
-}
-
-fn words(held: Vec<(String, bool)>) -> Vec<String> {
-    held.into_iter().map(|(words, _)| words).collect()
+    Ok(Brief::Refused(holders(&*lease.client()?, target).await?))
 }
 
 /// How long to wait for the next try: a look at who holds a table is in nobody's
@@ -101,32 +128,31 @@ impl Pauses {
                 self.0 = (pause * 2).min(LONGEST_PAUSE);
                 pause
             }
-            _ => FIRST_PAUSE,
+            Brief::Held(_) => FIRST_PAUSE,
+            Brief::Done(_) => {
+                *self = Self::default();
+                Duration::ZERO
+            }
         }
     }
 }
 
-/// Tries again and again, as long as `patience`; between two tries `rest` is
-/// told who holds the table and for how long to wait, and says whether to go on.
-///
-/// # Errors
-/// The lease is lost, or the database's.
-pub async fn patiently<T>(
-    lease: &mut Lease,
-    target: (&str, Behind),
-    patience: Duration,
-    change: impl AsyncFn(&Transaction<'_>) -> Result<T>,
-    mut rest: impl AsyncFnMut(&[String], Duration) -> bool,
-) -> Result<Brief<T>> {
-    let (begun, mut pauses) = (Instant::now(), Pauses::default());
-    loop {
-        let came = briefly(lease, target, &change).await?;
-        let pause = pauses.after(&came);
-        match &came {
-            Brief::Held(who) | Brief::Refused(who)
-                if begun.elapsed() + pause < patience && rest(who, pause).await => {}
-            _ => return Ok(came),
-        }
+/// Tries again and again, for a time.
+pub struct Patience {
+    until: Instant,
+    pauses: Pauses,
+}
+
+impl Patience {
+    /// For so long.
+    pub fn of(time: Duration) -> Self {
+        Self { until: Instant::now() + time, pauses: Pauses::default() }
+    }
+
+    /// The pause before the next try; `None` where it would come too late.
+    pub fn pause<T>(&mut self, came: &Brief<T>) -> Option<Duration> {
+        let pause = self.pauses.after(came);
+        Some(pause).filter(|pause| Instant::now() + *pause < self.until)
     }
 }
 
@@ -169,57 +195,52 @@ const BOUND: &str = "
     SELECT set_config('statement_timeout', greatest(1, 200 - 1000 * extract(
         epoch FROM clock_timestamp() - current_setting('opsward.since')::timestamptz))::int::text, true)";
 
-/// Whether a lock could not be had in time, or not be held long enough.
-pub fn is_contended(error: &Error) -> bool {
-    let codes = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED, SqlState::QUERY_CANCELED];
-    matches!(error, Error::TooLong(_)) || error.code().is_some_and(|code| codes.contains(code))
+/// Who makes a try not worth it: it would wait in vain, and others behind it.
+///
+/// # Errors
+/// The database's.
+pub async fn held(client: &impl GenericClient, (tables, behind): Target<'_>) -> Result<Option<Holders>> {
+    if behind == Behind::Nobody {
+        return Ok(None);
+    }
+    let (holders, stays) = in_the_way(client, (tables, behind)).await?;
+    Ok(Some(holders).filter(|_| stays))
 }
 
-/// Whether a strong lock on a table is not worth a try: it would wait in vain,
-/// and writers behind it.
-pub async fn is_held(client: &impl GenericClient, table: &str, behind: Behind) -> Result<bool> {
-    let stays = in_the_way(client, table, behind).await?.iter().any(|(_, stays)| *stays);
-    Ok(stays || wraparound(client, table).await?)
+/// Who is in the way of a lock, for as long as it may be.
+///
+/// # Errors
+/// The database's.
+pub async fn holders(client: &impl GenericClient, target: Target<'_>) -> Result<Holders> {
+    Ok(in_the_way(client, target).await?.0)
 }
 
-/// Whether a VACUUM to prevent wraparound is at a table, as far as this role
-/// may see it: it yields to nobody.
-async fn wraparound(client: &impl GenericClient, table: &str) -> Result<bool> {
-    let statement = client.prepare_cached(WRAPAROUND).await.doing("look for a VACUUM")?;
-    Ok(client.query_one(&statement, &[&table]).await.doing("look for a VACUUM")?.get(0))
-}
-
-/// The words are the server's own: no statement begins so.
-const WRAPAROUND: &str = "
-    SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
-                   AND query LIKE 'autovacuum: VACUUM% ' || $1::text || ' (to prevent wraparound)')";
-
-/// Who holds a lock on a table that is in the way of a strong one, each in
-/// words.
-pub async fn holders(client: &impl GenericClient, table: &str) -> Result<Vec<String>> {
-    Ok(words(in_the_way(client, table, Behind::Everybody).await?))
-}
-
-/// The holders of locks on a table, and whether each stays: it has been there
-/// for longer than a lock is waited for, and does not yield as autovacuum does.
-async fn in_the_way(client: &impl GenericClient, table: &str, behind: Behind) -> Result<Vec<(String, bool)>> {
+/// The holders of the first table that has any, and whether one of them stays: it has
+/// been there for longer than a lock is waited for, and does not yield as autovacuum does.
+async fn in_the_way(client: &impl GenericClient, (tables, behind): Target<'_>) -> Result<(Holders, bool)> {
     let statement = client.prepare_cached(HOLDERS).await.doing("look who holds a lock")?;
-    let rows = client.query(&statement, &[&table, &(behind == Behind::Everybody)]).await;
-    Ok(rows.doing("look who holds a lock")?.iter().map(|r| (r.get(0), r.get(1))).collect())
+    let rows = client.query(&statement, &[&tables, &(behind != Behind::Writers)]).await;
+    let rows = rows.doing("look who holds a lock")?;
+    let table = rows.first().map_or_else(|| *tables.last().unwrap_or(&""), |row| row.get(6));
+    let rows = rows.iter().filter(|row| row.get::<_, &str>(6) == table);
+    let stays = rows.clone().any(|row| row.get(5));
+    Ok((Holders { table: table.to_owned(), who: rows.map(process).collect() }, stays))
 }
 
+/// A VACUUM against wraparound yields to nobody; it may be seen before its lock.
 const HOLDERS: &str = "
-    SELECT DISTINCT format('process %s (%s, %s, in a transaction for %s s): %s', a.pid,
-                           coalesce(a.usename, a.backend_type), coalesce(nullif(a.application_name, ''), '-'),
-                           coalesce(extract(epoch FROM clock_timestamp() - a.xact_start)::bigint, 0),
-                           left(regexp_replace(a.query, '\\s+', ' ', 'g'), 120)),
-           coalesce(clock_timestamp() - a.xact_start > interval '100 ms'
-                    AND a.backend_type <> 'autovacuum worker', false)
-    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-    WHERE l.relation = to_regclass($1::text) AND l.granted AND l.pid <> pg_backend_pid()
-      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND ($2 OR l.mode NOT IN ('AccessShareLock', 'RowShareLock'))
-    LIMIT 5";
+    SELECT DISTINCT a.pid, coalesce(a.usename, a.backend_type), a.application_name, a.xact_start, a.query,
+           coalesce(clock_timestamp() - a.xact_start > interval '100 ms' AND a.backend_type <> 'autovacuum worker'
+                    OR a.query LIKE 'autovacuum: VACUUM% (to prevent wraparound)', false) AS stays,
+           t.name, t.n
+    FROM unnest($1::text[]) WITH ORDINALITY AS t(name, n), pg_stat_activity a
+    WHERE a.pid <> pg_backend_pid() AND a.datname = current_database()
+      AND (EXISTS (SELECT FROM pg_locks l
+                   WHERE l.pid = a.pid AND l.relation = to_regclass(t.name) AND l.granted
+                     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                     AND ($2::boolean OR l.mode NOT IN ('AccessShareLock', 'RowShareLock')))
+           OR a.query LIKE 'autovacuum: VACUUM% ' || t.name || ' (to prevent wraparound)')
+    ORDER BY t.n, stays DESC, a.pid LIMIT 5";
 
 #[cfg(test)]
 mod tests {
@@ -229,10 +250,21 @@ mod tests {
     fn tries_back_off_to_a_minute_and_looks_do_not() {
         let mut pauses = Pauses::default();
         let mut after = |came: Brief<()>| pauses.after(&came).as_secs();
-        let [held, refused] = [Brief::Held(Vec::new()), Brief::Refused(Vec::new())];
+        let [held, refused] = [Brief::Held(Holders::default()), Brief::Refused(Holders::default())];
         assert_eq!(after(held.clone()), 2);
         let tries: Vec<u64> = (0..7).map(|_| after(refused.clone())).collect();
         assert_eq!(tries, [2, 4, 8, 16, 32, 60, 60]);
         assert_eq!(after(held), 2);
+        assert_eq!((after(Brief::Done(())), after(refused)), (0, 2));
+    }
+
+    #[test]
+    fn who_is_in_the_way_is_one_sentence() {
+        let of = |who: &[&str]| {
+            let who = who.iter().map(|w| (*w).to_owned()).collect();
+            Holders { table: "public.ops".into(), who }.to_string()
+        };
+        assert_eq!(of(&[]), "a lock on public.ops");
+        assert_eq!(of(&["a", "b"]), "a lock on public.ops, held by a; b");
     }
 }

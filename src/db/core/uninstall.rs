@@ -4,7 +4,7 @@
 use crate::db::error::{Doing, Result};
 use crate::db::lease::Lease;
 use crate::db::presence::PRESENCE_LOCK;
-use crate::db::short_lock::{Behind, Brief, bound, holders, is_contended, overtake, patiently};
+use crate::db::short_lock::{Behind, Brief, Patience, Target, bound, briefly};
 use crate::db::swap::FREE_SEQUENCES;
 use crate::db::transaction::{GenericClient, Transaction};
 use crate::db::{in_place, reclaim};
@@ -89,8 +89,8 @@ pub enum Removal {
     DaemonConnected,
     /// More is owned than was shown: nothing was done.
     Changed,
-    /// Others held it at every try: who. What is left goes another time.
-    Blocked(Vec<String>),
+    /// Others held it at every try, in words. What is left goes another time.
+    Blocked(String),
 }
 
 /// Removes what was `shown`, then the schema: the log is locked for the first
@@ -121,36 +121,37 @@ async fn outside(lease: &mut Lease, shown: &[Owned]) -> Result<Removal> {
         tx.execute("DELETE FROM opsward.owned", &[]).await.doing("forget what is owned")?;
         Ok(Removal::Done)
     };
-    let rest = async |_: &[String], pause| {
-        sleep(pause).await;
-        true
-    };
-    Ok(match patiently(lease, ("public.ops", Behind::Everybody), PAUSE * TRIES, drop_owned, rest).await? {
-        Brief::Done(removal) => removal,
-        Brief::Held(who) | Brief::Refused(who) => Removal::Blocked(who),
-    })
+    removed(lease, (&["public.ops"], Behind::Everybody), drop_owned).await
 }
 
 /// No node waits for our own tables, so what drops them may take its time.
 async fn schema(lease: &mut Lease) -> Result<Removal> {
-    for _ in 0..TRIES {
-        match drop_schema(lease).await {
-            Err(error) if is_contended(&error) => sleep(PAUSE).await,
-            done => return done,
-        }
-    }
-    Ok(Removal::Blocked(holders(&*lease.client()?, "opsward.traces").await?))
+    removed(lease, (&["opsward.traces"], Behind::Nobody), drop_schema).await
 }
 
-async fn drop_schema(lease: &mut Lease) -> Result<Removal> {
-    let tx = lease.begin().await?;
-    if let Some(not) = unlike(&tx, &[]).await? {
+async fn removed(
+    lease: &mut Lease,
+    target: Target<'_>,
+    change: impl AsyncFn(&Transaction<'_>) -> Result<Removal>,
+) -> Result<Removal> {
+    let mut patience = Patience::of(PAUSE * TRIES);
+    loop {
+        let came = briefly(lease, target, &change).await?;
+        let pause = patience.pause(&came);
+        match (came, pause) {
+            (Brief::Done(removal), _) => return Ok(removal),
+            (_, Some(pause)) => sleep(pause).await,
+            (Brief::Held(who) | Brief::Refused(who), None) => return Ok(Removal::Blocked(who.to_string())),
+        }
+    }
+}
+
+async fn drop_schema(tx: &Transaction<'_>) -> Result<Removal> {
+    if let Some(not) = unlike(tx, &[]).await? {
         return Ok(not);
     }
-    overtake(&tx).await?;
     tx.batch_execute(FREE_SEQUENCES).await.doing("keep the sequences of ops")?;
     tx.batch_execute("DROP SCHEMA opsward CASCADE").await.doing("drop the schema opsward")?;
-    tx.commit().await.doing("commit the uninstall")?;
     Ok(Removal::Done)
 }
 

@@ -6,13 +6,10 @@
 use crate::db::error::{Doing, Result};
 use crate::db::transaction::{GenericClient, Transaction};
 
-pub use crate::db::short_lock::{bound, holders, is_contended, overtake, strong};
+pub use crate::db::short_lock::bound;
 
 /// From the commit on every write is noted: there is none that began before
-/// and ends after, as the lock waits for them. Call [`strong`] first.
-///
-/// # Errors
-/// The database's; see [`is_contended`].
+/// and ends after, as the lock waits for them. A change of [`crate::db::short_lock`].
 pub async fn install(tx: &Transaction<'_>) -> Result<String> {
     tx.batch_execute(INSTALL).await.doing("note the writes to ops")?;
     let (_, which) = tokio::try_join!(biased; bound(tx), identity(tx))?;
@@ -52,11 +49,8 @@ pub async fn switch_off(client: &impl GenericClient) -> Result<()> {
 
 const SWITCH_OFF: &str = "SELECT setval('opsward.capture_state', 5)";
 
-/// Removes the triggers, those of older versions too, and their function. Call
-/// [`strong`] first.
-///
-/// # Errors
-/// The database's; see [`is_contended`].
+/// Removes the triggers, those of older versions too, and their function. A change of
+/// [`crate::db::short_lock`].
 pub async fn remove(tx: &Transaction<'_>) -> Result<()> {
     tx.batch_execute(REMOVE).await.doing("remove the triggers")
 }

@@ -289,10 +289,7 @@ const NOTED_BYTES: &str = "SELECT pg_relation_size('opsward.captured')";
 
 /// Replays the rest of what was noted while nobody can write to the list, and
 /// empties it unless more was noted than is replayed at once. Returns the keys.
-/// Call `capture::strong` first.
-///
-/// # Errors
-/// The database's; see `capture::is_contended`.
+/// A change of [`crate::db::short_lock`].
 pub async fn empty_list(
     tx: &Transaction<'_>,
     columns: &Columns,

@@ -5,17 +5,22 @@
 //! restores and takes inserts; `opsward.guard_make()`, in the migrations, makes
 //! it. It lets pass what lies above all that was deleted or announced, for the
 //! price of the call. So whatever deletes announces it first.
+//!
+//! Beside it stands the trigger that forgets a log in the transaction that truncates it
+//! (a node's state sync): the guard would keep the refill out by floors of a log that is
+//! gone.
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
 use crate::db::lease::Lease;
 use crate::db::short_lock::{Behind, Brief, briefly};
+use crate::db::transaction::GenericClient;
 use crate::values::OpUlid;
 use jiff::Timestamp;
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// What there is of the guard.
+/// What there is of a trigger.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Found {
     /// No trigger.
@@ -26,28 +31,90 @@ pub enum Found {
     Other,
 }
 
-/// Looks for the guard on the log.
-pub async fn find(client: &Client) -> Result<Found> {
-    Ok(match client.query_one(FIND, &[&NAME]).await.doing("look for the replay guard")?.get(0) {
-        None => Found::Nothing,
-        Some(true) => Found::Right,
-        Some(false) => Found::Other,
-    })
+/// A trigger of ours on the log, and its function of the same name in schema public.
+struct Trigger {
+    name: &'static str,
+    /// `pg_trigger.tgtype` and `.tgenabled`.
+    like: (i16, &'static str),
+    create: &'static str,
 }
 
 /// The trigger's name.
 pub const NAME: &str = "opsward_replay_guard";
+/// Makes the guard.
+pub const CREATE: &str = "DO $guard$ BEGIN
+    PERFORM opsward.guard_make();
+    CREATE TRIGGER opsward_replay_guard BEFORE INSERT ON public.ops
+        FOR EACH ROW EXECUTE FUNCTION public.opsward_replay_guard();
+    END $guard$";
 /// 7: before each row of an INSERT. `O`: not ALWAYS, as what a logical
 /// subscription or a restore writes (role `replica`) is no op from a peer, and
 /// nodes write in the role `origin`.
+const GUARD: Trigger = Trigger { name: NAME, like: (7, "O"), create: CREATE };
+/// 32: after a TRUNCATE, whoever does it.
+const TRUNCATION: Trigger =
+    Trigger { name: "opsward_truncation", like: (32, "A"), create: CREATE_TRUNCATION };
+const CREATE_TRUNCATION: &str = "DO $truncation$ BEGIN
+    PERFORM opsward.truncation_make();
+    CREATE TRIGGER opsward_truncation AFTER TRUNCATE ON public.ops
+        FOR EACH STATEMENT EXECUTE FUNCTION public.opsward_truncation();
+    ALTER TABLE public.ops ENABLE ALWAYS TRIGGER opsward_truncation;
+    END $truncation$";
+
+impl Trigger {
+    async fn find(&self, client: &impl GenericClient) -> Result<Found> {
+        let (kind, enabled) = self.like;
+        let row = client.query_one(FIND, &[&self.name, &kind, &enabled]).await;
+        Ok(match row.doing("look for our triggers on ops")?.get(0) {
+            None => Found::Nothing,
+            Some(true) => Found::Right,
+            Some(false) => Found::Other,
+        })
+    }
+
+    fn drop(&self) -> String {
+        format!("DROP TRIGGER IF EXISTS {} ON public.ops", self.name)
+    }
+
+    fn drop_function(&self) -> String {
+        format!("DROP FUNCTION IF EXISTS public.{}()", self.name)
+    }
+
+    /// What brings about a change of what there is.
+    fn script(&self, change: Change, found: Found) -> Vec<String> {
+        let drop = Some(self.drop()).filter(|_| found != Found::Nothing);
+        let then = match change {
+            Change::Put if found == Found::Right => return Vec::new(),
+            Change::Put => self.create.to_owned(),
+            Change::Take => self.drop_function(),
+        };
+        drop.into_iter().chain([then]).collect()
+    }
+}
+
+/// Looks for the guard on the log.
+pub async fn find(client: &Client) -> Result<Found> {
+    GUARD.find(client).await
+}
+
+/// Whether the guard and the trigger beside it are on the log, or gone from it.
+pub async fn is_as(client: &Client, change: Change) -> Result<bool> {
+    let wanted = match change {
+        Change::Put => Found::Right,
+        Change::Take => Found::Nothing,
+    };
+    Ok(GUARD.find(client).await? == wanted && TRUNCATION.find(client).await? == wanted)
+}
+
 const FIND: &str = "
     SELECT CASE WHEN t.oid IS NOT NULL THEN
-               coalesce(t.tgtype = 7 AND t.tgenabled = 'O' AND t.tgqual IS NULL AND p.prosecdef AND t.tgfoid = p.oid, false)
+               coalesce(t.tgtype = $2 AND t.tgenabled::text = $3::text AND t.tgqual IS NULL AND p.prosecdef
+                        AND t.tgfoid = p.oid, false)
            END
-    FROM (SELECT to_regprocedure('public.opsward_replay_guard()') AS oid) f
+    FROM (SELECT to_regprocedure(format('public.%I()', $1::text)) AS oid) f
     LEFT JOIN pg_proc p ON p.oid = f.oid
     LEFT JOIN pg_trigger t
-        ON t.tgrelid = to_regclass('public.ops') AND t.tgname = $1 AND NOT t.tgisinternal";
+        ON t.tgrelid = to_regclass('public.ops') AND t.tgname = $1::text AND NOT t.tgisinternal";
 
 /// Tells the guard what is about to be deleted: by table, below which ULID.
 /// Nothing where there is no guard. Inserts that are under way meanwhile have
@@ -107,44 +174,35 @@ pub enum Change {
     Take,
 }
 
-/// Tries once to put the guard on the log or to take it away. That we own it
-/// is recorded before, and forgotten after.
+/// Tries once to put the guard and the trigger beside it on the log, or to take them
+/// away. That we own them is recorded before, and forgotten after.
 ///
 /// # Errors
 /// The lease is lost, or the database's.
 pub async fn change(lease: &mut Lease, change: Change) -> Result<Brief<()>> {
-    if change == Change::Put {
-        let drop = format!("{DROP}; {DROP_FUNCTION}");
-        lease.client()?.execute(OWN, &[&NAME, &drop]).await.doing("record the replay guard")?;
+    let mut script = Vec::new();
+    for trigger in [GUARD, TRUNCATION] {
+        if change == Change::Put {
+            let drop = format!("{}; {}", trigger.drop(), trigger.drop_function());
+            lease.client()?.execute(OWN, &[&trigger.name, &drop]).await.doing("record a trigger on ops")?;
+        }
+        script.extend(trigger.script(change, trigger.find(&*lease.client()?).await?));
     }
-    let found = find(lease.client()?).await?;
-    let script = match (change, found) {
-        (Change::Put, Found::Nothing) => CREATE.to_owned(),
-        (Change::Put, _) => format!("{DROP}; {CREATE}"),
-        (Change::Take, Found::Nothing) => DROP_FUNCTION.to_owned(),
-        (Change::Take, _) => format!("{DROP}; {DROP_FUNCTION}"),
-    };
     // A trigger that is there goes under a lock that readers are in the way of.
-    let behind = if found == Found::Nothing { Behind::Writers } else { Behind::Everybody };
-    briefly(lease, ("public.ops", behind), async |tx| {
-        tx.batch_execute(&script).await.doing("change the replay guard")?;
+    let drops = script.iter().any(|sql| sql.starts_with("DROP TRIGGER"));
+    let behind = if drops { Behind::Everybody } else { Behind::Writers };
+    briefly(lease, (&["public.ops"], behind), async |tx| {
+        tx.batch_execute(&script.join("; ")).await.doing("change the triggers on ops")?;
         if change == Change::Take {
-            tx.execute(DISOWN, &[&NAME]).await.doing("forget the replay guard")?;
+            let names = [GUARD.name, TRUNCATION.name].as_slice();
+            tx.execute(DISOWN, &[&names]).await.doing("forget the triggers on ops")?;
         }
         Ok(())
     })
     .await
 }
 
-const DROP: &str = "DROP TRIGGER IF EXISTS opsward_replay_guard ON public.ops";
-const DROP_FUNCTION: &str = "DROP FUNCTION IF EXISTS public.opsward_replay_guard()";
-/// Makes the guard.
-pub const CREATE: &str = "DO $guard$ BEGIN
-    PERFORM opsward.guard_make();
-    CREATE TRIGGER opsward_replay_guard BEFORE INSERT ON public.ops
-        FOR EACH ROW EXECUTE FUNCTION public.opsward_replay_guard();
-    END $guard$";
 const OWN: &str = "
     INSERT INTO opsward.owned (kind, name, drop_sql) VALUES ('trigger', $1, $2)
     ON CONFLICT (kind, name) DO UPDATE SET drop_sql = excluded.drop_sql";
-const DISOWN: &str = "DELETE FROM opsward.owned WHERE kind = 'trigger' AND name = $1";
+const DISOWN: &str = "DELETE FROM opsward.owned WHERE kind = 'trigger' AND name = ANY ($1)";

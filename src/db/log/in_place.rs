@@ -44,48 +44,6 @@ pub async fn next_xid(client: &impl GenericClient) -> Result<u64> {
 
 const NEXT_XID: &str = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
 
-/// Whose old snapshots are looked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Holders {
-    /// Everybody's.
-    All,
-    /// Those that standbys and slots hold, of which this server does not know the end.
-    Remote,
-}
-
-/// Who keeps the oldest thing alive that is older than a transaction, in
-/// words: a session's snapshot, a prepared transaction, a replication slot, a
-/// standby. What was deleted or moved before it can't be removed until that ends.
-pub async fn holder(client: &impl GenericClient, xid: u64, by: Holders) -> Result<Option<String>> {
-    let statement = client.prepare_cached(HOLDER).await.doing("look for old snapshots")?;
-    let xid = i64::try_from(xid).unwrap_or(i64::MAX);
-    let row = client.query_opt(&statement, &[&xid, &(by == Holders::Remote)]).await;
-    Ok(row.doing("look for old snapshots")?.map(|r| r.get(0)))
-}
-
-/// A VACUUM's snapshot holds nobody up.
-const HOLDER: &str = "
-    SELECT words FROM (
-        SELECT greatest(age(a.backend_xmin), age(a.backend_xid)), a.backend_type = 'walsender',
-               format(CASE a.backend_type
-                          WHEN 'walsender' THEN 'a snapshot of the standby that process %s serves (%s, %s), connected %5$s'
-                          ELSE 'a snapshot of process %s (%s, %s), whose query began %s' END, a.pid,
-                      coalesce(a.usename, a.backend_type), coalesce(nullif(a.application_name, ''), '-'),
-                      coalesce(to_char(a.query_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC'), '-'),
-                      to_char(a.backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC'))
-        FROM pg_stat_activity a
-        WHERE a.pid <> pg_backend_pid() AND (a.datname = current_database() OR a.backend_type = 'walsender')
-          AND NOT EXISTS (SELECT FROM pg_stat_progress_vacuum v WHERE v.pid = a.pid)
-        UNION ALL
-        SELECT age(transaction), false, format('the prepared transaction %s of %s, begun %s', gid, owner,
-                   to_char(prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC'))
-        FROM pg_prepared_xacts WHERE database = current_database()
-        UNION ALL
-        SELECT age(xmin), true, format('the replication slot %s', slot_name) FROM pg_replication_slots
-    ) h(age, is_remote, words)
-    WHERE age > age($1::bigint::text::xid8::xid) AND (is_remote OR NOT $2::boolean)
-    ORDER BY age DESC LIMIT 1";
-
 /// How a range of pages was emptied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Moved {

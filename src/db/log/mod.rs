@@ -24,5 +24,4 @@ pub mod replay;
 pub mod reset;
 pub mod swap;
 pub mod traced;
-pub(crate) mod truncation;
 pub mod watermark;

@@ -1,6 +1,7 @@
 //! What a reclaim has to know before it begins: from the catalog and the
 //! server's own views.
 
+use crate::db::activity;
 use crate::db::error::{Doing, Result};
 use crate::db::transaction::GenericClient;
 
@@ -62,7 +63,7 @@ pub async fn standing(client: &impl GenericClient) -> Result<Standing> {
         old_snapshots: row.get(11),
         dependents: words(client, DEPENDENTS).await?,
         hindrances: words(client, HINDRANCES).await?,
-        long: words(client, LONG).await?,
+        long: activity::long(client).await?,
         grants: words(client, GRANTS).await?,
         lease: None,
     })
@@ -159,13 +160,3 @@ const GRANTS: &str = "
     UNION ALL
     SELECT format('GRANT CREATE ON SCHEMA public TO %s', current_user::regrole)
     WHERE NOT has_schema_privilege('public', 'CREATE')";
-
-const LONG: &str = "
-    SELECT format('process %s (%s, %s) for %s s: %s', pid, coalesce(usename, backend_type),
-                  coalesce(nullif(application_name, ''), '-'),
-                  extract(epoch FROM clock_timestamp() - xact_start)::bigint,
-                  left(regexp_replace(query, '\\s+', ' ', 'g'), 120))
-    FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
-      AND xact_start < clock_timestamp() - interval '5 s'
-    ORDER BY xact_start LIMIT 10";

@@ -1,7 +1,7 @@
 //! What a reset writes beside the swap that empties the log, in the same
 //! transaction: how far the peers' logs count as read, floors, the history.
 
-use crate::db::error::{Doing, Result};
+use crate::db::error::{Doing, Kind, Result};
 use crate::db::presence::PRESENCE_LOCK;
 use crate::db::transaction::{GenericClient, Transaction};
 use crate::records::models;
@@ -105,13 +105,14 @@ const BEGIN_ANEW: &str = "
 
 /// Rows of the log; the planner's guess where counting takes too long.
 pub(crate) async fn rows(client: &impl GenericClient) -> Result<u64> {
-    let rows: i64 = match client.query_one("SELECT count(*) FROM public.ops", &[]).await {
-        Ok(row) => row.get(0),
-        Err(e) if e.code() == Some(&tokio_postgres::error::SqlState::QUERY_CANCELED) => {
-            client.query_one(ROWS, &[]).await.doing("read the size of ops")?.get(0)
+    let counted = client.query_one("SELECT count(*) FROM public.ops", &[]).await.doing("count what stays");
+    let row = match counted {
+        Err(error) if error.kind() == Kind::TooLong => {
+            client.query_one(ROWS, &[]).await.doing("read the size of ops")?
         }
-        Err(e) => return Err(e).doing("count what stays"),
+        counted => counted?,
     };
+    let rows: i64 = row.get(0);
     Ok(u64::try_from(rows).unwrap_or(0))
 }
 

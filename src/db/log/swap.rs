@@ -72,39 +72,10 @@ pub struct Loss {
     pub sums: [u64; 3],
 }
 
-/// Who holds the oldest snapshot from before a transaction, in words. After the
-/// swap it would not see rows of the new table that were written since.
-pub async fn old_snapshot(client: &impl GenericClient, xid: u64) -> Result<Option<String>> {
-    let statement = client.prepare_cached(OLD_SNAPSHOT).await.doing("look for old snapshots")?;
-    let xid = i64::try_from(xid).unwrap_or(i64::MAX);
-    let row = client.query_opt(&statement, &[&xid]).await.doing("look for old snapshots")?;
-    Ok(row.map(|r| r.get(0)))
-}
-
-/// A VACUUM reads no rows by its snapshot.
-const OLD_SNAPSHOT: &str = "
-    SELECT words FROM (
-        SELECT age(a.backend_xmin), format(
-               'a snapshot held by process %s (%s, %s, in a transaction since %s): %s', a.pid,
-               coalesce(a.usename, a.backend_type), coalesce(nullif(a.application_name, ''), '-'),
-               coalesce(to_char(a.xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC'), '-'),
-               left(regexp_replace(a.query, '\\s+', ' ', 'g'), 120))
-        FROM pg_stat_activity a
-        WHERE a.pid <> pg_backend_pid() AND (a.datname = current_database() OR a.backend_type = 'walsender')
-          AND NOT EXISTS (SELECT FROM pg_stat_progress_vacuum v WHERE v.pid = a.pid)
-        UNION ALL
-        SELECT age(xmin), format('the replication slot %s, whose reader holds a snapshot', slot_name)
-        FROM pg_replication_slots
-    ) h(age, words)
-    WHERE age > age($1::bigint::text::xid8::xid) ORDER BY age DESC LIMIT 1";
-
 /// Puts the new table in the log's place, in the transaction that
-/// [`capture::strong`] prepared: the lock, the last replay, the last checks,
+/// [`crate::db::short_lock`] prepared: the lock, the last replay, the last checks,
 /// the names, our triggers, floors and horizons over what is gone, the history,
 /// the checkpoint. Only `Yes` may be committed.
-///
-/// # Errors
-/// The database's; see [`capture::is_contended`].
 pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapped> {
     let After { run, began, losses, checkpoint } = &expected.after;
     let losses = serde_json::to_string(losses).unwrap_or_default();
@@ -235,11 +206,7 @@ BEGIN
 END $swap$"#;
 
 /// Drops the replaced table, and makes the census count again what it lost.
-///
-/// # Errors
-/// The database's; see [`capture::is_contended`].
 pub async fn drop_old(tx: &Transaction<'_>, losses: &[Loss]) -> Result<()> {
-    capture::overtake(tx).await?;
     tx.batch_execute(FREE_SEQUENCES).await.doing("keep the sequences of ops")?;
     tx.batch_execute("DROP TABLE IF EXISTS opsward.ops_old").await.doing("drop the old table")?;
     for loss in losses {
@@ -281,7 +248,6 @@ const RECOUNT: &str = "
 
 /// Drops the new table.
 pub async fn drop_next(tx: &Transaction<'_>) -> Result<()> {
-    capture::overtake(tx).await?;
     tx.batch_execute(FREE_SEQUENCES).await.doing("keep the sequences of ops")?;
     tx.batch_execute("DROP TABLE IF EXISTS opsward.ops_next").await.doing("drop the new table")
 }

@@ -17,3 +17,4 @@ pub mod reclaim;
 pub mod rejected;
 pub mod replication;
 pub mod stats;
+pub mod waiting;

@@ -4,6 +4,7 @@ use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
 use crate::db::lease;
 use crate::db::reclaim::{self, Unfinished};
+use crate::db::waiting::{self, Waiting};
 use crate::values::GATE_NOTICES;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -31,6 +32,8 @@ pub struct Overview {
     pub runs: Vec<Run>,
     /// What stands in the way of tasks that are on: code, subject, since when.
     pub blockers: Vec<(String, String, Timestamp)>,
+    /// What bulk work waits for now.
+    pub waits: Vec<Waiting>,
     /// Overrides in force and stalled peers: code, subject, since when.
     pub notices: Vec<(String, String, Timestamp)>,
 }
@@ -80,10 +83,12 @@ pub async fn overview(client: &Client) -> Result<Overview> {
     let noted = noted.iter().map(|r| (r.get(0), r.get(1), r.get(2)));
     let (notices, blockers) =
         noted.partition(|(code, ..): &(String, _, _)| GATE_NOTICES.contains(&code.as_str()));
+    let holder = lease::holder(client).await?;
     Ok(Overview {
         blockers,
         notices,
-        lease: lease::holder(client).await?.map(|h| h.to_string()),
+        waits: waiting::all(client, holder.as_ref().map(|h| h.pid)).await?,
+        lease: holder.map(|h| h.to_string()),
         percent: row.get(0),
         paused_at: row.get(1),
         traces: row.get(2),

@@ -72,26 +72,17 @@ pub struct Unfinished {
     pub held: bool,
     /// When it last did something.
     pub since: Timestamp,
-    /// Who or what it waits for.
-    pub waiting: Option<String>,
 }
 
 /// The reclaim that is under way or was interrupted, for whoever shows it.
 pub async fn unfinished(client: &impl GenericClient) -> Result<Option<Unfinished>> {
     let row = client.query_opt(UNFINISHED, &[]).await.doing("look for an unfinished reclaim")?;
-    Ok(row.map(|r| Unfinished {
-        mode: r.get(0),
-        phase: r.get(1),
-        held: r.get(2),
-        since: r.get(3),
-        waiting: r.get(4),
-    }))
+    Ok(row.map(|r| Unfinished { mode: r.get(0), phase: r.get(1), held: r.get(2), since: r.get(3) }))
 }
 
 const UNFINISHED: &str = "
     SELECT coalesce(checkpoint ->> 'mode', ''), coalesce(checkpoint ->> 'phase', ''),
-           coalesce((checkpoint ->> 'hold')::boolean AND checkpoint ->> 'phase' = 'swap', false), updated_at,
-           checkpoint ->> 'waiting'
+           coalesce((checkpoint ->> 'hold')::boolean AND checkpoint ->> 'phase' = 'swap', false), updated_at
     FROM opsward.reclaim";
 
 /// Adds to the history how a reclaim ended: its mode, and the bytes that the

@@ -4,9 +4,9 @@
 //! a pass, it goes on where it was.
 
 use super::super::decide::{Checkpoint, Mode};
-use super::super::{Result, Run, in_place};
+use super::super::{Change, Result, Run, in_place};
 use super::{Bounds, Chain, Compactor, LONGEST, LogOp, Pass, Verdict};
-use crate::db::{Doing, clone, copy, covers, reclaim as store};
+use crate::db::{clone, copy, covers};
 use crate::values::OpUlid;
 use tokio::time::Instant;
 
@@ -45,18 +45,18 @@ async fn recalled(run: &mut Run<'_>) -> Result<Compactor> {
 }
 
 async fn part(run: &mut Run<'_>, compactor: &mut Compactor) -> Result<()> {
-    let mut at = run.at.clone();
     let begun = Instant::now();
     let columns = clone::columns(&*run.lease.client()?).await?;
-    let rows = match at.mode {
+    let rows = match run.at.mode {
         Mode::Swap => run.kept.size.rows(),
         Mode::InPlace => run.place.size.rows(),
     };
     let task = in_place::task(run);
-    let before = (!at.position.is_empty()).then_some(at.position.as_str());
+    let before = (!run.at.position.is_empty()).then_some(run.at.position.as_str());
     let mut drops = Vec::new();
-    let tx = run.lease.begin().await?;
-    let walked = copy::walk(&tx, (&columns, &run.at.survivors.compact), before, (rows, LONGEST), |op| {
+    let mut change = Change::begin(run.lease, &run.at).await?;
+    let (tx, at) = (&change.tx, &mut change.at);
+    let walked = copy::walk(tx, (&columns, &run.at.survivors.compact), before, (rows, LONGEST), |op| {
         let chain = if op.owed { Chain::Owed } else { Chain::Settled };
         let data = op.data.as_deref();
         let op = LogOp { ulid: &op.ulid, action: &op.action, table: &op.table, data, chain };
@@ -66,24 +66,22 @@ async fn part(run: &mut Run<'_>, compactor: &mut Compactor) -> Result<()> {
         drops.extend(ulid.filter(|_| verdict == Verdict::Drop));
     });
     let (last, count) = walked.await?;
-    covers::add(&tx, &compactor.learned()).await?;
+    covers::add(tx, &compactor.learned()).await?;
     let gone = match at.mode {
-        Mode::Swap => copy::list(&tx, at.pass, &drops).await.map(|()| Vec::new())?,
-        Mode::InPlace => in_place::delete_listed(&tx, &task, &drops, run.place.locked).await?,
+        Mode::Swap => copy::list(tx, at.pass, &drops).await.map(|()| Vec::new())?,
+        Mode::InPlace => in_place::delete_listed(tx, &task, &drops, run.place.locked).await?,
     };
-    gone.iter().for_each(|batch| in_place::count(&mut at, batch));
+    gone.iter().for_each(|batch| in_place::count(at, batch));
     at.done = run.at.done + count;
     // The key '' is the last of all.
     match last.filter(|last| count >= u64::from(rows) && !last.is_empty()) {
         Some(last) => at.position = last,
         None => {
-            covers::clear(&tx).await?;
-            next_pass(&mut at);
+            covers::clear(tx).await?;
+            next_pass(at);
         }
     }
-    store::save(&tx, &at.json()).await?;
-    tx.commit().await.doing("judge a part of the log")?;
-    run.at = at;
+    run.at = change.commit("judge a part of the log").await?;
     match run.at.mode {
         Mode::Swap => run.kept.size.took(u32::try_from(count).unwrap_or(u32::MAX).max(1), begun.elapsed()),
         Mode::InPlace => in_place::learned(run, count, &gone, begun),

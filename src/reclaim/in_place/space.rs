@@ -3,10 +3,11 @@
 
 use super::super::decide::Phase;
 use super::super::walk::watched;
-use super::super::{Error, Result, Run};
-use super::{drop_leftover, leftover, others_build, wait};
-use crate::db::in_place::Holders;
-use crate::db::{self, Doing, in_place, maintain, reclaim as store};
+use super::super::{Change, Error, Result, Run};
+use super::{drop_leftover, leftover, others_build};
+use crate::db::activity::{self, Old};
+use crate::db::{self, Doing, in_place, maintain};
+use crate::work::WaitFor;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -44,7 +45,7 @@ const SAMPLE_PAGES: f64 = 2_000.0;
 
 /// Waits a second where something older than the last change is still held, and
 /// names who holds it: moved rows would not free what they leave.
-pub(super) async fn held(run: &mut Run<'_>, by: Holders) -> Result<bool> {
+pub(super) async fn held(run: &mut Run<'_>, old: Old) -> Result<bool> {
     let settled = match run.at.settled {
         Some(settled) => settled,
         None => {
@@ -54,15 +55,11 @@ pub(super) async fn held(run: &mut Run<'_>, by: Holders) -> Result<bool> {
             next
         }
     };
-    let Some(holder) = in_place::holder(&*run.lease.client()?, settled, by).await? else {
-        run.place.told = None;
+    let Some(holder) = activity::holder(&*run.lease.client()?, settled, old).await? else {
         return Ok(false);
     };
-    if run.place.told.as_ref() != Some(&holder) {
-        warn!(holder, "the reclaim waits: what was deleted can't be removed before this ends");
-        run.place.told = Some(holder.clone());
-    }
-    wait(run, holder, LOOK_AGAIN).await;
+    let what = format!("the end of {holder}; what was deleted can't be removed before");
+    run.wait(WaitFor::Snapshot, what, LOOK_AGAIN).await;
     Ok(true)
 }
 
@@ -77,20 +74,14 @@ pub(super) async fn may_vacuum(run: &mut Run<'_>) -> Result<()> {
     ))
 }
 
-/// Goes on to the next phase.
-async fn advance(run: &mut Run<'_>) -> Result<()> {
-    run.at.advance();
-    run.save().await
-}
-
 /// Deleted rows become free space, which the free space map knows.
 pub(super) async fn vacuum(run: &mut Run<'_>) -> Result<()> {
     may_vacuum(run).await?;
-    if held(run, Holders::All).await? {
+    if held(run, Old::Any).await? {
         return Ok(());
     }
     if !watched(run, maintain::VACUUM).await? {
-        wait(run, "the sessions that waited behind VACUUM".into(), REST).await;
+        run.wait(WaitFor::Others, "the sessions that waited behind VACUUM".into(), REST).await;
         return Ok(());
     }
     maintain::vacuumed(run.lease).await?;
@@ -98,10 +89,10 @@ pub(super) async fn vacuum(run: &mut Run<'_>) -> Result<()> {
     let gone: u64 = run.at.gone.values().map(|gone| gone.rows).sum();
     if dead > gone / 10 && run.place.tries < SEEN_TRIES {
         run.place.tries += 1;
-        wait(run, SEEN.into(), SHORT_REST).await;
+        run.wait(WaitFor::Snapshot, SEEN.into(), SHORT_REST).await;
         return Ok(());
     }
-    advance(run).await
+    run.advance().await
 }
 
 /// The TOAST table while its values move to the front.
@@ -119,12 +110,12 @@ pub(super) struct Moving {
 /// A batch of what is stored out of line, written anew into free space in
 /// front. Only the keys' order meets each row once.
 pub(super) async fn rewrite(run: &mut Run<'_>) -> Result<()> {
-    let Some(toast) = in_place::toast(&*run.lease.client()?).await? else { return advance(run).await };
+    let Some(toast) = in_place::toast(&*run.lease.client()?).await? else { return run.advance().await };
     let moving = match run.place.toast.take() {
         Some(moving) => moving,
         None => match begin_rewrite(run, &toast).await? {
             Some(moving) => moving,
-            None => return advance(run).await,
+            None => return run.advance().await,
         },
     };
     let moving = run.place.toast.insert(moving).clone();
@@ -132,20 +123,18 @@ pub(super) async fn rewrite(run: &mut Run<'_>) -> Result<()> {
     if moving.room < run.place.written {
         return make_room(run, &toast, moving).await;
     }
-    let (mut at, begun, rows) = (run.at.clone(), Instant::now(), run.place.size.rows());
-    let tx = run.lease.begin().await?;
-    let done = in_place::rewrite(&tx, &moving.movable, &at.position, rows).await?;
-    at.done += done.scanned;
+    let (begun, rows) = (Instant::now(), run.place.size.rows());
+    let mut change = Change::begin(run.lease, &run.at).await?;
+    let done = in_place::rewrite(&change.tx, &moving.movable, &run.at.position, rows).await?;
+    change.at.done += done.scanned;
     match done.last {
-        Some(last) => at.position = last,
-        None => at.advance(),
+        Some(last) => change.at.position = last,
+        None => change.at.advance(),
     }
-    store::save(&tx, &at.json()).await?;
-    tx.commit().await.doing("commit rewritten rows")?;
+    run.at = change.commit("commit rewritten rows").await?;
     run.place.size.took(u32::try_from(done.scanned).unwrap_or(u32::MAX).max(1), begun.elapsed());
     run.place.written = done.bytes;
     run.place.toast = Some(Moving { room: moving.room.saturating_sub(done.bytes), ..moving });
-    run.at = at;
     Ok(())
 }
 
@@ -168,18 +157,18 @@ async fn begin_rewrite(run: &mut Run<'_>, toast: &in_place::Toast) -> Result<Opt
 
 /// What was rewritten becomes free, unless that takes longer than it is worth.
 async fn make_room(run: &mut Run<'_>, toast: &in_place::Toast, moving: Moving) -> Result<()> {
-    if held(run, Holders::All).await? {
+    if held(run, Old::Any).await? {
         return Ok(());
     }
     if !watched(run, &toast.vacuum()).await? {
-        wait(run, "the sessions that waited behind VACUUM".into(), REST).await;
+        run.wait(WaitFor::Others, "the sessions that waited behind VACUUM".into(), REST).await;
         return Ok(());
     }
     run.at.settled = None;
     let room = toast.bytes.saturating_sub(moving.live);
     if toast.bytes > moving.first + moving.first / 50 || room < run.place.written {
         warn!(toast = toast.name, "it has no room for its own rows in front, and stays as it is");
-        return advance(run).await;
+        return run.advance().await;
     }
     run.place.toast = Some(Moving { room, ..moving });
     Ok(())
@@ -197,21 +186,19 @@ pub(super) async fn move_rows(run: &mut Run<'_>) -> Result<()> {
             pages
         }
     };
-    if held(run, Holders::All).await? {
+    if held(run, Old::Any).await? {
         return Ok(());
     }
     if to == 0 {
         return moved(run, to).await;
     }
-    let (mut at, begun, pages) = (run.at.clone(), Instant::now(), run.place.size.rows());
+    let (begun, pages) = (Instant::now(), run.place.size.rows());
     let from = to.saturating_sub(u64::from(pages));
-    let tx = run.lease.begin().await?;
-    let range = in_place::empty_pages(&tx, from, to).await?;
-    at.position = range.from.to_string();
-    at.done += to - range.from;
-    store::save(&tx, &at.json()).await?;
-    tx.commit().await.doing("commit moved rows")?;
-    run.at = at;
+    let mut change = Change::begin(run.lease, &run.at).await?;
+    let range = in_place::empty_pages(&change.tx, from, to).await?;
+    change.at.position = range.from.to_string();
+    change.at.done += to - range.from;
+    run.at = change.commit("commit moved rows").await?;
     if range.locked > 0 {
         info!(rows = range.locked, from, "locked rows stay for the next pass");
     }
@@ -228,7 +215,7 @@ async fn moved(run: &mut Run<'_>, end: u64) -> Result<()> {
     let total = run.at.total.unwrap_or(end);
     // After a round that gained much, one that moves hardly a page has nothing to cut off.
     if run.at.rounds > 0 && run.at.pass == 0 && total.saturating_sub(end) <= little(total) {
-        return advance(run).await;
+        return run.advance().await;
     }
     run.at.position = end.to_string();
     // A snapshot from before now sees rows in the pages to be cut off.
@@ -238,11 +225,11 @@ async fn moved(run: &mut Run<'_>, end: u64) -> Result<()> {
 
 /// The empty end goes, unless something is in it again: then another pass.
 pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
-    if held(run, Holders::All).await? {
+    if held(run, Old::Any).await? {
         return Ok(());
     }
     if !watched(run, maintain::VACUUM_AND_TRUNCATE).await? {
-        wait(run, "the sessions that waited behind VACUUM".into(), SHORT_REST).await;
+        run.wait(WaitFor::Others, "the sessions that waited behind VACUUM".into(), SHORT_REST).await;
         return Ok(());
     }
     let pages = in_place::size(&*run.lease.client()?).await?.pages;
@@ -253,7 +240,7 @@ pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
     if run.place.tries < SEEN_TRIES && is_kept(run, (end, pages, little)).await? {
         // To move rows again would only take more room.
         run.place.tries += 1;
-        wait(run, SEEN.into(), SHORT_REST).await;
+        run.wait(WaitFor::Snapshot, SEEN.into(), SHORT_REST).await;
         return Ok(());
     }
     info!(before, pages, end, "the end of the table was cut off");
@@ -267,7 +254,7 @@ pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
                 "the end of the table could not be cut off: rows were written to it each time"
             );
         }
-        return advance(run).await;
+        return run.advance().await;
     }
     run.at.phase = Phase::Move;
     run.at.position.clear();
@@ -275,7 +262,7 @@ pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
     let fruitless = run.at.pass;
     run.save().await?;
     if fruitless > 0 {
-        wait(run, WRITTEN.into(), SHORT_REST * 2_u32.pow(fruitless)).await;
+        run.wait(WaitFor::Snapshot, WRITTEN.into(), SHORT_REST * 2_u32.pow(fruitless)).await;
     }
     Ok(())
 }
@@ -307,7 +294,7 @@ pub(super) async fn reindex(run: &mut Run<'_>) -> Result<()> {
     }
     let bloated = in_place::bloated(&*run.lease.client()?).await?;
     let Some(index) = bloated.into_iter().find(|index| !run.place.left.contains(&index.name)) else {
-        return advance(run).await;
+        return run.advance().await;
     };
     let floor = run.work.settings.bounding.min_free_disk.min(super::super::plan::IN_PLACE_FLOOR);
     let needs = 2 * index.anew + floor;
@@ -325,6 +312,6 @@ pub(super) async fn reindex(run: &mut Run<'_>) -> Result<()> {
         run.place.left.push(index.name);
         return Ok(());
     }
-    wait(run, "the sessions that waited behind REINDEX".into(), REINDEX_REST).await;
+    run.wait(WaitFor::Others, "the sessions that waited behind REINDEX".into(), REINDEX_REST).await;
     Ok(())
 }

@@ -4,13 +4,15 @@
 use super::super::decide::{Checkpoint, OldSnapshots, Phase};
 use super::super::{Change, Result, Run};
 use super::copying::trusted;
-use super::locks::commit_in_time;
+use crate::db;
+use crate::db::activity::{self, Old};
 use crate::db::clone::columns;
 use crate::db::copy::{self, Copied};
-use crate::db::{self, capture};
+use crate::db::short_lock::{Behind, Brief, briefly};
+use crate::work::WaitFor;
 use std::time::Duration;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::debug;
 
 /// Noted keys replayed at once.
 const KEYS: u32 = 2_000;
@@ -92,20 +94,19 @@ pub(super) async fn shorten(run: &mut Run<'_>) -> Result<()> {
     }
     let (at, ceiling) = (run.at.clone(), ceiling(&run.at));
     let columns = columns(&*run.lease.client()?).await?;
-    let tx = run.lease.begin().await?;
-    capture::strong(&tx).await?;
-    let (begun, mut differ) = (Instant::now(), Vec::new());
-    let done: db::Result<()> = async {
-        let keys = copy::empty_list(&tx, &columns, copied(&at), (&ceiling, KEYS)).await?;
-        differ = copy::recheck(&tx, &columns, copied(&at), &keys).await?;
-        Ok(())
+    let mut differ = Vec::new();
+    let came = briefly(run.lease, (&["opsward.captured"], Behind::Everybody), async |tx| {
+        let keys = copy::empty_list(tx, &columns, copied(&at), (&ceiling, KEYS)).await?;
+        differ = copy::recheck(tx, &columns, copied(&at), &keys).await?;
+        match differ.is_empty() {
+            true => Ok(()),
+            false => Err(db::Error::Overtaken("empty the list of noted keys")),
+        }
+    });
+    if let Brief::Held(who) | Brief::Refused(who) = came.await? {
+        debug!(%who, "the list of noted keys is long, and could not be emptied yet");
     }
-    .await;
-    trusted(&differ)?;
-    if !commit_in_time(tx, begun, done).await? {
-        debug!("the list of noted keys is long, and could not be emptied yet");
-    }
-    Ok(())
+    trusted(&differ)
 }
 
 pub(super) async fn follow(run: &mut Run<'_>) -> Result<()> {
@@ -132,25 +133,23 @@ pub(super) async fn wait_for_snapshots(run: &mut Run<'_>) -> Result<bool> {
         Some(settled) => settled,
         None => (Instant::now(), db::in_place::next_xid(&*client).await?),
     };
-    let holder = db::swap::old_snapshot(&*client, xid).await?;
+    let holder = activity::holder(&*client, xid, Old::Snapshot).await?;
     run.kept.settled = Some((since, xid)).filter(|_| holder.is_some() || since.elapsed() < FRESH_SNAPSHOT);
     let Some(holder) = holder else {
-        run.at.waiting = None;
         if run.kept.settled.is_none() {
             // It took long: others may be older than what was replayed since.
             run.kept.replayed = None;
         }
+        // It may still wait for what it waited for.
+        run.waited = run.waiting.is_some();
         return Ok(run.kept.settled.is_none());
     };
-    let waiting = format!("the end of {holder}; after the swap it would read an emptied log");
-    let who = |waiting: &str| waiting.split(": ").next().map(str::to_owned);
-    let is_known = run.at.waiting.as_deref().is_some_and(|told| who(told) == who(&waiting));
-    if !is_known && since.elapsed() > NAMED_AFTER {
-        warn!(holder, "the swap waits until this ends; --old-snapshots ignore swaps all the same");
-        run.at.waiting = Some(waiting.clone());
-        run.save().await?;
+    if since.elapsed() < NAMED_AFTER {
+        run.waited = true;
+        run.pacer.idle(LOOK_AGAIN).await;
+        return Ok(true);
     }
-    run.tell(Some(waiting));
-    run.pacer.idle(LOOK_AGAIN).await;
+    let way_out = "--old-snapshots ignore swaps all the same, and then it reads an emptied log";
+    run.wait(WaitFor::Snapshot, format!("the end of {holder}; {way_out}"), LOOK_AGAIN).await;
     Ok(true)
 }

@@ -1,59 +1,46 @@
-//! Locks that writers wait behind: one short try, then the others' turn.
+//! Locks of a swap: one short try when its time has come, then the others' turn.
 
 use super::super::{Result, Run};
-use crate::db::clone::OPS;
-use crate::db::short_lock::{self, Behind};
-use crate::db::{self, Doing, capture};
+use crate::db::short_lock::{self, Brief, Target};
+use crate::db::{self, Transaction};
+use crate::work::WaitFor;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
-use tracing::info;
+use tokio::time::Instant;
 
-/// Between two tries of a lock that writers wait behind (contract 6).
-pub(super) const BETWEEN_TRIES: Duration = Duration::from_secs(2);
-/// Waiting for a lock that keeps writers out, plus holding it (contract 6).
-const LOCKED_AT_MOST: Duration = Duration::from_millis(200);
+/// The longest wait before the walk goes round: it follows the log, and looks for a
+/// stop, a pause and a changed table.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Commits what was done under a lock that writers wait behind, if it did not
-/// take too long; says whether it did.
-pub(super) async fn commit_in_time(
-    tx: db::Transaction<'_>,
-    begun: Instant,
-    done: db::Result<()>,
-) -> db::Result<bool> {
-    match done {
-        Ok(()) if begun.elapsed() <= LOCKED_AT_MOST => {
-            tx.commit().await.doing("commit under a lock")?;
-            Ok(true)
-        }
-        Ok(()) => tx.rollback().await.doing("give a lock back").map(|()| false),
-        Err(e) if capture::is_contended(&e) => tx.rollback().await.doing("give a lock back").map(|()| false),
-        Err(e) => Err(e),
-    }
-}
-
-/// Waits where somebody holds the log who stays: a lock that queues behind them
-/// would hold writers up in vain.
-pub(super) async fn is_held(run: &mut Run<'_>, behind: Behind) -> Result<bool> {
-    let is_held = short_lock::is_held(&*run.lease.client()?, "public.ops", behind).await?;
-    if is_held {
-        contended(run, OPS).await?;
-    }
-    Ok(is_held)
-}
-
-/// Says who is in the way, and waits.
-pub(in crate::reclaim) async fn contended(run: &mut Run<'_>, table: &str) -> Result<()> {
-    let holders = capture::holders(&*run.lease.client()?, table).await?;
-    let waiting = match holders.is_empty() {
-        true => format!("a lock on {table}"),
-        false => format!("a lock on {table}, held by {}", holders.join("; ")),
+/// Whether a try is due, with nobody in the way whom it would wait for in vain. Else who
+/// is in the way is told, and waited for a moment.
+pub(super) async fn is_due(run: &mut Run<'_>, target: Target<'_>) -> Result<bool> {
+    let client = run.lease.client()?;
+    let left = run.next_try.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+    let in_the_way = match left.is_zero() {
+        true => short_lock::held(&*client, target).await?,
+        false => Some(short_lock::holders(&*client, target).await?),
     };
-    info!(waiting, "the reclaim tries again");
-    run.tell(Some(waiting));
-    let stop = run.work.stop.clone();
-    tokio::select! {
-        () = sleep(BETWEEN_TRIES) => {}
-        () = stop.cancelled() => {}
+    let Some(who) = in_the_way else { return Ok(true) };
+    run.wait(WaitFor::Lock, who.to_string(), if left.is_zero() { AT_ONCE } else { left.min(AT_ONCE) }).await;
+    Ok(false)
+}
+
+/// Changes something under a lock; `None` where the lock was not to be had yet.
+pub(in crate::reclaim) async fn locked<T>(
+    run: &mut Run<'_>,
+    target: Target<'_>,
+    change: impl AsyncFnOnce(&Transaction<'_>) -> db::Result<T>,
+) -> Result<Option<T>> {
+    if !is_due(run, target).await? {
+        return Ok(None);
     }
-    Ok(())
+    let came = short_lock::briefly(run.lease, target, change).await?;
+    run.next_try = Some(Instant::now() + run.pauses.after(&came));
+    match came {
+        Brief::Done(value) => Ok(Some(value)),
+        Brief::Held(who) | Brief::Refused(who) => {
+            run.wait(WaitFor::Lock, who.to_string(), AT_ONCE).await;
+            Ok(None)
+        }
+    }
 }

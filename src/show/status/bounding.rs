@@ -42,6 +42,9 @@ pub struct BoundingStatus {
     /// Overrides in force and stalled peers at the last look.
     #[serde(default)]
     pub notices: Vec<BlockerStatus>,
+    /// What bulk work waits for now, the longest first.
+    #[serde(default)]
+    pub waits: Vec<WaitStatus>,
     /// A reclaim that was begun and has not ended, in a sentence.
     pub unfinished_reclaim: Option<String>,
 }
@@ -70,6 +73,17 @@ pub struct BlockerStatus {
     pub code: String,
     /// Whom or what it is about; may be empty.
     pub subject: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// What a piece of bulk work waits for.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct WaitStatus {
+    /// Which work.
+    pub work: String,
+    /// What for, and who holds it.
+    pub what: String,
     /// Since when.
     pub since: Timestamp,
 }
@@ -149,13 +163,14 @@ impl BoundingStatus {
             guard_set: settings.bounding.replay_guard,
             blockers: found.blockers.into_iter().map(noted).collect(),
             notices: found.notices.into_iter().map(noted).collect(),
+            waits: found
+                .waits
+                .into_iter()
+                .map(|w| WaitStatus { work: w.work, what: w.what, since: w.since })
+                .collect(),
             unfinished_reclaim: found.reclaim.map(|r| {
                 let done = if r.held { "waits for `opsward reclaim --swap`" } else { "has not ended" };
-                let waiting = r.waiting.map(|who| format!("; it waits for {who}")).unwrap_or_default();
-                format!(
-                    "mode {}, phase {}, {done}; it last did something at {}{waiting}",
-                    r.mode, r.phase, r.since
-                )
+                format!("mode {}, phase {}, {done}; it last did something at {}", r.mode, r.phase, r.since)
             }),
         }
     }
@@ -181,9 +196,12 @@ impl BoundingStatus {
                 _ => format!("{}: {} {}", p.phase, count(p.done), p.unit),
             });
             let waiting = job.progress.as_ref().and_then(|p| p.waiting.as_ref());
+            let waiting = waiting.filter(|_| self.waits.is_empty());
             let waits = waiting.map(|what| format!("; waiting: {what}")).unwrap_or_default();
             facts.push(("job", format!("{} {}: {far}{waits}", job.kind, job.id)));
         }
+        let wait = |w: &WaitStatus| ("waits", format!("{}, since {:.0}: {}", w.work, w.since, w.what));
+        facts.extend(self.waits.iter().map(wait));
         if let Some(unfinished) = &self.unfinished_reclaim {
             facts.push(("reclaim", unfinished.clone()));
         }

@@ -2,7 +2,6 @@
 
 use super::stands::{in_time, until, while_};
 use super::*;
-use opsward::db;
 use opsward::reclaim::decide::OldSnapshots;
 use tokio_postgres::Client;
 
@@ -80,14 +79,9 @@ async fn a_swap_waits_for_old_snapshots_and_follows_the_log_meanwhile() {
         told.wait_for(named).await.unwrap();
         client.batch_execute(&format!("UPDATE ops SET host = 'late' WHERE ulid = '{late}'")).await.unwrap();
         until(&client, "SELECT NOT EXISTS (SELECT FROM opsward.captured)").await;
-        until(
-            &client,
-            "SELECT checkpoint ->> 'waiting' LIKE '%a snapshot held by process%' FROM opsward.reclaim",
-        )
-        .await;
-        let unfinished =
-            db::reclaim::unfinished(&bed.work.db.client().await.unwrap()).await.unwrap().unwrap();
-        assert!(unfinished.waiting.is_some_and(|who| who.contains("a snapshot held by process")));
+        let noted =
+            "SELECT what LIKE '%a snapshot held by process%' FROM opsward.waiting WHERE work = 'reclaim'";
+        until(&client, noted).await;
         assert_eq!(ops(&old).await, 401);
         old.batch_execute("COMMIT").await.unwrap();
     };

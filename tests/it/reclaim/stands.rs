@@ -308,7 +308,9 @@ async fn a_lock_in_the_middle_of_the_copy_ends_nothing() {
     other.batch_execute("BEGIN; LOCK TABLE ops IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let (work, mut told) = bed.told();
     let released = async {
-        told.wait_for(|p| p.waiting.as_ref().is_some_and(|w| w.contains("a lock on ops"))).await.unwrap();
+        told.wait_for(|p| p.waiting.as_ref().is_some_and(|w| w.contains("a lock on public.ops")))
+            .await
+            .unwrap();
         other.batch_execute("COMMIT").await.unwrap();
     };
     let request = bed.again(Action::Resume);
@@ -332,7 +334,9 @@ async fn a_lock_in_the_middle_of_compaction_loses_no_verdict() {
     other.batch_execute("BEGIN; LOCK TABLE opsward.reclaim_drops IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let (work, mut told) = bed.told();
     let released = async {
-        told.wait_for(|p| p.waiting.as_ref().is_some_and(|w| w.contains("a lock on ops"))).await.unwrap();
+        told.wait_for(|p| p.waiting.as_ref().is_some_and(|w| w.contains("a lock on public.ops")))
+            .await
+            .unwrap();
         other.batch_execute("COMMIT").await.unwrap();
     };
     let request = bed.again(Action::Resume);
