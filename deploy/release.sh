@@ -5,17 +5,21 @@
 #     bash deploy/release.sh --twice    builds it anew elsewhere, and compares byte by byte
 # The same sources and the same compiler give the same bytes, wherever they are built. On
 # Debian 12 the binary runs on Debian 12 and anything newer.
-#     SKIP_SBOM=1   without cargo-cyclonedx
-# Installs what is missing of cargo-deb and cargo-cyclonedx, from source: some minutes.
+# Installs cargo-deb where it is missing, from source: some minutes. Where it cannot be had,
+# the release is without a .deb, and says so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=deploy/lib/prepare.sh
 . deploy/lib/prepare.sh
 
 need_compiler
-need_tool() { command -v "$1" >/dev/null || { say "installing $1"; cargo install --quiet --locked "$1"; }; }
-need_tool cargo-deb
-[ -n "${SKIP_SBOM:-}" ] || need_tool cargo-cyclonedx
+has_deb=1
+if ! command -v cargo-deb >/dev/null; then
+    say "installing cargo-deb"
+    cargo install --quiet --locked cargo-deb || has_deb=
+fi
+say "judging what it is made of"
+python3 deploy/lib/packages.py licences
 
 # Times in what is built are the last commit's.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
@@ -38,13 +42,14 @@ build() {
     for shell in bash zsh fish; do
         target/release/opsward completions "$shell" >"target/dist/completions/opsward.$shell"
     done
-    say "building the package"
-    cargo deb --quiet --no-build --no-strip --locked --output target/dist/
-    if [ -z "${SKIP_SBOM:-}" ]; then
-        say "listing what is in it"
-        cargo cyclonedx --quiet --format json --override-filename opsward.cdx
-        mv opsward.cdx.json target/dist/
+    if [ -n "$has_deb" ]; then
+        say "building the package"
+        cargo deb --quiet --no-build --no-strip --locked --output target/dist/
+    else
+        say "there is no .deb: cargo-deb cannot be had"
     fi
+    say "listing what is in it"
+    python3 deploy/lib/packages.py sbom >target/dist/opsward.cdx.json
     tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" \
         -C target/dist -c man completions | gzip -n9 >target/dist/opsward-docs.tar.gz
     (cd target/dist && find . -type f ! -name SHA256SUMS -printf '%P\n' | sort | xargs sha256sum >SHA256SUMS)
@@ -58,9 +63,7 @@ if [ "${1:-}" = --twice ]; then
     say "building it again in $again"
     git archive HEAD | tar -x -C "$again"
     (cd "$again" && build)
-    # The SBOM has a serial number of its own each time.
-    diff <(grep -v cdx target/dist/SHA256SUMS) <(grep -v cdx "$again/target/dist/SHA256SUMS") ||
-        fail "the second build differs"
+    diff target/dist/SHA256SUMS "$again/target/dist/SHA256SUMS" || fail "the second build differs"
     say "both builds are the same"
 fi
 say "in target/dist:"

@@ -27,5 +27,8 @@ files=(docker-compose.yml compose.opsward.yaml built.yaml peers.yaml)
 say "set up"
 up openaudio peer1 peer2 peer3
 until_true 60 "the node's database is there" sql "SELECT 1 FROM ops LIMIT 1"
+docker exec "$(container openaudio)" python3 /stand-in/node.py fill 60000 20 |
+    docker exec -i -u postgres "$(container openaudio)" \
+        psql -qX -d openaudio -c 'COPY ops (ulid, host, action, "table", data) FROM STDIN'
 up --build opsward
 python3 tests/soak.py "${1:-30}" "$(compose_command)"
