@@ -112,6 +112,7 @@ fn does(name: &str) -> Option<&'static str> {
     Some(match name {
         "serve" => "answers peers",
         "admin" => "answers you",
+        "node" => "finds out how ops reach the node",
         "discovery" => "asks the node for the registered peers",
         "presence" => "marks the database as served",
         "figures" => "reads sizes and free disk",
