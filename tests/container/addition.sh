@@ -115,8 +115,12 @@ say "reset, on the proof of another validator"
 export WRITE=0
 recreate
 until_true 60 "ready" ready
-# The other validator is this one under another name.
-compose exec -T -e OPENAUDIO_NODE_ENDPOINT=http://other.example opsward opsward digest --gzip >"$directory/digest.gz"
+# The other validator holds the same records in a database of its own.
+docker exec -u postgres "$(container openaudio)" bash -c \
+    'createdb other && pg_dump -n public openaudio | grep -v "^CREATE SCHEMA public" | psql -qX -v ON_ERROR_STOP=1 -o /dev/null other'
+compose exec -T -e OPENAUDIO_NODE_ENDPOINT=http://other.example \
+    -e OPENAUDIO_DB_URL=postgresql://postgres:postgres@localhost:5432/other \
+    opsward opsward digest --gzip >"$directory/digest.gz"
 compose stop opsward >/dev/null 2>&1
 was=$(size)
 check "reset" reset
