@@ -71,6 +71,10 @@ typed() {
 
 say "ten minutes with README"
 files=(docker-compose.yml compose.opsward.yaml built.yaml)
+compose --profile monitoring config >"$work/config.yml"
+while read -r mounted; do
+    check "the profile monitoring finds ${mounted#"$directory/"}" test -f "$mounted"
+done < <(grep -o "$directory/[^: ]*\.\(ya\?ml\|json\)" "$work/config.yml" | sort -u)
 check "README: ${readme[0]}" typed 0
 until_true 60 "ready" ready
 until_true 60 "healthy, by the image's own check" healthy
