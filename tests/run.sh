@@ -13,6 +13,8 @@ need_promtool
 # Only names of tests that fail and sums, unless one asks for a test.
 quiet=()
 [ $# -gt 0 ] || quiet=(--quiet)
+# Most of the time a test waits for a server or for a clock: several run on a core.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$((3 * $(nproc)))}"
 say "building and running the tests"
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}" RUST_BACKTRACE="${RUST_BACKTRACE:-1}"
 cargo test --locked "${quiet[@]}" "$@"
