@@ -33,6 +33,8 @@
 
 #[path = "sim/bug.rs"]
 mod bug;
+#[path = "sim/chain.rs"]
+mod chain;
 #[path = "sim/claims.rs"]
 mod claims;
 #[path = "sim/glue.rs"]
@@ -46,11 +48,13 @@ mod world;
 
 use bug::{BUGS, Bug};
 use claims::{Breakages, Violation};
+use model::Kind;
 use plan::{Mix, Plan, plan, shortest};
 use world::World;
 
 /// Seeds of every run.
 const SEEDS: u64 = 10_000;
+const CHAIN_SEEDS: u64 = 400;
 /// Seeds in which a bug is to be found.
 const FOUND_WITHIN: u64 = 600;
 
@@ -88,31 +92,59 @@ fn told(seed: u64, mix: Mix, bug: Option<Bug>, claim: &str) -> String {
     )
 }
 
-fn seeds(range: std::ops::Range<u64>) {
+fn seeds(range: std::ops::Range<u64>, mix: Mix) {
     for seed in range {
-        if let Err(violation) = run(&plan(seed, Mix::Any), None) {
-            panic!("{}", told(seed, Mix::Any, None, violation.claim));
+        if let Err(violation) = run(&plan(seed, mix), None) {
+            panic!("{}", told(seed, mix, None, violation.claim));
         }
     }
 }
 
 #[test]
 fn every_claim_holds() {
-    seeds(0..SEEDS);
+    seeds(0..SEEDS, Mix::Any);
+}
+
+#[test]
+fn every_claim_holds_on_the_chain() {
+    seeds(0..CHAIN_SEEDS, Mix::Chain);
 }
 
 #[test]
 #[ignore = "a long run"]
 fn every_claim_holds_for_longer() {
-    seeds(SEEDS..100 * SEEDS);
+    seeds(SEEDS..100 * SEEDS, Mix::Any);
+    seeds(CHAIN_SEEDS..100 * CHAIN_SEEDS, Mix::Chain);
+}
+
+/// The same histories with a node of today alone, with an opsward that deletes
+/// after the node's own pruner, and with one that deletes a day before it.
+#[test]
+fn a_day_ahead_of_the_nodes_pruner_no_record_goes_back() {
+    let back = |kind| {
+        let of = |seed| {
+            run(&plan(seed, Mix::ChainOf(kind)), None).unwrap_or_else(|v| panic!("{seed}: {v:?}")).back
+        };
+        (0..60).map(of).sum::<u32>()
+    };
+    let alone = back(Kind::Chain);
+    let unguarded = back(Kind::ChainWard { guard: false, ahead: true });
+    let behind = back(Kind::ChainWard { guard: true, ahead: false });
+    let ahead = back(Kind::ChainWard { guard: true, ahead: true });
+    println!(
+        "records gone back: alone {alone}, unguarded {unguarded}, behind the node {behind}, ahead {ahead}"
+    );
+    assert!(alone > 0 && unguarded > 0 && behind > 0, "{alone} {unguarded} {behind}");
+    assert_eq!(ahead, 0);
 }
 
 #[test]
 fn every_bug_is_found() {
     let mut missed = Vec::new();
     for bug in BUGS {
-        let found =
-            (0..FOUND_WITHIN).find_map(|seed| Some((seed, run(&plan(seed, Mix::Any), Some(bug)).err()?)));
+        let found = [Mix::Any, Mix::Chain].into_iter().find_map(|mix| {
+            (0..FOUND_WITHIN).find_map(|seed| Some((seed, run(&plan(seed, mix), Some(bug)).err()?)))
+        });
         match found {
             Some((seed, v)) => println!("{bug:?}: seed {seed}: not so: {}: {}", v.claim, v.what),
             None => missed.push(bug),

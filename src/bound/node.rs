@@ -4,7 +4,7 @@
 use super::decide::{DAY_MS, Facts, ms, window_of};
 use crate::db::stats::Figures;
 use crate::records::models;
-use crate::values::{Notice, OpUlid};
+use crate::values::{Notice, OpUlid, bytes};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -79,11 +79,11 @@ pub fn notices(facts: &Facts, figures: &Figures) -> Vec<Notice> {
         say(
             "node_prunes",
             format!(
-                "the node deletes below {} by itself{told}; the file stays {} MiB: `opsward reclaim` gives back \
-                 about {} MiB",
+                "the node deletes below {} by itself{told}; the file stays {}: `opsward reclaim` gives back \
+                 about {}",
                 node.below.strftime("%-d %b"),
-                figures.ops_bytes >> 20,
-                back >> 20
+                bytes(figures.ops_bytes),
+                bytes(back)
             ),
         );
     }
@@ -104,15 +104,15 @@ pub fn notices(facts: &Facts, figures: &Figures) -> Vec<Notice> {
     }
     if is_behind(facts, days) {
         let ahead = days.saturating_sub(1).max(1);
-        let (rows, bytes) = older_than(facts, ahead);
+        let (rows, size) = older_than(facts, ahead);
         say(
             "behind_node",
             format!(
                 "the node's pruner leaves no memory of what it deletes, so that a block executed again puts old \
                  state over new: OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS={ahead} with \
-                 OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true deletes first and remembers ({}, {} MiB now)",
+                 OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true deletes first and remembers ({}, {} now)",
                 ops(rows),
-                bytes >> 20
+                bytes(size)
             ),
         );
     }
@@ -179,8 +179,8 @@ mod tests {
         assert_eq!(node.below, timestamp(NOW - 30 * DAY_MS));
         let text = &notices(&facts, &figures(90 * GB))[0].text;
         assert!(text.contains("deletes below 22 Aug by itself"), "{text}");
-        assert!(text.contains("the file stays 92160 MiB"), "{text}");
-        assert!(text.contains("gives back about 88064 MiB"), "{text}");
+        assert!(text.contains("the file stays 90.0 GiB"), "{text}");
+        assert!(text.contains("gives back about 86.0 GiB"), "{text}");
     }
 
     #[test]
@@ -211,6 +211,6 @@ mod tests {
         assert_eq!(codes(&set(29, true)), ["node_prunes"]);
         let text = &notices(&set(0, false), &figures(90 * GB))[1].text;
         assert!(text.contains("OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS=29"), "{text}");
-        assert!(text.contains("(1 op, 5120 MiB now)"), "{text}");
+        assert!(text.contains("(1 op, 5.0 GiB now)"), "{text}");
     }
 }

@@ -12,7 +12,7 @@ use crate::db::privileges::{Lacking, Need};
 use crate::db::stats::Figures;
 use crate::metrics::Metrics;
 use crate::records::models;
-use crate::values::{Blocker, BoundBy, Notice, Replication, TableDay};
+use crate::values::{Blocker, BoundBy, Notice, Replication, TableDay, bytes};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::Serialize;
@@ -336,8 +336,8 @@ fn reclaim(around: &Surroundings, facts: &Facts, deleted: u64) -> TaskPlan {
             "reclaim",
             Some(State::WouldRun),
             &format!(
-                "`opsward reclaim` would give back about {} MiB, once what is old is deleted",
-                given_back >> 20
+                "`opsward reclaim` would give back about {}, once what is old is deleted",
+                bytes(given_back)
             ),
         ),
         false => switched("reclaim", Some(State::NothingToDo), "there is little to give back"),
@@ -396,9 +396,9 @@ fn notices(facts: &Facts, around: &Surroundings) -> Vec<Notice> {
         Some(free) if free < set.min_free_disk => say(
             "little_disk",
             format!(
-                "{} MiB are free, OPENAUDIO_MEDIORUM_MIN_FREE_DISK asks for {}",
-                free >> 20,
-                set.min_free_disk >> 20
+                "{} are free, OPENAUDIO_MEDIORUM_MIN_FREE_DISK asks for {}",
+                bytes(free),
+                bytes(set.min_free_disk)
             ),
         ),
         None => say(

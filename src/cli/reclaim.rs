@@ -54,6 +54,7 @@ pub(super) const COMMAND: Command = Command {
                 "Keep the longest window, 7 days at least, that fits on the disk beside the log",
             ))
             .arg(flag("hold", "Stop before the swap, until --swap"))
+            .arg(flag("set-logged", "Put a LOGGED table in the place of an UNLOGGED one, by a swap"))
             .arg(flag("swap", "Do the swap that --hold stopped before").conflicts_with_all(["plan", "hold"]))
             .arg(flag("resume", "Go on with an interrupted one").conflicts_with_all(["plan", "swap"]))
             .arg(flag("abort", "Undo an interrupted one").conflicts_with_all(["plan", "swap", "resume"]))
@@ -93,6 +94,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         policy: args.get_one("policy").copied(),
         fit: is("fit"),
         hold: is("hold"),
+        set_logged: is("set-logged"),
         old_snapshots: args.get_one("old-snapshots").copied(),
         pace: lease::pace(args),
         apply: args.get_one("apply").cloned(),

@@ -7,6 +7,7 @@ use super::{Action, Error, Gate, Request, Result, compact, reset, sample};
 use crate::db::{self, lease::Lease};
 use crate::settings::Policy;
 use crate::work::Work;
+use tracing::info;
 
 /// Why READ_ONLY refuses a reclaim, and what lifts that.
 const READ_ONLY: (&str, &str) = (
@@ -119,6 +120,7 @@ pub async fn plan(work: &Work, client: &mut db::Client, request: &Request) -> Re
             mode: request.mode,
             policy,
             fit: request.fit,
+            set_logged: request.set_logged,
             percent: request.pace.unwrap_or(signs.percent),
         },
         settings,
@@ -142,6 +144,12 @@ pub async fn plan(work: &Work, client: &mut db::Client, request: &Request) -> Re
         "hold",
         "mode in-place has no swap that --hold could stop before",
         "leave out --hold, or make room for --mode swap",
+    );
+    stands(
+        request.set_logged && plan.mode == Mode::InPlace,
+        "set_logged",
+        "mode in-place makes no new table that could be LOGGED",
+        "leave out --set-logged and run ALTER TABLE public.ops SET LOGGED, or make room for --mode swap",
     );
     // The sizes are of a log in between: what there is to do comes first.
     if let Some(unfinished) = db::reclaim::unfinished(&*client).await? {
@@ -200,6 +208,9 @@ async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Chec
     if let Some(risk) = plan.risks.first().filter(|_| !request.at_risk) {
         return Err(Error::refused(&risk.text, &risk.fix));
     }
+    if !plan.notes.is_empty() {
+        info!(mode = plan.mode.word(), "a reclaim begins: {}", plan.notes.join(" "));
+    }
     let (now, is_moves_only) = (work.clock.now(), plan.moves_only());
     let rows: u64 = plan.tables.iter().map(|t| t.rows).sum();
     // About every tenth op changes a record that compaction must remember.
@@ -219,6 +230,7 @@ async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Chec
         phase,
         expected: Some(plan.space.afterwards),
         hold: request.hold,
+        set_logged: request.set_logged,
         old_snapshots: request.old_snapshots.unwrap_or_default(),
         passes: compact::passes(memory, rows / 10),
         total: Some(rows),

@@ -236,6 +236,9 @@ pub struct Checkpoint {
     pub pace: Option<u8>,
     /// Stop before the swap.
     pub hold: bool,
+    /// Swap: the new table is LOGGED, whatever the log is.
+    #[serde(default)]
+    pub set_logged: bool,
     /// Where it is.
     pub phase: Phase,
     /// How far it is in the phase: a ULID or a page, '' is its start.
@@ -296,6 +299,7 @@ impl Checkpoint {
             survivors,
             pace: None,
             hold: false,
+            set_logged: false,
             phase: Phase::first(mode),
             position: String::new(),
             pass: 0,

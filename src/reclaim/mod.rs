@@ -55,6 +55,8 @@ pub struct Request {
     pub fit: bool,
     /// Stop before the swap.
     pub hold: bool,
+    /// A swap puts a LOGGED table in the place of an UNLOGGED one.
+    pub set_logged: bool,
     /// What becomes of snapshots from before the swap; left out when one is gone
     /// on with, it stays as it was.
     pub old_snapshots: Option<OldSnapshots>,

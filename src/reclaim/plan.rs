@@ -12,7 +12,7 @@ use crate::db::census::Entry;
 use crate::db::preflight::Standing;
 use crate::db::stats::Volumes;
 use crate::settings::{Bounding, Keep, Policy};
-use crate::values::OpUlid;
+use crate::values::{OpUlid, bytes};
 use fit::Fitted;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -65,6 +65,8 @@ pub struct Asked {
     pub policy: Policy,
     /// The longest window that fits.
     pub fit: bool,
+    /// A swap puts a LOGGED table in the place of an UNLOGGED one.
+    pub set_logged: bool,
     /// The share of time at work, 1 to 100.
     pub percent: u8,
 }
@@ -165,6 +167,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
         );
     }
     plan.notes.extend(better(&plan));
+    plan.notes.extend(persistence(facts, mode));
     plan.obstacles = obstacles::obstacles(facts, &plan);
     plan.risks = obstacles::risks(&plan);
     if facts.asked.fit && plan.fit_days.is_none() && space.free.is_some_and(|free| space.swap_needs <= free) {
@@ -202,6 +205,19 @@ fn seconds(plan: &Plan, mode: Mode) -> u64 {
     ((bytes / rate + judged) * 100.0 / f64::from(plan.percent.max(1))) as u64 + 1
 }
 
+/// What becomes of a log that a crash of the server empties.
+fn persistence(facts: &Facts<'_>, mode: Mode) -> Option<String> {
+    const STAYS: &str = "ops is UNLOGGED and stays so: a crash of the server empties it.";
+    let says = match (mode, facts.asked.set_logged) {
+        (Mode::Swap, true) => "ops is UNLOGGED: the table that takes its place is LOGGED.".to_owned(),
+        (Mode::Swap, false) => format!("{STAYS} With --set-logged the table that takes its place is LOGGED."),
+        (Mode::InPlace, _) => {
+            format!("{STAYS} ALTER TABLE public.ops SET LOGGED writes it anew, where there is room.")
+        }
+    };
+    facts.standing.unlogged.then_some(says)
+}
+
 /// Nothing is to be deleted, and most of the file holds nothing: which mode is better then, and why.
 fn better(plan: &Plan) -> Option<String> {
     let space = &plan.space;
@@ -209,7 +225,6 @@ fn better(plan: &Plan) -> Option<String> {
     if !is_pruned || !space.is_mostly_free() {
         return None;
     }
-    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let [swap, in_place] = [Mode::Swap, Mode::InPlace].map(|mode| seconds(plan, mode));
     let fits = space.free.is_some_and(|free| free >= space.swap_needs);
     let choice = match fits {
@@ -217,13 +232,13 @@ fn better(plan: &Plan) -> Option<String> {
         false => "in place is better: a swap does not fit on the disk",
     };
     Some(format!(
-        "Every op stays, and about {} MiB of {} hold nothing: there is nothing to delete and no trace to leave. \
-         {choice}. In place moves the last rows to the front (about {in_place} s, {} MiB needed); \
-         a swap takes about {swap} s and {} MiB.",
-        mib(space.gain()),
-        mib(space.table + space.indexes),
-        mib(space.in_place_needs),
-        mib(space.swap_needs)
+        "Every op stays, and about {} of {} hold nothing: there is nothing to delete and no trace to leave. \
+         {choice}. In place moves the last rows to the front (about {in_place} s, {} needed); \
+         a swap takes about {swap} s and {}.",
+        bytes(space.gain()),
+        bytes(space.table + space.indexes),
+        bytes(space.in_place_needs),
+        bytes(space.swap_needs)
     ))
 }
 
@@ -298,7 +313,7 @@ fn hash(facts: &Facts<'_>, mode: Mode, survivors: &Survivors) -> String {
         cuts.iter().map(|(table, cut)| (table.clone(), cut.ms() / DAY_MS)).collect()
     };
     let text = format!(
-        "{} {} {:?} {:?} {:?} {} {} {}",
+        "{} {} {:?} {:?} {:?} {} {} {}{}",
         mode.word(),
         facts.asked.policy.word(),
         by_day(&survivors.cuts),
@@ -307,6 +322,7 @@ fn hash(facts: &Facts<'_>, mode: Mode, survivors: &Survivors) -> String {
         facts.settings.min_free_disk,
         facts.settings.reclaim_memory,
         facts.fingerprint,
+        if facts.asked.set_logged { " logged" } else { "" },
     );
     Sha256::digest(text.as_bytes()).iter().take(6).map(|b| format!("{b:02x}")).collect()
 }

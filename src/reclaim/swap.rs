@@ -150,7 +150,7 @@ async fn prepare(run: &mut Run<'_>) -> Result<()> {
     };
     stands_free(run, way_out).await?;
     let mut change = Change::begin(run.lease, &run.at).await?;
-    let made = clone::make(&change.tx).await?;
+    let made = clone::make(&change.tx, run.at.set_logged).await?;
     let traits =
         made.map_err(|part| Error::Undo(format!("a swap can't carry the {part} of ops: {way_out}")))?;
     change.at.fingerprint = Some(traits.fingerprint());

@@ -4,6 +4,7 @@
 //! A value is parsed once, at the edge, and carried as its type from there on.
 
 mod beginning;
+mod bytes;
 mod cursors;
 mod gate;
 mod host;
@@ -19,6 +20,7 @@ mod task;
 mod ulid;
 
 pub use beginning::Beginning;
+pub use bytes::bytes;
 pub use cursors::{NodeWrite, StoredCursors};
 pub use gate::{Blocker, BoundBy, GATE_NOTICES, Notice, TableDay};
 pub use host::Host;

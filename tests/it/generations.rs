@@ -2,6 +2,9 @@
 //! database.
 
 mod again;
+mod every;
+mod given_back;
+mod unlogged;
 
 use crate::harness::node::{ChainNode, upgrade_to_b, upgrade_to_c};
 use crate::harness::{Answer, Daemon, Database, Peer, Schema, Start, http};
@@ -170,14 +173,17 @@ async fn old_ops(client: &Client) {
         .unwrap();
 }
 
-async fn json(database: &Database, args: &[&str]) -> (i32, Value) {
-    let start = Start::new(args)
+fn start(database: &Database, args: &[&str]) -> Start {
+    Start::new(args)
         .env("OPENAUDIO_DB_URL", database.url())
         .env("OPENAUDIO_NODE_ENDPOINT", SELF)
         .env("OPENAUDIO_MEDIORUM_PEERS", "none")
         .env("OPENAUDIO_MEDIORUM_MIN_FREE_DISK", "1MiB")
-        .env(RETENTION, "30");
-    start.json().await
+        .env(RETENTION, "30")
+}
+
+async fn json(database: &Database, args: &[&str]) -> (i32, Value) {
+    start(database, args).json().await
 }
 
 #[tokio::test]

@@ -223,6 +223,11 @@ async fn what_must_never_go_stays() {
     left.sort();
     stays.sort();
     assert_eq!(left, stays);
+    // What is owed is remembered as well: the node's own pruner spares nothing.
+    let forget = "WITH gone AS (DELETE FROM opsward.traces
+        WHERE key = opsward.trace_key('uploads', '{\"id\": \"owed\"}') RETURNING ulid)
+        SELECT count(*) FROM gone WHERE ulid = ";
+    assert_eq!(bench.number(&format!("{forget} '{}'", at(2))).await, 1);
     bench.holds_together(below).await;
 
     // `blobs` goes when a cut names it; a table without a model never does.

@@ -4,6 +4,8 @@
 
 #[path = "../sim/bug.rs"]
 mod bug;
+#[path = "../sim/chain.rs"]
+mod chain;
 #[path = "../sim/claims.rs"]
 mod claims;
 #[path = "../sim/glue.rs"]
@@ -22,6 +24,7 @@ use jiff::Timestamp;
 use model::{Kind, PREVIEWS, SIZES, TABLES, Taped, U, UPLOADS, ulid};
 use opsward::bound::guard;
 use opsward::db::Db;
+use opsward::db::foreign;
 use opsward::db::lease::Lease;
 use opsward::db::prune::{self, Doomed, Locked, Range, Run, TableCut};
 use opsward::pull::apply::{Fitting, apply};
@@ -48,11 +51,21 @@ const SWEPT: &str = r#"
                 VALUES ($1, 'h', $2, $3, $4::text::jsonb) ON CONFLICT DO NOTHING RETURNING data)
     SELECT count(*) FROM op"#;
 
+const IN_BLOCK: &str = "UPDATE ops SET core_tx_status = 'confirmed', core_confirmed_at = $2
+    WHERE ulid = $1 AND core_confirmed_at IS NULL";
+const KNOWN_AS: &str =
+    "INSERT INTO opsward.node (replication, why, since, looked_at) VALUES ($1, '', now(), now())
+    ON CONFLICT (one) DO UPDATE SET replication = excluded.replication";
+
 impl Bench {
     async fn new() -> Self {
         let database = Database::new().await;
         let (db, node) = (database.migrated().await, database.client().await);
-        node.batch_execute("ALTER TABLE ops ADD COLUMN core_tx_status text").await.unwrap();
+        node.batch_execute(
+            "ALTER TABLE ops ADD COLUMN core_tx_status text, ADD COLUMN core_confirmed_at timestamptz",
+        )
+        .await
+        .unwrap();
         let mut lease = Lease::take(&db).await.unwrap().unwrap();
         guard::ensure(&work::on(&db, |_| {}), &mut lease).await.unwrap();
         Self { _database: database, db, node, lease }
@@ -137,6 +150,19 @@ impl Bench {
                 assert!(outcome.refused.is_empty(), "{:?}", outcome.refused);
             }
             Taped::Batch { from, cuts } => self.batch(*from, cuts, now).await,
+            Taped::InBlock { op, at } => {
+                let at = Timestamp::from_millisecond(*at as i64).unwrap();
+                self.node.execute(IN_BLOCK, &[&ulid(world.op(*op).u).as_str(), &at]).await.unwrap();
+            }
+            Taped::NodePruned { below } => {
+                let below = OpUlid::first_of_ms(*below);
+                self.node.execute("DELETE FROM ops WHERE ulid < $1", &[&below.as_str()]).await.unwrap();
+            }
+            Taped::SeenPruned { floor } => {
+                let tables: Vec<&str> = models().iter().map(|model| model.table.as_str()).collect();
+                let client = self.db.client().await.unwrap();
+                foreign::raise(&client, &tables, OpUlid::first_of_ms(*floor), now).await.unwrap();
+            }
         }
     }
 
@@ -205,16 +231,24 @@ fn data(world: &World, op: u32) -> String {
     format!("[{}]", of.recs.iter().map(record).collect::<Vec<_>>().join(","))
 }
 
-async fn seeds(range: std::ops::Range<u64>) {
+async fn seeds(range: std::ops::Range<u64>, mix: Mix) {
     let mut bench = Bench::new().await;
+    let (kind, by) = match mix {
+        Mix::Chain => (Kind::ChainWard { guard: true, ahead: true }, "chain"),
+        _ => (Kind::Ward { guard: true }, "peers"),
+    };
+    bench.node.execute(KNOWN_AS, &[&by]).await.unwrap();
     let mut deleted = 0;
     for seed in range {
-        let mut plan = plan(seed, Mix::Any);
+        let mut plan = plan(seed, mix);
         // No second session holds rows here; the guard is on the log.
-        plan.nodes[0] = (Kind::Ward { guard: true }, 0);
+        plan.nodes[0] = (kind, 0);
         for event in &mut plan.events {
-            if let What::Prune { locked, .. } = &mut event.what {
-                *locked = None;
+            match &mut event.what {
+                What::Prune { locked, .. } => *locked = None,
+                // What the guard keeps as it acts in part, a daemon applies.
+                What::ChainWrite { key, .. } => *key &= !0x40,
+                _ => {}
             }
         }
         let mut world = World::new(&plan, None);
@@ -231,11 +265,17 @@ async fn seeds(range: std::ops::Range<u64>) {
 
 #[tokio::test]
 async fn a_node_of_the_model_is_one_on_postgres() {
-    seeds(0..12).await;
+    seeds(0..12, Mix::Any).await;
+}
+
+#[tokio::test]
+async fn a_node_of_the_chain_of_the_model_is_one_on_postgres() {
+    seeds(0..4, Mix::Chain).await;
 }
 
 #[tokio::test]
 #[ignore = "a long run"]
 async fn a_node_of_the_model_is_one_on_postgres_for_longer() {
-    seeds(12..400).await;
+    seeds(12..400, Mix::Any).await;
+    seeds(4..100, Mix::Chain).await;
 }

@@ -138,7 +138,7 @@ async fn slices_and_ranges_cover_every_key_once() {
         let none = BTreeMap::new();
         let doomed = copy::Doomed { cuts: &none, listed: false, columns: &columns };
         let tx = lease.begin().await.unwrap();
-        clone::make(&tx).await.unwrap().unwrap();
+        clone::make(&tx, false).await.unwrap().unwrap();
         let mut after = String::new();
         loop {
             let range = copy::range(&tx, &after, rows).await.unwrap();

@@ -27,9 +27,13 @@ pub enum Bug {
     ResetOverwritten,
     TableFloorsNotServed,
     LastScannedBelowOps,
+    ByBirthAlone,
+    StaysForgotten,
+    DoorForgets,
+    BehindTheNode,
 }
 
-pub const BUGS: [Bug; 24] = [
+pub const BUGS: [Bug; 28] = [
     Bug::GateWithoutMargin,
     Bug::FloorLostAtCrash,
     Bug::CursorWrittenFirst,
@@ -54,4 +58,8 @@ pub const BUGS: [Bug; 24] = [
     Bug::ResetOverwritten,
     Bug::TableFloorsNotServed,
     Bug::LastScannedBelowOps,
+    Bug::ByBirthAlone,
+    Bug::StaysForgotten,
+    Bug::DoorForgets,
+    Bug::BehindTheNode,
 ];

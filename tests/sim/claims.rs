@@ -50,6 +50,8 @@ pub struct Breakages {
     pub again: u32,
     /// Ops applied after newer ones of the same record.
     pub disorder: u32,
+    /// Records that went back as a block was executed again.
+    pub back: u32,
 }
 
 #[derive(Default)]
@@ -68,7 +70,7 @@ pub struct Ghost {
     /// (reader, node, op): a gap that the node could not tell of.
     hidden: Vec<(usize, usize, OpId)>,
     /// (node, op): taken for known at the first time.
-    dismissed: Vec<(usize, OpId)>,
+    pub dismissed: Vec<(usize, OpId)>,
     /// (node, peer, op): the node stepped over it.
     pub lost: Vec<(usize, usize, OpId)>,
     /// (node, peer, cursor): opsward began where the node was.
@@ -81,8 +83,10 @@ pub struct Ghost {
     /// Who read, after what, when.
     pub readers: Vec<Vec<(usize, Option<U>, U)>>,
     /// The highest op applied to a record, and whether one came after a higher.
-    order: Vec<Vec<(U, bool)>>,
+    pub order: Vec<Vec<(U, bool)>>,
     pub breakages: Breakages,
+    /// (node, op): it came below the cut, and above the floor.
+    pub between: Vec<(usize, OpId)>,
 }
 
 impl Ghost {
@@ -105,7 +109,7 @@ impl Ghost {
         self.applied[node].get(op as usize).copied().unwrap_or(false)
     }
 
-    fn is_dismissed(&self, node: usize, op: OpId) -> bool {
+    pub fn is_dismissed(&self, node: usize, op: OpId) -> bool {
         self.dismissed.contains(&(node, op))
     }
 
@@ -175,7 +179,7 @@ impl Ghost {
 }
 
 impl World {
-    fn name(&self, op: OpId) -> String {
+    pub fn name(&self, op: OpId) -> String {
         let of = self.op(op);
         format!(
             "op {op} ({} {} {:?} of n{}, {})",
@@ -187,7 +191,7 @@ impl World {
         )
     }
 
-    fn when(&self, u: U) -> String {
+    pub fn when(&self, u: U) -> String {
         match u.checked_sub(START) {
             Some(ms) => format!("{:.2} h", ms as f64 / HOUR as f64),
             None => format!("-{:.2} h", (START - u) as f64 / HOUR as f64),
@@ -441,10 +445,10 @@ impl World {
 
     /// A batch is about to be committed.
     pub fn about_to_delete(&self, node: usize, gone: &[Row], floors: &[Option<U>; 3]) -> Done {
-        if gone.is_empty() {
+        let it = &self.nodes[node];
+        if gone.is_empty() && *floors == it.ward.floors {
             return Ok(());
         }
-        let it = &self.nodes[node];
         if let Some(row) = gone.iter().find(|row| row.owed) {
             return fail(OWED, format!("n{node} deleted {}", self.name(row.op)));
         }
@@ -454,12 +458,16 @@ impl World {
                 format!("n{node} raised a floor to {} at {}", self.when(*floor), self.when(self.clock(node))),
             );
         }
+        if it.kind.is_chain() {
+            return self.chain_allows(node, gone);
+        }
         for (peer, row) in it.ward.peers.iter().enumerate() {
             if row.is_some_and(|row| self.counts(&row)) {
                 self.still_to_come(node, peer, floors)?;
             }
         }
         match self.allowed(node) {
+            _ if gone.is_empty() => Ok(()),
             Err(peer) => {
                 fail(GATE, format!("n{node} deleted {}, and n{peer} has no cursor", self.name(gone[0].op)))
             }
@@ -529,7 +537,10 @@ impl World {
                     self.unread(node, peer, pull, 0)?;
                 }
             }
-            if it.ward.foreign.iter().any(Option::is_some) && self.ghost.unlogged[node].is_empty() {
+            if it.ward.foreign.iter().any(Option::is_some)
+                && !it.kind.is_chain()
+                && self.ghost.unlogged[node].is_empty()
+            {
                 return fail(FOREIGN, format!("n{node}'s floors rose, and nobody pruned"));
             }
         }

@@ -317,7 +317,7 @@ impl World {
             estimated: false,
         };
         let margin = if self.has(Bug::GateWithoutMargin) { 0 } else { MARGIN };
-        Facts {
+        let mut facts = Facts {
             settings: Bounding {
                 retention_days: 1,
                 cursor_margin: Duration::from_millis(margin),
@@ -346,7 +346,11 @@ impl World {
             swapping: None,
             disordered: None,
             since: BTreeMap::new(),
+        };
+        if it.kind.is_chain() {
+            self.chain_facts(node, &mut facts);
         }
+        facts
     }
 
     pub fn prune(&mut self, node: usize, dormant: bool, (batches, locked): (u8, Option<u8>)) -> Done {
@@ -390,6 +394,9 @@ impl World {
             }
             from = last.u + 1;
         }
+        if batches == u8::MAX {
+            self.nodes[node].ward.ticked_at = self.now;
+        }
         Ok(())
     }
 
@@ -402,11 +409,21 @@ impl World {
             Some(row.u) < cuts[table(row)]
                 && plausible(row.u, now)
                 && (!row.owed || self.has(Bug::OwedDeleted))
+                && (Some(row.confirmed) < cuts[table(row)] || self.has(Bug::ByBirthAlone))
                 && !is_locked(row)
         };
         let gone: Vec<Row> = page.iter().filter(goes).copied().collect();
+        // What stays below the cut is remembered, too: the node's own pruner
+        // spares nothing.
+        let stays = |row: &&Row| {
+            Some(row.u) < cuts[table(row)] && plausible(row.u, now) && !is_locked(row) && !gone.contains(row)
+        };
+        let stays: Vec<Row> = match self.has(Bug::StaysForgotten) {
+            true => Vec::new(),
+            false => page.iter().filter(stays).copied().collect(),
+        };
         let mut floors = self.nodes[node].ward.floors;
-        for row in &gone {
+        for row in gone.iter().chain(&stays) {
             let t = table(row);
             // As low as it may be: the millisecond after the highest that went.
             floors[t] = floors[t].max(cuts[t].map(|cut| cut.min(row.u + 1)));
@@ -428,7 +445,7 @@ impl World {
             let ward = &mut self.nodes[node].ward;
             ward.watermark = ward.watermark.max(mark);
         }
-        for row in &gone {
+        for row in gone.iter().chain(&stays) {
             let op = self.ops[row.op as usize].clone();
             let traced =
                 op.table != SIZES && (!self.has(Bug::TracesOfUpdatesOnly) || op.action != Action::Create);
@@ -436,8 +453,8 @@ impl World {
             for rec in op.recs.iter().take(most).filter(|_| traced) {
                 self.nodes[node].ward.leave_trace(*rec, op.u);
             }
-            self.ghost.gone[node].push((row.op, self.now));
         }
+        self.ghost.gone[node].extend(gone.iter().map(|row| (row.op, self.now)));
         self.nodes[node].ward.floors = floors;
         self.watermark_is_right(node, before)
     }
@@ -474,8 +491,9 @@ impl World {
             }
         };
         if pruned {
-            let floor = Some(first.u.min(now - 2 * HOUR));
-            ward.foreign.iter_mut().for_each(|f| *f = (*f).max(floor));
+            let floor = first.u.min(now - 2 * HOUR);
+            ward.foreign.iter_mut().for_each(|f| *f = (*f).max(Some(floor)));
+            self.record(node, Taped::SeenPruned { floor });
         }
     }
 }

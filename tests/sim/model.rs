@@ -64,14 +64,32 @@ pub enum Kind {
         guard: bool,
     },
     Hostile,
+    /// Its ops come by the chain, and it prunes its own log.
+    Chain,
+    /// The same with an opsward, a day ahead of the node's pruner or behind it.
+    ChainWard {
+        guard: bool,
+        ahead: bool,
+    },
 }
 
 impl Kind {
     pub fn is_ward(self) -> bool {
-        matches!(self, Self::Ward { .. } | Self::NewerWard { .. })
+        matches!(self, Self::Ward { .. } | Self::NewerWard { .. } | Self::ChainWard { .. })
     }
     pub fn has_guard(self) -> bool {
-        matches!(self, Self::Ward { guard: true } | Self::NewerWard { guard: true })
+        matches!(
+            self,
+            Self::Ward { guard: true }
+                | Self::NewerWard { guard: true }
+                | Self::ChainWard { guard: true, .. }
+        )
+    }
+    pub fn is_chain(self) -> bool {
+        matches!(self, Self::Chain | Self::ChainWard { .. })
+    }
+    pub fn is_ahead(self) -> bool {
+        matches!(self, Self::ChainWard { ahead: true, .. })
     }
     pub fn prunes_itself(self) -> bool {
         matches!(self, Self::Newer | Self::NewerWard { .. })
@@ -119,6 +137,8 @@ pub struct Row {
     pub op: OpId,
     /// Owed to the chain.
     pub owed: bool,
+    /// When the chain had it; 0 for never.
+    pub confirmed: U,
 }
 
 /// A page on its way.
@@ -176,6 +196,8 @@ pub struct Ward {
     /// Not persisted.
     pub pulls: [Option<Pull>; MOST],
     pub down_until: U,
+    /// When it last deleted to the end of its work.
+    pub ticked_at: U,
 }
 
 /// What the first node's database was asked to do, to be done to a real one.
@@ -192,6 +214,12 @@ pub enum Taped {
     Batch { from: U, cuts: [Option<U>; 3] },
     /// The chain has what it was owed.
     Confirmed,
+    /// The chain has an op, since then.
+    InBlock { op: OpId, at: U },
+    /// The node's own pruner deleted below this.
+    NodePruned { below: U },
+    /// That was seen, and floors follow.
+    SeenPruned { floor: U },
 }
 
 /// What a look for somebody else's pruning saw.
@@ -213,6 +241,10 @@ pub struct Node {
     pub sweeps: [Option<NodeSweep>; MOST],
     pub swept_at: [U; MOST],
     pub ward: Ward,
+    /// Ops of the chain that it has executed, and until when it has read blocks.
+    pub height: usize,
+    pub read_at: U,
+    pub stuck_until: U,
 }
 
 impl Node {
@@ -226,6 +258,9 @@ impl Node {
             sweeps: Default::default(),
             swept_at: [0; MOST],
             ward: Ward::default(),
+            height: 0,
+            read_at: START,
+            stuck_until: 0,
         }
     }
 

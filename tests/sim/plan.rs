@@ -102,6 +102,29 @@ pub enum What {
     Confirm {
         node: u8,
     },
+    /// An op of a node of the chain, which gets into a block so many hours
+    /// later, or never.
+    ChainWrite {
+        node: u8,
+        table: u8,
+        action: u8,
+        key: u8,
+        delay_h: u16,
+    },
+    /// An old transaction is submitted again.
+    Resubmit {
+        op: u16,
+    },
+    /// Blocks of so many hours are executed again.
+    Again {
+        node: u8,
+        back_h: u8,
+    },
+    /// A node reads no blocks for so many hours.
+    Stuck {
+        node: u8,
+        hours: u8,
+    },
 }
 
 /// Which nodes there are.
@@ -109,16 +132,70 @@ pub enum What {
 pub enum Mix {
     Any,
     PlainOnly,
+    /// Nodes of the chain: any of them, or all of one kind, whose syncers are
+    /// never stuck.
+    Chain,
+    ChainOf(Kind),
 }
 
 pub fn plan(seed: u64, mix: Mix) -> Plan {
     let mut dice = Rng::with_seed(seed);
+    if let Mix::Chain | Mix::ChainOf(_) = mix {
+        return chain_plan(&mut dice, mix);
+    }
     let count = dice.usize(3..=MOST);
     let nodes = (0..count).map(|n| node(&mut dice, n, mix)).collect();
     let late_ones = if dice.u8(..3) == 0 { 1 << (count - 1) } else { 0 };
     let busy = dice.u32(1..4);
     let events = (0..dice.usize(50..120)).map(|_| event(&mut dice, count as u8, busy)).collect();
     Plan { nodes, registered: ((1 << count) - 1) & !late_ones, page: dice.usize(2..9), events }
+}
+
+/// Some months of a few nodes.
+fn chain_plan(dice: &mut Rng, mix: Mix) -> Plan {
+    let kind = |dice: &mut Rng| match (mix, dice.u8(..8)) {
+        (Mix::ChainOf(kind), _) => kind,
+        (_, 0) => Kind::Chain,
+        (_, 1) => Kind::ChainWard { guard: false, ahead: true },
+        (_, 2) => Kind::ChainWard { guard: true, ahead: false },
+        _ => Kind::ChainWard { guard: true, ahead: true },
+    };
+    let count = dice.usize(2..=3);
+    let nodes = (0..count).map(|_| (kind(dice), dice.i64(-100_000..100_000))).collect();
+    let mut events: Vec<Event> = (0..dice.usize(60..140)).map(|_| chain_event(dice, count as u8)).collect();
+    if let Mix::ChainOf(_) = mix {
+        events.retain(|event| !matches!(event.what, What::Stuck { .. }));
+    }
+    Plan { nodes, registered: 0, page: 8, events }
+}
+
+fn chain_event(dice: &mut Rng, count: u8) -> Event {
+    let node = dice.u8(..count);
+    let after_s = match dice.u8(..10) {
+        0..=2 => dice.u32(0..600),
+        3..=6 => dice.u32(600..40_000),
+        _ => dice.u32(40_000..260_000),
+    };
+    let what = match dice.u8(..100) {
+        0..=49 => {
+            let delay_h = match dice.u8(..16) {
+                0..=10 => 0,
+                11 | 12 => dice.u16(1..48),
+                13 | 14 => dice.u16(48..1_000),
+                _ => u16::MAX,
+            };
+            let table = [0, 0, 0, 0, 2, 1][dice.usize(..6)];
+            What::ChainWrite { node, table, action: dice.u8(..), key: dice.u8(..), delay_h }
+        }
+        50..=64 => What::Again { node, back_h: dice.u8(1..240) },
+        65..=76 => What::Resubmit { op: dice.u16(..) },
+        77..=84 => What::OwnPrune { node, hours: 0 },
+        85..=88 => What::Prune { node, dormant: false, batches: dice.u8(1..4), locked: None },
+        89..=92 => What::Observe { node },
+        93..=95 => What::Crash { node, down_min: dice.u8(..90) },
+        _ => What::Stuck { node, hours: dice.u8(..60) },
+    };
+    Event { after_s, what }
 }
 
 fn node(dice: &mut Rng, n: usize, mix: Mix) -> (Kind, i64) {
@@ -131,6 +208,7 @@ fn node(dice: &mut Rng, n: usize, mix: Mix) -> (Kind, i64) {
         (Mix::Any, 4) if n > 0 => Kind::Hostile,
         (Mix::Any, 5) => Kind::NewerWard { guard },
         (Mix::Any, _) => Kind::Ward { guard },
+        (Mix::Chain | Mix::ChainOf(_), _) => Kind::Chain,
     };
     let skew = match (kind.is_ward(), dice.u8(..8)) {
         (false, 0) => -27 * HOUR as i64,

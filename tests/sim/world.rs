@@ -32,6 +32,10 @@ pub struct World {
     pending: Vec<(U, usize, OpId, bool)>,
     sizes: u16,
     sampled_at: U,
+    /// Ops in blocks, in their order, and when each block was made.
+    pub chain: Vec<(U, OpId)>,
+    /// Ops on their way into a block, and when they get there.
+    pub mempool: Vec<(U, OpId)>,
 }
 
 /// Rows of a node's log, and where it is with each peer.
@@ -61,6 +65,8 @@ impl World {
             pending: Vec::new(),
             sizes: 100,
             sampled_at: START,
+            chain: Vec::new(),
+            mempool: Vec::new(),
         }
     }
 
@@ -82,8 +88,8 @@ impl World {
     }
 
     pub fn run(&mut self, plan: &Plan) -> Done {
-        for n in 0..self.nodes.len() {
-            self.discover(n);
+        if !self.is_chain() {
+            (0..self.nodes.len()).for_each(|n| self.discover(n));
         }
         for event in &plan.events {
             self.step(event)?;
@@ -143,6 +149,9 @@ impl World {
                 self.reset(index(node), index(peer), how);
                 Ok(())
             }
+            What::OwnPrune { node, .. } if self.nodes[index(node)].kind.is_chain() => {
+                self.node_prunes(index(node))
+            }
             What::OwnPrune { node, hours } => {
                 self.own_prune(index(node), U::from(hours) * HOUR);
                 Ok(())
@@ -153,6 +162,21 @@ impl World {
             }
             What::Deregister { node } => {
                 self.registered &= !(1 << index(node));
+                Ok(())
+            }
+            What::ChainWrite { node, table, action, key, delay_h } => {
+                self.write(index(node), (table, action, key), 0, true)?;
+                self.submit(delay_h);
+                Ok(())
+            }
+            What::Resubmit { op } => {
+                self.resubmit(op);
+                Ok(())
+            }
+            What::Again { node, back_h } => self.again(index(node), U::from(back_h) * HOUR),
+            What::Stuck { node, hours } => {
+                let node = index(node);
+                self.nodes[node].stuck_until = self.now + U::from(hours) * HOUR;
                 Ok(())
             }
             What::Confirm { node } => {
@@ -168,6 +192,9 @@ impl World {
     /// nodes' rows are looked at.
     fn pass(&mut self, ms: U) -> Done {
         let until = self.now + ms;
+        if self.is_chain() {
+            return self.pass_on_chain(until);
+        }
         loop {
             let commit = self.pending.iter().map(|p| p.0).min().filter(|at| *at <= until);
             let sweep = self.oldest_sweep().filter(|(at, ..)| *at <= until);
@@ -270,7 +297,7 @@ impl World {
     pub fn put(&mut self, node: usize, op: OpId, (action, places): (Action, &[usize]), owed: bool) {
         let of = self.ops[op as usize].clone();
         let Err(place) = self.nodes[node].place(of.u) else { return };
-        self.nodes[node].log.insert(place, Row { u: of.u, op, owed });
+        self.nodes[node].log.insert(place, Row { u: of.u, op, owed, confirmed: 0 });
         for n in places {
             self.nodes[node].act(action, of.recs[*n], op);
         }
@@ -501,6 +528,9 @@ impl World {
 
     /// Writes stop, and everybody sweeps until nothing is new.
     fn settle(&mut self) -> Done {
+        if self.is_chain() {
+            return self.pass(40 * DAY);
+        }
         self.page = LAST_PAGES;
         self.pass(2 * HOUR)?;
         let cap = self.now - HOUR;

@@ -20,6 +20,7 @@ pub const MIGRATIONS: &[(&str, &str)] = &[
     ("bound", include_str!("../migrations/0009_bound.sql")),
     ("node", include_str!("../migrations/0010_node.sql")),
     ("waiting", include_str!("../migrations/0011_waiting.sql")),
+    ("remembered", include_str!("../migrations/0012_remembered.sql")),
 ];
 
 /// One number in Postgres' space of advisory locks: "opsward" in ASCII.

@@ -64,7 +64,12 @@ const TRAITS: &str = r#"
                      (SELECT string_agg(a::text, ',' ORDER BY a::text)
                       FROM aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a),
                      c.reloptions, t.reloptions, c.reltablespace,
-                     a.amname, c.relpersistence, c.relreplident, c.relrowsecurity, c.relforcerowsecurity,
+                     a.amname,
+                     -- A LOGGED copy of an UNLOGGED log is asked for.
+                     CASE WHEN c.oid = to_regclass('opsward.ops_next') AND c.relpersistence = 'p'
+                          THEN (SELECT o.relpersistence FROM pg_class o WHERE o.oid = 'public.ops'::regclass)
+                          ELSE c.relpersistence END,
+                     c.relreplident, c.relrowsecurity, c.relforcerowsecurity,
                      c.relispartition, c.reloftype,
                      obj_description(c.oid, 'pg_class'))
     FROM c LEFT JOIN pg_class t ON t.oid = c.reltoastrelid LEFT JOIN pg_am a ON a.oid = c.relam
@@ -114,11 +119,12 @@ const TRAITS: &str = r#"
     FROM c JOIN pg_seclabel l ON l.objoid = c.oid AND l.classoid = 'pg_class'::regclass
     ORDER BY 1"#;
 
-/// Makes the new table, empty, with every attribute of `ops`; says which one
-/// could not be carried, where there is such a one. Then nothing is to be kept.
-pub async fn make(tx: &Transaction<'_>) -> Result<std::result::Result<Traits, String>> {
+/// Makes the new table, empty, with every attribute of `ops`, but LOGGED where
+/// that is asked for; says which attribute could not be carried, where there is
+/// such a one. Then nothing is to be kept.
+pub async fn make(tx: &Transaction<'_>, set_logged: bool) -> Result<std::result::Result<Traits, String>> {
     tx.batch_execute(DEFAULTS).await.doing("begin to make the new table")?;
-    let rows = tx.query(SCRIPT, &[]).await.doing("read how ops is made")?;
+    let rows = tx.query(SCRIPT, &[&set_logged]).await.doing("read how ops is made")?;
     for row in &rows {
         tx.batch_execute(row.get(0)).await.doing("make the new table")?;
     }
@@ -137,7 +143,7 @@ const DEFAULTS: &str = "SET LOCAL default_tablespace = ''; SET LOCAL quote_all_i
 pub async fn rehearse(client: &mut Client) -> Result<Option<String>> {
     let tx = begin(client, Isolation::Write).await?;
     tx.batch_execute(BOUNDS).await.doing("try to make the new table")?;
-    let made = make(&tx).await;
+    let made = make(&tx, false).await;
     tx.rollback().await.doing("take the new table back")?;
     match made {
         Ok(made) => Ok(made.err()),
@@ -169,8 +175,9 @@ const SCRIPT: &str = r#"
         WHERE attrelid = 'public.ops'::regclass AND attnum > 0 AND NOT attisdropped)
     SELECT statement FROM (
         SELECT 1 AS place, 0::bigint AS n, format(
-            'CREATE TABLE opsward.ops_next (LIKE public.ops INCLUDING ALL EXCLUDING INDEXES
-             EXCLUDING STATISTICS EXCLUDING IDENTITY) USING %I%s%s', a.amname,
+            'CREATE %s TABLE opsward.ops_next (LIKE public.ops INCLUDING ALL EXCLUDING INDEXES
+             EXCLUDING STATISTICS EXCLUDING IDENTITY) USING %I%s%s',
+            CASE WHEN c.relpersistence = 'u' AND NOT $1::boolean THEN 'UNLOGGED' END, a.amname,
             (SELECT format(' WITH (%s)', list) FROM options WHERE list IS NOT NULL),
             (SELECT format(' TABLESPACE %I', spcname) FROM pg_tablespace s WHERE s.oid = c.reltablespace))
             AS statement

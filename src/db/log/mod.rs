@@ -18,6 +18,7 @@ pub mod order;
 pub(in crate::db) mod owed;
 pub mod preflight;
 pub mod prune;
+pub(in crate::db) mod prune_run;
 pub(in crate::db) mod prune_sql;
 pub mod recent;
 pub mod replay;

@@ -12,8 +12,10 @@ pub struct Standing {
     pub owner: bool,
     /// The role that is logged in.
     pub role: String,
-    /// It is a plain, logged table.
+    /// It is a plain table.
     pub plain: bool,
+    /// It is UNLOGGED: a crash of the server empties it.
+    pub unlogged: bool,
     /// Bytes of the table with its TOAST.
     pub table_bytes: u64,
     /// Bytes of its indexes.
@@ -61,6 +63,7 @@ pub async fn standing(client: &impl GenericClient) -> Result<Standing> {
         slots: row.get(9),
         archiving: row.get(10),
         old_snapshots: row.get(11),
+        unlogged: row.get(12),
         dependents: words(client, DEPENDENTS).await?,
         hindrances: words(client, HINDRANCES).await?,
         long: activity::long(client).await?,
@@ -76,7 +79,7 @@ async fn words(client: &impl GenericClient, sql: &str) -> Result<Vec<String>> {
 
 const STANDING: &str = "
     SELECT pg_has_role(c.relowner, 'USAGE'), current_user::text,
-           c.relkind = 'r' AND c.relpersistence = 'p' AND NOT c.relispartition,
+           c.relkind = 'r' AND c.relpersistence <> 't' AND NOT c.relispartition,
            pg_table_size(c.oid), pg_indexes_size(c.oid),
            (SELECT setting::bigint << 20 FROM pg_settings WHERE name = 'max_wal_size'),
            coalesce((SELECT setting::bigint FROM pg_settings WHERE name = 'vacuum_defer_cleanup_age'), 0),
@@ -92,7 +95,8 @@ const STANDING: &str = "
            (SELECT last_failed_wal FROM pg_stat_archiver
             WHERE current_setting('archive_mode') <> 'off'
               AND last_failed_time > coalesce(last_archived_time, '-infinity')),
-           coalesce((SELECT setting::int >= 0 FROM pg_settings WHERE name = 'old_snapshot_threshold'), false)
+           coalesce((SELECT setting::int >= 0 FROM pg_settings WHERE name = 'old_snapshot_threshold'), false),
+           c.relpersistence = 'u'
     FROM pg_class c WHERE c.oid = 'public.ops'::regclass";
 
 /// What depends on the table and would not follow a swap, in words.

@@ -5,13 +5,13 @@
 //! it never meets the dead entries that others left, so the work is linear in
 //! rows even while another session holds an old snapshot.
 
-use crate::db::connect::Client;
 use crate::db::error::{Doing, Error, Result};
 pub use crate::db::error::{Trouble, trouble};
 use crate::db::lease::bound;
-use crate::db::prune_sql::{cuts_sql, doomed_sql, sql};
+pub use crate::db::prune_run::{active, begin_at, end, settle, swept};
+use crate::db::prune_sql::{cuts_sql, doomed_sql, sql, stays_sql};
 use crate::db::transaction::Transaction;
-use crate::db::{census, owed, watermark};
+use crate::db::{census, owed};
 use crate::records::models;
 use crate::values::{EARLIEST_ULID, OpUlid};
 use jiff::civil::Date;
@@ -152,6 +152,9 @@ pub async fn batch(
     let of_days: Vec<_> = gone.iter().map(|(day, g)| (g.table.clone(), *day, g.rows, g.bytes)).collect();
     batch.gone = by_table(gone);
     let left = (page.len() - odd.len()) as u64 != batch.rows();
+    if left && let Doomed::Below(cuts) = doomed {
+        remember_what_stays(tx, &columns, span, cuts).await?;
+    }
     if batch.gone.is_empty() {
         advance(tx, span, left).await?;
     } else {
@@ -324,18 +327,52 @@ async fn skipped(
     Ok(rows.iter().filter_map(|r| OpUlid::parse(r.get(0))).collect())
 }
 
+/// Traces and floors for what stays below its cut as the chain has not got it,
+/// or got it late: the node's own pruner goes by the ULID alone, deletes it too,
+/// and remembers nothing.
+async fn remember_what_stays(
+    tx: &Transaction<'_>,
+    columns: &[&str],
+    span: Span<'_>,
+    cuts: &[TableCut],
+) -> Result<()> {
+    if !columns.contains(&"core_tx_status") {
+        return Ok(());
+    }
+    let doing = "remember what stays";
+    let Values { tables, ulids, since } = &Values::of(Doomed::Below(cuts));
+    let params: [&(dyn ToSql + Sync); 6] = [&span.from, &span.end, &span.odd, tables, ulids, since];
+    let statement = tx.prepare_cached(&stays_sql(columns)).await.doing(doing)?;
+    let (_, rows) = tokio::try_join!(biased; bound(tx, 1), async {
+        tx.query(&statement, &params).await.doing(doing)
+    })?;
+    let floor = |r: &tokio_postgres::Row| {
+        let cut = cuts.iter().find(|cut| cut.table == r.get::<_, &str>(0))?;
+        Some((cut.table.as_str(), floor_over(OpUlid::parse(r.get(4))?, Some(cut))))
+    };
+    let (tables, floors): (Vec<&str>, Vec<OpUlid>) = rows.iter().filter_map(floor).unzip();
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let floors: Vec<&str> = floors.iter().map(OpUlid::as_str).collect();
+    let statement = tx.prepare_cached(RAISE_FLOORS).await.doing(doing)?;
+    tx.execute(&statement, &[&tables, &floors]).await.doing(doing)?;
+    Ok(())
+}
+
+/// As low as it may be: the millisecond after the highest that is remembered.
+fn floor_over(highest: OpUlid, cut: Option<&TableCut>) -> OpUlid {
+    let after = OpUlid::first_of_ms(highest.ms() + 1);
+    cut.map_or(after, |cut| cut.below.min(after))
+}
+
 /// Raises the floors (or horizons) over what is gone, and adds to the history.
 async fn remember(tx: &Transaction<'_>, run: &Run, gone: &[Gone], doomed: Doomed<'_>) -> Result<()> {
     let cut = |table: &str| match doomed {
         Doomed::Below(cuts) => cuts.iter().find(|cut| cut.table == table),
         Doomed::Listed(_) => None,
     };
-    // As low as it may be: the millisecond after the highest that went.
-    let bound = |g: &Gone| {
-        let after = OpUlid::first_of_ms(g.highest.ms() + 1);
-        cut(&g.table).map_or(after, |cut| cut.below.min(after))
-    };
-    let bounds: Vec<OpUlid> = gone.iter().map(bound).collect();
+    let bounds: Vec<OpUlid> = gone.iter().map(|g| floor_over(g.highest, cut(&g.table))).collect();
     let bounds: Vec<&str> = bounds.iter().map(OpUlid::as_str).collect();
     let belows: Vec<&str> =
         gone.iter().zip(&bounds).map(|(g, b)| cut(&g.table).map_or(*b, |c| c.below.as_str())).collect();
@@ -407,79 +444,3 @@ const ADVANCE_TO_FIRST_LEFT: &str = "
             AND (SELECT greatest(ulid, $2::text) >= $1 FROM opsward.watermark)
           ORDER BY o.ulid LIMIT 1) f
     WHERE w.ulid < f.ulid";
-
-/// Writes how a run came out.
-pub async fn end(client: &Client, run: &str, outcome: &str) -> Result<()> {
-    client.execute(END, &[&run, &outcome]).await.doing("write the history")?;
-    Ok(())
-}
-
-const END: &str = "UPDATE opsward.history SET outcome = $2 WHERE run = $1";
-
-/// Where a run over these tables begins: below it nothing is left of them. It
-/// is the watermark, or where their last run ended, unless the census has seen
-/// rows below that since.
-pub async fn begin_at(client: &Client, tables: &[&str]) -> Result<String> {
-    let row = client.query_one(BEGIN_AT, &[&tables, &EARLIEST_ULID]).await.doing("see where to begin")?;
-    Ok(row.get(0))
-}
-
-const BEGIN_AT: &str = "
-    SELECT greatest($2::text, least(
-        greatest((SELECT ulid FROM opsward.watermark), min(coalesce(f.swept, ''))),
-        (SELECT min(c.oldest COLLATE \"default\") FROM opsward.census c
-         WHERE c.table_name = ANY ($1) AND c.rows > c.owed AND NOT c.estimated)))
-    FROM unnest($1::text[]) AS t(name) LEFT JOIN opsward.floors f ON f.table_name = t.name";
-
-/// Which of these tables have an op at or above a ULID among the newest of the
-/// log: what came since all that is recent was read, before the run.
-pub async fn active(
-    tx: &Transaction<'_>,
-    tables: &[&str],
-    since: OpUlid,
-    latest: OpUlid,
-) -> Result<Vec<String>> {
-    let statement = tx.prepare_cached(ACTIVE).await.doing("look for recent ops")?;
-    let rows = tx
-        .query(&statement, &[&tables, &since.as_str(), &latest.as_str()])
-        .await
-        .doing("look for recent ops")?;
-    Ok(rows.iter().map(|r| r.get(0)).collect())
-}
-
-const ACTIVE: &str = r#"
-    SELECT DISTINCT name FROM (
-        SELECT "table" AS name FROM public.ops WHERE ulid >= $2 AND ulid <= $3
-        ORDER BY ulid DESC LIMIT 20000) newest
-    WHERE name = ANY ($1)"#;
-
-/// Remembers that nothing is left of these tables below a ULID, or below their
-/// cuts where those are lower.
-pub async fn swept(tx: &Transaction<'_>, cuts: &[TableCut], to: &str) -> Result<()> {
-    let statement = tx.prepare_cached(SWEPT).await.doing("remember how far it got")?;
-    let tables: Vec<&str> = cuts.iter().map(|c| c.table.as_str()).collect();
-    let belows: Vec<&str> = cuts.iter().map(|c| c.below.as_str()).collect();
-    tx.execute(&statement, &[&tables, &belows, &to]).await.doing("remember how far it got")?;
-    Ok(())
-}
-
-const SWEPT: &str = "
-    INSERT INTO opsward.floors AS f (table_name, swept, raised_at)
-    SELECT name, least(below, $3), now() FROM unnest($1::text[], $2::text[]) AS c(name, below)
-    ON CONFLICT (table_name) DO UPDATE SET swept = greatest(f.swept, excluded.swept)";
-
-/// Moves the watermark to the first row that is left, where batches could not:
-/// they began above it, or came back to rows that had been locked.
-///
-/// # Errors
-/// The database's; among them that too many dead entries lie in between. The
-/// watermark stays then.
-pub async fn settle(tx: &Transaction<'_>, until: OpUlid, now_ms: u64) -> Result<()> {
-    let statement = tx.prepare_cached(watermark::MINIMUM).await.doing("look for the log's minimum")?;
-    let first = watermark::minimum(tx, &statement, now_ms).await?.map_or(until, |first| first.min(until));
-    let statement = tx.prepare_cached(SETTLE).await.doing("move the watermark")?;
-    tx.execute(&statement, &[&first.as_str()]).await.doing("move the watermark")?;
-    Ok(())
-}
-
-const SETTLE: &str = "UPDATE opsward.watermark SET ulid = $1::text WHERE ulid < $1::text";

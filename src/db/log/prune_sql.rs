@@ -17,9 +17,21 @@ pub(in crate::db) fn doomed_sql(doomed: Doomed<'_>, columns: &[&str]) -> String 
         Doomed::Listed(_) => "o.ulid = ANY ($5)",
     };
     let may_go = Owed::of_columns(columns).may_go("o.", "c.since");
-    format!(
-        "o.ulid >= $1 AND o.ulid < $2 AND o.ulid <> ALL ($3) AND o.\"table\" = c.name AND {which} AND {may_go}"
-    )
+    format!("{SPAN} AND {which} AND {may_go}")
+}
+
+const SPAN: &str = "o.ulid >= $1 AND o.ulid < $2 AND o.ulid <> ALL ($3) AND o.\"table\" = c.name";
+
+/// Leaves traces of what stays below the cuts for the chain's sake: by table
+/// the highest of it, as the fifth column.
+pub(in crate::db) fn stays_sql(columns: &[&str]) -> String {
+    let may_go = Owed::of_columns(columns).may_go("o.", "c.since");
+    let cuts = cuts_sql(Doomed::Below(&[]));
+    let stays = format!(
+        "SELECT {} FROM public.ops o, {cuts} WHERE {SPAN} AND o.ulid COLLATE \"C\" < c.below AND NOT ({may_go})",
+        gone_sql("0")
+    );
+    traced_of(&stays, "0")
 }
 
 pub(in crate::db) fn cuts_sql(doomed: Doomed<'_>) -> &'static str {
@@ -79,7 +91,7 @@ pub(in crate::db) fn traced_of(gone: &str, day: &str) -> String {
              WHERE key IS NOT NULL GROUP BY name, md5(name || E'\\n' || key)),
          traced AS (
              INSERT INTO opsward.traces AS t SELECT key, ulid FROM keyed ORDER BY key
-             ON CONFLICT (key) DO UPDATE SET ulid = greatest(t.ulid, excluded.ulid)
+             ON CONFLICT (key) DO UPDATE SET ulid = excluded.ulid WHERE t.ulid < excluded.ulid
              RETURNING key, xmax = 0 AS is_new),
          left_behind AS (
              SELECT name, count(*) AS traces FROM keyed JOIN traced USING (key) WHERE is_new GROUP BY name)

@@ -92,7 +92,7 @@ mod tests {
         change(&mut settings, &mut gate);
         let (census, standing) = (census(), Standing { owner: true, plain: true, ..Standing::default() });
         plan(&Facts {
-            asked: Asked { mode: None, policy: Policy::Window, fit: true, percent: 25 },
+            asked: Asked { mode: None, policy: Policy::Window, fit: true, set_logged: false, percent: 25 },
             settings: &settings,
             gate: &gate,
             census: &census,
@@ -179,7 +179,13 @@ mod tests {
         let mut volumes = Volumes { known, unknown: Vec::new() };
         change(&mut standing, &mut volumes, &mut gate);
         plan(&Facts {
-            asked: Asked { mode: Some(Mode::InPlace), policy: Policy::Window, fit: false, percent: 100 },
+            asked: Asked {
+                mode: Some(Mode::InPlace),
+                policy: Policy::Window,
+                fit: false,
+                set_logged: false,
+                percent: 100,
+            },
             settings: &settings,
             gate: &gate,
             census: &census(),

@@ -2,6 +2,7 @@
 
 use super::{Facts, Obstacle, Plan};
 use crate::reclaim::decide::Mode;
+use crate::values::bytes;
 
 /// Where every op survives, less than this is not worth a reclaim: 16 MiB.
 const LEAST_GAIN: u64 = 16 << 20;
@@ -55,7 +56,7 @@ pub(super) fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
     stands(
         !standing.plain,
         "table",
-        "ops is no plain, logged table".into(),
+        "ops is no plain table".into(),
         "a node makes it so: look what changed it",
     );
     stands(
@@ -147,8 +148,8 @@ fn too_little(facts: &Facts<'_>, plan: &Plan) -> Option<Obstacle> {
     let obstacle = |text: String| Obstacle { code: "space", text, fix: instead.to_owned() };
     let mode = plan.mode.word();
     if free < needs {
-        let (needs, there) = (needs.div_ceil(1 << 20), free >> 20);
-        return Some(obstacle(format!("mode {mode} needs {needs} MiB free{window}, there are {there}")));
+        let (needs, there) = (bytes(needs), bytes(free));
+        return Some(obstacle(format!("mode {mode} needs {needs} free{window}, there are {there}")));
     }
     let wal_needs = match plan.mode {
         Mode::Swap => facts.standing.max_wal_bytes + facts.settings.min_free_disk,
@@ -156,10 +157,10 @@ fn too_little(facts: &Facts<'_>, plan: &Plan) -> Option<Obstacle> {
     };
     let volume = facts.volumes.wal_alone().filter(|volume| volume.free < wal_needs)?;
     Some(obstacle(format!(
-        "mode {mode} needs {} MiB free on {}, there are {}",
-        wal_needs.div_ceil(1 << 20),
+        "mode {mode} needs {} free on {}, there are {}",
+        bytes(wal_needs),
         volume.what,
-        volume.free >> 20
+        bytes(volume.free)
     )))
 }
 
@@ -171,9 +172,9 @@ pub(super) fn risks(plan: &Plan) -> Vec<Obstacle> {
         return vec![Obstacle {
             code: "gives_little",
             text: format!(
-                "it copies the whole log and gives hardly anything back: about {} MiB of {}",
-                space.gain() >> 20,
-                (space.table + space.indexes).div_ceil(1 << 20)
+                "it copies the whole log and gives hardly anything back: about {} of {}",
+                bytes(space.gain()),
+                bytes(space.table + space.indexes)
             ),
             fix: "--yes does it all the same; a shorter OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS, or --policy \
                   compact, gives more back"
@@ -186,10 +187,10 @@ pub(super) fn risks(plan: &Plan) -> Vec<Obstacle> {
     vec![Obstacle {
         code: "may_not_fit",
         text: format!(
-            "by the estimate it may not fit: mode in-place needs about {} MiB free, there are {}; \
+            "by the estimate it may not fit: mode in-place needs about {} free, there are {}; \
              it stops by itself before the disk is full, and what was deleted until then stays deleted",
-            space.in_place_needs.div_ceil(1 << 20),
-            free >> 20
+            bytes(space.in_place_needs),
+            bytes(free)
         ),
         fix: "--yes tries it all the same; or free some disk".into(),
     }]

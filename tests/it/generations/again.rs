@@ -130,3 +130,64 @@ async fn ahead_of_the_node_no_record_goes_back() {
     let found = facts::gather(&client, &work.settings, &Host::normalise(super::SELF), Timestamp::now()).await;
     assert_eq!(found.unwrap().replication, Replication::Chain);
 }
+
+/// What comes weeks after it was born is kept by us for as long as its block
+/// may be executed again; the node's own pruner goes by its birth.
+#[tokio::test]
+async fn what_came_late_and_what_is_owed_is_remembered_before_the_node_deletes_it() {
+    let database = Database::of(Schema::C).await;
+    let db = database.migrated().await;
+    let mut node = ChainNode::start(&database).await;
+    let hours = |h: i64| Timestamp::now() - SignedDuration::from_hours(h);
+    let born = |h: i64, n: u128| OpUlid::from_parts(ulid_of(hours(h)).ms(), n);
+    let mut lease = Lease::take(&db).await.unwrap().unwrap();
+    let work = work::on(&db, |settings| {
+        settings.bounding.retention_days = 29;
+        settings.bounding.replay_guard = true;
+        settings.bounding.min_free_disk = 1 << 20;
+    });
+    ensure(&work, &mut lease).await.unwrap();
+    let mut retention = async |node: &mut ChainNode| {
+        node.block(Timestamp::now(), &[]).await;
+        node.look_again(&[], Timestamp::now()).await;
+        let mut pacer = Pacer::new(&work, Some(100));
+        let budget = std::time::Duration::from_secs(60);
+        let done = tick(&work, &mut lease, &mut pacer, &[Which::Retention], budget).await.unwrap();
+        done[0].deleted.as_ref().unwrap_or_else(|| panic!("{done:?}")).rows()
+    };
+    let old = [(born(800, 1), "old", "old"), (born(29 * 24 + 2, 2), "near", "near")];
+    node.block(hours(690), &old).await;
+    node.look_again(&old, hours(699)).await;
+    // Born before the cut: one that came three days ago, and one of this
+    // node's that the chain never got.
+    let late = [(born(29 * 24 + 10, 3), "late", "first")];
+    node.block(hours(72), &late).await;
+    node.look_again(&late, hours(72)).await;
+    let owed = [(born(29 * 24 + 12, 4), "owed", "first")];
+    node.execute_again(&owed).await;
+    node.client
+        .execute("UPDATE ops SET core_tx_status = 'pending' WHERE ulid = $1", &[&owed[0].0.as_str()])
+        .await
+        .unwrap();
+    let newer = [(born(48, 5), "late", "newer"), (born(47, 6), "owed", "newer")];
+    node.block(hours(47), &newer).await;
+    node.look_again(&newer, hours(47)).await;
+
+    assert_eq!(retention(&mut node).await, 2);
+    // And one that comes after that, of a record with newer state.
+    let last = [(born(35 * 24, 7), "last", "first")];
+    assert_eq!(node.block(Timestamp::now(), &last).await, 1);
+    let newest = [(born(1, 8), "last", "newer")];
+    node.block(Timestamp::now(), &newest).await;
+    let before = records(&node).await;
+    assert!(["late", "owed", "last"].iter().all(|cid| before[*cid] == "newer"), "{before:?}");
+
+    assert_eq!(node.prunes(ulid_of(hours(29 * 24))).await, 3);
+    for again in [late, owed, last] {
+        assert_eq!(node.execute_again(&again).await, 0, "{again:?}");
+    }
+    assert_eq!(records(&node).await, before);
+    let failed: i64 =
+        node.client.query_one("SELECT last_value FROM opsward.guard_failed", &[]).await.unwrap().get(0);
+    assert_eq!(failed, 0);
+}

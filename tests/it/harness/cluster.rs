@@ -13,6 +13,53 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// Which generation of node made the schema (`tests/fixtures/README.md`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Schema {
+    /// Ops come from peers.
+    A,
+    /// From peers and from the chain.
+    B,
+    /// From the chain alone.
+    C,
+}
+
+impl Schema {
+    /// All of them, oldest first.
+    pub const ALL: [Self; 3] = [Self::A, Self::B, Self::C];
+
+    /// That of this run: `OPSWARD_TEST_SCHEMA=b` or `c` has every test that
+    /// names none run on it; the oldest where none is named.
+    pub fn of_run() -> Self {
+        match std::env::var("OPSWARD_TEST_SCHEMA").as_deref() {
+            Ok("b") => Self::B,
+            Ok("c") => Self::C,
+            Ok("a") | Err(_) => Self::A,
+            Ok(other) => panic!("OPSWARD_TEST_SCHEMA is {other:?}, and may be a, b or c"),
+        }
+    }
+
+    pub fn sql(self) -> &'static str {
+        match self {
+            Self::A => include_str!("../../fixtures/node-schema.sql"),
+            Self::B => include_str!("../../fixtures/node-schema-b.sql"),
+            Self::C => include_str!("../../fixtures/node-schema-c.sql"),
+        }
+    }
+
+    /// With a node that has read the chain up to now, where there is one.
+    fn filled(self) -> String {
+        match self {
+            Self::A => self.sql().to_owned(),
+            Self::B | Self::C => format!("{}\n{READ_UP_TO_NOW}", self.sql()),
+        }
+    }
+}
+
+const READ_UP_TO_NOW: &str = "INSERT INTO public.core_blocks (height, chain_id, hash, proposer, created_at)
+        VALUES (1000, 'mainnet-1', '', '', now() AT TIME ZONE 'UTC');
+    INSERT INTO public.cursors VALUES ('core_mediorum_blocks', '1000');";
+
 /// The database with the node's schema that others are cloned from.
 pub const TEMPLATE: &str = "node_template";
 /// A role without any grant of its own, for tests of missing privileges.
@@ -22,8 +69,6 @@ pub const PASSWORD_ROLE: &str = "guarded";
 /// Its password; with characters that a URL has to escape.
 pub const PASSWORD: &str = "p@ss/wörd %1";
 
-const NODE_SCHEMA: &str =
-    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/node-schema.sql"));
 /// Where distributions put the binaries of version 15; else the PATH.
 const BIN_DIRS: [&str; 2] = ["/usr/lib/postgresql/15/bin", "/usr/pgsql-15/bin"];
 /// The address of the server, over TCP.
@@ -240,7 +285,7 @@ impl Cluster {
                  CREATE DATABASE {TEMPLATE} TEMPLATE template0;"
             ),
         );
-        self.psql(TEMPLATE, NODE_SCHEMA);
+        self.psql(TEMPLATE, &Schema::of_run().filled());
     }
 
     /// Runs SQL by psql: for what the driver can't do, `COPY` and scripts.

@@ -13,9 +13,9 @@ pub mod proxy;
 mod target;
 pub mod wire;
 
-pub use cluster::{Cluster, Stop};
+pub use cluster::{Cluster, Schema, Stop};
 pub use daemon::{Daemon, Start};
-pub use database::{Database, Schema, target};
+pub use database::{Database, target};
 pub use ops::{MadeOp, Ops};
 pub use peer::{Answer, Peer};
 pub use proxy::{Fault, Proxy};

@@ -1,0 +1,84 @@
+//! Where a run of deletions begins and ends.
+
+use crate::db::connect::Client;
+use crate::db::error::{Doing, Result};
+use crate::db::prune::TableCut;
+use crate::db::transaction::Transaction;
+use crate::db::watermark;
+use crate::values::{EARLIEST_ULID, OpUlid};
+
+/// Writes how a run came out.
+pub async fn end(client: &Client, run: &str, outcome: &str) -> Result<()> {
+    client.execute(END, &[&run, &outcome]).await.doing("write the history")?;
+    Ok(())
+}
+
+const END: &str = "UPDATE opsward.history SET outcome = $2 WHERE run = $1";
+
+/// Where a run over these tables begins: below it nothing is left of them. It
+/// is the watermark, or where their last run ended, unless the census has seen
+/// rows below that since.
+pub async fn begin_at(client: &Client, tables: &[&str]) -> Result<String> {
+    let row = client.query_one(BEGIN_AT, &[&tables, &EARLIEST_ULID]).await.doing("see where to begin")?;
+    Ok(row.get(0))
+}
+
+const BEGIN_AT: &str = "
+    SELECT greatest($2::text, least(
+        greatest((SELECT ulid FROM opsward.watermark), min(coalesce(f.swept, ''))),
+        (SELECT min(c.oldest COLLATE \"default\") FROM opsward.census c
+         WHERE c.table_name = ANY ($1) AND c.rows > c.owed AND NOT c.estimated)))
+    FROM unnest($1::text[]) AS t(name) LEFT JOIN opsward.floors f ON f.table_name = t.name";
+
+/// Which of these tables have an op at or above a ULID among the newest of the
+/// log: what came since all that is recent was read, before the run.
+pub async fn active(
+    tx: &Transaction<'_>,
+    tables: &[&str],
+    since: OpUlid,
+    latest: OpUlid,
+) -> Result<Vec<String>> {
+    let statement = tx.prepare_cached(ACTIVE).await.doing("look for recent ops")?;
+    let rows = tx
+        .query(&statement, &[&tables, &since.as_str(), &latest.as_str()])
+        .await
+        .doing("look for recent ops")?;
+    Ok(rows.iter().map(|r| r.get(0)).collect())
+}
+
+const ACTIVE: &str = r#"
+    SELECT DISTINCT name FROM (
+        SELECT "table" AS name FROM public.ops WHERE ulid >= $2 AND ulid <= $3
+        ORDER BY ulid DESC LIMIT 20000) newest
+    WHERE name = ANY ($1)"#;
+
+/// Remembers that nothing is left of these tables below a ULID, or below their
+/// cuts where those are lower.
+pub async fn swept(tx: &Transaction<'_>, cuts: &[TableCut], to: &str) -> Result<()> {
+    let statement = tx.prepare_cached(SWEPT).await.doing("remember how far it got")?;
+    let tables: Vec<&str> = cuts.iter().map(|c| c.table.as_str()).collect();
+    let belows: Vec<&str> = cuts.iter().map(|c| c.below.as_str()).collect();
+    tx.execute(&statement, &[&tables, &belows, &to]).await.doing("remember how far it got")?;
+    Ok(())
+}
+
+const SWEPT: &str = "
+    INSERT INTO opsward.floors AS f (table_name, swept, raised_at)
+    SELECT name, least(below, $3), now() FROM unnest($1::text[], $2::text[]) AS c(name, below)
+    ON CONFLICT (table_name) DO UPDATE SET swept = greatest(f.swept, excluded.swept)";
+
+/// Moves the watermark to the first row that is left, where batches could not:
+/// they began above it, or came back to rows that had been locked.
+///
+/// # Errors
+/// The database's; among them that too many dead entries lie in between. The
+/// watermark stays then.
+pub async fn settle(tx: &Transaction<'_>, until: OpUlid, now_ms: u64) -> Result<()> {
+    let statement = tx.prepare_cached(watermark::MINIMUM).await.doing("look for the log's minimum")?;
+    let first = watermark::minimum(tx, &statement, now_ms).await?.map_or(until, |first| first.min(until));
+    let statement = tx.prepare_cached(SETTLE).await.doing("move the watermark")?;
+    tx.execute(&statement, &[&first.as_str()]).await.doing("move the watermark")?;
+    Ok(())
+}
+
+const SETTLE: &str = "UPDATE opsward.watermark SET ulid = $1::text WHERE ulid < $1::text";
