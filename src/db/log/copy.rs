@@ -135,6 +135,25 @@ impl Range {
 }
 
 impl Doomed<'_> {
+    /// Leaves traces of what stays below the cuts for the chain's sake, as
+    /// deleting does: the node's own pruner deletes it too.
+    fn stays_sql(&self, range: &Range) -> Option<String> {
+        let owed = self.columns.owed();
+        let arm = |(table, cut): (&String, &OpUlid)| {
+            let may_go = owed.may_go("o.", &time_sql(cut.ms()));
+            let table = table.replace('\'', "''");
+            format!("WHEN '{table}' THEN o.ulid COLLATE \"C\" < '{cut}' AND NOT ({may_go}) ")
+        };
+        let arms: String = self.cuts.iter().map(arm).collect();
+        let is_owed = !arms.is_empty() && owed != Owed::default();
+        let stays = format!(
+            "SELECT {} FROM public.ops o WHERE {} AND CASE o.\"table\" {arms}ELSE false END",
+            prune_sql::gone_sql("0"),
+            range.sql("o.")
+        );
+        is_owed.then(|| prune_sql::traced_of(&stays, "0"))
+    }
+
     /// Whether a row `o` of a range goes. Rows without a ULID are among the kept.
     fn sql(&self, range: &Range) -> String {
         let owed = self.columns.owed();
@@ -204,6 +223,10 @@ pub async fn trace(tx: &Transaction<'_>, doomed: &Doomed<'_>, range: &Range) -> 
     let statement = tx.prepare_cached(&prune_sql::traced_of(&gone, "0")).await;
     let statement = statement.doing("leave traces of a range")?;
     let rows = tx.query(&statement, &[&range.after, &range.until]).await.doing("leave traces of a range")?;
+    if let Some(stays) = doomed.stays_sql(range) {
+        let statement = tx.prepare_cached(&stays).await.doing("remember what stays")?;
+        tx.query(&statement, &[&range.after, &range.until]).await.doing("remember what stays")?;
+    }
     tx.batch_execute(NO_HASH).await.doing("leave traces of a range")?;
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
     let gone = rows.iter().map(|r| Gone {

@@ -84,9 +84,11 @@ async fn served_and_verified(database: &Database, schema: Schema) {
     assert!(page.status == 200 && page.text().len() > 100, "{schema:?}: {}", page.status);
     daemon.signal("KILL");
     daemon.exit().await;
-    // As if of another validator.
-    let other = guarded(database, &["digest"]).env("OPENAUDIO_NODE_ENDPOINT", "https://other.example");
-    let digest = other.output().await;
+    // As if of another validator with the same records.
+    let other = Database::of(schema).await;
+    other.migrated().await;
+    let digest = start(&other, &["digest"]).env("OPENAUDIO_NODE_ENDPOINT", "https://other.example");
+    let digest = digest.output().await;
     assert_eq!(digest.code, Some(0), "{schema:?}: {digest:?}");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), digest.stdout).unwrap();
