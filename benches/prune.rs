@@ -118,7 +118,7 @@ async fn fill(cluster: &Cluster, name: &'static str, rows: u64, passes: fn(&str)
                 half = Some(op.ulid);
             }
             let data = op.data.replace('\\', "\\\\");
-            writeln!(copy, "{}\t{}\t{}\t{}\t{data}", op.ulid, op.host, op.action.as_str(), op.table).unwrap();
+            writeln!(copy, "{}\t{}\t{}\t{}\t{data}", op.ulid, op.host, op.action.word(), op.table).unwrap();
             at += step;
             written += 1;
         }

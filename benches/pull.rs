@@ -82,7 +82,7 @@ fn page(ops: &[Op]) -> String {
             r#"{{"ulid":"{}","host":"{}","action":"{}","table":"{}","data":{},"transient":false}}"#,
             op.ulid,
             op.host,
-            op.action.as_str(),
+            op.action.word(),
             op.table,
             &*op.data
         )

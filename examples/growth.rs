@@ -97,7 +97,7 @@ fn copy(writer: &mut history::Writer, from: u64) -> String {
     let mut copy = String::from("COPY ops (ulid, host, action, \"table\", data) FROM STDIN;\n");
     for op in writer.ops(OPS_A_DAY, from, from + DAY_MS) {
         let data = op.data.replace('\\', "\\\\");
-        writeln!(copy, "{}\t{}\t{}\t{}\t{data}", op.ulid, op.host, op.action.as_str(), op.table).unwrap();
+        writeln!(copy, "{}\t{}\t{}\t{}\t{data}", op.ulid, op.host, op.action.word(), op.table).unwrap();
     }
     copy + "\\.\n"
 }

@@ -1,6 +1,7 @@
 //! The one clock. Whatever needs the time is handed one, so that a test can
 //! move it.
 
+use crate::values::unix_ms;
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -33,6 +34,6 @@ impl Clock {
 
     /// Milliseconds since the Unix epoch; 0 before it.
     pub fn now_ms(&self) -> u64 {
-        u64::try_from(self.now().as_millisecond()).unwrap_or(0)
+        unix_ms(self.now())
     }
 }

@@ -16,21 +16,20 @@ use crate::clock::Clock;
 use crate::db::privileges::{self, Lacking, Need};
 use crate::db::{self, Db, migrate};
 use crate::metrics::Metrics;
-use crate::pull::discover;
+use crate::pull::{Puller, discover};
 use crate::serve::Serve;
 use crate::settings::Settings;
 use crate::show::admin::{self, Admin, Decided};
 use crate::show::database_state;
 use crate::show::gather::DaemonView;
-use crate::supervisor::{Namespace, Next, PROC_NET_DEV, Schedule, Stage, Supervisor, Task};
-use crate::values::{Host, PeerSet, TaskReport, TaskState};
+use crate::supervisor::{Namespace, Next, Outcome, PROC_NET_DEV, Schedule, Stage, Supervisor, Task};
+use crate::values::{PeerSet, TaskReport, TaskState};
 use crate::work::Work;
-use crate::{http, pull, records};
+use crate::{http, records};
 use jobs::Bulk;
 use listen::Listener;
 use node::Node;
 use peers::{Peers, Pulls};
-use sample::Sampler;
 use signals::Signals;
 use std::path::Path;
 use std::sync::Arc;
@@ -133,11 +132,7 @@ pub async fn run(settings: Settings) -> Result<End, StartError> {
 
 /// Everything that the tasks are made from.
 struct Parts {
-    settings: Arc<Settings>,
-    own: Host,
-    db: Db,
-    clock: Clock,
-    metrics: Metrics,
+    work: Work,
     supervisor: Supervisor,
     lacking: Vec<Lacking>,
     decided: Decided,
@@ -161,23 +156,17 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
 
     let lacking = lacking(&db).await?;
     let clock = Clock::System;
-    let parts = Parts {
-        lacking,
-        decided: Decided::default(),
-        supervisor: Supervisor::new(clock.clone(), metrics.clone()),
-        settings: Arc::new(settings),
-        own,
-        db,
-        clock,
-        metrics,
-    };
+    let supervisor = Supervisor::new(clock.clone(), metrics.clone());
+    let (stop, tell) = (supervisor.stopping(), Arc::new(|_| {}));
+    let work = Work { db, settings: Arc::new(settings), own, clock, metrics, stop, tell };
+    let parts = Parts { work, supervisor, lacking, decided: Decided::default() };
     info!(
         version,
-        own = %parts.own,
-        database = parts.db.shown(),
+        own = %parts.work.own,
+        database = parts.work.db.shown(),
         listen = %public.address,
         admin = %operators.address,
-        read_only = parts.settings.read_only,
+        read_only = parts.work.settings.read_only,
         "started"
     );
     let (tell, peers) = watch::channel(None);
@@ -187,9 +176,7 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     // answers finds all of it begun, and stops it in order.
     parts.peers(tell).await?;
     parts.listeners(public, operators, peers);
-    parts.presence();
-    parts.sampler();
-    parts.gate();
+    parts.watchers();
     parts.bulk();
     parts.namespace(orphaned);
     parts.say_tasks();
@@ -213,7 +200,7 @@ impl Parts {
     /// One warning for each privilege that something switched on lacks.
     fn say_lacking(&self) {
         for lacking in &self.lacking {
-            if lacking.need.is_wanted(&self.settings) {
+            if lacking.need.is_wanted(&self.work.settings) {
                 warn!(fix = lacking.lift, "{}", lacking.need.consequence());
             }
         }
@@ -221,9 +208,9 @@ impl Parts {
 
     /// Bulk work goes on where nobody knows how full the volume is.
     async fn say_disk(&self) -> db::Result<()> {
-        let directory = db::stats::figures(&self.db.client().await?).await?.data_directory;
-        let set = self.settings.pgdata_path.as_deref();
-        if db::stats::free_disk(set, &self.settings.db, directory.as_deref()).is_none() {
+        let directory = db::stats::figures(&self.work.db.client().await?).await?.data_directory;
+        let set = &self.work.settings;
+        if db::stats::free_disk(set.pgdata_path.as_deref(), &set.db, directory.as_deref()).is_none() {
             warn!(
                 fix = "mount a directory of that volume and name it in OPENAUDIO_MEDIORUM_PGDATA_PATH",
                 "free space on the database's volume is unknown: nothing stops bulk work when it is full"
@@ -233,22 +220,16 @@ impl Parts {
     }
 
     fn listeners(&self, public: Listener, operators: Listener, peers: watch::Receiver<Option<Arc<PeerSet>>>) {
+        let Work { db, settings, own, clock, metrics, .. } = self.work.clone();
         let reports = self.supervisor.reports();
-        let admin = Admin {
-            settings: self.settings.clone(),
-            db: self.db.clone(),
-            view: DaemonView {
-                started_at: self.clock.now(),
-                listen: public.address.to_string(),
-                admin_listen: operators.address.to_string(),
-                tasks: Arc::new(move || reports.all()),
-            },
-            clock: self.clock.clone(),
-            metrics: self.metrics.clone(),
-            plan: self.decided.clone(),
+        let view = DaemonView {
+            started_at: clock.now(),
+            listen: public.address.to_string(),
+            admin_listen: operators.address.to_string(),
+            tasks: Arc::new(move || reports.all()),
         };
-        let serve =
-            Serve::new(self.db.clone(), self.own.clone(), self.clock.clone(), self.metrics.clone(), peers);
+        let serve = Serve::new(db.clone(), own, clock.clone(), metrics.clone(), peers);
+        let admin = Admin { settings, db, view, clock, metrics, plan: self.decided.clone() };
         for (label, listener, handler, limits) in [
             ("serve", public, serve.handler(), http::Limits::default()),
             ("admin", operators, admin.handler(), admin::LIMITS),
@@ -264,14 +245,27 @@ impl Parts {
         }
     }
 
+    /// Starts a task that runs at an interval, first within `first`.
+    fn every<R>(
+        &self,
+        label: &'static str,
+        (interval, first): (Duration, Duration),
+        run: impl Fn(CancellationToken) -> R + Send + Sync + 'static,
+    ) where
+        R: Future<Output = Outcome> + Send + 'static,
+    {
+        self.supervisor.start(Task::new(label, Schedule::Every { interval, first }), run);
+    }
+
     async fn peers(&self, tell: watch::Sender<Option<Arc<PeerSet>>>) -> Result<(), StartError> {
-        let s = &self.settings;
-        let off = match (s.read_only, s.sweep_peers) {
+        let Work { db, settings, own, clock, metrics, .. } = self.work.clone();
+        let off = match (settings.read_only, settings.sweep_peers) {
             (true, _) => Some("OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on".to_owned()),
             (_, false) => Some("OPENAUDIO_MEDIORUM_SWEEP_PEERS=true turns it on".to_owned()),
             _ => self.lift(Need::Pull),
         };
         let http = discover::registry_client().map_err(StartError::Machine)?;
+        let interval = settings.sweep_interval;
         let pulls = match off {
             Some(why) => {
                 self.supervisor.off("pull", &why);
@@ -279,107 +273,50 @@ impl Parts {
             }
             None => Some(Pulls::new(
                 self.supervisor.clone(),
-                self.puller()?,
-                Schedule::Every { interval: s.sweep_interval, first: FIRST_PULL },
-                self.metrics.clone(),
+                Puller::of_settings(&settings, db.clone(), own.clone(), clock.clone(), metrics.clone())
+                    .map_err(StartError::Machine)?,
+                Schedule::Every { interval, first: FIRST_PULL },
+                metrics.clone(),
             )),
         };
-        let (by, why) = node::at_start(&self.db, &self.settings).await?;
-        let peers = Arc::new(Peers {
-            settings: self.settings.clone(),
-            own: self.own.clone(),
-            db: self.db.clone(),
-            registry: http.clone(),
-            clock: self.clock.clone(),
-            metrics: self.metrics.clone(),
-            tell,
-            pulls,
-        });
+        let (by, why) = node::at_start(&db, &settings).await?;
+        let peers = Arc::new(Peers { work: self.work.clone(), registry: http.clone(), tell, pulls });
         peers.follow(by, &why).await;
-        let node = Arc::new(Node {
-            settings: self.settings.clone(),
-            own: self.own.clone(),
-            db: self.db.clone(),
-            http,
-            clock: self.clock.clone(),
-            metrics: self.metrics.clone(),
-            peers: peers.clone(),
-        });
-        let schedule = Schedule::Every { interval: NODE_EVERY.min(s.sweep_interval), first: Duration::ZERO };
-        self.supervisor.start(Task::new("node", schedule), move |_| {
+        let node = Arc::new(Node { settings, own, db, http, clock, metrics, peers: peers.clone() });
+        self.every("node", (NODE_EVERY.min(interval), Duration::ZERO), move |_| {
             let node = node.clone();
             async move { node.run_once().await }
         });
-        let schedule = Schedule::Every { interval: DISCOVER_EVERY, first: Duration::ZERO };
-        self.supervisor.start(Task::new("discovery", schedule), move |stop| {
+        self.every("discovery", (DISCOVER_EVERY, Duration::ZERO), move |stop| {
             let peers = peers.clone();
             async move { peers.run_once(&stop).await }
         });
         Ok(())
     }
 
-    fn puller(&self) -> Result<pull::Puller, StartError> {
-        pull::Puller::of_settings(
-            &self.settings,
-            self.db.clone(),
-            self.own.clone(),
-            self.clock.clone(),
-            self.metrics.clone(),
-        )
-        .map_err(StartError::Machine)
-    }
-
-    fn presence(&self) {
-        let db = self.db.clone();
+    /// What only looks: that somebody serves the database, its figures, the gate.
+    fn watchers(&self) {
+        let db = self.work.db.clone();
         self.supervisor
             .start(Task::new("presence", Schedule::Forever), move |stop| presence::hold(db.clone(), stop));
-    }
-
-    fn sampler(&self) {
-        let sampler = Arc::new(Sampler {
-            settings: self.settings.clone(),
-            db: self.db.clone(),
-            clock: self.clock.clone(),
-            metrics: self.metrics.clone(),
+        let work = self.work.clone();
+        self.every("figures", (SAMPLE_EVERY, Duration::ZERO), move |_| sample::run_once(work.clone()));
+        let (work, decided) = (self.work.clone(), self.decided.clone());
+        self.every("gate", (db::gate::SAMPLE_EVERY, Duration::ZERO), move |_| {
+            gate::watch(work.clone(), decided.clone())
         });
-        let schedule = Schedule::Every { interval: SAMPLE_EVERY, first: Duration::ZERO };
-        self.supervisor.start(Task::new("figures", schedule), move |_| {
-            let sampler = sampler.clone();
-            async move { sampler.run_once().await }
-        });
-    }
-
-    fn work(&self) -> Work {
-        Work {
-            db: self.db.clone(),
-            settings: self.settings.clone(),
-            own: self.own.clone(),
-            clock: self.clock.clone(),
-            metrics: self.metrics.clone(),
-            stop: self.supervisor.stopping(),
-            tell: Arc::new(|_| {}),
-        }
-    }
-
-    fn gate(&self) {
-        let (work, decided) = (self.work(), self.decided.clone());
-        let schedule = Schedule::Every { interval: db::gate::SAMPLE_EVERY, first: Duration::ZERO };
-        self.supervisor
-            .start(Task::new("gate", schedule), move |_| gate::watch(work.clone(), decided.clone()));
     }
 
     /// What takes turns with the lease.
     fn bulk(&self) {
-        let bulk = Bulk::new(self.work());
-        let schedule = Schedule::Every { interval: JOBS_EVERY, first: Duration::ZERO };
+        let bulk = Bulk::new(self.work.clone());
         let own = bulk.clone();
-        self.supervisor.start(Task::new("jobs", schedule), move |stop| own.clone().next_job(stop));
-        let set = &self.settings.bounding;
-        let writes = !self.settings.read_only;
+        self.every("jobs", (JOBS_EVERY, Duration::ZERO), move |stop| own.clone().next_job(stop));
+        let set = &self.work.settings.bounding;
+        let writes = !self.work.settings.read_only;
         if set.census {
-            let (schedule, own) =
-                (Schedule::Every { interval: CENSUS_EVERY, first: FIRST_CENSUS }, bulk.clone());
-            self.supervisor.start(Task::new("census", schedule), move |stop| own.clone().census(stop));
+            let own = bulk.clone();
+            self.every("census", (CENSUS_EVERY, FIRST_CENSUS), move |stop| own.clone().census(stop));
         } else {
             self.supervisor.off("census", "OPENAUDIO_MEDIORUM_OPS_CENSUS=true turns it on");
         }
@@ -400,28 +337,23 @@ impl Parts {
                 self.supervisor.off(label, &why);
                 continue;
             }
-            let (schedule, own) = (
-                Schedule::Every { interval: set.interval, first: FIRST_PRUNE.min(set.interval) },
-                bulk.clone(),
-            );
-            self.supervisor.start(Task::new(label, schedule), move |stop| own.clone().tick(which, stop));
+            let own = bulk.clone();
+            let times = (set.interval, FIRST_PRUNE.min(set.interval));
+            self.every(label, times, move |stop| own.clone().tick(which, stop));
         }
         match set.reclaim_when.filter(|_| writes) {
             Some(when) => {
                 let every = RECLAIM_EVERY.min(set.interval);
-                let (schedule, own) = (Schedule::Every { interval: every, first: every }, bulk.clone());
-                let said = reclaim::Said::default();
-                let run = move |stop| reclaim::when(own.clone(), when, said.clone(), stop);
-                self.supervisor.start(Task::new("reclaim", schedule), run);
+                let (own, said) = (bulk.clone(), reclaim::Said::default());
+                self.every("reclaim", (every, every), move |stop| {
+                    reclaim::when(own.clone(), when, said.clone(), stop)
+                });
             }
             None => self.supervisor.off("reclaim", "OPENAUDIO_MEDIORUM_OPS_RECLAIM_WHEN turns it on"),
         }
         let read_only = (!writes).then(|| "OPENAUDIO_MEDIORUM_READ_ONLY=false turns it on".to_owned());
         match read_only.or_else(|| self.lift(Need::Guard)) {
-            None => {
-                let schedule = Schedule::Every { interval: GUARD_EVERY, first: FIRST_PULL };
-                self.supervisor.start(Task::new("guard", schedule), move |stop| bulk.clone().guard(stop));
-            }
+            None => self.every("guard", (GUARD_EVERY, FIRST_PULL), move |stop| bulk.clone().guard(stop)),
             Some(why) => self.supervisor.off("guard", &why),
         }
     }
@@ -444,8 +376,7 @@ impl Parts {
                 return self.supervisor.off("namespace", &format!("{PROC_NET_DEV} cannot be read: {e}"));
             }
         };
-        let schedule = Schedule::Every { interval: LOOK_EVERY, first: LOOK_EVERY };
-        self.supervisor.start(Task::new("namespace", schedule), move |_| {
+        self.every("namespace", (LOOK_EVERY, LOOK_EVERY), move |_| {
             let is_orphaned = namespace.is_orphaned();
             if is_orphaned {
                 warn!(

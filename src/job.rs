@@ -10,6 +10,7 @@ use crate::db;
 use crate::db::jobs;
 use crate::db::lease::Lease;
 use crate::reclaim::{self, Action};
+use crate::show::{ExitCode, Failure};
 use crate::values::Progress;
 use crate::work::{Halt, Pacer, Stop, Work};
 use futures_util::FutureExt;
@@ -65,35 +66,6 @@ impl Job {
     }
 }
 
-/// Why a job did not do its work.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Trouble {
-    /// How the command ends: contract 9's exit codes.
-    pub exit: u8,
-    /// The stable code of its JSON error.
-    #[serde(default)]
-    pub code: String,
-    /// What happened.
-    pub text: String,
-    /// What to do; empty where the text says it.
-    pub fix: String,
-}
-
-impl Trouble {
-    /// A guard refused; nothing was done.
-    pub fn refused(text: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { exit: 3, code: "refused".to_owned(), text: text.into(), fix: fix.into() }
-    }
-}
-
-impl From<db::Error> for Trouble {
-    fn from(error: db::Error) -> Self {
-        let kind = error.kind();
-        let exit = if matches!(kind, db::Kind::Away | db::Kind::Locked) { 75 } else { 1 };
-        Self { exit, code: kind.code().to_owned(), text: error.to_string(), fix: kind.fix().to_owned() }
-    }
-}
-
 /// How a job came out, as it stands in `opsward.jobs`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -101,22 +73,23 @@ pub enum Ended {
     /// Its report.
     Report(Value),
     /// Why there is none.
-    Trouble(Trouble),
+    Trouble(Failure),
 }
 
-impl From<Stop> for Trouble {
+impl From<Stop> for Failure {
     fn from(stop: Stop) -> Self {
         match stop {
             Stop::Db(error) => error.into(),
-            Stop::Halt(Halt::Stopped) => Self {
-                exit: 1,
-                code: String::new(),
-                text: "stopped; what was done so far stays".to_owned(),
-                fix: "the same command goes on from there".to_owned(),
-            },
+            Stop::Halt(Halt::Stopped) => {
+                failed("stopped; what was done so far stays", "the same command goes on from there")
+            }
             Stop::Halt(halt) => Self::refused(halt.to_string(), "what was done so far stays"),
         }
     }
+}
+
+fn failed(text: impl Into<String>, fix: &str) -> Failure {
+    Failure::new(ExitCode::Failed, "job_failed", text).fix(fix)
 }
 
 /// How often the progress of a job is written, and looked for its abort.
@@ -209,11 +182,11 @@ async fn perform(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
 
 /// A reclaim; what may go is asked when it begins, not when it was handed over,
 /// and again before it is lost.
-async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -> Result<Value, Trouble> {
+async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -> Result<Value, Failure> {
     if request.action != reclaim::Action::Abort
         && let Some(blocker) = guard::first(work, lease).await?
     {
-        return Err(Trouble::refused(blocker.text, blocker.fix));
+        return Err(Failure::refused(blocker.text, blocker.fix));
     }
     let gate = gate_of_reclaim(work, reclaim::gate::of).await?;
     let request = reclaim::Request { gate, ..request.clone() };
@@ -228,15 +201,12 @@ async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -
     };
     match reclaim::run(work, lease, &request, &ask).boxed().await {
         Ok(report) => Ok(json!(report)),
-        Err(reclaim::Error::Refused { why, fix }) => Err(Trouble::refused(why, fix)),
+        Err(reclaim::Error::Refused { why, fix }) => Err(Failure::refused(why, fix)),
         Err(reclaim::Error::Db(error)) => Err(error.into()),
         Err(error @ reclaim::Error::Halted(_)) => {
-            let fix = "`opsward reclaim --resume` goes on from there, `--abort` ends it".to_owned();
-            Err(Trouble { exit: 1, code: String::new(), text: error.to_string(), fix })
+            Err(failed(error.to_string(), "`opsward reclaim --resume` goes on from there, `--abort` ends it"))
         }
-        Err(error @ reclaim::Error::Undo(_)) => {
-            Err(Trouble { exit: 1, code: String::new(), text: error.to_string(), fix: String::new() })
-        }
+        Err(error @ reclaim::Error::Undo(_)) => Err(failed(error.to_string(), "")),
     }
 }
 
@@ -260,7 +230,7 @@ async fn count(
     lease: &mut Lease,
     scope: CensusScope,
     percent: Option<u8>,
-) -> Result<Value, Trouble> {
+) -> Result<Value, Failure> {
     let mut pacer = Pacer::new(work, percent);
     let scope = match scope {
         CensusScope::Now => Scope::Now,

@@ -37,7 +37,6 @@ const LONGEST_REST: Duration = Duration::from_secs(10);
 pub struct Work {
     /// Pooled connections, for reading and for watching.
     pub db: Db,
-    /// The settings.
     pub settings: Arc<Settings>,
     /// This validator.
     pub own: Host,

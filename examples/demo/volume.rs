@@ -127,7 +127,7 @@ async fn fill(client: &tokio_postgres::Client, volume: &Volume) -> Result<u64> {
         let params: [&(dyn tokio_postgres::types::ToSql + Sync); 5] = [
             &column(|o| o.ulid.as_str()),
             &column(|o| &o.host),
-            &column(|o| o.action.as_str()),
+            &column(|o| o.action.word()),
             &column(|o| &o.table),
             &column(|o| &o.data),
         ];

@@ -18,7 +18,7 @@ use crate::db::lease::Lease;
 use crate::db::{self, Doing, known, order};
 use crate::metrics::Metrics;
 use crate::records::models;
-use crate::values::EARLIEST_MS;
+use crate::values::{EARLIEST_MS, signed};
 use crate::work::{Pacer, Stop, Work};
 use jiff::Timestamp;
 use std::time::Duration;
@@ -264,9 +264,7 @@ async fn show(lease: &mut Lease, metrics: &Metrics) -> db::Result<()> {
             Some(table) => t.table == table,
             None => models().get(&t.table).is_none(),
         };
-        let sum = |of: fn(&Total) -> u64| {
-            i64::try_from(totals.iter().filter(is_it).map(of).sum::<u64>()).unwrap_or(i64::MAX)
-        };
+        let sum = |of: fn(&Total) -> u64| signed(totals.iter().filter(is_it).map(of).sum::<u64>());
         let label = [table.unwrap_or("other")];
         metrics.census_rows.with_label_values(&label).set(sum(|t| t.rows));
         metrics.census_bytes.with_label_values(&label).set(sum(|t| t.bytes));

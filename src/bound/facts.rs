@@ -6,7 +6,7 @@ use super::plan::{Routed, Surroundings};
 use crate::db::guard::Found;
 use crate::db::{self, Client, gate, guard, index, node, order, pace, privileges, readers, reclaim, stats};
 use crate::settings::Settings;
-use crate::values::{Host, OpUlid, Replication, SweepRoute, TableDay};
+use crate::values::{Host, OpUlid, Replication, SweepRoute, unix_ms};
 use jiff::Timestamp;
 
 /// All facts of this moment.
@@ -24,15 +24,15 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
         chain: chain(node::chain(client, &catalog).await?, catalog),
         guarded: settings.bounding.replay_guard && guard::find(client).await? == Found::Right,
         settings: settings.bounding.clone(),
-        now_ms: ms(now),
+        now_ms: unix_ms(now),
         own: own.clone(),
         peers: known.then_some(peers),
         pulled_every: settings.sweep_interval,
-        readers: readers.into_iter().map(|r| ReaderFact { host: r.host, lowest: r.lowest }).collect(),
+        readers: readers.iter().map(reader).collect(),
         own_ahead: gate::own_ahead(client, own, now).await?,
-        census: gate::census(client).await?.into_iter().map(day).collect(),
+        census: gate::census(client).await?,
         census_whole: gate::counted_whole(client).await?,
-        census_ms: gate::census_at(client).await?.map_or(0, ms),
+        census_ms: gate::census_at(client).await?.map_or(0, unix_ms),
         overhead: forecast::overhead(&stats::figures(client).await?),
         swapping: reclaim::unfinished(client).await?.filter(|of| of.mode == "swap").map(|of| of.phase),
         disordered: order::look(client).await?.map(|wrong| (wrong.text, wrong.fix)),
@@ -70,7 +70,7 @@ fn chain(found: node::Chain, catalog: node::Catalog) -> ChainFact {
         grant: catalog.grant_blocks,
         cursor: found.cursor,
         tip: found.tip.map(|(chain, height, _)| (chain, u64::try_from(height).unwrap_or(0))),
-        read_until_ms: found.read_until.map(ms),
+        read_until_ms: found.read_until.map(unix_ms),
     }
 }
 
@@ -122,28 +122,14 @@ fn peer(row: gate::PeerRow, current: &[(Host, String)], samples: &[(Host, String
         reset: now.is_empty() && (seen || !before.is_empty()),
         node: [now, before].concat(),
         host: row.host,
-        first_seen_ms: ms(row.first_seen),
-        removed_ms: row.removed.map(ms),
+        first_seen_ms: unix_ms(row.first_seen),
+        removed_ms: row.removed.map(unix_ms),
         own: row.own,
-        empty_since_ms: row.empty_since.map(ms),
-        clock: row.clock.map(|(offset_ms, at)| ClockFact { offset_ms, found_ms: ms(at) }),
+        empty_since_ms: row.empty_since.map(unix_ms),
+        clock: row.clock.map(|(offset_ms, at)| ClockFact { offset_ms, found_ms: unix_ms(at) }),
     }
 }
 
-fn day(of: gate::CensusDay) -> TableDay {
-    let [rows, bytes, owed] = of.figures.map(|n| u64::try_from(n).unwrap_or(0));
-    TableDay {
-        table: of.table,
-        day: of.day,
-        rows,
-        bytes,
-        owed,
-        oldest: OpUlid::parse(&of.oldest),
-        newest: OpUlid::parse(&of.newest),
-        estimated: of.estimated,
-    }
-}
-
-fn ms(at: Timestamp) -> u64 {
-    u64::try_from(at.as_millisecond()).unwrap_or(0)
+fn reader(of: &readers::ReaderStatus) -> ReaderFact {
+    ReaderFact { host: Host::normalise(&of.host), lowest: of.lowest.as_deref().and_then(OpUlid::parse) }
 }

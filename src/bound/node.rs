@@ -4,7 +4,7 @@
 use super::decide::{DAY_MS, Facts, ms, window_of};
 use crate::db::stats::Figures;
 use crate::records::models;
-use crate::values::{Notice, OpUlid, bytes};
+use crate::values::{Notice, OpUlid, bytes, timestamp};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -134,10 +134,6 @@ fn older_than(facts: &Facts, days: u64) -> (u64, u64) {
 
 fn ops(n: u64) -> String {
     if n == 1 { "1 op".into() } else { format!("{n} ops") }
-}
-
-fn timestamp(ms: u64) -> Timestamp {
-    i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or(Timestamp::MAX)
 }
 
 #[cfg(test)]

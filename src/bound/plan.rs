@@ -2,6 +2,9 @@
 //! stable: names are never changed, only added. Sizes are bytes, times left
 //! seconds, times RFC 3339 in UTC.
 
+mod measure;
+mod notices;
+
 use super::decide::{self, Bounded, Cut, Decision, Facts};
 use super::forecast::{Forecast, forecast};
 use super::index::no_room;
@@ -10,13 +13,12 @@ use crate::db::guard::Found;
 use crate::db::index;
 use crate::db::privileges::{Lacking, Need};
 use crate::db::stats::Figures;
-use crate::metrics::Metrics;
 use crate::records::models;
 use crate::values::{Blocker, BoundBy, Notice, Replication, TableDay, bytes};
 use jiff::Timestamp;
 use jiff::civil::Date;
+pub use measure::measure;
 use serde::Serialize;
-use std::collections::BTreeSet;
 
 /// What a trace takes on disk, its index included (contract 5).
 const TRACE_BYTES: u64 = 100;
@@ -166,7 +168,7 @@ pub fn plan(facts: &Facts, around: &Surroundings) -> Plan {
     Plan {
         at: around.now,
         read_only: around.read_only,
-        notices: notices(facts, around),
+        notices: notices::notices(facts, around),
         routed: around.routed,
         replication: facts.replication,
         node_prunes: node::prunes(facts),
@@ -344,73 +346,6 @@ fn reclaim(around: &Surroundings, facts: &Facts, deleted: u64) -> TaskPlan {
     }
 }
 
-fn notices(facts: &Facts, around: &Surroundings) -> Vec<Notice> {
-    let mut notices = decide::gate(facts).notices;
-    notices.extend(decide::size_notice(facts));
-    notices.extend(decide::window_notice(facts));
-    notices.extend(node::notices(facts, &around.figures));
-    let set = &facts.settings;
-    let mut say = |code, text: String| notices.push(Notice { code, subject: String::new(), text });
-    let lacks = match (set.replay_guard, around.guard) {
-        (true, Found::Right) => None,
-        (true, _) => Some(
-            "the replay guard is switched on and not on the log yet: `opsward run` puts it there, and so does \
-             whatever deletes, before it does; until then",
-        ),
-        (false, _) => Some("retention without OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD:"),
-    };
-    let again = match facts.replication.has_peers() {
-        true => "a peer that sends its log anew",
-        false => "a block that is executed again",
-    };
-    if let Some(lacks) = lacks.filter(|_| set.retention_days > 0 || set.retention_bytes > 0) {
-        say("no_replay_guard", format!("{lacks} {again} makes this node apply old ops over newer state"));
-    }
-    match around.routed {
-        Routed::Routed => {}
-        _ if !facts.replication.has_peers() => {}
-        Routed::NotRouted => say(
-            "no_readers",
-            format!(
-                "what answers at {}/internal/crud/sweep is no opsward: until a proxy routes it here no peer \
-                 reads from here, and readers' hold protects nobody (see `opsward doctor`)",
-                facts.own
-            ),
-        ),
-        Routed::NotKnown => say(
-            "routing_unknown",
-            format!(
-                "whether a proxy routes {}/internal/crud/sweep here is not known: without that, readers' hold \
-                 protects nobody (see `opsward doctor`)",
-                facts.own
-            ),
-        ),
-    }
-    if let Some(at) = around.paused_at {
-        say("paused", format!("bulk work is paused since {at:.0}: `opsward resume`"));
-    }
-    if let Some(window) = set.window.filter(|w| !w.contains(around.now.as_second())) {
-        say("outside_window", format!("bulk work waits for OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW={window}"));
-    }
-    match around.free_bytes {
-        Some(free) if free < set.min_free_disk => say(
-            "little_disk",
-            format!(
-                "{} are free, OPENAUDIO_MEDIORUM_MIN_FREE_DISK asks for {}",
-                bytes(free),
-                bytes(set.min_free_disk)
-            ),
-        ),
-        None => say(
-            "free_disk_unknown",
-            "free disk is unknown: OPENAUDIO_MEDIORUM_PGDATA_PATH names a directory of the database's volume"
-                .into(),
-        ),
-        _ => {}
-    }
-    notices
-}
-
 impl Plan {
     /// A task by its name.
     pub fn task(&self, name: &str) -> Option<&TaskPlan> {
@@ -423,35 +358,6 @@ impl TaskPlan {
     pub fn lowest(&self) -> Option<(&Cut, &BoundBy)> {
         let lowest = self.deletes.iter().min_by_key(|d| d.bounded.cut.below)?;
         Some((&lowest.bounded.cut, &lowest.bounded.bound_by))
-    }
-}
-
-/// Notices of what halts bulk work at its next batch.
-const HALTS: [&str; 3] = ["paused", "outside_window", "little_disk"];
-
-/// Sets the metrics of the decision and of readers' gaps.
-pub fn measure(plan: &Plan, metrics: &Metrics) {
-    metrics.retention_decision.reset();
-    let retention = plan.task("retention");
-    let lowest = retention.and_then(TaskPlan::lowest);
-    let blockers = retention.map_or(&[][..], |task| &task.blockers);
-    let mut codes: BTreeSet<&str> = blockers.iter().map(|b| b.code).collect();
-    if retention.is_some_and(|task| task.state != State::Off) {
-        codes.extend(plan.notices.iter().map(|n| n.code).filter(|code| HALTS.contains(code)));
-    }
-    for code in &codes {
-        metrics.retention_decision.with_label_values(&["", code]).set(1);
-    }
-    let acts = lowest.filter(|_| codes.is_empty());
-    if let Some((_, by)) = acts {
-        metrics.retention_decision.with_label_values(&[by.word(), ""]).set(1);
-    }
-    let seconds = acts.map_or(0, |(cut, _)| cut.below.ms() / 1_000);
-    metrics.retention_cut.set(i64::try_from(seconds).unwrap_or(i64::MAX));
-    metrics.reader_gap.reset();
-    for reader in &plan.forecast.readers {
-        let seconds = i64::try_from(reader.seconds).unwrap_or(i64::MAX);
-        metrics.reader_gap.with_label_values(&[reader.host.as_str()]).set(seconds);
     }
 }
 

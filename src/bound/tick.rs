@@ -2,7 +2,7 @@
 //! under the lease → what came of it.
 
 use super::census::{self, Scope};
-use super::decide::{self, Decision};
+use super::decide::{self, Bounded, Decision, Facts};
 use super::delete::{self, Ended, Order, Report};
 use super::facts;
 use super::guard;
@@ -12,38 +12,24 @@ use super::vacuum::{self, Vacuumed};
 use crate::db::lease::Lease;
 use crate::db::prune::TableCut;
 use crate::db::{self, known};
-use crate::values::{Notice, OpUlid};
+use crate::values::{Notice, OpUlid, millis, words};
 use crate::work::{Pacer, Stop, Work};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// What the census may take of a tick before a decision.
 const CENSUS_BUDGET: Duration = Duration::from_secs(600);
 
-/// A task that a tick can do.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Which {
-    /// Deletes what is older than the window.
-    Retention,
-    /// Deletes ops of tables that fell silent.
-    Dormant,
-    /// Makes the index on (table, ulid).
-    Index,
-}
-
-impl Which {
-    /// All of them, in the order in which they run.
-    pub const ALL: [Self; 3] = [Self::Dormant, Self::Retention, Self::Index];
-
-    /// Its word, on the command line, in history and metrics.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Retention => "retention",
-            Self::Dormant => "dormant",
-            Self::Index => "index",
-        }
+words! {
+    /// A task that a tick can do; they run in this order.
+    pub enum Which {
+        /// Deletes ops of tables that fell silent.
+        Dormant = "dormant",
+        /// Deletes what is older than the window.
+        Retention = "retention",
+        /// Makes the index on (table, ulid).
+        Index = "index",
     }
 }
 
@@ -175,24 +161,7 @@ async fn prune(
         && !outcome.read_only
         && !cuts.is_empty()
     {
-        let cut = |of: &decide::Bounded| TableCut {
-            table: of.cut.table.clone(),
-            below: of.cut.below,
-            bound_by: of.bound_by.to_string(),
-        };
-        let threshold =
-            u64::try_from(work.settings.bounding.dormant_threshold.as_millis()).unwrap_or(u64::MAX);
-        let now_ms = work.clock.now_ms();
-        let active_since =
-            (task == Which::Dormant).then(|| OpUlid::first_of_ms(now_ms.saturating_sub(threshold)));
-        let goes =
-            |of: &&decide::Bounded| active_since.is_none() || decide::is_counted_below(&facts, &of.cut);
-        let mut order = Order {
-            run: format!("{now_ms}-{}", lease.pid()),
-            task: task.word(),
-            cuts: cuts.iter().filter(goes).map(cut).collect(),
-            active_since,
-        };
+        let mut order = order(work, lease, task, &facts, cuts);
         if !order.cuts.is_empty() {
             if let Some(blocker) = guard::first(work, lease).await? {
                 outcome.decision = Some(Decision::Skip { blockers: vec![blocker] });
@@ -205,6 +174,26 @@ async fn prune(
     }
     outcome.decision = Some(decision);
     Ok(outcome)
+}
+
+/// What is to be deleted; dormant cleanup leaves out what the census does not have.
+fn order(work: &Work, lease: &Lease, task: Which, facts: &Facts, cuts: &[Bounded]) -> Order {
+    let now_ms = work.clock.now_ms();
+    let threshold = millis(work.settings.bounding.dormant_threshold);
+    let active_since =
+        (task == Which::Dormant).then(|| OpUlid::first_of_ms(now_ms.saturating_sub(threshold)));
+    let goes = |of: &&Bounded| active_since.is_none() || decide::is_counted_below(facts, &of.cut);
+    let cut = |of: &Bounded| TableCut {
+        table: of.cut.table.clone(),
+        below: of.cut.below,
+        bound_by: of.bound_by.to_string(),
+    };
+    Order {
+        run: format!("{now_ms}-{}", lease.pid()),
+        task: task.word(),
+        cuts: cuts.iter().filter(goes).map(cut).collect(),
+        active_since,
+    }
 }
 
 /// A table with a recent op is left alone, and so is every one of them while

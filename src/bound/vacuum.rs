@@ -4,8 +4,8 @@
 
 use crate::db::lease::Lease;
 use crate::db::maintain::{self, Ended};
+use crate::values::words;
 use crate::work::{Halt, Pacer, Room, Stop, WaitFor, Waits, Work};
-use serde::Serialize;
 use std::time::Duration;
 use tracing::info;
 
@@ -15,29 +15,17 @@ const TRIES: u32 = 3;
 /// Between two tries: whoever waited has its turn.
 const REST: Duration = Duration::from_secs(2);
 
-/// What came of a VACUUM.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Vacuumed {
-    /// It did its work.
-    Done,
-    /// Another session waited behind it, at every try.
-    Yielded,
-    /// Told to stop, paused, or outside its window.
-    Stopped,
-    /// The role does not own the table.
-    Denied,
-}
-
-impl Vacuumed {
-    /// It in a word, for labels.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Yielded => "yielded",
-            Self::Stopped => "stopped",
-            Self::Denied => "denied",
-        }
+words! {
+    /// What came of a VACUUM.
+    pub enum Vacuumed {
+        /// It did its work.
+        Done = "done",
+        /// Another session waited behind it, at every try.
+        Yielded = "yielded",
+        /// Told to stop, paused, or outside its window.
+        Stopped = "stopped",
+        /// The role does not own the table.
+        Denied = "denied",
     }
 }
 

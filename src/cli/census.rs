@@ -1,5 +1,6 @@
 //! `opsward census`: brings the census up to date and shows it.
 
+use super::args::flag;
 use super::{Command, Context, Output, Run, lease};
 use crate::bound::census::{Total, totals};
 use crate::db::census::{Entry, Implausible, day_of, implausible, load};
@@ -7,10 +8,9 @@ use crate::job::{CensusScope, Job};
 use crate::show::format::{bytes, count, lines};
 use crate::show::{Changed, Done, Outcome};
 use crate::values::OpUlid;
-use clap::{Arg, ArgAction, ArgMatches};
-use serde_json::{Value, json};
+use clap::ArgMatches;
+use serde_json::json;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "census",
     args: |command| {
@@ -25,14 +25,10 @@ pub(super) const COMMAND: Command = Command {
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
 };
 
-fn flag(name: &'static str, help: &'static str) -> Arg {
-    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
-}
-
 async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let scope = if args.get_flag("full") { CensusScope::Full } else { CensusScope::Now };
     let job = Job::Census { scope, percent: lease::pace(args) };
-    let Some(_) = lease::have_done(context, args, job).await? else {
+    let Some(_) = lease::have_done::<serde_json::Value>(context, args, job).await? else {
         return Ok(lease::detached());
     };
     let db = context.open_db("census", 1).await?;
@@ -71,7 +67,7 @@ fn done(entries: &[Entry], implausible: &[Implausible], args: &ArgMatches) -> Do
     let mut result =
         json!({ "tables": totals, "rows": sum(&totals, |t| t.rows), "bytes": sum(&totals, |t| t.bytes) });
     if days {
-        result["days"] = entries.iter().map(day_json).collect();
+        result["days"] = json!(entries);
     }
     Done::new(result, text).changed(Changed::Yes)
 }
@@ -82,12 +78,4 @@ fn sum(totals: &[Total], of: fn(&Total) -> u64) -> u64 {
 
 fn name(table: &str) -> String {
     if table.is_empty() { "(none)".into() } else { table.into() }
-}
-
-fn day_json(e: &Entry) -> Value {
-    json!({
-        "table": e.table, "day": e.day, "rows": e.rows, "bytes": e.bytes,
-        "oldest": e.oldest, "newest": e.newest, "owed": e.owed,
-        "estimated": e.estimated, "counted_at": e.counted_at,
-    })
 }

@@ -6,7 +6,6 @@ use clap::{Arg, ArgMatches, value_parser};
 use clap_complete::Shell;
 use serde_json::Value;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "completions",
     args: |command| {

@@ -8,7 +8,6 @@ use clap::ArgMatches;
 use serde_json::json;
 use std::collections::BTreeMap;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "config",
     args: |command| {

@@ -3,12 +3,12 @@
 use super::Context;
 use crate::show::format::printable;
 use crate::show::{ExitCode, Failure, OutputMode};
-use clap::{Arg, ArgAction, ArgMatches};
+use clap::{Arg, ArgMatches};
 use std::io::{BufRead, IsTerminal, Write};
 
 /// The flag that answers before the question.
 pub(super) fn flag() -> Arg {
-    Arg::new("yes").long("yes").action(ArgAction::SetTrue).help("Do not ask")
+    super::args::flag("yes", "Do not ask")
 }
 
 /// Says what will be done and asks, unless `--yes` was given. Where nobody can

@@ -2,9 +2,9 @@
 
 use crate::clock::Clock;
 use crate::db::Db;
-use crate::settings::{Loaded, Origin, Problem, Problems, Settings, Shown, Warning, entry};
+use crate::settings::{Loaded, Origin, Problem, Problems, Settings, Shown, entry};
 use crate::show::{Failure, OutputMode};
-use crate::values::Host;
+use crate::values::{Finding, Host};
 
 /// What a command knows before the settings are known to be usable.
 #[derive(Debug)]
@@ -20,12 +20,11 @@ pub struct Early {
 /// What a command works with.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// The settings.
     pub settings: Settings,
     /// Each setting as shown, with where it came from.
     pub origins: Vec<Shown>,
     /// What the settings warn of; shown or logged around the command.
-    pub warnings: Vec<Warning>,
+    pub warnings: Vec<Finding>,
     /// The time.
     pub clock: Clock,
     /// How results are written.

@@ -1,11 +1,12 @@
 //! `opsward digest`: writes what another validator's `verify` compares with.
 
+use super::args::{flag, option};
 use super::progress::{Shown, rows as read};
 use super::{Command, Context, Output, Run};
 use crate::reclaim::digest::{Error, header, scope, write};
 use crate::records::Model;
 use crate::show::{Done, ExitCode, Failure, Outcome, OutputMode, format};
-use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use clap::{ArgAction, ArgMatches, value_parser};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::json;
@@ -13,25 +14,16 @@ use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "digest",
     args: |command| {
         scope_flags(command)
             .about("Write what another validator compares its records with: opsward digest > FILE")
             .arg(
-                Arg::new("out")
-                    .long("out")
-                    .value_name("FILE")
-                    .value_parser(value_parser!(PathBuf))
-                    .help("Write it into this file; --output json then tells what it holds"),
+                option("out", "FILE", "Write it into this file; --output json then tells what it holds")
+                    .value_parser(value_parser!(PathBuf)),
             )
-            .arg(
-                Arg::new("gzip")
-                    .long("gzip")
-                    .action(ArgAction::SetTrue)
-                    .help("Compress it: some 40 bytes a record"),
-            )
+            .arg(flag("gzip", "Compress it: some 40 bytes a record"))
     },
     output: Output::Envelope,
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
@@ -41,22 +33,13 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let own = context.self_host()?;
     let mut scope = chosen(args)?;
     let file = args.get_one::<PathBuf>("out");
-    let usage = |why: &str, fix: &str| Err(Failure::new(ExitCode::Usage, "usage", why).fix(fix));
-    match file {
-        Some(_) => {}
-        None if context.output == OutputMode::Json => {
-            return usage(
-                "the envelope goes to stdout, and so would the digest",
-                "name a file for it: --out FILE",
-            );
-        }
-        None if std::io::stdout().is_terminal() => {
-            return usage(
-                "a digest has a line for every record",
-                "send it into a file: opsward digest > FILE, or --out FILE",
-            );
-        }
-        None => {}
+    if file.is_none() && context.output == OutputMode::Json {
+        let why = "the envelope goes to stdout, and so would the digest";
+        return Err(Failure::usage(why, "name a file for it: --out FILE"));
+    }
+    if file.is_none() && std::io::stdout().is_terminal() {
+        let fix = "send it into a file: opsward digest > FILE, or --out FILE";
+        return Err(Failure::usage("a digest has a line for every record", fix));
     }
     let db = context.open_db("digest", 2).await?;
     let header = header(&db, Some(own), &mut scope, context.clock.now()).await?;
@@ -89,19 +72,19 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
 
 /// `--tables` and `--leave-out`.
 pub(super) fn scope_flags(command: clap::Command) -> clap::Command {
-    let flag = |name: &'static str| {
-        Arg::new(name).long(name).value_name("TABLE").value_delimiter(',').action(ArgAction::Append)
+    let tables = |name: &'static str, help: &'static str| {
+        option(name, "TABLE", help).value_delimiter(',').action(ArgAction::Append)
     };
     command
-        .arg(flag("tables").help("Only these record tables"))
-        .arg(flag("leave-out").help("Not this record table, such as storage_and_db_sizes"))
+        .arg(tables("tables", "Only these record tables"))
+        .arg(tables("leave-out", "Not this record table, such as storage_and_db_sizes"))
 }
 
 /// The tables that are named, by [`scope_flags`].
 pub(super) fn chosen(args: &ArgMatches) -> Result<Vec<&'static Model>, Failure> {
     let named = |flag: &str| -> Vec<String> { args.get_many(flag).unwrap_or_default().cloned().collect() };
     scope(&named("tables"), &named("leave-out"))
-        .map_err(|why| Failure::new(ExitCode::Usage, "usage", format!("{why}: see --tables and --leave-out")))
+        .map_err(|why| Failure::usage(format!("{why}: see --tables and --leave-out"), ""))
 }
 
 impl From<Error> for Failure {

@@ -16,7 +16,6 @@ use crate::values::{Host, PeerSet};
 use clap::ArgMatches;
 use serde_json::json;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "doctor",
     args: |command| command.about("Look at everything that the daemon needs, say what is wrong"),

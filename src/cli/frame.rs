@@ -2,8 +2,9 @@
 //! `--output`, and the way out.
 
 use super::{COMMANDS, Early, Output, help};
-use crate::settings::{self, DEFAULT_FILE, Entry, Shape, Source, TABLE, Warning};
+use crate::settings::{self, DEFAULT_FILE, Entry, Shape, Source, TABLE};
 use crate::show::{self, ExitCode, Failure, Frame, Outcome, OutputMode};
+use crate::values::Finding;
 use clap::builder::PossibleValuesParser;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
@@ -146,7 +147,7 @@ pub(super) fn finish(command: &str, output: Output, early: &Early, outcome: Outc
         Ok(done) => done.exit,
         Err(failure) => failure.exit,
     };
-    let warnings: &[Warning] = match (&early.loaded, output) {
+    let warnings: &[Finding] = match (&early.loaded, output) {
         (Ok(loaded), Output::Envelope) => &loaded.warnings,
         (Err(found), Output::Envelope) => &found.warnings,
         // Logged before the command ran.

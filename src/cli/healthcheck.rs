@@ -1,19 +1,16 @@
 //! `opsward healthcheck`: for a container's HEALTHCHECK. Quick and quiet.
 
+use super::args::flag;
 use super::{Command, Context, Output, Run};
 use crate::show::{Done, ExitCode, Failure, Outcome, ask};
-use clap::{Arg, ArgAction, ArgMatches};
+use clap::ArgMatches;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "healthcheck",
     args: |command| {
-        command.about("Exit 0 when the daemon lives: for a container's HEALTHCHECK").arg(
-            Arg::new("ready")
-                .long("ready")
-                .action(ArgAction::SetTrue)
-                .help("Only when its database answers too"),
-        )
+        command
+            .about("Exit 0 when the daemon lives: for a container's HEALTHCHECK")
+            .arg(flag("ready", "Only when its database answers too"))
     },
     output: Output::Own,
     run: Run::Settled(|context, args| Box::pin(run(context, args))),

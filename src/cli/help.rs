@@ -8,7 +8,6 @@ use clap::{Arg, ArgMatches};
 /// The word that stands for the settings.
 pub(super) const SETTINGS: &str = "settings";
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "help",
     args: |command| {

@@ -1,23 +1,18 @@
 //! `opsward history`: what was deleted, by run and table.
 
+use super::args::limit;
 use super::{Command, Context, Output, Run};
 use crate::db::{history, migrate};
 use crate::show::{Done, Outcome, format};
-use clap::{Arg, ArgMatches, value_parser};
+use clap::ArgMatches;
 use serde_json::json;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "history",
     args: |command| {
-        command.about("Show what was deleted, when, and what bounded it").arg(
-            Arg::new("limit")
-                .long("limit")
-                .value_name("N")
-                .value_parser(value_parser!(i64).range(1..=100_000))
-                .default_value("50")
-                .help("How many runs and tables at most, the newest first"),
-        )
+        command
+            .about("Show what was deleted, when, and what bounded it")
+            .arg(limit("50", "How many runs and tables at most, the newest first"))
     },
     output: Output::Envelope,
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
@@ -46,13 +41,12 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
 }
 
 fn line(entry: &history::Entry) -> Vec<String> {
-    let natural = |n: i64| u64::try_from(n).unwrap_or(0);
     vec![
         format!("{:.0}", entry.began_at),
         entry.task.clone(),
         entry.table.clone(),
-        format::count(natural(entry.rows)),
-        format::bytes(natural(entry.bytes)),
+        format::count(entry.rows),
+        format::bytes(entry.bytes),
         format::dated(&entry.below),
         entry.bound_by.clone(),
         entry.outcome.clone(),

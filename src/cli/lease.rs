@@ -1,16 +1,19 @@
 //! A command that needs the lease: takes it and works in the foreground, or
 //! hands the job to the daemon that has it, and shows how far it is.
 
+use super::args::{flag, option};
 use super::{Context, progress::Shown};
 use crate::db::lease::{Holder, Lease, holder};
-use crate::db::{Db, Kind, jobs, migrate, stats};
+use crate::db::{Db, jobs, migrate, stats};
 use crate::job::{self, Ended, Job};
 use crate::metrics::Metrics;
-use crate::show::{Done, ExitCode, Failure, Warning, exit};
+use crate::show::{Done, ExitCode, Failure};
+use crate::values::Finding;
 use crate::work::Work;
-use clap::{Arg, ArgAction, ArgMatches};
+use clap::{Arg, ArgMatches};
 use futures_util::FutureExt;
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
+use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,18 +27,13 @@ const STOP_WITHIN: Duration = Duration::from_secs(27);
 /// Pooled connections: the lease's, a watcher's, readers'.
 const POOL: usize = 5;
 
-/// `--wait`.
 pub(super) fn wait_flag() -> Arg {
-    Arg::new("wait").long("wait").action(ArgAction::SetTrue).help("Wait where the lease is held elsewhere")
+    flag("wait", "Wait where the lease is held elsewhere")
 }
 
-/// `--pace`.
 pub(super) fn pace_flag() -> Arg {
-    Arg::new("pace")
-        .long("pace")
-        .value_name("PACE")
-        .value_parser(percent)
-        .help("gentle, full or N%: share of the time at work [default: as `opsward pace` says]")
+    let help = "gentle, full or N%: share of the time at work [default: as `opsward pace` says]";
+    option("pace", "PACE", help).value_parser(percent)
 }
 
 /// The share of time at work that `--pace` says.
@@ -62,11 +60,11 @@ pub(super) fn percent(text: &str) -> Result<u8, String> {
 ///
 /// # Errors
 /// The lease is held elsewhere (exit 4), or the job's.
-pub(super) async fn have_done(
+pub(super) async fn have_done<Report: DeserializeOwned>(
     context: &Context,
     args: &ArgMatches,
     job: Job,
-) -> Result<Option<Value>, Failure> {
+) -> Result<Option<Report>, Failure> {
     let own = context.self_host()?.clone();
     let db = context.open_db(job.kind(), POOL).await?;
     migrate::migrate(&mut db.client().await?).await?;
@@ -93,28 +91,20 @@ pub(super) async fn have_done(
         }
     };
     match ended {
-        Ended::Report(report) => Ok(Some(report)),
-        Ended::Trouble(t) => {
-            let failure = match (Kind::of_code(&t.code), t.exit) {
-                (Some(kind), _) => Failure::new(exit(kind), kind.code(), t.text),
-                (None, 3) => Failure::new(ExitCode::Refused, "refused", t.text),
-                (None, 75) => Failure::new(ExitCode::Away, "database_away", t.text),
-                (None, _) => Failure::new(ExitCode::Failed, "job_failed", t.text),
-            };
-            Err(failure.fix(t.fix))
-        }
+        Ended::Report(report) => Ok(Some(serde_json::from_value(report).map_err(anyhow::Error::from)?)),
+        Ended::Trouble(failure) => Err(failure),
     }
 }
 
 /// What bulk work is warned of that goes on without knowing how full the
 /// database's volume is.
-pub(super) async fn disk_warning(context: &Context) -> Result<Option<Warning>, Failure> {
+pub(super) async fn disk_warning(context: &Context) -> Result<Option<Finding>, Failure> {
     let db = context.open_db("disk", 1).await?;
     let directory = stats::figures(&db.client().await?).await?.data_directory;
     let settings = &context.settings;
     let known = stats::free_disk(settings.pgdata_path.as_deref(), &settings.db, directory.as_deref());
     Ok(known.is_none().then(|| {
-        Warning::new(
+        Finding::new(
             "free_disk_unknown",
             "free space on the database's volume is unknown: nothing stops this when it is full",
             "mount a directory of that volume and name it in OPENAUDIO_MEDIORUM_PGDATA_PATH",

@@ -2,6 +2,7 @@
 //! named in one list here; what they share is done around them: settings,
 //! logging, the envelope, the exit code.
 
+mod args;
 mod census;
 mod completions;
 mod config;
@@ -39,7 +40,6 @@ use clap::ArgMatches;
 use futures_util::future::LocalBoxFuture;
 use std::ffi::OsString;
 
-/// One command.
 pub struct Command {
     /// Its word on the command line.
     pub name: &'static str,

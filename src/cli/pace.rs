@@ -68,8 +68,7 @@ async fn set(context: &Context, args: &ArgMatches) -> Outcome {
         Some(percent) => {
             let was = pace::signs(&client).await?.percent;
             pace::set(&client, *percent, context.clock.now()).await?;
-            let changed = if was == *percent { Changed::No } else { Changed::Yes };
-            Ok(shown(&client).await?.changed(changed))
+            Ok(shown(&client).await?.changed(was != *percent))
         }
     }
 }

@@ -20,7 +20,6 @@ const ASK_WITHIN: Duration = Duration::from_secs(3);
 /// Pooled connections: the lease's, the pace's, the plan's own.
 pub(super) const POOL: usize = 4;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "plan",
     args: |command| command.about("Show what each task would delete now, and what stands in the way"),

@@ -1,35 +1,26 @@
 //! `opsward prune`: one tick of the tasks that are on.
 
+use super::args::{choice, flag, option};
 use super::{Command, Context, Output, Run, lease};
 use crate::bound::tick::Which;
 use crate::job::Job;
-use crate::show::{Changed, Done, ExitCode, Outcome, Warning, format};
-use clap::{Arg, ArgAction, ArgMatches};
+use crate::show::{Done, ExitCode, Outcome, format};
+use crate::values::Finding;
+use clap::{ArgAction, ArgMatches};
 use serde_json::Value;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "prune",
     args: |command| {
         command
             .about("Run one tick of the tasks that are on: delete what may go, now")
-            .arg(
-                Arg::new("task")
-                    .long("task")
-                    .value_name("TASK")
-                    .action(ArgAction::Append)
-                    .value_parser(|text: &str| {
-                        let known = Which::ALL.into_iter().find(|task| task.word() == text);
-                        known.ok_or("a task is retention, dormant or index")
-                    })
-                    .help("retention, dormant or index; may be given again [default: all]"),
-            )
-            .arg(
-                Arg::new("strict")
-                    .long("strict")
-                    .action(ArgAction::SetTrue)
-                    .help("End with 3 where something stood in the way"),
-            )
+            .arg(choice(
+                option("task", "TASK", "retention, dormant or index; may be given again [default: all]")
+                    .action(ArgAction::Append),
+                Which::parse,
+                "a task is retention, dormant or index",
+            ))
+            .arg(flag("strict", "End with 3 where something stood in the way"))
             .arg(lease::pace_flag())
             .arg(lease::wait_flag())
     },
@@ -43,7 +34,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         None => Which::ALL.to_vec(),
     };
     let job = Job::Prune { tasks, percent: lease::pace(args) };
-    let Some(report) = lease::have_done(context, args, job).await? else {
+    let Some(report) = lease::have_done::<Value>(context, args, job).await? else {
         return Ok(lease::detached());
     };
     let tasks = report["tasks"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -65,14 +56,14 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let changed = tasks.iter().any(|t| rows(t) > 0 || t["index"]["outcome"] == "made");
     let denied = tasks.iter().any(|t| t["deleted"]["vacuum"] == "denied" || t["vacuum"] == "denied");
     let warning = denied.then(|| {
-        Warning::new(
+        Finding::new(
             "vacuum_denied",
             "this role does not own public.ops and may not VACUUM it",
             "use the node's own role in OPENAUDIO_DB_URL",
         )
     });
     Ok(Done::new(report.clone(), text.join("\n"))
-        .changed(if changed { Changed::Yes } else { Changed::No })
+        .changed(changed)
         .exit(match (interrupted, refused) {
             (true, _) => ExitCode::Failed,
             (false, true) => ExitCode::Refused,

@@ -1,5 +1,6 @@
 //! `opsward reclaim`: gives the disk back.
 
+use super::args::{choice, flag, option};
 use super::confirm::{self, confirm};
 use super::plan::{POOL, first_look};
 use super::{Command, Context, Output, Run, lease};
@@ -7,48 +8,29 @@ use crate::db::migrate;
 use crate::job::{Job, gate_of_reclaim};
 use crate::reclaim::decide::{Mode, OldSnapshots};
 use crate::reclaim::plan::Plan;
-use crate::reclaim::{self, Action, Request};
+use crate::reclaim::{self, Action, Report, Request};
 use crate::settings::Policy;
 use crate::show::{Changed, Done, ExitCode, Failure, Outcome, format};
-use crate::values::OpUlid;
-use clap::{Arg, ArgAction, ArgMatches};
-use jiff::Timestamp;
-use serde_json::Value;
+use crate::values::{OpUlid, day_of};
+use clap::ArgMatches;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "reclaim",
     args: |command| {
-        let flag = |name: &'static str, help: &'static str| {
-            Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
-        };
+        let of_mode = option("mode", "MODE", "swap or in-place [default: swap where it fits]");
+        let of_policy = option("policy", "POLICY", "window or compact [default: as settings say]");
+        let old_snapshots = option(
+            "old-snapshots",
+            "WHAT",
+            "Snapshots older than the copy would read an emptied log after the swap: \
+             wait until they end, or ignore them [default: wait]",
+        );
         command
             .about("Give disk back: leave in the log only what survives, while the node runs")
             .arg(flag("plan", "Show what it would do and what stands in the way; do nothing"))
-            .arg(
-                Arg::new("apply")
-                    .long("apply")
-                    .value_name("HASH")
-                    .help("Do it only if the plan is still the one of this hash"),
-            )
-            .arg(
-                Arg::new("mode")
-                    .long("mode")
-                    .value_name("MODE")
-                    .value_parser(|text: &str| match text {
-                        "swap" => Ok(Mode::Swap),
-                        "in-place" => Ok(Mode::InPlace),
-                        _ => Err("a mode is swap or in-place"),
-                    })
-                    .help("swap or in-place [default: swap where it fits]"),
-            )
-            .arg(
-                Arg::new("policy")
-                    .long("policy")
-                    .value_name("POLICY")
-                    .value_parser(Policy::parse)
-                    .help("window or compact [default: as settings say]"),
-            )
+            .arg(option("apply", "HASH", "Do it only if the plan is still the one of this hash"))
+            .arg(choice(of_mode, Mode::parse, "a mode is swap or in-place"))
+            .arg(choice(of_policy, Policy::parse, "there is no such policy; there are window and compact"))
             .arg(flag(
                 "fit",
                 "Keep the longest window, 7 days at least, that fits on the disk beside the log",
@@ -58,20 +40,7 @@ pub(super) const COMMAND: Command = Command {
             .arg(flag("swap", "Do the swap that --hold stopped before").conflicts_with_all(["plan", "hold"]))
             .arg(flag("resume", "Go on with an interrupted one").conflicts_with_all(["plan", "swap"]))
             .arg(flag("abort", "Undo an interrupted one").conflicts_with_all(["plan", "swap", "resume"]))
-            .arg(
-                Arg::new("old-snapshots")
-                    .long("old-snapshots")
-                    .value_name("WHAT")
-                    .value_parser(|text: &str| match text {
-                        "wait" => Ok(OldSnapshots::Wait),
-                        "ignore" => Ok(OldSnapshots::Ignore),
-                        _ => Err("it is wait or ignore"),
-                    })
-                    .help(
-                        "Snapshots older than the copy would read an emptied log after the swap: \
-                         wait until they end, or ignore them [default: wait]",
-                    ),
-            )
+            .arg(choice(old_snapshots, OldSnapshots::parse, "it is wait or ignore"))
             .arg(lease::pace_flag())
             .arg(lease::wait_flag())
             .arg(confirm::flag())
@@ -102,12 +71,11 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     };
     if request.fit && (request.mode == Some(Mode::InPlace) || request.policy == Some(Policy::Compact)) {
         let why = "--fit chooses a window by what a swap needs beside the log";
-        return Err(Failure::new(ExitCode::Usage, "usage", why)
-            .fix("leave out --fit, or else --mode in-place and --policy compact"));
+        return Err(Failure::usage(why, "leave out --fit, or else --mode in-place and --policy compact"));
     }
     if request.hold && request.mode == Some(Mode::InPlace) {
         let why = "--hold stops before a swap, and mode in-place has none";
-        return Err(Failure::new(ExitCode::Usage, "usage", why).fix("leave out --hold, or say --mode swap"));
+        return Err(Failure::usage(why, "leave out --hold, or say --mode swap"));
     }
     if action == Action::Start {
         let plan = planned(context, &mut request).await?;
@@ -118,7 +86,9 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         let under_way = plan.obstacles.iter().any(|o| o.code == "unfinished");
         let waits = under_way && lease::is_waited_for(context, args).await?;
         if let Some(obstacle) = plan.obstacles.iter().find(|o| !waits || o.code != "unfinished") {
-            return Err(Failure::new(ExitCode::Refused, obstacle.code, &obstacle.text).fix(&obstacle.fix));
+            return Err(
+                Failure::new(ExitCode::Refused, obstacle.code.clone(), &obstacle.text).fix(&obstacle.fix)
+            );
         }
         // Read before by its hash, it need not be read again.
         if request.apply.is_none() {
@@ -129,42 +99,42 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         }
         request.at_risk |= is("yes");
     }
-    let Some(report) = lease::have_done(context, args, Job::Reclaim(request)).await? else {
+    let Some(report) = lease::have_done::<Report>(context, args, Job::Reclaim(request)).await? else {
         return Ok(lease::detached());
     };
-    let number = |key: &str| report[key].as_u64().unwrap_or(0);
-    let [before, after] = ["bytes_before", "bytes_after"].map(|key| format::bytes(number(key)));
-    let text = match &report["outcome"] {
-        Value::String(word) if word == "held" => {
+    let is_undone = matches!(report.outcome, reclaim::Outcome::Aborted(_)) && action != Action::Abort;
+    let exit = if is_undone { ExitCode::Failed } else { ExitCode::Done };
+    let result = serde_json::to_value(&report).map_err(anyhow::Error::from)?;
+    Ok(Done::new(result, ended(&report, action)).changed(Changed::Yes).exit(exit))
+}
+
+/// How it came out, for people.
+fn ended(report: &Report, action: Action) -> String {
+    let [before, after] = [report.bytes_before, report.bytes_after].map(format::bytes);
+    match &report.outcome {
+        reclaim::Outcome::Held => {
             "held before the swap: `opsward reclaim --swap` does it within 24 h, `--abort` undoes all"
                 .to_owned()
         }
-        Value::Object(_) if report["mode"] == "in-place" => {
-            format!(
-                "ended where it stood: what was deleted stays deleted; the log took {before} and takes {after}"
-            )
-        }
-        Value::Object(_) if action == Action::Abort => {
+        reclaim::Outcome::Aborted(_) if report.mode == Mode::InPlace => format!(
+            "ended where it stood: what was deleted stays deleted; the log took {before} and takes {after}"
+        ),
+        reclaim::Outcome::Aborted(_) if action == Action::Abort => {
             "undone: the log is as it was, and nothing is left beside it".to_owned()
         }
-        Value::Object(aborted) => format!(
-            "undone, the log is as it was, and nothing is left beside it: {}",
-            aborted["aborted"].as_str().unwrap_or_default()
-        ),
-        _ => {
-            let (before_bytes, after_bytes) = (number("bytes_before"), number("bytes_after"));
-            let expected = report["bytes_expected"].as_u64();
+        reclaim::Outcome::Aborted(why) => {
+            format!("undone, the log is as it was, and nothing is left beside it: {why}")
+        }
+        reclaim::Outcome::Done => {
             // The census counts without what pages waste.
-            let much = expected.filter(|expected| after_bytes > expected + expected / 4 + (16 << 20));
-            let nothing = if after_bytes >= before_bytes { "; nothing was given back" } else { "" };
+            let most = |expected: u64| expected + expected / 4 + (16 << 20);
+            let much = report.bytes_expected.filter(|expected| report.bytes_after > most(*expected));
+            let nothing =
+                if report.bytes_after >= report.bytes_before { "; nothing was given back" } else { "" };
             let told = much.map(|expected| format!("; the plan expected about {}: what is in the way of more is in the log and in `opsward status`", format::bytes(expected)));
             format!("the log took {before} and takes {after}{nothing}{}", told.unwrap_or_default())
         }
-    };
-    let told_to = action == Action::Abort;
-    let undone = report["outcome"].is_object() && !told_to;
-    let exit = if undone { ExitCode::Failed } else { ExitCode::Done };
-    Ok(Done::new(report, text).changed(Changed::Yes).exit(exit))
+    }
 }
 
 async fn planned(context: &Context, request: &mut Request) -> Result<Plan, Failure> {
@@ -174,7 +144,7 @@ async fn planned(context: &Context, request: &mut Request) -> Result<Plan, Failu
     let work = lease::work(context, context.self_host()?.clone(), db.clone())?;
     request.gate = gate_of_reclaim(&work, reclaim::gate::of).await?;
     reclaim::plan(&work, &mut db.client().await?, request).await.map_err(|error| match error {
-        reclaim::Error::Refused { why, fix } => Failure::new(ExitCode::Refused, "refused", why).fix(fix),
+        reclaim::Error::Refused { why, fix } => Failure::refused(why, fix),
         reclaim::Error::Db(error) => Failure::from(error),
         error @ (reclaim::Error::Halted(_) | reclaim::Error::Undo(_)) => {
             Failure::new(ExitCode::Failed, "halted", error.to_string())
@@ -193,10 +163,7 @@ fn shown(plan: &Plan) -> String {
         plan.hash
     )];
     let rows = plan.tables.iter().map(|t| {
-        let day = |cut: &OpUlid| {
-            let at = i64::try_from(cut.ms()).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-            at.map_or(String::new(), |at| at.strftime("%Y-%m-%d").to_string())
-        };
+        let day = |cut: &OpUlid| day_of(cut.ms());
         let cut = plan.survivors.cuts.get(&t.table).map(|c| format!("before {}", day(c)));
         let compact = plan.survivors.compact.get(&t.table).map(|c| format!("compacted before {}", day(c)));
         vec![

@@ -1,19 +1,19 @@
 //! `opsward rejected list|retry|drop`: ops that were refused on the way in.
 
+use super::args::{flag, limit, peer};
 use super::confirm::{self, confirm};
 use super::{Command, Context, Output, Run};
 use crate::db::rejected::{self, Kept};
 use crate::db::{Client, migrate};
 use crate::pull::retry::{Retried, retry};
-use crate::show::{self, Changed, Done, ExitCode, Failure, Outcome};
+use crate::show::{self, Done, ExitCode, Failure, Outcome};
 use crate::values::Host;
-use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use clap::{Arg, ArgMatches, value_parser};
 use serde_json::{Value, json};
 
 /// Characters of a reason in a line of the list; `--output json` has all.
 const WHY: usize = 90;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "rejected",
     args: |command| {
@@ -24,21 +24,9 @@ pub(super) const COMMAND: Command = Command {
             .subcommand(
                 clap::Command::new("list")
                     .about("Show refused ops, the oldest first")
-                    .arg(peer())
-                    .arg(
-                        Arg::new("limit")
-                            .long("limit")
-                            .value_name("N")
-                            .value_parser(value_parser!(i64).range(1..=100_000))
-                            .default_value("100")
-                            .help("How many at most"),
-                    )
-                    .arg(
-                        Arg::new("whole")
-                            .long("whole")
-                            .action(ArgAction::SetTrue)
-                            .help("Print each op whole, as it was received, a line each"),
-                    ),
+                    .arg(peer(OF_PEER))
+                    .arg(limit("100", "How many at most"))
+                    .arg(flag("whole", "Print each op whole, as it was received, a line each")),
             )
             .subcommand(which(
                 clap::Command::new("retry")
@@ -52,13 +40,7 @@ pub(super) const COMMAND: Command = Command {
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
 };
 
-fn peer() -> Arg {
-    Arg::new("peer")
-        .long("peer")
-        .value_name("URL")
-        .value_parser(|text: &str| Host::parse(text).ok_or("a peer is a URL such as https://node.example"))
-        .help("Only those that this peer sent first")
-}
+const OF_PEER: &str = "Only those that this peer sent first";
 
 /// Which ops: by id, of a peer, or all; one of the three has to be said.
 fn which(command: clap::Command) -> clap::Command {
@@ -70,8 +52,8 @@ fn which(command: clap::Command) -> clap::Command {
                 .value_parser(value_parser!(i64))
                 .help("Ids as `rejected list` shows them"),
         )
-        .arg(peer())
-        .arg(Arg::new("all").long("all").action(ArgAction::SetTrue).help("All of them"))
+        .arg(peer(OF_PEER))
+        .arg(flag("all", "All of them"))
         .group(clap::ArgGroup::new("which").args(["id", "peer", "all"]).required(true))
 }
 
@@ -87,7 +69,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     match args.subcommand() {
         Some(("retry", args)) => retry_all(context, &mut client, args).await,
         Some(("drop", args)) => drop_all(context, &client, args).await,
-        _ => Err(Failure::new(ExitCode::Usage, "usage", "say list, retry or drop")),
+        _ => Err(Failure::usage("say list, retry or drop", "")),
     }
 }
 
@@ -158,9 +140,7 @@ async fn named(client: &Client, args: &ArgMatches) -> Result<Vec<Kept>, Failure>
 
 async fn retry_all(context: &Context, client: &mut Client, args: &ArgMatches) -> Outcome {
     if context.settings.read_only {
-        let text = "READ_ONLY is set: retrying writes ops and records, so nothing was tried";
-        return Err(Failure::new(ExitCode::Refused, "read_only", text)
-            .fix("set OPENAUDIO_MEDIORUM_READ_ONLY=false to retry"));
+        return Err(Failure::read_only("retrying writes ops and records, so nothing was tried", "retry"));
     }
     let ops = named(client, args).await?;
     let retried = retry(client, &ops, &context.clock).await?;
@@ -175,9 +155,11 @@ async fn retry_all(context: &Context, client: &mut Client, args: &ArgMatches) ->
         ),
     };
     let json: Vec<Value> = results.iter().map(|(op, r)| json!({ "id": op.id, "retried": r })).collect();
-    Ok(Done::new(json!({ "ops": json }), text)
-        .changed(if settled { Changed::Yes } else { Changed::No })
-        .exit(if refused { ExitCode::Failed } else { ExitCode::Done }))
+    Ok(Done::new(json!({ "ops": json }), text).changed(settled).exit(if refused {
+        ExitCode::Failed
+    } else {
+        ExitCode::Done
+    }))
 }
 
 fn told(result: &Retried) -> String {
@@ -201,5 +183,5 @@ async fn drop_all(context: &Context, client: &Client, args: &ArgMatches) -> Outc
         json!({ "dropped": dropped }),
         format!("forgotten: {}", show::format::many(dropped, "refused op")),
     )
-    .changed(if dropped > 0 { Changed::Yes } else { Changed::No }))
+    .changed(dropped > 0))
 }

@@ -13,10 +13,10 @@ use crate::db::reset::is_alone;
 use crate::db::{Db, maintain, migrate};
 use crate::reclaim::Error;
 use crate::reclaim::reset::{self, behind, complete, plan};
-use crate::reclaim::verify::{Reference, Verify};
+use crate::reclaim::verify::{Reference, Report, Verify};
 use crate::records::models;
-use crate::show::{Changed, Done, ExitCode, Failure, Outcome, Warning, format};
-use crate::values::Beginning;
+use crate::show::{Changed, Done, ExitCode, Failure, Outcome, format};
+use crate::values::{Beginning, Finding};
 use clap::ArgMatches;
 use serde_json::json;
 use std::time::Duration;
@@ -25,7 +25,6 @@ use tokio_util::sync::CancellationToken;
 /// Lines on what differs that are shown before `verify` is pointed to.
 const SHOWN: usize = 10;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "reset",
     args: |command| {
@@ -48,8 +47,7 @@ pub(super) const COMMAND: Command = Command {
 async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let own = context.self_host()?.clone();
     if context.settings.read_only {
-        return Err(refused("read_only", "READ_ONLY is set: nothing was done".into())
-            .fix("set OPENAUDIO_MEDIORUM_READ_ONLY=false to begin the log anew"));
+        return Err(Failure::read_only("nothing was done", "begin the log anew"));
     }
     let scope = chosen(args)?;
     let left_out = models().iter().filter(|m| !scope.iter().any(|s| s.table == m.table));
@@ -64,28 +62,15 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     })?;
 
     let duration = |flag: &str| args.get_one::<Duration>(flag).copied().unwrap_or_default();
-    let verify = || Verify {
+    let verify = Verify {
         db: &db,
         own: Some(&own),
-        scope: scope.clone(),
+        scope,
         settle: duration("settle"),
         max_age: Some(duration("max-age")),
         clock: context.clock.clone(),
     };
-    let shown = Shown::new(context.output);
-    let report = verify().run(&reference, &|what, rows, place| shown.tell(&read(what, rows, place))).await;
-    shown.end();
-    let report = report?;
-    if !report.matches {
-        let all = differences(&report);
-        let more = all.len().saturating_sub(SHOWN);
-        let some = all[..all.len() - more].join("; ");
-        let more = if more > 0 { format!("; and {more} lines more") } else { String::new() };
-        let why = format!("nothing was done: the records here are not those of the reference: {some}{more}");
-        return Err(refused("differs", why).fix(
-            "`opsward verify` lists them; once both have read the same it matches, --settle waits for that",
-        ));
-    }
+    let report = proven(&verify, &reference, Shown::new(context.output)).await?;
     let mut plan = plan(&report, &own, context.clock.now())?;
     if let Reference::Url(db) = &reference {
         plan.reference = db.shown().to_owned();
@@ -93,7 +78,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     of_the_node(context, &db, &mut plan).await?;
     confirm(context, args, &said(&plan, db.shown()))?;
     // The answer may have taken its time.
-    verify().is_fresh(&report.reference)?;
+    verify.is_fresh(&report.reference)?;
     if !is_alone(held.client()?).await? {
         return Err(is_held("a daemon is connected: nothing was done".to_owned()));
     }
@@ -119,9 +104,27 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     Ok(Done::new(result, text).changed(Changed::Yes).warn(peers_behind(&plan)))
 }
 
+/// The comparison, where it proves that the records are the same.
+async fn proven(verify: &Verify<'_>, reference: &Reference, shown: Shown) -> Result<Report, Failure> {
+    let report =
+        verify.clone().run(reference, &|what, rows, place| shown.tell(&read(what, rows, place))).await;
+    shown.end();
+    let report = report?;
+    if report.matches {
+        return Ok(report);
+    }
+    let all = differences(&report);
+    let more = all.len().saturating_sub(SHOWN);
+    let some = all[..all.len() - more].join("; ");
+    let more = if more > 0 { format!("; and {more} lines more") } else { String::new() };
+    let why = format!("nothing was done: the records here are not those of the reference: {some}{more}");
+    let fix = "`opsward verify` lists them; once both have read the same it matches, --settle waits for that";
+    Err(refused("differs", why).fix(fix))
+}
+
 fn failed(error: Error) -> Failure {
     match error {
-        Error::Refused { why, fix } => refused("refused", why).fix(fix),
+        Error::Refused { why, fix } => Failure::refused(why, fix),
         Error::Halted(_) | Error::Undo(_) => {
             Failure::new(ExitCode::Failed, "stopped", "stopped: nothing was done")
         }
@@ -171,10 +174,10 @@ fn said(plan: &Beginning, shown: &str) -> String {
     said
 }
 
-fn peers_behind(plan: &Beginning) -> Option<Warning> {
+fn peers_behind(plan: &Beginning) -> Option<Finding> {
     let hosts = behind(plan);
     (!hosts.is_empty()).then(|| {
-        Warning::new(
+        Finding::new(
             "peers_behind",
             format!(
                 "read less far than 2 h ago: {}; what they send from before only adds records",

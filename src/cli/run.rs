@@ -5,7 +5,6 @@ use crate::daemon::{self, End, StartError};
 use crate::show::{Done, ExitCode, Failure, Outcome};
 use clap::ArgMatches;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "run",
     args: |command| command.about("Run the daemon: serve, pull, watch"),

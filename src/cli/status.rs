@@ -5,10 +5,10 @@ use crate::db::{Db, Kind};
 use crate::settings::Settings;
 use crate::show::gather::gather;
 use crate::show::status::Status;
-use crate::show::{Done, ExitCode, Outcome, Warning, advice, ask, exit, status_text};
+use crate::show::{Done, ExitCode, Outcome, advice, ask, exit, status_text};
+use crate::values::Finding;
 use clap::ArgMatches;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "status",
     args: |command| command.about("Show what there is, how far it is, and what needs you"),
@@ -36,7 +36,7 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     })
 }
 
-async fn find(context: &Context) -> (Status, Vec<Warning>) {
+async fn find(context: &Context) -> (Status, Vec<Finding>) {
     let settings = &context.settings;
     let mut stranger = None;
     if let Ok(answer) = ask::status(settings.admin_listen).await {
@@ -52,7 +52,7 @@ async fn find(context: &Context) -> (Status, Vec<Warning>) {
         warnings.retain(|w| w.code != "daemon_not_asked");
         let text = format!("the daemon at {} is {whose}: this is the database's view", settings.admin_listen);
         let fix = "set OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN as this validator's daemon has it";
-        warnings.push(Warning::new("daemon_of_another", text, fix));
+        warnings.push(Finding::new("daemon_of_another", text, fix));
     }
     (status, warnings)
 }

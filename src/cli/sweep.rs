@@ -1,30 +1,23 @@
 //! `opsward sweep`: pulls one page of each peer, prints what happened.
 
+use super::args::peer;
 use super::{Command, Context, Output, Run};
 use crate::db::{Db, migrate, peers};
 use crate::metrics::Metrics;
 use crate::pull::{Failure as PullFailure, Pulled, Puller, discover};
 use crate::settings::Settings;
-use crate::show::{self, Changed, Done, ExitCode, Failure, Outcome};
+use crate::show::{self, Done, ExitCode, Failure, Outcome};
 use crate::values::{Host, OpUlid};
-use clap::{Arg, ArgAction, ArgMatches};
+use clap::{ArgAction, ArgMatches};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "sweep",
     args: |command| {
-        command.about("Pull one page of each peer now, print what happened, exit").arg(
-            Arg::new("peer")
-                .long("peer")
-                .value_name("URL")
-                .action(ArgAction::Append)
-                .value_parser(|text: &str| {
-                    Host::parse(text).ok_or("a peer is a URL such as https://node.example")
-                })
-                .help("Pull this one instead; may be given again"),
-        )
+        command
+            .about("Pull one page of each peer now, print what happened, exit")
+            .arg(peer("Pull this one instead; may be given again").action(ArgAction::Append))
     },
     output: Output::Envelope,
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
@@ -34,9 +27,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let settings = &context.settings;
     let own = context.self_host()?.clone();
     if settings.read_only {
-        let text = "READ_ONLY is set: pulling writes ops and records, so nothing was pulled";
-        return Err(Failure::new(ExitCode::Refused, "read_only", text)
-            .fix("set OPENAUDIO_MEDIORUM_READ_ONLY=false to pull"));
+        return Err(Failure::read_only("pulling writes ops and records, so nothing was pulled", "pull"));
     }
     let db = context.open_db("sweep", 4).await?;
     migrate::migrate(&mut db.client().await?).await?;
@@ -105,8 +96,7 @@ fn done(results: &[Result1]) -> Done {
         _ if failed > 0 => ExitCode::Failed,
         _ => ExitCode::Done,
     };
-    let changed = if applied > 0 { Changed::Yes } else { Changed::No };
-    Done::new(json!({ "peers": result }), text).changed(changed).exit(exit)
+    Done::new(json!({ "peers": result }), text).changed(applied > 0).exit(exit)
 }
 
 fn line(host: &Host, result: &Result<Pulled, PullFailure>) -> Vec<String> {

@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 /// Pooled connections: the lease's, a watcher's, one to look.
 const POOL: usize = 3;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "uninstall",
     args: |command| command.about("Remove everything that opsward made in the database").arg(confirm::flag()),
@@ -31,7 +30,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         }
         Found::Foreign => {
             let text = format!("the schema opsward in {} was made by no opsward", db.shown());
-            return Err(refused(text).fix("drop it yourself, if it is to go"));
+            return Err(Failure::refused(text, "drop it yourself, if it is to go"));
         }
         Found::Ours(owned) => owned,
     };
@@ -39,7 +38,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         let names = names(&owned).join(", ");
         let text =
             format!("READ_ONLY is set, and what opsward made outside its schema would go too: {names}");
-        return Err(refused(text).fix("set OPENAUDIO_MEDIORUM_READ_ONLY=false to remove it"));
+        return Err(Failure::refused(text, "set OPENAUDIO_MEDIORUM_READ_ONLY=false to remove it"));
     }
     let what = format!(
         "This removes from {}: {}.\nCursors, refused ops and all other state of opsward are lost; \
@@ -57,14 +56,28 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
             return Err(Failure::new(ExitCode::Held, "lease_held", text).fix("wait until it ends"));
         }
     };
+    drop_leftovers(&mut lease, &db).await?;
+    match remove(&mut lease, &owned).await? {
+        Removal::Done => {
+            let text = format!("Removed from {}: {}.", db.shown(), listed(&owned));
+            Ok(done(Changed::Yes, &owned, text))
+        }
+        Removal::DaemonConnected => Err(daemon_connected(&db)),
+        Removal::Blocked(who) => Err(blocked(&format!("it waited in vain for {who}"))),
+        Removal::Changed => {
+            Err(Failure::refused("what opsward owns changed meanwhile: nothing was removed", "look again"))
+        }
+    }
+}
+
+/// Drops what an interrupted reclaim in place left, each watched and tried again.
+async fn drop_leftovers(lease: &mut Lease, db: &Db) -> Result<(), Failure> {
     for drop in leftovers(&*lease.client()?).await? {
         let mut tries = 0;
         loop {
             let builders = activity::builders(&*lease.client()?).await?;
             let is_free = builders.is_empty();
-            if is_free
-                && watched(&mut lease, &db, &drop, &[], &CancellationToken::new()).await? == Ended::Done
-            {
+            if is_free && watched(lease, db, &drop, &[], &CancellationToken::new()).await? == Ended::Done {
                 break;
             }
             tries += 1;
@@ -79,18 +92,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
             sleep(PAUSE).await;
         }
     }
-    match remove(&mut lease, &owned).await? {
-        Removal::Done => {
-            let text = format!("Removed from {}: {}.", db.shown(), listed(&owned));
-            Ok(done(Changed::Yes, &owned, text))
-        }
-        Removal::DaemonConnected => Err(daemon_connected(&db)),
-        Removal::Blocked(who) => Err(blocked(&format!("it waited in vain for {who}"))),
-        Removal::Changed => {
-            Err(refused("what opsward owns changed meanwhile: nothing was removed".to_owned())
-                .fix("look again"))
-        }
-    }
+    Ok(())
 }
 
 fn daemon_connected(db: &Db) -> Failure {
@@ -100,10 +102,6 @@ fn daemon_connected(db: &Db) -> Failure {
 
 fn blocked(text: &str) -> Failure {
     Failure::new(ExitCode::Failed, "blocked", text).fix("`opsward uninstall` goes on once they are done")
-}
-
-fn refused(text: String) -> Failure {
-    Failure::new(ExitCode::Refused, "refused", text)
 }
 
 fn names(owned: &[Owned]) -> Vec<String> {

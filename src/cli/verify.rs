@@ -1,5 +1,6 @@
 //! `opsward verify`: whether another validator holds the same records.
 
+use super::args::option;
 use super::digest::{chosen, scope_flags};
 use super::progress::{Shown, rows as read};
 use super::{Command, Context, Output, Run};
@@ -15,7 +16,6 @@ use std::fs::File;
 use std::io;
 use std::time::Duration;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "verify",
     args: |command| {
@@ -30,9 +30,9 @@ pub(super) const COMMAND: Command = Command {
 
 /// The flag that names the other validator.
 pub(super) fn reference_flag(name: &'static str) -> Arg {
-    Arg::new(name).long(name).value_name("FILE|URL").required(true).help(
-        "What `opsward digest` wrote on the other validator (- for stdin), or its database, postgres://…",
-    )
+    let help =
+        "What `opsward digest` wrote on the other validator (- for stdin), or its database, postgres://…";
+    option(name, "FILE|URL", help).required(true)
 }
 
 /// How long what differs is read again.
@@ -40,14 +40,8 @@ pub(super) fn settle_flag() -> Arg {
     duration_flag("settle", "60s", "How long records that differ are read again, as both sides live on")
 }
 
-/// A flag with a duration.
 pub(super) fn duration_flag(name: &'static str, default: &'static str, help: &'static str) -> Arg {
-    Arg::new(name)
-        .long(name)
-        .value_name("DURATION")
-        .default_value(default)
-        .value_parser(settings::duration)
-        .help(help)
+    option(name, "DURATION", help).default_value(default).value_parser(settings::duration)
 }
 
 async fn run(context: &Context, args: &ArgMatches) -> Outcome {
@@ -111,9 +105,8 @@ fn several(reports: &[Report]) -> Done {
 pub(super) async fn reference(named: &str, flag: &str, command: &str) -> Result<Reference, Failure> {
     if named.starts_with("postgres://") || named.starts_with("postgresql://") {
         // The text itself may hold a password.
-        let parsed = settings::db_target(named).map_err(|why| {
-            Failure::new(ExitCode::Usage, "usage", format!("the URL of --{flag} cannot be used: {why}"))
-        })?;
+        let parsed = settings::db_target(named)
+            .map_err(|why| Failure::usage(format!("the URL of --{flag} cannot be used: {why}"), ""))?;
         let db = Db::open(&parsed, &format!("opsward {command}"), 2).await;
         return Ok(Reference::Url(db.map_err(Error::Reference)?));
     }
@@ -121,7 +114,7 @@ pub(super) async fn reference(named: &str, flag: &str, command: &str) -> Result<
         let why = format!("--{flag} takes a file or the URL of a database, postgres://…");
         let fix =
             "no validator serves its records: run `opsward digest > FILE` on it, and bring the file here";
-        return Err(Failure::new(ExitCode::Usage, "usage", why).fix(fix));
+        return Err(Failure::usage(why, fix));
     }
     let file = match named {
         "-" => spooled(),
@@ -138,7 +131,7 @@ pub(super) async fn reference(named: &str, flag: &str, command: &str) -> Result<
                 "it is what `opsward digest > FILE` wrote on the other validator",
             ),
         };
-        Failure::new(ExitCode::Refused, "refused", text).fix(fix)
+        Failure::refused(text, fix)
     })?;
     let digest = DigestFile::open(file).map_err(|bad: Bad| Error::from(bad))?;
     Ok(Reference::File(Box::new(digest)))

@@ -6,7 +6,6 @@ use crate::show::{Done, Outcome};
 use clap::ArgMatches;
 use serde_json::json;
 
-/// The command.
 pub(super) const COMMAND: Command = Command {
     name: "version",
     args: |command| command.about("Print the version, and that of the schema it knows"),

@@ -6,6 +6,7 @@ use crate::db::guard::Found;
 use crate::db::{census, floors, gate, overview};
 use crate::show::admin::Decided;
 use crate::supervisor::{Next, Outcome};
+use crate::values::signed;
 use crate::work::Work;
 use std::sync::Arc;
 
@@ -27,22 +28,18 @@ pub(super) async fn watch(work: Work, decided: Decided) -> Outcome {
         *decided = Some(Arc::new(plan));
     }
     let owed = facts.census.iter().filter(|of| of.owed > 0);
-    metrics.owed_ops.set(gauge(owed.clone().map(|of| of.owed).sum()));
-    metrics.owed_oldest.set(gauge(owed.map(|of| census::day_ms(of.day) / 1_000).min().unwrap_or(0)));
+    metrics.owed_ops.set(signed(owed.clone().map(|of| of.owed).sum::<u64>()));
+    metrics.owed_oldest.set(signed(owed.map(|of| census::day_ms(of.day) / 1_000).min().unwrap_or(0)));
     metrics.guard_wanted.set(i64::from(work.settings.bounding.replay_guard));
     let known = overview::overview(&client).await?;
-    metrics.traces.set(known.traces);
+    metrics.traces.set(signed(known.traces));
     metrics.reclaim_last_step.reset();
     if let Some(at) = known.reclaim {
         let labels = [at.mode.as_str(), at.phase.as_str(), if at.held { "true" } else { "false" }];
         metrics.reclaim_last_step.with_label_values(&labels).set(at.since.as_second());
     }
     for (table, floor) in floors::all(&client).await? {
-        metrics.floor.with_label_values(&[&table]).set(gauge(floor.ms() / 1_000));
+        metrics.floor.with_label_values(&[&table]).set(signed(floor.ms() / 1_000));
     }
     Ok(Next::Scheduled)
-}
-
-fn gauge(n: u64) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }

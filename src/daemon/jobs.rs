@@ -7,8 +7,9 @@ use crate::bound::tick::{self, TaskOutcome, Which};
 use crate::bound::vacuum;
 use crate::db::jobs;
 use crate::db::lease::{Slot, Turn};
-use crate::job::{Ended, Job, Trouble, carry_out};
+use crate::job::{Ended, Job, carry_out};
 use crate::pull::retry::apply_partial;
+use crate::show::Failure;
 use crate::supervisor::{Next, Outcome};
 use crate::work::{Halt, Pacer, Stop, Work};
 use futures_util::FutureExt;
@@ -108,7 +109,7 @@ impl Bulk {
         info!(job = found.id, kind = found.kind, "a job was handed over");
         let ended = match serde_json::from_value::<Job>(found.args) {
             Ok(job) => carry_out(found.id, &job, &self.work(stop), turn.lease()?).boxed().await,
-            Err(e) => Ended::Trouble(Trouble::refused(
+            Err(e) => Ended::Trouble(Failure::refused(
                 format!("the daemon does not know this job: {e}"),
                 "run the same version of opsward as the daemon",
             )),

@@ -1,13 +1,12 @@
 //! The active peers: found, kept, told, and one task that pulls each.
 
-use crate::clock::Clock;
-use crate::db::{self, Db};
+use crate::db;
 use crate::metrics::Metrics;
 use crate::pull::discover::{Found, discover, static_peers};
 use crate::pull::{Failure, Puller};
-use crate::settings::Settings;
 use crate::supervisor::{Handle, Next, Outcome, Schedule, Stage, Supervisor, Task};
-use crate::values::{Host, PeerSet, Replication};
+use crate::values::{Host, PeerSet, Replication, signed};
+use crate::work::Work;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,12 +19,8 @@ const MEANWHILE: Duration = Duration::from_secs(3);
 
 /// The task that knows the peers.
 pub(super) struct Peers {
-    pub(super) settings: Arc<Settings>,
-    pub(super) own: Host,
-    pub(super) db: Db,
+    pub(super) work: Work,
     pub(super) registry: reqwest::Client,
-    pub(super) clock: Clock,
-    pub(super) metrics: Metrics,
     pub(super) tell: watch::Sender<Option<Arc<PeerSet>>>,
     pub(super) pulls: Option<Pulls>,
 }
@@ -43,7 +38,7 @@ impl Peers {
                 Ok(Next::Scheduled)
             }
             Err(why) => {
-                self.metrics.discovery_failures.inc();
+                self.work.metrics.discovery_failures.inc();
                 self.fall_back().await;
                 anyhow::bail!("the peers could not be looked up: {why}")
             }
@@ -51,10 +46,10 @@ impl Peers {
     }
 
     async fn find(&self) -> Result<Found, String> {
-        if let Some(hosts) = &self.settings.peers {
-            return Ok(static_peers(hosts, Some(&self.own)));
+        if let Some(hosts) = &self.work.settings.peers {
+            return Ok(static_peers(hosts, Some(&self.work.own)));
         }
-        let asked = discover(&self.registry, &self.settings.node_url, Some(&self.own));
+        let asked = discover(&self.registry, &self.work.settings.node_url, Some(&self.work.own));
         let mut asked = std::pin::pin!(asked);
         tokio::select! {
             found = &mut asked => return found,
@@ -68,7 +63,7 @@ impl Peers {
         if self.tell.borrow().is_some() {
             return;
         }
-        let remembered = async { db::peers::remembered(&self.db.client().await?).await };
+        let remembered = async { db::peers::remembered(&self.work.db.client().await?).await };
         match remembered.await {
             Ok(Some(set)) => {
                 info!(peers = set.peers.len(), "the last known peers are used meanwhile");
@@ -91,8 +86,8 @@ impl Peers {
     }
 
     async fn use_set(&self, set: PeerSet) {
-        let count = i64::try_from(set.peers.len()).unwrap_or(i64::MAX);
-        self.metrics.peers.set(count);
+        let count = signed(set.peers.len());
+        self.work.metrics.peers.set(count);
         if let Some(pulls) = &self.pulls {
             pulls.reconcile(&set).await;
         }
@@ -107,8 +102,8 @@ impl Peers {
     }
 
     async fn keep(&self, found: &Found) -> db::Result<()> {
-        let mut client = self.db.client().await?;
-        db::peers::replace(&mut client, &found.peers, &found.via, self.clock.now()).await
+        let mut client = self.work.db.client().await?;
+        db::peers::replace(&mut client, &found.peers, &found.via, self.work.clock.now()).await
     }
 }
 

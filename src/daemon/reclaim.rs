@@ -4,11 +4,13 @@
 use super::jobs::Bulk;
 use crate::db::reclaim as state;
 use crate::job::{self, Ended, Job, gate_of_reclaim};
-use crate::reclaim::plan::{Obstacle, Plan};
+use crate::reclaim::plan::Plan;
 use crate::reclaim::{self, Request};
 use crate::settings::When;
 use crate::supervisor::{Next, Outcome};
+use crate::values::Finding;
 use jiff::SignedDuration;
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -21,13 +23,12 @@ const AGAIN: Duration = Duration::from_secs(60);
 
 /// What was said last of why it is not done: said again only once it changes.
 #[derive(Clone, Default)]
-pub(super) struct Said(Arc<Mutex<&'static str>>);
+pub(super) struct Said(Arc<Mutex<Cow<'static, str>>>);
 
 impl Said {
-    fn say(&self, obstacle: &Obstacle) {
-        let last =
-            std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), obstacle.code);
-        if last != obstacle.code {
+    fn say(&self, obstacle: &Finding) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *last, obstacle.code.clone()) != obstacle.code {
             warn!(fix = obstacle.fix, "a reclaim is due, and is not done: {}", obstacle.text);
         }
     }

@@ -10,7 +10,7 @@ use crate::db::apply::{self, Failure};
 use crate::db::rejected::Refused;
 use crate::db::{self, Client, Doing, census, replay as traces};
 use crate::records::{self, Model, Row};
-use crate::values::{Op, OpUlid, RejectReason};
+use crate::values::{Op, OpUlid, RejectReason, unix_ms};
 use jiff::Timestamp;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -183,7 +183,7 @@ async fn once(
         let stored: Vec<&Op> =
             chosen.acting.iter().filter(|a| !a.fitting.transient).map(|a| &a.fitting.op).collect();
         let mut new = apply::insert_ops(&tx, &stored).await?;
-        let late = census::late_days(new.iter().copied(), u64::try_from(now.as_millisecond()).unwrap_or(0));
+        let late = census::late_days(new.iter().copied(), unix_ms(now));
         if !late.is_empty() {
             census::touch(&tx, &late).await?;
         }
@@ -230,7 +230,7 @@ async fn not_overtaken(
     new: &HashSet<OpUlid>,
     now: Timestamp,
 ) -> db::Result<()> {
-    let bound = u64::try_from(now.as_millisecond()).unwrap_or(0).saturating_sub(decide::OLD_MS);
+    let bound = unix_ms(now).saturating_sub(decide::OLD_MS);
     let is_old = |a: &&Acting<'_>| a.fitting.op.ulid.ms() < bound && new.contains(&a.fitting.op.ulid);
     let old: Vec<&Acting<'_>> = chosen.acting.iter().filter(is_old).collect();
     let Some(lowest) = old.iter().map(|a| a.fitting.op.ulid).min() else {

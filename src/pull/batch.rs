@@ -12,7 +12,7 @@ use crate::db::pulls::{Hold, PageSums};
 use crate::db::rejected::{self, Keeping, Refused};
 use crate::db::{self, Client};
 use crate::records::{self, models};
-use crate::values::{Host, Op, OpUlid, RejectReason};
+use crate::values::{Host, Op, OpUlid, RejectReason, unix_ms};
 use crate::wire::body::{Element, Envelope, read_envelope};
 use futures_util::future::{BoxFuture, Either, select};
 use jiff::Timestamp;
@@ -108,7 +108,7 @@ impl<'a> Batch<'a> {
         if self.hold.is_some() {
             return Ok(false);
         }
-        let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
+        let now_ms = unix_ms(now);
         let envelope = read_envelope(&element, now_ms).map_err(|e| Failure::Peer(e.to_string()))?;
         let (size, ulid) = (element.bytes.len() + OP_BYTES, envelope.ulid());
         if let Some(ulid) = ulid {

@@ -6,6 +6,7 @@ use super::plan::{self, Plan};
 use super::{Action, Error, Gate, Request, Result, compact, reset, sample};
 use crate::db::{self, lease::Lease};
 use crate::settings::Policy;
+use crate::values::{Finding, unix_ms};
 use crate::work::Work;
 use tracing::info;
 
@@ -131,11 +132,11 @@ pub async fn plan(work: &Work, client: &mut db::Client, request: &Request) -> Re
         fingerprint: &fingerprint,
         volumes: &volumes,
         seen: &seen,
-        now_ms: u64::try_from(work.clock.now().as_millisecond()).unwrap_or(0),
+        now_ms: unix_ms(work.clock.now()),
     });
     let mut stands = |is: bool, code, text: &str, fix: &str| {
         if is {
-            plan.obstacles.push(plan::Obstacle { code, text: text.into(), fix: fix.into() });
+            plan.obstacles.push(Finding::new(code, text, fix));
         }
     };
     stands(work.settings.read_only, "read_only", READ_ONLY.0, READ_ONLY.1);
@@ -154,7 +155,7 @@ pub async fn plan(work: &Work, client: &mut db::Client, request: &Request) -> Re
     // The sizes are of a log in between: what there is to do comes first.
     if let Some(unfinished) = db::reclaim::unfinished(&*client).await? {
         let (text, fix) = unfinished_words(&unfinished.mode, &unfinished.phase, unfinished.held);
-        plan.obstacles.insert(0, plan::Obstacle { code: "unfinished", text, fix });
+        plan.obstacles.insert(0, Finding::new("unfinished", text, fix));
     } else if plan.mode == Mode::Swap && plan.obstacles.is_empty() {
         plan.obstacles.extend(rehearsed(client).await?);
     }
@@ -163,12 +164,11 @@ pub async fn plan(work: &Work, client: &mut db::Client, request: &Request) -> Re
 
 /// Whether a table with every attribute of `ops` can be made: it is, in a
 /// transaction that is rolled back.
-async fn rehearsed(client: &mut db::Client) -> Result<Option<plan::Obstacle>> {
+async fn rehearsed(client: &mut db::Client) -> Result<Option<Finding>> {
     let found = db::clone::rehearse(client).await?;
-    Ok(found.map(|part| plan::Obstacle {
-        code: "dependents",
-        text: format!("a swap can't carry all that ops is: a copy of it differs in {part}"),
-        fix: "change it for the time, or use --mode in-place".into(),
+    Ok(found.map(|part| {
+        let text = format!("a swap can't carry all that ops is: a copy of it differs in {part}");
+        Finding::new("dependents", text, "change it for the time, or use --mode in-place")
     }))
 }
 
@@ -200,9 +200,7 @@ async fn begin(work: &Work, lease: &mut Lease, request: &Request) -> Result<Chec
         return Err(Error::refused(why, "read it again: `opsward reclaim --plan`"));
     }
     if !plan.obstacles.is_empty() {
-        let of = |part: fn(&plan::Obstacle) -> &String| {
-            plan.obstacles.iter().map(part).cloned().collect::<Vec<_>>()
-        };
+        let of = |part: fn(&Finding) -> &str| plan.obstacles.iter().map(part).collect::<Vec<_>>();
         return Err(Error::refused(of(|o| &o.text).join("; "), of(|o| &o.fix).join("; ")));
     }
     if let Some(risk) = plan.risks.first().filter(|_| !request.at_risk) {

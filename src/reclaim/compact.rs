@@ -15,7 +15,7 @@ mod covers;
 pub(super) mod walk;
 
 use crate::records::{self, Model, Row, models};
-use crate::values::{Action, Host, OpUlid, is_plausible};
+use crate::values::{Action, Host, OpUlid, is_plausible, unix_ms};
 use covers::Covers;
 use jiff::Timestamp;
 use memchr::memmem::Finder;
@@ -199,7 +199,7 @@ impl Compactor {
     /// The ULID of an op, if it is plausible and older than all before it: an
     /// op that comes a second time must not find itself covered by itself.
     fn next_older(&mut self, text: &str) -> Option<OpUlid> {
-        let now_ms = u64::try_from(self.now.as_millisecond()).unwrap_or(0);
+        let now_ms = unix_ms(self.now);
         let ulid = OpUlid::parse(text).filter(|ulid| is_plausible(*ulid, now_ms))?;
         if self.last.is_some_and(|last| ulid >= last) {
             return None;

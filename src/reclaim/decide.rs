@@ -2,191 +2,26 @@
 //! Resuming, aborting and being found after a kill are the same choice.
 
 mod comparison;
+mod phase;
 
 use crate::settings::Policy;
-use crate::values::{Beginning, OpUlid};
+use crate::values::{Beginning, OpUlid, words};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 pub use comparison::{Comparison, OldSnapshots};
+pub use phase::Phase;
 
 /// How often a reclaim begins anew by itself before it gives up.
 const MOST_STARTS: u32 = 3;
 
-/// How the space is given back.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mode {
-    /// What survives is copied beside the log and takes its place.
-    Swap,
-    /// The log is thinned where it is, and cut off at its end.
-    InPlace,
-}
-
-impl Mode {
-    /// It in a word.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Swap => "swap",
-            Self::InPlace => "in-place",
-        }
-    }
-}
-
-/// Where a reclaim is. The order of each mode is [`Phase::next`]'s.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Swap: the new table is made, empty.
-    Prepare,
-    /// Swap: from here on every write to the log is noted.
-    Capture,
-    /// Swap: compaction judges the log.
-    Judge,
-    /// Swap: survivors are copied.
-    Copy,
-    /// Swap: what was written meanwhile is copied again.
-    Replay,
-    /// Swap: the planner is told of the new table.
-    Analyze,
-    /// Swap: both tables are compared.
-    Verify,
-    /// Swap: the new table takes the place of the old one.
-    Swap,
-    /// Swap: the old table is dropped.
-    Drop,
-    /// In place: what lies below the cuts is deleted.
-    Delete,
-    /// In place: compaction judges the log, and what nobody needs is deleted.
-    Compact,
-    /// In place: the space of deleted rows becomes free inside the table.
-    Vacuum,
-    /// In place: what is stored out of line moves to the front of its table.
-    Rewrite,
-    /// In place: rows of the last pages move to the front.
-    Move,
-    /// In place: the empty end is cut off.
-    Truncate,
-    /// In place: the index is written anew.
-    Reindex,
-    /// All is done.
-    Done,
-}
-
-impl Phase {
-    /// The first phase of a mode.
-    pub fn first(mode: Mode) -> Self {
-        match mode {
-            Mode::Swap => Self::Prepare,
-            Mode::InPlace => Self::Delete,
-        }
-    }
-
-    /// The phase that follows.
-    pub fn next(self, survivors: &Survivors) -> Self {
-        match self {
-            Self::Prepare => Self::Capture,
-            Self::Capture if survivors.compact.is_empty() => Self::Copy,
-            Self::Capture => Self::Judge,
-            Self::Judge => Self::Copy,
-            Self::Copy => Self::Replay,
-            Self::Replay => Self::Analyze,
-            Self::Analyze => Self::Verify,
-            Self::Verify => Self::Swap,
-            Self::Swap => Self::Drop,
-            Self::Delete if !survivors.compact.is_empty() => Self::Compact,
-            Self::Delete | Self::Compact => Self::Vacuum,
-            Self::Vacuum => Self::Rewrite,
-            Self::Rewrite => Self::Move,
-            Self::Move => Self::Truncate,
-            Self::Truncate => Self::Reindex,
-            Self::Drop | Self::Reindex | Self::Done => Self::Done,
-        }
-    }
-
-    /// Whether it goes on although little disk is free: it gives disk back, leads
-    /// straight to what does, or looks itself for what it needs.
-    pub fn frees(self) -> bool {
-        self.is_copied() || matches!(self, Self::Vacuum | Self::Truncate | Self::Reindex)
-    }
-
-    /// Swap: whether the copy is whole, so that the swap is all that is left to do.
-    pub fn is_copied(self) -> bool {
-        matches!(self, Self::Replay | Self::Analyze | Self::Verify | Self::Swap | Self::Drop)
-    }
-
-    /// Whether ops are still to be lost: the gate has to agree.
-    pub fn is_open(self) -> bool {
-        self.follows() || matches!(self, Self::Prepare | Self::Capture | Self::Delete | Self::Compact)
-    }
-
-    /// Whether the new table stands beside the log and follows it.
-    pub fn follows(self) -> bool {
-        matches!(self, Self::Judge | Self::Copy | Self::Replay | Self::Analyze | Self::Verify | Self::Swap)
-    }
-
-    /// It in a word.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Prepare => "prepare",
-            Self::Capture => "capture",
-            Self::Judge => "judge",
-            Self::Copy => "copy",
-            Self::Replay => "replay",
-            Self::Analyze => "analyze",
-            Self::Verify => "verify",
-            Self::Swap => "swap",
-            Self::Drop => "drop",
-            Self::Delete => "delete",
-            Self::Compact => "compact",
-            Self::Vacuum => "vacuum",
-            Self::Rewrite => "rewrite",
-            Self::Move => "move",
-            Self::Truncate => "truncate",
-            Self::Reindex => "reindex",
-            Self::Done => "done",
-        }
-    }
-
-    /// Its part of a reclaim's time, by seconds of one of 20 million ops, three quarters of which
-    /// went; compaction takes about as long as what it is done for.
-    fn weight(self) -> f64 {
-        match self {
-            Self::Copy => 68.0,
-            Self::Verify => 22.0,
-            Self::Analyze => 5.5,
-            Self::Drop => 4.0,
-            Self::Judge | Self::Compact => 100.0,
-            Self::Delete => 75.0,
-            Self::Vacuum => 38.0,
-            Self::Rewrite => 10.0,
-            Self::Move => 71.0,
-            Self::Truncate => 67.0,
-            Self::Reindex => 8.0,
-            Self::Prepare | Self::Capture | Self::Replay | Self::Swap => 0.5,
-            Self::Done => 0.0,
-        }
-    }
-
-    /// What is left to do from a phase on, `share` of which is done; in [`Phase::weight`]'s unit.
-    pub fn left(self, share: f64, survivors: &Survivors) -> f64 {
-        let (mut left, mut phase) = (self.weight() * (1.0 - share.clamp(0.0, 1.0)), self);
-        while phase != Self::Done {
-            phase = phase.next(survivors);
-            left += phase.weight();
-        }
-        left
-    }
-
-    /// What it counts; `None` where there is nothing to count.
-    pub fn unit(self) -> Option<&'static str> {
-        match self {
-            Self::Judge | Self::Copy | Self::Verify | Self::Delete | Self::Compact | Self::Rewrite => {
-                Some("rows")
-            }
-            Self::Move => Some("pages"),
-            _ => None,
-        }
+words! {
+    /// How the space is given back.
+    pub enum Mode {
+        /// What survives is copied beside the log and takes its place.
+        Swap = "swap",
+        /// The log is thinned where it is, and cut off at its end.
+        InPlace = "in-place",
     }
 }
 

@@ -5,7 +5,7 @@ use super::file::{Bad, FORMAT, Header, Table, VERSION, Writer};
 use crate::db::digest::{Record, Walk, cursors, identity, newest};
 use crate::db::{self, Db, catalog};
 use crate::records::{Model, models};
-use crate::values::Host;
+use crate::values::{Host, unix_ms};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -78,7 +78,7 @@ pub async fn header(
             Error::Refused(format!("{}: {why}; an opsward that knows this node is needed", db.shown()))
         })?;
     }
-    let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
+    let now_ms = unix_ms(now);
     let cursors = cursors(&client, now_ms).await?;
     Ok(Header {
         format: FORMAT.into(),

@@ -24,7 +24,7 @@ use crate::db::clone::OPS;
 use crate::db::short_lock::{Behind, Pauses, holders};
 use crate::db::{self, lease::Lease};
 use crate::settings::Policy;
-use crate::values::{Beginning, Progress};
+use crate::values::{Beginning, Progress, signed, timestamp};
 use crate::work::{Pacer, Stop, WaitFor, Waits, Work};
 pub use begin::plan;
 use begin::{agreed, checkpoint};
@@ -88,7 +88,7 @@ pub enum Action {
 }
 
 /// How it came out.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// How it ended.
     pub outcome: Outcome,
@@ -111,7 +111,7 @@ pub struct Report {
 }
 
 /// How a reclaim ended.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// The space is given back.
@@ -245,7 +245,7 @@ impl Run<'_> {
         let eta_seconds = eta(self.begun.0.elapsed(), self.begun.1, left(&self.at));
         let share = total.map_or(0.0, |total| done as f64 / total.max(1) as f64);
         self.work.metrics.reclaim_progress.set(share);
-        self.work.metrics.reclaim_eta.set(eta_seconds.map_or(-1, |s| i64::try_from(s).unwrap_or(i64::MAX)));
+        self.work.metrics.reclaim_eta.set(eta_seconds.map_or(-1, signed));
         (self.work.tell)(Progress {
             phase: phase.word().into(),
             done,
@@ -297,6 +297,23 @@ async fn same_log(work: &Work, pid: i32) -> Result<()> {
     Ok(())
 }
 
+/// Writes into the history how it ended, but for what the swap of a reset wrote itself.
+async fn remember(run: &mut Run<'_>, outcome: &Outcome, after: u64) -> Result<()> {
+    let at = &run.at;
+    let (word, ended) = match outcome {
+        Outcome::Held => return Ok(()),
+        Outcome::Done if at.reset.is_some() => return Ok(()),
+        Outcome::Done if after >= at.bytes_before => ("done", "done, but nothing was given back".to_owned()),
+        Outcome::Done => ("done", "given back".to_owned()),
+        Outcome::Aborted(why) if at.mode == Mode::InPlace => ("undone", format!("ended early: {why}")),
+        Outcome::Aborted(why) => ("undone", format!("undone: {why}")),
+    };
+    run.work.metrics.reclaims.with_label_values(&[word]).inc();
+    let given_back = (at.mode.word(), at.bytes_before.saturating_sub(after));
+    let began = timestamp(at.began_ms.unsigned_abs());
+    Ok(db::reclaim::ended(run.lease.client()?, &at.run, began, given_back, &ended).await?)
+}
+
 /// Begins, resumes, swaps or undoes a reclaim, and walks it to its end.
 ///
 /// # Errors
@@ -340,23 +357,9 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
     work.metrics.reclaim_eta.set(-1);
     let outcome = ended?;
     let figures = db::stats::figures(&*run.lease.client()?).await?;
-    let (at, locked_ms, after) = (run.at, run.locked_ms, figures.ops_bytes + figures.index_bytes);
-    let ended = match &outcome {
-        // The swap wrote that down.
-        Outcome::Done if at.reset.is_some() => None,
-        Outcome::Done if after >= at.bytes_before => Some("done, but nothing was given back".to_owned()),
-        Outcome::Done => Some("given back".to_owned()),
-        Outcome::Aborted(why) if at.mode == Mode::InPlace => Some(format!("ended early: {why}")),
-        Outcome::Aborted(why) => Some(format!("undone: {why}")),
-        Outcome::Held => None,
-    };
-    if let Some(ended) = ended {
-        let word = if outcome == Outcome::Done { "done" } else { "undone" };
-        work.metrics.reclaims.with_label_values(&[word]).inc();
-        let given_back = at.bytes_before.saturating_sub(after);
-        let began = Timestamp::from_millisecond(at.began_ms).unwrap_or(Timestamp::UNIX_EPOCH);
-        db::reclaim::ended(run.lease.client()?, &at.run, began, (at.mode.word(), given_back), &ended).await?;
-    }
+    let after = figures.ops_bytes + figures.index_bytes;
+    remember(&mut run, &outcome, after).await?;
+    let (at, locked_ms) = (run.at, run.locked_ms);
     Ok(Report {
         outcome,
         mode: at.mode,

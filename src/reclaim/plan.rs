@@ -12,7 +12,7 @@ use crate::db::census::Entry;
 use crate::db::preflight::Standing;
 use crate::db::stats::Volumes;
 use crate::settings::{Bounding, Keep, Policy};
-use crate::values::{OpUlid, bytes};
+use crate::values::{Finding, OpUlid, bytes};
 use fit::Fitted;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -90,9 +90,9 @@ pub struct Plan {
     /// Space.
     pub space: Space,
     /// What makes it refuse.
-    pub obstacles: Vec<Obstacle>,
+    pub obstacles: Vec<Finding>,
     /// What it does only where it is told `--yes`.
-    pub risks: Vec<Obstacle>,
+    pub risks: Vec<Finding>,
     /// What should be known.
     pub notes: Vec<String>,
     /// How long it takes at this pace, about.
@@ -123,17 +123,6 @@ pub struct OfTable {
     pub kept_rows: u64,
     /// Bytes of them.
     pub kept_bytes: u64,
-}
-
-/// What makes a reclaim refuse.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Obstacle {
-    /// Stable name of its kind.
-    pub code: &'static str,
-    /// What it is.
-    pub text: String,
-    /// What lifts it.
-    pub fix: String,
 }
 
 /// Makes the plan.

@@ -10,7 +10,7 @@ use super::{Action, Error, Gate, Outcome, Report, Request, Result};
 use crate::db::{self, lease::Lease, reset};
 use crate::records::models;
 use crate::settings::Policy;
-use crate::values::{Beginning, Host, OpUlid, is_plausible};
+use crate::values::{Beginning, Host, OpUlid, is_plausible, unix_ms};
 use crate::work::Work;
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -54,7 +54,7 @@ pub fn plan(
     if !report.matches {
         return Err(digest::Error::Refused("the records differ from those of the reference".into()));
     }
-    let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
+    let now_ms = unix_ms(now);
     let theirs = &report.reference;
     let own_log = theirs.own.iter().zip(&theirs.newest);
     let cursors = theirs.cursors.iter().chain(own_log).filter_map(|(host, ulid)| {

@@ -33,6 +33,7 @@ pub enum Reference {
 }
 
 /// What is to be compared, and how.
+#[derive(Clone)]
 pub struct Verify<'a> {
     /// This validator's database.
     pub db: &'a Db,

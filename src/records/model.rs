@@ -151,7 +151,6 @@ impl Model {
     }
 }
 
-/// All models.
 #[derive(Clone, Debug, Default)]
 pub struct Models {
     by_table: HashMap<String, usize>,

@@ -42,7 +42,6 @@ pub struct Order<'a> {
 
 /// A page that is complete.
 pub struct Built {
-    /// The page.
     pub writer: PageWriter,
     /// The last row scanned that has a plausible ULID.
     pub last_scanned: Option<OpUlid>,

@@ -7,6 +7,7 @@
 use super::decide::{self, GRACE, Sending};
 use super::doors::Standing;
 use crate::http::Conn;
+use crate::values::signed;
 use crate::wire::page::CHUNK;
 use bytes::Bytes;
 use prometheus::{IntCounterVec, IntGauge};
@@ -187,7 +188,7 @@ impl Reserved {
             page.bytes = bytes;
             page.sending = Some(Since { handed: now, last: now, sent: 0 });
         }
-        self.shared.held.add(gauge(bytes));
+        self.shared.held.add(signed(bytes));
         // What was reserved beyond the page is free again.
         self.shared.freed.notify_waiters();
         let page = Arc::new(self);
@@ -221,7 +222,7 @@ impl AsRef<[u8]> for Chunk {
 impl Drop for Chunk {
     fn drop(&mut self) {
         let shared = &self.page.shared;
-        shared.held.sub(gauge(self.bytes.capacity()));
+        shared.held.sub(signed(self.bytes.capacity()));
         if let Some(page) = shared.pages().by_id.get_mut(&self.page.id) {
             page.bytes = page.bytes.saturating_sub(self.bytes.capacity());
             if let Some(since) = &mut page.sending {
@@ -231,8 +232,4 @@ impl Drop for Chunk {
         }
         shared.freed.notify_waiters();
     }
-}
-
-fn gauge(bytes: usize) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
 }

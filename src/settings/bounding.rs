@@ -2,7 +2,7 @@
 //! it is said.
 
 use super::Bounding;
-use crate::values::Replication;
+use crate::values::{Replication, words};
 use std::time::Duration;
 
 /// A window longer than this is a mistake: the log is younger.
@@ -73,36 +73,22 @@ impl Bounding {
     }
 }
 
-/// What a reclaim keeps.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Policy {
-    /// What is newer than the gate of retention.
-    Window,
-    /// What replay needs.
-    Compact,
+words! {
+    /// What a reclaim keeps.
+    pub enum Policy {
+        /// What is newer than the gate of retention.
+        Window = "window",
+        /// What replay needs.
+        Compact = "compact",
+    }
 }
 
-impl Policy {
-    /// Reads `window` or `compact`.
-    ///
-    /// # Errors
-    /// It is neither.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "window" => Ok(Self::Window),
-            "compact" => Ok(Self::Compact),
-            _ => Err("there is no such policy; there are window and compact".into()),
-        }
-    }
-
-    /// It in a word.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Window => "window",
-            Self::Compact => "compact",
-        }
-    }
+/// Reads `window` or `compact`.
+///
+/// # Errors
+/// It is neither.
+pub fn policy(text: &str) -> Result<Policy, String> {
+    Policy::parse(text).ok_or_else(|| "there is no such policy; there are window and compact".into())
 }
 
 /// When the daemon reclaims by itself.

@@ -3,7 +3,8 @@
 
 use super::load::{File, Shown, origin_of};
 use super::table::{TABLE, entry};
-use super::{Env, Keep, Origin, Problem, Problems, Settings, Source, Warning};
+use super::{Env, Keep, Origin, Problem, Problems, Settings, Source};
+use crate::values::Finding;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -109,7 +110,7 @@ pub(super) fn unknown_variables(source: &Source, found: &mut Problems) {
                 allowed: format!("{meant}, or none of the two"),
             });
         } else if NEAR.iter().any(|prefix| name.starts_with(prefix)) {
-            found.warnings.push(Warning::new(
+            found.warnings.push(Finding::new(
                 "variable_unknown",
                 format!("{name} is set, and opsward {} has no such setting", env!("CARGO_PKG_VERSION")),
                 "correct or remove it; config show lists every setting",
@@ -151,42 +152,7 @@ pub(super) fn combinations(settings: &mut Settings, origins: &[Shown], found: &m
             ..Problem::of(entry, (origin, text.as_str()), why)
         });
     }
-    for note in std::mem::take(&mut settings.db.notes) {
-        found.warnings.push(Warning::new(
-            "setting_partly_ignored",
-            format!("{}: {note}", written("db_url")),
-            "leave that part out, or leave it as it is",
-        ));
-    }
-    if settings.bounding.dormant_threshold < DORMANT_AT_LEAST {
-        settings.bounding.dormant_threshold = DORMANT_AT_LEAST;
-        found.warnings.push(Warning::new(
-            "setting_partly_ignored",
-            format!("{}: shorter than 24h is taken as 24h", written("dormant_ops_threshold")),
-            "set 24h or more",
-        ));
-    }
-    if settings.tls_self_signed && settings.env != Env::Dev {
-        found.warnings.push(Warning::new(
-            "tls_self_signed_ignored",
-            format!("{} is on and has no effect: {} is not dev", written("tls_self_signed"), written("env")),
-            "peers' certificates are verified; turn it off to be rid of this",
-        ));
-    }
-    if settings.bounding.replay_guard && settings.read_only {
-        found.warnings.push(Warning::new(
-            "guard_read_only",
-            format!("{} has no effect: {} is on", written("ops_replay_guard"), written("read_only")),
-            "set OPENAUDIO_MEDIORUM_READ_ONLY=false to have the guard",
-        ));
-    }
-    if settings.bounding.keep_dormant && settings.bounding.dormant_cleanup {
-        found.warnings.push(Warning::new(
-            "dormant_vetoed",
-            format!("{} vetoes {}", written("keep_dormant_ops"), written("dormant_ops_cleanup")),
-            "unset one of them",
-        ));
-    }
+    warn_ineffective(settings, &written, found);
     warn_uncounted(settings, &written, found);
     if settings.bounding.reclaim_when.is_some() && settings.bounding.reclaim_policy.is_none() {
         let (Some(of), Some(origin)) = (entry("ops_reclaim_when"), origin_of(origins, "ops_reclaim_when"))
@@ -204,11 +170,39 @@ pub(super) fn combinations(settings: &mut Settings, origins: &[Shown], found: &m
         && peers.contains(own)
     {
         peers.retain(|peer| peer != own);
-        found.warnings.push(Warning::new(
+        found.warnings.push(Finding::new(
             "peers_name_self",
             format!("{} names this node itself, left out", written("peers")),
             format!("take {own} off the list"),
         ));
+    }
+}
+
+/// What is set and has no effect, or another than it says.
+fn warn_ineffective(settings: &mut Settings, written: &impl Fn(&str) -> String, found: &mut Problems) {
+    let mut warn = |code, text: String, fix: &str| found.warnings.push(Finding::new(code, text, fix));
+    for note in std::mem::take(&mut settings.db.notes) {
+        let text = format!("{}: {note}", written("db_url"));
+        warn("setting_partly_ignored", text, "leave that part out, or leave it as it is");
+    }
+    if settings.bounding.dormant_threshold < DORMANT_AT_LEAST {
+        settings.bounding.dormant_threshold = DORMANT_AT_LEAST;
+        let text = format!("{}: shorter than 24h is taken as 24h", written("dormant_ops_threshold"));
+        warn("setting_partly_ignored", text, "set 24h or more");
+    }
+    if settings.tls_self_signed && settings.env != Env::Dev {
+        let text =
+            format!("{} is on and has no effect: {} is not dev", written("tls_self_signed"), written("env"));
+        let fix = "peers' certificates are verified; turn it off to be rid of this";
+        warn("tls_self_signed_ignored", text, fix);
+    }
+    if settings.bounding.replay_guard && settings.read_only {
+        let text = format!("{} has no effect: {} is on", written("ops_replay_guard"), written("read_only"));
+        warn("guard_read_only", text, "set OPENAUDIO_MEDIORUM_READ_ONLY=false to have the guard");
+    }
+    if settings.bounding.keep_dormant && settings.bounding.dormant_cleanup {
+        let text = format!("{} vetoes {}", written("keep_dormant_ops"), written("dormant_ops_cleanup"));
+        warn("dormant_vetoed", text, "unset one of them");
     }
 }
 
@@ -239,7 +233,7 @@ fn warn_uncounted(settings: &Settings, written: &impl Fn(&str) -> String, found:
     let acts = acts.iter().filter(|(is_on, ..)| *is_on);
     let texts: Vec<String> = acts.map(|(_, key, what)| format!("{} {what}", written(key))).collect();
     if !texts.is_empty() {
-        found.warnings.push(Warning::new(
+        found.warnings.push(Finding::new(
             "census_off",
             format!("{} is off, so {}", written("ops_census"), texts.join("; ")),
             "set OPENAUDIO_MEDIORUM_OPS_CENSUS=true, or run `opsward census` regularly",

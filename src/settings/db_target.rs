@@ -48,7 +48,6 @@ pub struct DbTarget {
     pub hosts: Vec<(String, u16)>,
     /// The role.
     pub user: String,
-    /// Its password.
     pub password: Option<Secret>,
     /// The database; `None` looks for whichever known one holds `ops`.
     pub dbname: Option<String>,

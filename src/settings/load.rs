@@ -2,7 +2,8 @@
 //! order; every mistake is collected before any is reported.
 
 use super::table::{Entry, Shape, TABLE};
-use super::{DEFAULT_FILE, Origin, Problem, Problems, Settings, Source, Warning, check};
+use super::{DEFAULT_FILE, Origin, Problem, Problems, Settings, Source, check};
+use crate::values::Finding;
 use serde::Serialize;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ pub struct Loaded {
     /// Each setting as shown, with where it came from; in the table's order.
     pub origins: Vec<Shown>,
     /// What should be known.
-    pub warnings: Vec<Warning>,
+    pub warnings: Vec<Finding>,
     /// The settings file that was read.
     pub file: Option<PathBuf>,
 }
@@ -23,7 +24,6 @@ pub struct Loaded {
 /// One setting as `config show` shows it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Shown {
-    /// Its key.
     pub key: &'static str,
     /// Its environment variable.
     pub variable: &'static str,
@@ -132,7 +132,7 @@ fn from_environment(entry: &Entry, source: &Source, found: &mut Problems) -> Opt
         match &given {
             _ if text.is_empty() => {}
             None => given = Some((origin, text.to_owned())),
-            Some((first, value)) if value != text => found.warnings.push(Warning::new(
+            Some((first, value)) if value != text => found.warnings.push(Finding::new(
                 "variable_shadowed",
                 format!("{} goes before {name}, and they differ", first.written(entry)),
                 "set one of them only",

@@ -23,7 +23,7 @@ pub use duration::parse as duration;
 pub use load::{Loaded, Shown, load};
 pub use parse::log_filter;
 pub use pg_url::parse as db_target;
-pub use problem::{Origin, Problem, Problems, Warning};
+pub use problem::{Origin, Problem, Problems};
 pub use source::{DEFAULT_FILE, Source};
 pub use table::{Bounding, Entry, Settings, Shape, TABLE, entry};
 

@@ -7,9 +7,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Nodes serve one sweep at a time; more often than this would only queue.
-const SHORTEST_SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-
 /// Log levels, from the quietest.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// Where libraries stay when only opsward's own level is named: `warn`.
@@ -64,15 +61,6 @@ pub fn base_url(text: &str) -> Parsed<url::Url> {
     url::Url::parse(text).map_err(|_| "it is no URL".into())
 }
 
-/// How often to sweep.
-pub fn sweep_interval(text: &str) -> Parsed<Duration> {
-    let interval = duration::parse(text)?;
-    if interval < SHORTEST_SWEEP_INTERVAL {
-        return Err("it is shorter than 10s".into());
-    }
-    Ok(interval)
-}
-
 /// Rows a batch.
 pub fn batch_limit(text: &str) -> Parsed<u32> {
     match text.parse() {
@@ -82,32 +70,20 @@ pub fn batch_limit(text: &str) -> Parsed<u32> {
     }
 }
 
-/// How far below the slowest peer deletion stays.
-pub fn cursor_margin(text: &str) -> Parsed<Duration> {
+/// A duration of at least so many seconds; `named` says how long that is.
+pub fn at_least(text: &str, seconds: u64, named: &str) -> Parsed<Duration> {
     match duration::parse(text)? {
-        margin if margin >= Duration::from_secs(60) => Ok(margin),
-        _ => Err("it is shorter than 1m".into()),
-    }
-}
-
-/// How long the node keeps ops by its own settings.
-pub fn node_retention(text: &str) -> Parsed<Duration> {
-    match duration::parse(text)? {
-        keeps if keeps >= Duration::from_secs(3_600) => Ok(keeps),
-        _ => Err("it is shorter than 1h".into()),
+        given if given >= Duration::from_secs(seconds) => Ok(given),
+        _ => Err(format!("it is shorter than {named}")),
     }
 }
 
 /// How far behind a peer may be; 0 is off. A day at least: less would drop
 /// peers that are being restarted.
 pub fn max_peer_lag(text: &str) -> Parsed<Duration> {
-    match duration::parse(text)? {
-        lag if lag.is_zero() || lag >= Duration::from_secs(86_400) => Ok(lag),
-        _ => Err("it is shorter than 24h".into()),
-    }
+    if duration::parse(text)?.is_zero() { Ok(Duration::ZERO) } else { at_least(text, 86_400, "24h") }
 }
 
-/// Memory of a reclaim.
 pub fn reclaim_memory(text: &str) -> Parsed<u64> {
     match bounding::size(text)? {
         bytes if bytes >= 32 << 20 => Ok(bytes),
@@ -233,7 +209,7 @@ mod tests {
         #[test]
         fn nothing_panics(text in "\\PC*") {
             let _ = (boolean(&text), listen(&text), host(&text), peers(&text));
-            let _ = (base_url(&text), sweep_interval(&text), log_filter(&text));
+            let _ = (base_url(&text), at_least(&text, 10, "10s"), log_filter(&text));
         }
     }
 }

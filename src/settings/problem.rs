@@ -2,8 +2,8 @@
 //! in one go.
 
 use super::table::Entry;
-use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
+use crate::values::Finding;
+use serde::Serialize;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -112,7 +112,7 @@ pub struct Problems {
     /// What ends the start, in the order of the table.
     pub problems: Vec<Problem>,
     /// What does not.
-    pub warnings: Vec<Warning>,
+    pub warnings: Vec<Finding>,
 }
 
 impl fmt::Display for Problems {
@@ -125,30 +125,6 @@ impl fmt::Display for Problems {
             write!(f, "\n  {problem}")?;
         }
         Ok(())
-    }
-}
-
-/// Something an operator should know, that ends nothing.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Warning {
-    /// Stable name of its kind.
-    pub code: Cow<'static, str>,
-    /// What is so.
-    pub text: String,
-    /// What to do about it.
-    pub fix: String,
-}
-
-impl Warning {
-    /// A warning of the kind `code`.
-    pub fn new(code: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { code: Cow::Borrowed(code), text: text.into(), fix: fix.into() }
-    }
-}
-
-impl fmt::Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.text, self.fix)
     }
 }
 

@@ -187,7 +187,7 @@ settings! {
         "sweep_peers" ["OPENAUDIO_MEDIORUM_SWEEP_PEERS"] Switch;
         "pull from peers at all";
         BOOLEAN;
-    sweep_interval: Duration = "10m", parse::sweep_interval;
+    sweep_interval: Duration = "10m", |text: &str| parse::at_least(text, 10, "10s");
         "sweep_interval" ["OPENAUDIO_MEDIORUM_SWEEP_INTERVAL"] Text("DURATION");
         "how often each peer is pulled";
         "a duration of at least 10s, such as 90s, 10m or 1h30m";
@@ -220,7 +220,7 @@ settings! {
         "ops_retention_bytes" ["OPENAUDIO_MEDIORUM_OPS_RETENTION_BYTES"] Text("SIZE");
         "shorten the window so that the log and its indexes stay under this size, room that deletion leaves in them not counted; down to 7 days; 0 is off";
         SIZE;
-    interval: Duration = "1h", parse::sweep_interval;
+    interval: Duration = "1h", |text: &str| parse::at_least(text, 10, "10s");
         "ops_retention_sweep_interval" ["OPENAUDIO_MEDIORUM_OPS_RETENTION_SWEEP_INTERVAL"] Text("DURATION");
         "how often retention and dormant cleanup run";
         "a duration of at least 10s, such as 10m or 1h";
@@ -228,7 +228,7 @@ settings! {
         "ops_retention_batch_limit" ["OPENAUDIO_MEDIORUM_OPS_RETENTION_BATCH_LIMIT"] Text("ROWS");
         "rows that one transaction deletes at most";
         "a whole number from 100 to 100000";
-    cursor_margin: Duration = "1h", parse::cursor_margin;
+    cursor_margin: Duration = "1h", |text: &str| parse::at_least(text, 60, "1m");
         "ops_retention_cursor_margin" ["OPENAUDIO_MEDIORUM_OPS_RETENTION_CURSOR_MARGIN"] Text("DURATION");
         "how far behind the slowest peer deletion stays";
         "a duration of at least 1m, such as 1h";
@@ -268,11 +268,11 @@ settings! {
         "replication" ["OPENAUDIO_MEDIORUM_REPLICATION"] Text("WAY");
         "how ops reach this node: from peers, from the chain, or both; auto finds out";
         "auto, peers, both or chain";
-    node_retention: Option<Duration> = unset "720h", parse::node_retention;
+    node_retention: Option<Duration> = unset "720h", |text: &str| parse::at_least(text, 3_600, "1h");
         "node_ops_retention" ["OPENAUDIO_OPS_RETENTION"] Text("DURATION");
         "the node's own setting: ops older than this it deletes by itself; told here, plan and forecast reckon with it";
         "a duration of at least 1h, such as 720h";
-    node_prune_interval: Option<Duration> = unset "6h", parse::cursor_margin;
+    node_prune_interval: Option<Duration> = unset "6h", |text: &str| parse::at_least(text, 60, "1m");
         "node_ops_prune_interval" ["OPENAUDIO_OPS_PRUNE_INTERVAL"] Text("DURATION");
         "the node's own setting: how often it deletes them";
         "a duration of at least 1m, such as 6h";
@@ -292,7 +292,7 @@ settings! {
         "min_free_disk" ["OPENAUDIO_MEDIORUM_MIN_FREE_DISK"] Text("SIZE");
         "bulk work stops while the database's volume has less than this free";
         SIZE;
-    reclaim_policy: Option<Policy> = unset "compact", Policy::parse;
+    reclaim_policy: Option<Policy> = unset "compact", bounding::policy;
         "ops_reclaim_policy" ["OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY"] Text("POLICY");
         "what a reclaim keeps: what retention keeps, or what replay needs";
         "window or compact";

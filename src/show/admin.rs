@@ -8,6 +8,7 @@ use crate::db::{self, Db, census, history, stats};
 use crate::http::{self, Body, Conn, Handler, error, respond};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
+use crate::values::signed;
 use futures_util::FutureExt;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
@@ -38,9 +39,7 @@ pub struct Admin {
     pub db: Db,
     /// What the daemon adds to the database's view.
     pub view: DaemonView,
-    /// The clock.
     pub clock: Clock,
-    /// All metrics.
     pub metrics: Metrics,
     /// What was decided last, for the page.
     pub plan: Decided,
@@ -82,8 +81,8 @@ impl Admin {
 
     fn metrics(&self) -> Response<Body> {
         let (in_use, most) = self.db.in_use();
-        self.metrics.pool_in_use.set(gauge(in_use));
-        self.metrics.pool_size.set(gauge(most));
+        self.metrics.pool_in_use.set(signed(in_use));
+        self.metrics.pool_size.set(signed(most));
         match self.metrics.encode() {
             Ok(text) => respond(StatusCode::OK, METRICS_TYPE, text),
             Err(e) => error(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
@@ -154,8 +153,4 @@ impl Admin {
         };
         timeout(READY_WITHIN, read).await.ok()?.ok()
     }
-}
-
-fn gauge(n: usize) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }

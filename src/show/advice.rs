@@ -1,9 +1,9 @@
 //! What in a `Status` needs an operator, and what to do about it: pure.
 
+use super::format;
 use super::status::{PeerStatus, Status};
-use super::{Warning, format};
 use crate::db::Kind;
-use crate::values::TaskState;
+use crate::values::{Finding, TaskState};
 
 /// Failures in a row before a peer or a task is worth a word.
 const FAILURES: u32 = 3;
@@ -14,11 +14,39 @@ const SHOWN_FOR: i64 = 7 * 86_400;
 const LITTLE_DISK: u64 = 1 << 30;
 
 /// Every warning that `status` calls for.
-pub fn warnings(status: &Status) -> Vec<Warning> {
+pub fn warnings(status: &Status) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut warn = |code: &'static str, text: String, fix: &str| {
-        found.push(Warning::new(code, text, fix));
+        found.push(Finding::new(code, text, fix));
     };
+    database(status, &mut warn);
+    log(status, &mut warn);
+    disk(status, &mut warn);
+    bounding(status, &mut warn);
+    // Where ops come by the chain alone nobody pulls: what was last is no news.
+    let pulled = status.node.as_ref().is_none_or(|node| node.replication.has_peers());
+    for peer in status.peers.list.iter().filter(|_| pulled) {
+        about_peer(peer, &mut warn);
+    }
+    let kept: u64 = status.rejected.iter().map(|r| r.ops).sum();
+    if kept > 0 {
+        let text = format!("refused and kept: {}", format::many(kept, "op"));
+        warn("rejected_ops", text, "opsward rejected list");
+    }
+    for task in status.daemon.iter().flat_map(|d| &d.tasks) {
+        // A peer's failures are told above.
+        let failing = task.state == TaskState::BackingOff && task.failures_in_a_row >= FAILURES;
+        if task.panics > 0 || (failing && !task.name.starts_with("pull ")) {
+            let why = task.last_error.as_deref().unwrap_or("a panic, caught");
+            let text = format!("task {}: {} failures, the last: {why}", task.name, task.failures);
+            warn("task_failing", text, "see the daemon's log");
+        }
+    }
+    found
+}
+
+/// Whether the database can be worked with, and who works with it.
+fn database(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) {
     if let Some(kind) = Kind::of_code(&status.database.state) {
         let why = status.database.error.as_deref().unwrap_or("no answer");
         let fix = match kind.fix() {
@@ -47,6 +75,10 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
             "see `opsward doctor`, or set OPENAUDIO_MEDIORUM_PEERS",
         );
     }
+}
+
+/// What became of the log without opsward.
+fn log(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) {
     if let Some((at, why)) = &status.database.log_replaced
         && status.at.as_second() - at.as_second() < SHOWN_FOR
     {
@@ -72,28 +104,6 @@ pub fn warnings(status: &Status) -> Vec<Warning> {
             "once there is room: ALTER TABLE public.ops SET LOGGED",
         );
     }
-    disk(status, &mut warn);
-    bounding(status, &mut warn);
-    // Where ops come by the chain alone nobody pulls: what was last is no news.
-    let pulled = status.node.as_ref().is_none_or(|node| node.replication.has_peers());
-    for peer in status.peers.list.iter().filter(|_| pulled) {
-        about_peer(peer, &mut warn);
-    }
-    let kept: u64 = status.rejected.iter().map(|r| r.ops).sum();
-    if kept > 0 {
-        let text = format!("refused and kept: {}", format::many(kept, "op"));
-        warn("rejected_ops", text, "opsward rejected list");
-    }
-    for task in status.daemon.iter().flat_map(|d| &d.tasks) {
-        // A peer's failures are told above.
-        let failing = task.state == TaskState::BackingOff && task.failures_in_a_row >= FAILURES;
-        if task.panics > 0 || (failing && !task.name.starts_with("pull ")) {
-            let why = task.last_error.as_deref().unwrap_or("a panic, caught");
-            let text = format!("task {}: {} failures, the last: {why}", task.name, task.failures);
-            warn("task_failing", text, "see the daemon's log");
-        }
-    }
-    found
 }
 
 fn disk(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) {

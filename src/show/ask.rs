@@ -1,7 +1,7 @@
 //! Asks a daemon's admin port on this machine: one request, no TLS, no proxy.
 
-use super::Warning;
 use super::status::Status;
+use crate::values::Finding;
 use serde::Deserialize;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -30,7 +30,7 @@ pub async fn get(listen: SocketAddr, path: &str) -> io::Result<(u16, Vec<u8>)> {
 #[derive(Debug, Deserialize)]
 pub struct Answer {
     /// What an operator should know.
-    pub warnings: Vec<Warning>,
+    pub warnings: Vec<Finding>,
     /// The daemon's own status.
     pub result: Status,
 }

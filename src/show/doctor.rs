@@ -2,12 +2,12 @@
 
 use super::format::wrapped;
 use super::status::{PeerStatus, Status};
-use super::{Warning, advice, format};
+use super::{advice, format};
 use crate::db::privileges::{Lacking, Need};
 use crate::db::stats::Fitness;
 use crate::db::{self, Kind, migrate, node};
 use crate::settings::Settings;
-use crate::values::{Notice, Replication};
+use crate::values::{Finding, Notice, Replication};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -26,7 +26,6 @@ pub enum Verdict {
     Fail,
 }
 
-/// One check.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Check {
     /// What was looked at, stable.
@@ -63,11 +62,11 @@ pub fn has_failure(checks: &[Check]) -> bool {
 }
 
 /// The settings, whose mistakes were reported before this.
-pub fn settings(warnings: &[Warning]) -> Vec<Check> {
+pub fn settings(warnings: &[Finding]) -> Vec<Check> {
     if warnings.is_empty() {
         return vec![Check::ok("settings", "read, nothing to remark")];
     }
-    let check = |w: &Warning| Check::warn("settings", &w.text, &w.fix);
+    let check = |w: &Finding| Check::warn("settings", &w.text, &w.fix);
     warnings.iter().map(check).collect()
 }
 

@@ -2,23 +2,24 @@
 //! for programs or as text for people.
 
 use crate::db;
-use crate::settings::{Problems, Warning};
-use crate::values::Host;
+use crate::settings::Problems;
+use crate::values::{Finding, Host};
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::borrow::Cow;
 use std::io::{self, ErrorKind, Write};
 
 /// The envelope's version: it changes when a field changes its meaning.
 const SCHEMA: u32 = 1;
 
 /// How a process ends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(into = "u8", from = "u8")]
 #[repr(u8)]
 pub enum ExitCode {
     /// Done, or nothing to do.
     Done = 0,
-    /// It failed.
     Failed = 1,
     /// The command line is wrong.
     Usage = 2,
@@ -30,6 +31,21 @@ pub enum ExitCode {
     Settings = 64,
     /// The database or the network is away: try again.
     Away = 75,
+}
+
+impl From<ExitCode> for u8 {
+    fn from(code: ExitCode) -> Self {
+        code as Self
+    }
+}
+
+impl From<u8> for ExitCode {
+    /// A job's, as another process wrote it.
+    fn from(code: u8) -> Self {
+        use ExitCode::{Away, Done, Failed, Held, Refused, Settings, Usage};
+        let known = [Done, Usage, Refused, Held, Settings, Away];
+        known.into_iter().find(|known| *known as u8 == code).unwrap_or(Failed)
+    }
 }
 
 impl From<ExitCode> for std::process::ExitCode {
@@ -56,6 +72,12 @@ pub enum Changed {
     No,
 }
 
+impl From<bool> for Changed {
+    fn from(changed: bool) -> Self {
+        if changed { Self::Yes } else { Self::No }
+    }
+}
+
 /// What a command that did its work hands back.
 #[derive(Clone, Debug)]
 pub struct Done {
@@ -64,7 +86,7 @@ pub struct Done {
     /// Whether anything was changed.
     pub changed: Changed,
     /// What should be known.
-    pub warnings: Vec<Warning>,
+    pub warnings: Vec<Finding>,
     /// The result for programs.
     pub result: Value,
     /// The result for people; a newline is added where none ends it.
@@ -88,25 +110,25 @@ impl Done {
     }
 
     /// The same, having changed something or not.
-    pub fn changed(self, changed: Changed) -> Self {
-        Self { changed, ..self }
+    pub fn changed(self, changed: impl Into<Changed>) -> Self {
+        Self { changed: changed.into(), ..self }
     }
 
     /// The same with warnings.
-    pub fn warn(mut self, warnings: impl IntoIterator<Item = Warning>) -> Self {
+    pub fn warn(mut self, warnings: impl IntoIterator<Item = Finding>) -> Self {
         self.warnings.extend(warnings);
         self
     }
 }
 
-/// Why a command did not do its work, and what to do about it.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+/// Why a command or a job did not do its work, and what to do about it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
 #[error("{text}")]
 pub struct Failure {
     /// How the process ends.
     pub exit: ExitCode,
     /// Stable name of its kind.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// What happened.
     pub text: String,
     /// What to do; empty where the text says it.
@@ -118,8 +140,24 @@ pub type Outcome = Result<Done, Failure>;
 
 impl Failure {
     /// A failure of the kind `code` that ends with `exit`.
-    pub fn new(exit: ExitCode, code: &'static str, text: impl Into<String>) -> Self {
-        Self { exit, code, text: text.into(), fix: String::new() }
+    pub fn new(exit: ExitCode, code: impl Into<Cow<'static, str>>, text: impl Into<String>) -> Self {
+        Self { exit, code: code.into(), text: text.into(), fix: String::new() }
+    }
+
+    /// The command line is wrong.
+    pub fn usage(text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::new(ExitCode::Usage, "usage", text).fix(fix)
+    }
+
+    /// READ_ONLY keeps a command from writing, so that it did nothing.
+    pub fn read_only(why: &str, to: &str) -> Self {
+        let fix = format!("set OPENAUDIO_MEDIORUM_READ_ONLY=false to {to}");
+        Self::new(ExitCode::Refused, "read_only", format!("READ_ONLY is set: {why}")).fix(fix)
+    }
+
+    /// A guard refused; nothing was done.
+    pub fn refused(text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::new(ExitCode::Refused, "refused", text).fix(fix)
     }
 
     /// What to do about it. Where the text says it, the place to look next.
@@ -192,7 +230,7 @@ pub struct Frame<'a> {
     /// This validator, where it is known.
     pub own: Option<&'a Host>,
     /// What the settings warn of; the command's own warnings follow.
-    pub warnings: &'a [Warning],
+    pub warnings: &'a [Finding],
 }
 
 #[derive(Serialize)]
@@ -203,7 +241,7 @@ struct Envelope<'a> {
     #[serde(rename = "self")]
     own: Option<&'a Host>,
     changed: bool,
-    warnings: Vec<&'a Warning>,
+    warnings: Vec<&'a Finding>,
     result: &'a Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Error<'a>>,
@@ -211,7 +249,7 @@ struct Envelope<'a> {
 
 #[derive(Serialize)]
 struct Error<'a> {
-    code: &'static str,
+    code: &'a str,
     text: &'a str,
     fix: &'a str,
 }
@@ -230,7 +268,7 @@ pub fn json(frame: Frame<'_>, outcome: &Outcome) -> String {
         warnings: frame.warnings.iter().chain(done.map_or(&[][..], |done| &done.warnings)).collect(),
         result: done.map_or(&nothing, |done| &done.result),
         error: outcome.as_ref().err().map(|failure| Error {
-            code: failure.code,
+            code: &failure.code,
             text: &failure.text,
             fix: failure.way_out(),
         }),
@@ -281,8 +319,8 @@ mod tests {
         let own = Host::parse("https://a.example").unwrap();
         let done = Done::new(json!({"rows": 3}), "")
             .changed(Changed::Yes)
-            .warn([Warning::new("w", "it is so", "do this")]);
-        let first = [Warning::new("v", "first", "that")];
+            .warn([Finding::new("w", "it is so", "do this")]);
+        let first = [Finding::new("v", "first", "that")];
         let frame = Frame { warnings: &first, ..frame(Some(&own)) };
         insta::assert_snapshot!(json(frame, &Ok(done)), @r#"{"schema":1,"command":"config show","at":"2023-11-14T22:13:20Z","self":"https://a.example","changed":true,"warnings":[{"code":"v","text":"first","fix":"that"},{"code":"w","text":"it is so","fix":"do this"}],"result":{"rows":3}}"#);
     }

@@ -2,7 +2,7 @@
 
 pub use crate::values::{one_line, printable};
 
-use crate::values::OpUlid;
+use crate::values::{OpUlid, timestamp};
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use jiff::Timestamp;
 
@@ -55,11 +55,8 @@ pub fn ago(then: Timestamp, now: Timestamp) -> String {
 /// A ULID with the time that it was made at: `01J… (2024-08-01 10:00)`. Text that
 /// is no ULID stays as it is.
 pub fn dated(ulid: &str) -> String {
-    let ms = OpUlid::parse(ulid).and_then(|ulid| i64::try_from(ulid.ms()).ok());
-    match ms.and_then(|ms| Timestamp::from_millisecond(ms).ok()) {
-        Some(at) => format!("{ulid} ({})", at.strftime("%Y-%m-%d %H:%M")),
-        None => ulid.to_owned(),
-    }
+    let at = OpUlid::parse(ulid).map(|ulid| timestamp(ulid.ms()));
+    at.map_or(ulid.to_owned(), |at| format!("{ulid} ({})", at.strftime("%Y-%m-%d %H:%M")))
 }
 
 /// A table without frames, at most `WIDTH` wide.

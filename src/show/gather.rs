@@ -6,7 +6,7 @@ use super::status::*;
 use crate::clock::Clock;
 use crate::db::{self, Client, Db, foreign, known, migrate, node, overview, readers, replication, stats};
 use crate::settings::Settings;
-use crate::values::{Host, OpUlid, TaskReport, is_plausible};
+use crate::values::{Host, OpUlid, TaskReport, is_plausible, unix_ms};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,8 +115,7 @@ async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<(
     database.dead_rows = Some(figures.dead_rows);
     database.free_disk_bytes = free.as_ref().map(|(bytes, _)| *bytes);
     database.free_disk_path = free.map(|(_, path)| path.display().to_string());
-    let largest = stats::largest(&client).await?;
-    database.relations = largest.into_iter().map(|(name, bytes)| RelationStatus { name, bytes }).collect();
+    database.relations = stats::largest(&client).await?;
     let version = migrate::version(&client).await?;
     database.schema_version = Some(version);
     // An older one has not all that is read; the daemon brings it up to date.
@@ -138,30 +137,20 @@ async fn read_own(status: &mut Status, client: &Client) -> db::Result<()> {
     let now = status.at;
     status.database.foreign_floor = foreign::floor(client).await?.map(|u| u.to_string());
     status.database.log_replaced = known::forgotten(client).await?;
-    let set = replication::known_set(client).await?;
-    if let Some(set) = set {
-        status.peers.source = Some(set.source);
-        status.peers.via = Some(set.via).filter(|v| !v.is_empty());
-        status.peers.refreshed_at = Some(set.refreshed_at);
+    if let Some((source, via, refreshed_at)) = replication::known_set(client).await? {
+        status.peers.source = Some(source);
+        status.peers.via = Some(via).filter(|v| !v.is_empty());
+        status.peers.refreshed_at = Some(refreshed_at);
     }
-    let peers = replication::peers(client, now).await?;
-    status.peers.list = peers.into_iter().map(|p| peer(p, now)).collect();
-    let readers = readers::lowest_since(client, now - readers::COUNTED).await?;
-    status.readers = readers
-        .into_iter()
-        .map(|r| ReaderStatus {
-            lag_seconds: lag_seconds(r.lowest.as_ref().map(OpUlid::as_str), now),
-            host: r.host.to_string(),
-            lowest: r.lowest.map(|u| u.to_string()),
-            last_at: r.last_at,
-            requests: natural(r.requests),
-        })
-        .collect();
-    let rejected = replication::rejected(client).await?;
-    status.rejected = rejected
-        .into_iter()
-        .map(|r| RejectedStatus { peer: r.peer, code: r.code, ops: natural(r.ops), last_seen: r.last_seen })
-        .collect();
+    status.peers.list = replication::peers(client, now).await?;
+    for peer in &mut status.peers.list {
+        peer.lag_seconds = peer_lag_seconds(peer, now);
+    }
+    status.readers = readers::lowest_since(client, now - readers::COUNTED).await?;
+    for reader in &mut status.readers {
+        reader.lag_seconds = lag_seconds(reader.lowest.as_deref(), now);
+    }
+    status.rejected = replication::rejected(client).await?;
     Ok(())
 }
 
@@ -173,18 +162,7 @@ fn set_peers(status: &mut Status, set: &[Host]) {
     for host in set {
         if !peers.list.iter().any(|known| known.host == host.as_str() && known.active) {
             let host = host.to_string();
-            peers.list.push(peer(
-                replication::PeerRow {
-                    host,
-                    active: true,
-                    last_seen: now,
-                    cursor: None,
-                    pull: None,
-                    hold: None,
-                    read_to_end_at: None,
-                },
-                now,
-            ));
+            peers.list.push(PeerStatus { host, active: true, last_seen: now, ..PeerStatus::default() });
         }
     }
 }
@@ -208,43 +186,13 @@ async fn of_node(client: &Client, settings: &Settings, now: Timestamp) -> db::Re
     }))
 }
 
-fn peer(row: replication::PeerRow, now: Timestamp) -> PeerStatus {
-    let pull = row.pull.as_ref();
-    let [pages, applied, duplicates, replays, rejected, rejected_unkept, gap_advances] =
-        pull.map_or([0; 7], |p| p.sums.map(natural));
-    PeerStatus {
-        lag_seconds: peer_lag_seconds(&row, now),
-        host: row.host,
-        active: row.active,
-        last_seen: row.last_seen,
-        cursor: row.cursor,
-        last_at: pull.map(|p| p.last_at),
-        last_ok_at: pull.and_then(|p| p.last_ok_at),
-        outcome: pull.map(|p| p.outcome.clone()),
-        detail: pull.map(|p| p.detail.clone()).filter(|d| !d.is_empty()),
-        failures_in_a_row: pull.map_or(0, |p| p.failures_in_a_row.unsigned_abs()),
-        pages,
-        applied,
-        duplicates,
-        replays,
-        rejected,
-        rejected_unkept,
-        gap_advances,
-        last_gap: row.pull.and_then(|p| {
-            let (from, to, at) = p.last_gap?;
-            Some(GapStatus { from, to, at })
-        }),
-        held: row.hold.map(|h| HoldStatus { ulid: h.ulid, table: h.table, reason: h.reason, since: h.since }),
-    }
-}
-
 /// Seconds that a peer's cursor is behind; 0 where its last sweep, lately, found
 /// nothing above it: a quiet peer's cursor stays where it is.
-pub fn peer_lag_seconds(row: &replication::PeerRow, now: Timestamp) -> Option<u64> {
+pub fn peer_lag_seconds(peer: &PeerStatus, now: Timestamp) -> Option<u64> {
     /// Two sweeps and a little.
     const LATELY_S: u64 = 25 * 60;
-    let lag = lag_seconds(row.cursor.as_deref(), now)?;
-    Some(match row.read_to_end_at.map(|at| super::format::age_seconds(at, now)) {
+    let lag = lag_seconds(peer.cursor.as_deref(), now)?;
+    Some(match peer.read_to_end_at.map(|at| super::format::age_seconds(at, now)) {
         Some(age) if age <= LATELY_S => 0,
         Some(age) => lag.min(age),
         None => lag,
@@ -253,11 +201,7 @@ pub fn peer_lag_seconds(row: &replication::PeerRow, now: Timestamp) -> Option<u6
 
 /// How far a cursor is behind now; `None` for one whose time cannot be true.
 pub fn lag_seconds(cursor: Option<&str>, now: Timestamp) -> Option<u64> {
-    let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
+    let now_ms = unix_ms(now);
     let ulid = OpUlid::parse(cursor?).filter(|u| is_plausible(*u, now_ms))?;
     Some(now_ms.saturating_sub(ulid.ms()) / 1_000)
-}
-
-fn natural(n: i64) -> u64 {
-    u64::try_from(n).unwrap_or(0)
 }

@@ -4,12 +4,12 @@
 mod plot;
 mod words;
 
-use super::Warning;
 use super::format::{ago, bytes, count, span};
 use super::status::Status;
 use super::view::{Grid, facts, grids};
 use crate::bound::plan::{Plan, State};
 use crate::db::{census, history};
+use crate::values::Finding;
 use std::fmt::Write;
 
 /// Seconds after which the page is asked for again, and while a job is at work.
@@ -31,7 +31,7 @@ pub struct Page<'a> {
     /// What `status` says.
     pub status: &'a Status,
     /// What needs the operator.
-    pub warnings: &'a [Warning],
+    pub warnings: &'a [Finding],
     /// What would be deleted, as last decided; `None` before the first look.
     pub plan: Option<&'a Plan>,
     /// The log by table and day.
@@ -196,13 +196,12 @@ impl Page<'_> {
     }
 
     fn deleted(&self) -> Grid {
-        let natural = |n: i64| u64::try_from(n).unwrap_or(0);
         let row = |e: &history::Entry| {
             vec![
                 words::task(&e.task).to_owned(),
                 e.table.clone(),
-                count(natural(e.rows)),
-                bytes(natural(e.bytes)),
+                count(e.rows),
+                bytes(e.bytes),
                 e.bound_by.clone(),
                 e.outcome.clone(),
                 ago(e.ended_at, self.status.at),

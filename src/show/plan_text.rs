@@ -2,7 +2,7 @@
 
 use super::format::{age_seconds, bytes, count, figure, indented, many, short_host, span, table, wrapped};
 use crate::bound::plan::{Delete, Plan, State, TaskPlan};
-use crate::values::{Blocker, BoundBy};
+use crate::values::{Blocker, BoundBy, day_of};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -132,14 +132,12 @@ fn held_by(delete: &Delete) -> Option<String> {
 fn row(delete: &Delete) -> Vec<comfy_table::Cell> {
     let bounded = &delete.bounded;
     let about = if delete.about { "~" } else { "" };
-    let below =
-        i64::try_from(bounded.cut.below.ms()).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     vec![
         comfy_table::Cell::new(&bounded.cut.table),
         figure(format!("{about}{}", count(delete.rows))),
         figure(bytes(delete.bytes)),
         comfy_table::Cell::new(delete.oldest.map_or(String::new(), |day| day.to_string())),
-        comfy_table::Cell::new(below.map_or(String::new(), |at| at.strftime("%Y-%m-%d").to_string())),
+        comfy_table::Cell::new(day_of(bounded.cut.below.ms()).to_string()),
         comfy_table::Cell::new(bounded.bound_by.word()),
     ]
 }

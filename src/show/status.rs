@@ -4,6 +4,11 @@
 
 mod bounding;
 
+pub use crate::db::overview::{BlockerStatus, CensusStatus, JobStatus, RunStatus};
+pub use crate::db::readers::ReaderStatus;
+pub use crate::db::replication::{GapStatus, HoldStatus, PeerStatus, RejectedStatus};
+pub use crate::db::stats::RelationStatus;
+pub use crate::db::waiting::WaitStatus;
 pub use bounding::*;
 
 use crate::values::{Replication, TaskReport};
@@ -24,7 +29,6 @@ pub struct Status {
     pub at: Timestamp,
     /// The daemon's own view; `null` when it could not be asked.
     pub daemon: Option<DaemonStatus>,
-    /// The database.
     pub database: DatabaseStatus,
     /// How ops reach the node; `null` where nobody has looked yet.
     #[serde(default)]
@@ -40,7 +44,6 @@ pub struct Status {
     pub bounding: Option<BoundingStatus>,
 }
 
-/// The daemon.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct DaemonStatus {
     /// When it was started.
@@ -53,11 +56,9 @@ pub struct DaemonStatus {
     pub listen: String,
     /// Where its operator reaches it.
     pub admin_listen: String,
-    /// Its tasks.
     pub tasks: Vec<TaskReport>,
 }
 
-/// The database.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct DatabaseStatus {
     /// `host:port/database`.
@@ -103,15 +104,6 @@ pub struct DatabaseStatus {
     pub relations: Vec<RelationStatus>,
 }
 
-/// One table of the node.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct RelationStatus {
-    /// Its name.
-    pub name: String,
-    /// Bytes with TOAST and indexes.
-    pub bytes: u64,
-}
-
 /// How ops reach the node.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -133,7 +125,6 @@ pub struct NodeStatus {
     pub is_unlogged: bool,
 }
 
-/// The peers.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct PeersStatus {
     /// `static` or `discovered`; `null` when no set was ever known.
@@ -144,100 +135,4 @@ pub struct PeersStatus {
     pub refreshed_at: Option<Timestamp>,
     /// Each of them.
     pub list: Vec<PeerStatus>,
-}
-
-/// One peer.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct PeerStatus {
-    /// Its URL.
-    pub host: String,
-    /// Whether it is in the set; one that vanished counts for 7 days more.
-    pub active: bool,
-    /// When it was last in the set.
-    pub last_seen: Timestamp,
-    /// How far its log was read.
-    pub cursor: Option<String>,
-    /// How far behind now that is.
-    pub lag_seconds: Option<u64>,
-    /// The last attempt to pull it.
-    pub last_at: Option<Timestamp>,
-    /// The last attempt that went well.
-    pub last_ok_at: Option<Timestamp>,
-    /// `ok`, `failed` or `held`; `null` before the first attempt.
-    pub outcome: Option<String>,
-    /// What the last attempt failed of.
-    pub detail: Option<String>,
-    /// Failures since it last went well.
-    pub failures_in_a_row: u32,
-    /// Pages pulled.
-    pub pages: u64,
-    /// Ops that were new and are applied.
-    pub applied: u64,
-    /// Ops that were here already.
-    pub duplicates: u64,
-    /// Ops below a floor that do not act again.
-    #[serde(default)]
-    pub replays: u64,
-    /// Ops that were refused.
-    pub rejected: u64,
-    /// Refused ops that were counted and not kept: their bound was reached.
-    pub rejected_unkept: u64,
-    /// Cursors moved over a gap that it signalled.
-    pub gap_advances: u64,
-    /// The last of them.
-    pub last_gap: Option<GapStatus>,
-    /// The op before which its cursor stays.
-    pub held: Option<HoldStatus>,
-}
-
-/// A gap that was crossed.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct GapStatus {
-    /// The cursor before.
-    pub from: String,
-    /// The smallest ULID that the peer still had.
-    pub to: String,
-    /// When.
-    pub at: Timestamp,
-}
-
-/// An op that is not understood here.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct HoldStatus {
-    /// The op.
-    pub ulid: String,
-    /// Its table.
-    pub table: String,
-    /// Why.
-    pub reason: String,
-    /// Since when.
-    pub since: Timestamp,
-}
-
-/// A registered peer that reads from here.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct ReaderStatus {
-    /// Its URL.
-    pub host: String,
-    /// The lowest cursor of 24 h that it asked with; `null`: only empty ones.
-    pub lowest: Option<String>,
-    /// How far behind now that is.
-    pub lag_seconds: Option<u64>,
-    /// When it last asked.
-    pub last_at: Timestamp,
-    /// Requests of 24 h.
-    pub requests: u64,
-}
-
-/// Refused ops of one peer and one reason.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct RejectedStatus {
-    /// The peer that sent them.
-    pub peer: String,
-    /// The reason's stable code.
-    pub code: String,
-    /// How many are kept.
-    pub ops: u64,
-    /// When one was last sent.
-    pub last_seen: Timestamp,
 }

@@ -1,14 +1,14 @@
 //! A `Status` as a person reads it, at 80 columns.
 
-use super::Warning;
 use super::format::{figure, indented, short_host, table, wrapped};
 use super::status::Status;
 use super::view::{Grid, facts, grids};
+use crate::values::Finding;
 use comfy_table::Cell;
 use std::fmt::Write;
 
 /// The whole text, ending in a newline.
-pub fn text(status: &Status, warnings: &[Warning]) -> String {
+pub fn text(status: &Status, warnings: &[Finding]) -> String {
     let mut out = String::new();
     if status.read_only {
         out.push_str("READ-ONLY: nothing outside the schema opsward is written.\n\n");
@@ -26,8 +26,8 @@ pub fn text(status: &Status, warnings: &[Warning]) -> String {
 }
 
 /// Warnings with their fixes, each a paragraph.
-pub fn advice(warnings: &[Warning]) -> String {
-    let one = |w: &Warning| {
+pub fn advice(warnings: &[Finding]) -> String {
+    let one = |w: &Finding| {
         let text = wrapped(&format!("warning: {}", w.text), "         ");
         let fix = wrapped(&format!("    fix: {}", w.fix), "         ");
         format!("\n{text}{fix}")

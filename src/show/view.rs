@@ -13,7 +13,6 @@ pub struct Grid {
     pub header: &'static [&'static str],
     /// Columns that hold figures.
     pub figures: &'static [usize],
-    /// Its rows.
     pub rows: Vec<Vec<String>>,
     /// Lines below it.
     pub notes: Vec<String>,

@@ -4,24 +4,20 @@
 use super::{Host, OpUlid};
 use jiff::Timestamp;
 use jiff::civil::Date;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What the census knows of one table on one UTC day.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 pub struct TableDay {
     /// The table; '' for rows that are implausible.
     pub table: String,
-    /// The day.
     pub day: Date,
-    /// Rows.
     pub rows: u64,
     /// Bytes of them.
     pub bytes: u64,
     /// Rows that the chain has not got: nothing of ours deletes them.
     pub owed: u64,
-    /// The oldest ULID.
     pub oldest: Option<OpUlid>,
-    /// The newest ULID.
     pub newest: Option<OpUlid>,
     /// Sampled, not counted.
     pub estimated: bool,

@@ -50,6 +50,13 @@ impl fmt::Debug for Host {
     }
 }
 
+impl<'de> serde::Deserialize<'de> for Host {
+    /// In the comparable form, whatever the text.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::normalise(&String::deserialize(deserializer)?))
+    }
+}
+
 impl serde::Serialize for Host {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.0)

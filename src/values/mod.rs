@@ -6,9 +6,11 @@
 mod beginning;
 mod bytes;
 mod cursors;
+mod finding;
 mod gate;
 mod host;
 mod json_key;
+mod number;
 mod op;
 mod peers;
 mod plausible;
@@ -17,14 +19,18 @@ mod progress;
 mod replication;
 mod sweep_headers;
 mod task;
+mod time;
 mod ulid;
+mod words;
 
 pub use beginning::Beginning;
 pub use bytes::bytes;
 pub use cursors::{NodeWrite, StoredCursors};
+pub use finding::Finding;
 pub use gate::{Blocker, BoundBy, GATE_NOTICES, Notice, TableDay};
 pub use host::Host;
 pub use json_key::fold_key;
+pub use number::signed;
 pub use op::{Action, Data, Op, RejectReason};
 pub use peers::{Peer, PeerSet, PeerSource};
 pub use plausible::{
@@ -35,4 +41,6 @@ pub use progress::Progress;
 pub use replication::{Replication, SweepRoute};
 pub use sweep_headers::{SweepHeaders, format_table_floors, names};
 pub use task::{TaskReport, TaskState};
+pub use time::{day_ms, day_of, millis, timestamp, unix_ms};
 pub use ulid::OpUlid;
+pub(crate) use words::words;

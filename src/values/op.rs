@@ -1,39 +1,20 @@
 //! `Op`: one replicated write, and the reasons for which one is refused.
 
-use super::OpUlid;
+use super::{OpUlid, words};
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-/// What an op does with its records.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Action {
-    /// Insert records that are not there.
-    Create,
-    /// Insert records, or overwrite every column of those that are there.
-    Update,
-    /// Delete records by primary key.
-    Delete,
-}
-
-impl Action {
-    /// Reads the exact lower-case name; nodes know no other spelling.
-    pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            "create" => Some(Self::Create),
-            "update" => Some(Self::Update),
-            "delete" => Some(Self::Delete),
-            _ => None,
-        }
-    }
-
-    /// Its name in the log.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Create => "create",
-            Self::Update => "update",
-            Self::Delete => "delete",
-        }
+words! {
+    /// What an op does with its records.
+    #[derive(PartialOrd, Ord, Hash)]
+    pub enum Action {
+        /// Insert records that are not there.
+        Create = "create",
+        /// Insert records, or overwrite every column of those that are there.
+        Update = "update",
+        /// Delete records by primary key.
+        Delete = "delete",
     }
 }
 

@@ -1,27 +1,16 @@
 //! `PeerSet`: the peers that a validator has, as far as is known.
 
-use super::Host;
+use super::{Host, words};
 
-/// Where a peer set came from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PeerSource {
-    /// From the setting.
-    Static,
-    /// From the node's registry.
-    Discovered,
-    /// The last set that was discovered, kept in the database.
-    Remembered,
-}
-
-impl PeerSource {
-    /// It in a word, for logs.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Static => "static",
-            Self::Discovered => "discovered",
-            Self::Remembered => "remembered",
-        }
+words! {
+    /// Where a peer set came from.
+    pub enum PeerSource {
+        /// From the setting.
+        Static = "static",
+        /// From the node's registry.
+        Discovered = "discovered",
+        /// The last set that was discovered, kept in the database.
+        Remembered = "remembered",
     }
 }
 

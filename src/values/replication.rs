@@ -1,38 +1,22 @@
 //! How ops reach a node (contract 10).
 
-use serde::{Deserialize, Serialize};
+use super::words;
 
-/// Three ways in which ops reach a node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Replication {
-    /// Peers' sweeps.
-    Peers,
-    /// Peers' sweeps and the chain; in doubt this, as both gates hold.
-    #[default]
-    Both,
-    /// The chain alone: peers have no sweep to pull from.
-    Chain,
+words! {
+    /// Three ways in which ops reach a node.
+    #[derive(Default)]
+    pub enum Replication {
+        /// Peers' sweeps.
+        Peers = "peers",
+        /// Peers' sweeps and the chain; in doubt this, as both gates hold.
+        #[default]
+        Both = "both",
+        /// The chain alone: peers have no sweep to pull from.
+        Chain = "chain",
+    }
 }
 
 impl Replication {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Peers, Self::Both, Self::Chain];
-
-    /// The mode of a word.
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|mode| mode.word() == word)
-    }
-
-    /// Its word, in settings, tables, labels.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Peers => "peers",
-            Self::Both => "both",
-            Self::Chain => "chain",
-        }
-    }
-
     /// Ops come by peers' sweeps: they are pulled, and hold what they need.
     pub fn has_peers(self) -> bool {
         self != Self::Chain

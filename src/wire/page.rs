@@ -21,7 +21,6 @@ const GZIP_STATE: usize = 384 * 1024;
 /// How a page is encoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Encoding {
-    /// As it is.
     Identity,
     /// Gzip, level 1.
     Gzip,

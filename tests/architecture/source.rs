@@ -55,6 +55,33 @@ impl Source {
         found
     }
 
+    /// Its functions with a body, and the lines that each takes.
+    pub fn functions(&self) -> Vec<(&str, usize)> {
+        let mut found = Vec::new();
+        let mut words = words(&self.code);
+        while let Some((word, at)) = words.next() {
+            // `fn(` is a pointer's type.
+            let is_named = word == "fn" && self.code[at..].starts_with("fn ");
+            let Some((name, _)) = is_named.then(|| words.next()).flatten() else { continue };
+            let (mut brackets, mut braces) = (0, 0);
+            for (i, c) in self.code[at..].char_indices() {
+                match c {
+                    '(' | '[' => brackets += 1,
+                    ')' | ']' => brackets -= 1,
+                    '{' => braces += 1,
+                    '}' => braces -= 1,
+                    ';' if brackets == 0 && braces == 0 => break,
+                    _ => {}
+                }
+                if c == '}' && braces == 0 {
+                    found.push((name, self.code[at..at + i].matches('\n').count() + 1));
+                    break;
+                }
+            }
+        }
+        found
+    }
+
     fn module_parent(&self) -> Vec<String> {
         let trimmed = self.path.trim_end_matches(".rs").trim_end_matches("/mod");
         let mut parts: Vec<String> = trimmed.split('/').map(str::to_owned).collect();

@@ -85,8 +85,7 @@ impl Bench {
     async fn swept(&self, world: &World, op: u32) {
         let of = world.op(op);
         let data = data(world, op);
-        let (ulid, action, table) =
-            (ulid(of.u).to_string(), of.action.as_str(), TABLES[usize::from(of.table)]);
+        let (ulid, action, table) = (ulid(of.u).to_string(), of.action.word(), TABLES[usize::from(of.table)]);
         let new: i64 = self.node.query_one(SWEPT, &[&ulid, &action, &table, &data]).await.unwrap().get(0);
         if new == 0 {
             return;

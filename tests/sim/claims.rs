@@ -183,7 +183,7 @@ impl World {
         let of = self.op(op);
         format!(
             "op {op} ({} {} {:?} of n{}, {})",
-            of.action.as_str(),
+            of.action.word(),
             TABLES[usize::from(of.table)],
             of.recs,
             of.writer,

@@ -1,5 +1,9 @@
 use super::*;
+use crate::settings::Bounding;
+use crate::values::{Host, Replication};
+use jiff::Timestamp;
 use proptest::prelude::*;
+use std::time::Duration;
 
 pub(in crate::bound) const NOW: u64 = 1_790_000_000_000;
 const DAY: u64 = DAY_MS;

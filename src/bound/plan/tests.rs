@@ -1,5 +1,6 @@
 use super::super::decide::tests::{NOW, at, day, peer, reader, with};
 use super::*;
+use crate::metrics::Metrics;
 use crate::settings::Keep;
 use crate::values::OpUlid;
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! The catalog of the node's database: read, never assumed.
 
 use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
+use crate::db::error::Result;
+use crate::db::rows;
 use std::collections::HashMap;
 
 /// The relations of schema public, each with its columns' names.
@@ -17,8 +18,8 @@ impl Relations {
 
 /// Reads the relations of schema public.
 pub async fn relations(client: &Client) -> Result<Relations> {
-    let rows = client.query(RELATIONS, &[]).await.doing("read the catalog")?;
-    Ok(Relations(rows.iter().map(|r| (r.get(0), r.get(1))).collect()))
+    let relations: Vec<_> = rows::all(client, RELATIONS, &[], "read the catalog").await?;
+    Ok(Relations(relations.into_iter().collect()))
 }
 
 /// Tables, views and whatever else can hold or show rows.

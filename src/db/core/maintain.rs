@@ -5,6 +5,7 @@
 use crate::db::connect::{Client, Db};
 use crate::db::error::{Doing, Error, Kind, Result};
 use crate::db::lease::Lease;
+use crate::db::rows;
 use deadpool::managed::Object;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -213,7 +214,7 @@ const UNVACUUMED: &str = "SELECT coalesce(sum(rows), 0)::bigint FROM opsward.unv
 /// Whether a VACUUM pays: a hundredth of the log was deleted since the last one,
 /// or anything at all more than a day ago.
 pub async fn vacuum_pays(client: &Client) -> Result<bool> {
-    Ok(client.query_one(PAYS, &[]).await.doing("see whether a VACUUM is due")?.get(0))
+    rows::one(client, PAYS, &[], "see whether a VACUUM is due").await
 }
 
 const PAYS: &str = "

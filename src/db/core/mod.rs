@@ -11,6 +11,7 @@ pub mod maintain;
 pub mod migrate;
 pub mod presence;
 pub mod privileges;
+pub(in crate::db) mod rows;
 pub(in crate::db) mod session;
 pub mod short_lock;
 pub(in crate::db) mod transaction;

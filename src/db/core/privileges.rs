@@ -3,6 +3,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::rows;
 use crate::settings::Settings;
 
 /// What needs a privilege.
@@ -123,7 +124,7 @@ pub async fn may_set_deadlock_timeout(client: &Client) -> Result<bool> {
     if row.get(0) || !row.get::<_, bool>(1) {
         return Ok(row.get(0));
     }
-    Ok(client.query_one(MAY_SET, &[]).await.doing("look at the privileges")?.get(0))
+    rows::one(client, MAY_SET, &[], "look at the privileges").await
 }
 
 const IS_SUPER: &str = "
@@ -134,8 +135,7 @@ const MAY_SET: &str = "SELECT has_parameter_privilege('deadlock_timeout', 'SET')
 
 /// What work that was cut off has left behind, a sentence and a remedy each.
 pub async fn leftovers(client: &Client) -> Result<Vec<(String, String)>> {
-    let invalid = client.query(INVALID, &[]).await.doing("look for invalid indexes")?;
-    Ok(invalid.iter().map(|row| (row.get(0), row.get(1))).collect())
+    rows::all(client, INVALID, &[], "look for invalid indexes").await
 }
 
 const INVALID: &str = "
@@ -146,8 +146,7 @@ const INVALID: &str = "
 
 /// Jobs that were begun and whose daemon is gone: their numbers and kinds.
 pub async fn orphaned_jobs(client: &Client) -> Result<Vec<String>> {
-    let rows = client.query(ORPHANED, &[]).await.doing("look for unfinished jobs")?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    rows::all(client, ORPHANED, &[], "look for unfinished jobs").await
 }
 
 const ORPHANED: &str = "

@@ -105,7 +105,7 @@ impl Drop for Watch {
     }
 }
 
-type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+pub(in crate::db) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// What statements run on: a session, or a transaction of it.
 pub trait GenericClient: Sync {

@@ -4,6 +4,7 @@
 use crate::db::error::{Doing, Result};
 use crate::db::lease::Lease;
 use crate::db::presence::PRESENCE_LOCK;
+use crate::db::rows;
 use crate::db::short_lock::{Behind, Brief, Patience, Target, bound, briefly};
 use crate::db::swap::FREE_SEQUENCES;
 use crate::db::transaction::{GenericClient, Transaction};
@@ -25,7 +26,7 @@ pub enum Found {
 }
 
 /// A thing outside the schema.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, serde::Deserialize)]
 pub struct Owned {
     /// What it is: an index, a trigger.
     pub kind: String,
@@ -45,9 +46,7 @@ pub async fn find(client: &impl GenericClient) -> Result<Found> {
     if !ours {
         return Ok(Found::Foreign);
     }
-    let rows = client.query(OWNED, &[]).await.doing("read what is owned")?;
-    let owned = rows.iter().map(|r| Owned { kind: r.get(0), name: r.get(1), drop_sql: r.get(2) });
-    Ok(Found::Ours(owned.collect()))
+    Ok(Found::Ours(rows::all(client, OWNED, &[], "read what is owned").await?))
 }
 
 const THERE: &str = "

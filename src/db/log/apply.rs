@@ -46,7 +46,7 @@ pub async fn insert_ops(tx: &Transaction<'_>, ops: &[&Op]) -> Result<HashSet<OpU
             &[
                 &column(|op| op.ulid.as_str()),
                 &column(|op| &op.host),
-                &column(|op| op.action.as_str()),
+                &column(|op| op.action.word()),
                 &column(|op| &op.table),
                 &column(|op| &op.data),
             ],

@@ -4,7 +4,9 @@
 //! that schema alone restores; `opsward.capture_make()` makes it.
 
 use crate::db::error::{Doing, Result};
+use crate::db::rows;
 use crate::db::transaction::{GenericClient, Transaction};
+use serde::Deserialize;
 
 pub use crate::db::short_lock::bound;
 
@@ -43,8 +45,7 @@ const INSTALL: &str = "DO $install$ BEGIN
 
 /// From now on nothing is noted, whoever writes: no lock is needed for it.
 pub async fn switch_off(client: &impl GenericClient) -> Result<()> {
-    client.execute(SWITCH_OFF, &[]).await.doing("switch off the capture")?;
-    Ok(())
+    rows::write(client, SWITCH_OFF, &[], "switch off the capture").await
 }
 
 const SWITCH_OFF: &str = "SELECT setval('opsward.capture_state', 5)";
@@ -63,7 +64,7 @@ const REMOVE: &str = "DO $remove$ BEGIN
     END $remove$";
 
 /// What the catalog says of a swap under way.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 pub struct Standing {
     /// Our triggers on `ops`: which they are, since when, whether always on.
     pub triggers: Option<String>,
@@ -80,22 +81,15 @@ pub struct Standing {
 /// Reads it.
 pub async fn standing(client: &impl GenericClient) -> Result<Standing> {
     let statement = client.prepare_cached(STANDING).await.doing("look at the reclaim")?;
-    let row = client.query_one(&statement, &[]).await.doing("look at the reclaim")?;
-    Ok(Standing {
-        triggers: row.get(0),
-        firing: row.get(1),
-        state: row.get(2),
-        next: row.get(3),
-        old: row.get(4),
-    })
+    rows::one(client, &statement, &[], "look at the reclaim").await
 }
 
 /// A trigger that is switched off and on again has another xmin.
 const STANDING: &str = "
-    SELECT string_agg(t.oid::text || ':' || t.xmin::text, ',' ORDER BY t.tgname),
-           count(*) = 4 AND bool_and(t.tgenabled = 'A'),
-           (SELECT last_value FROM opsward.capture_state),
-           to_regclass('opsward.ops_next') IS NOT NULL, to_regclass('opsward.ops_old') IS NOT NULL
+    SELECT string_agg(t.oid::text || ':' || t.xmin::text, ',' ORDER BY t.tgname) AS triggers,
+           count(*) = 4 AND bool_and(t.tgenabled = 'A') AS firing,
+           (SELECT last_value FROM opsward.capture_state) AS state,
+           to_regclass('opsward.ops_next') IS NOT NULL AS next, to_regclass('opsward.ops_old') IS NOT NULL AS old
     FROM pg_trigger t
     WHERE t.tgrelid = 'public.ops'::regclass AND starts_with(t.tgname, 'opsward_capture')";
 

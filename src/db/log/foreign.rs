@@ -3,6 +3,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::rows;
 use crate::db::transaction::Transaction;
 use crate::db::transaction::{Isolation, begin};
 use crate::values::{EARLIEST_ULID, OpUlid, latest_plausible};
@@ -130,8 +131,7 @@ const KEEP: &str = "
 
 /// Raises the foreign floor of tables; never lowers it.
 pub async fn raise(client: &Client, tables: &[&str], floor: OpUlid, now: Timestamp) -> Result<()> {
-    client.execute(RAISE, &[&tables, &floor.as_str(), &now]).await.doing("raise the floors")?;
-    Ok(())
+    rows::write(client, RAISE, &[&tables, &floor.as_str(), &now], "raise the floors").await
 }
 
 const RAISE: &str = "

@@ -3,6 +3,8 @@
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
 use crate::db::lease::Lease;
+use crate::db::rows;
+use serde::Deserialize;
 
 /// The index that is made where none is there.
 pub const NAME: &str = "opsward_ops_table_ulid";
@@ -12,7 +14,7 @@ pub const MAKE: &str = "CREATE INDEX CONCURRENTLY opsward_ops_table_ulid ON publ
 const DROP: &str = "DROP INDEX IF EXISTS public.opsward_ops_table_ulid";
 
 /// What there is.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 pub struct Found {
     /// A valid index on these columns, by whatever name.
     pub there: Option<String>,
@@ -30,15 +32,7 @@ pub struct Found {
 
 /// Looks in the catalog.
 pub async fn find(client: &Client) -> Result<Found> {
-    let row = client.query_one(FIND, &[&NAME]).await.doing("look at the indexes of ops")?;
-    let natural = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
-    Ok(Found {
-        there: row.get(0),
-        leftovers: row.get(1),
-        bytes: natural(2),
-        wal_bytes: natural(4).min(natural(2)),
-        may: row.get(3),
-    })
+    rows::one(client, FIND, &[&NAME], "look at the indexes of ops").await
 }
 
 /// A row of the index is some 24 bytes more than the key's own, for the
@@ -53,13 +47,14 @@ const FIND: &str = r#"
                = ARRAY['table', 'ulid'] AS fits
         FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
         WHERE i.indrelid = 'public.ops'::regclass)
-    SELECT (SELECT relname::text FROM indexes WHERE fits AND indisvalid ORDER BY relname LIMIT 1),
+    SELECT (SELECT relname::text FROM indexes WHERE fits AND indisvalid ORDER BY relname LIMIT 1) AS there,
            ARRAY(SELECT format('%I.%I', 'public', relname) FROM indexes
-                 WHERE NOT indisvalid AND (relname = $1::text OR relname ~ '_cc(new|old)[0-9]*$')),
-           (pg_relation_size('public.ops_pkey') + greatest(c.reltuples, 0) * 24 * 1.1)::bigint,
-           pg_has_role(c.relowner, 'USAGE'),
-           (SELECT setting::bigint << 20 FROM pg_settings WHERE name = 'max_wal_size')
-    FROM pg_class c WHERE c.oid = 'public.ops'::regclass"#;
+                 WHERE NOT indisvalid AND (relname = $1::text OR relname ~ '_cc(new|old)[0-9]*$')) AS leftovers,
+           bytes, pg_has_role(c.relowner, 'USAGE') AS may,
+           least(bytes, (SELECT setting::bigint << 20 FROM pg_settings WHERE name = 'max_wal_size')) AS wal_bytes
+    FROM pg_class c,
+         LATERAL (SELECT (pg_relation_size('public.ops_pkey') + greatest(c.reltuples, 0) * 24 * 1.1)::bigint) b(bytes)
+    WHERE c.oid = 'public.ops'::regclass"#;
 
 /// Drops a leftover without holding anybody up.
 pub fn drop_sql(leftover: &str) -> String {
@@ -82,9 +77,7 @@ const OWN: &str = "
 
 /// How far a build is, in blocks of the table: done and in all.
 pub async fn progress(client: &Client) -> Result<Option<(String, u64, u64)>> {
-    let row = client.query_opt(PROGRESS, &[]).await.doing("look how far the index is")?;
-    let natural = |n: i64| u64::try_from(n).unwrap_or(0);
-    Ok(row.map(|r| (r.get(0), natural(r.get(1)), natural(r.get(2)))))
+    rows::maybe(client, PROGRESS, &[], "look how far the index is").await
 }
 
 const PROGRESS: &str = "

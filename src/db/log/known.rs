@@ -5,6 +5,7 @@
 use crate::db::connect::Client;
 use crate::db::digest::identity;
 use crate::db::error::{Doing, Result};
+use crate::db::rows;
 use crate::db::transaction::GenericClient;
 use crate::values::latest_plausible;
 use jiff::Timestamp;
@@ -41,8 +42,7 @@ const CHECK: &str = "SELECT opsward.check_log($1::text)";
 pub async fn note(client: &Client, now_ms: u64) -> Result<()> {
     let database = identity(client).await?;
     let latest = latest_plausible(now_ms);
-    client.execute(NOTE, &[&database, &latest.as_str()]).await.doing("remember the newest op")?;
-    Ok(())
+    rows::write(client, NOTE, &[&database, &latest.as_str()], "remember the newest op").await
 }
 
 /// An op that is remembered stays so in an empty log: the next look finds it
@@ -56,8 +56,7 @@ const NOTE: &str = "
 
 /// When and why a log was last forgotten.
 pub async fn forgotten(client: &Client) -> Result<Option<(Timestamp, String)>> {
-    let row = client.query_opt(FORGOTTEN, &[]).await.doing("look for a log that was replaced")?;
-    Ok(row.map(|r| (r.get(0), r.get(1))))
+    rows::maybe(client, FORGOTTEN, &[], "look for a log that was replaced").await
 }
 
 const FORGOTTEN: &str =

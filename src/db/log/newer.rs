@@ -2,6 +2,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::rows;
 use crate::db::transaction::{self, Isolation, Transaction};
 use crate::values::{Op, OpUlid};
 
@@ -12,8 +13,7 @@ pub type Newest = (String, OpUlid);
 pub async fn keys(client: &Client, ops: &[&Op]) -> Result<Vec<Vec<Option<String>>>> {
     let tables: Vec<&str> = ops.iter().map(|op| op.table.as_str()).collect();
     let data: Vec<&str> = ops.iter().map(|op| &*op.data).collect();
-    let rows = client.query(KEYS, &[&tables, &data]).await.doing("name the records of late ops")?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    rows::all(client, KEYS, &[&tables, &data], "name the records of late ops").await
 }
 
 const KEYS: &str = r#"

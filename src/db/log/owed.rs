@@ -1,7 +1,7 @@
 //! Which rows the chain has not got: nothing of ours deletes them. The one
 //! place that knows; every statement that deletes, or leaves out, asks here.
 
-use jiff::Timestamp;
+use crate::values::timestamp;
 
 /// What the columns of `ops` tell of a row and the chain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -47,15 +47,9 @@ impl Owed {
     }
 }
 
-/// A time, from milliseconds since the Unix epoch.
-pub(in crate::db) fn time_of(ms: u64) -> Timestamp {
-    let at = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    at.unwrap_or(Timestamp::MAX)
-}
-
-/// The same as an expression.
+/// A time as an expression, from milliseconds since the Unix epoch.
 pub(in crate::db) fn time_sql(ms: u64) -> String {
-    format!("'{}'::timestamptz", time_of(ms))
+    format!("'{}'::timestamptz", timestamp(ms))
 }
 
 #[cfg(test)]

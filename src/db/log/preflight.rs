@@ -1,12 +1,13 @@
 //! What a reclaim has to know before it begins: from the catalog and the
 //! server's own views.
 
-use crate::db::activity;
-use crate::db::error::{Doing, Result};
+use crate::db::error::Result;
 use crate::db::transaction::GenericClient;
+use crate::db::{activity, rows};
+use serde::Deserialize;
 
 /// What stands in the way, and the sizes.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
 pub struct Standing {
     /// The role may change the table `ops`.
     pub owner: bool,
@@ -27,8 +28,10 @@ pub struct Standing {
     /// `old_snapshot_threshold` is set.
     pub old_snapshots: bool,
     /// What depends on the table and would not follow a swap, in words.
+    #[serde(skip)]
     pub dependents: Vec<String>,
     /// What depends on its rows, so that deleting them fails, or deletes more.
+    #[serde(skip)]
     pub hindrances: Vec<String>,
     /// Its indexes that are invalid.
     pub invalid: Vec<String>,
@@ -39,64 +42,52 @@ pub struct Standing {
     /// WAL that could not be archived last, where that failed.
     pub archiving: Option<String>,
     /// Transactions older than 5 s, in words.
+    #[serde(skip)]
     pub long: Vec<String>,
     /// Statements that give what a swap needs beyond owning the table.
+    #[serde(skip)]
     pub grants: Vec<String>,
     /// Another session that holds the lease, in words.
+    #[serde(skip)]
     pub lease: Option<String>,
 }
 
 /// Reads it.
 pub async fn standing(client: &impl GenericClient) -> Result<Standing> {
-    let row = client.query_one(STANDING, &[]).await.doing("look at ops before a reclaim")?;
-    let natural = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
     Ok(Standing {
-        owner: row.get(0),
-        role: row.get(1),
-        plain: row.get(2),
-        table_bytes: natural(3),
-        index_bytes: natural(4),
-        max_wal_bytes: natural(5),
-        kept_xids: row.get(6),
-        invalid: row.get(7),
-        prepared: row.get(8),
-        slots: row.get(9),
-        archiving: row.get(10),
-        old_snapshots: row.get(11),
-        unlogged: row.get(12),
-        dependents: words(client, DEPENDENTS).await?,
+        dependents: dependents(client).await?,
         hindrances: words(client, HINDRANCES).await?,
         long: activity::long(client).await?,
         grants: words(client, GRANTS).await?,
-        lease: None,
+        ..rows::one(client, STANDING, &[], "look at ops before a reclaim").await?
     })
 }
 
 async fn words(client: &impl GenericClient, sql: &str) -> Result<Vec<String>> {
-    let rows = client.query(sql, &[]).await.doing("look what stands in the way")?;
-    Ok(rows.iter().map(|r| r.get(0)).collect())
+    rows::all(client, sql, &[], "look what stands in the way").await
 }
 
 const STANDING: &str = "
-    SELECT pg_has_role(c.relowner, 'USAGE'), current_user::text,
-           c.relkind = 'r' AND c.relpersistence <> 't' AND NOT c.relispartition,
-           pg_table_size(c.oid), pg_indexes_size(c.oid),
-           (SELECT setting::bigint << 20 FROM pg_settings WHERE name = 'max_wal_size'),
-           coalesce((SELECT setting::bigint FROM pg_settings WHERE name = 'vacuum_defer_cleanup_age'), 0),
+    SELECT pg_has_role(c.relowner, 'USAGE') AS owner, current_user::text AS role,
+           c.relkind = 'r' AND c.relpersistence <> 't' AND NOT c.relispartition AS plain,
+           pg_table_size(c.oid) AS table_bytes, pg_indexes_size(c.oid) AS index_bytes,
+           (SELECT setting::bigint << 20 FROM pg_settings WHERE name = 'max_wal_size') AS max_wal_bytes,
+           coalesce((SELECT setting::bigint FROM pg_settings WHERE name = 'vacuum_defer_cleanup_age'), 0)
+           AS kept_xids,
            ARRAY(SELECT x.indexrelid::regclass::text FROM pg_index x
-                 WHERE x.indrelid = c.oid AND NOT x.indisvalid),
-           ARRAY(SELECT gid FROM pg_prepared_xacts WHERE database = current_database()),
+                 WHERE x.indrelid = c.oid AND NOT x.indisvalid) AS invalid,
+           ARRAY(SELECT gid FROM pg_prepared_xacts WHERE database = current_database()) AS prepared,
            ARRAY(SELECT CASE WHEN active THEN format('%s, whose reader is %s behind', slot_name,
                                   pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_insert_lsn(), restart_lsn)))
                              ELSE slot_name::text END
                  FROM pg_replication_slots
                  WHERE NOT active OR pg_wal_lsn_diff(pg_current_wal_insert_lsn(), restart_lsn) >
-                     (SELECT setting::bigint << 20 FROM pg_settings WHERE name = 'max_wal_size')),
+                     (SELECT setting::bigint << 20 FROM pg_settings WHERE name = 'max_wal_size')) AS slots,
            (SELECT last_failed_wal FROM pg_stat_archiver
             WHERE current_setting('archive_mode') <> 'off'
-              AND last_failed_time > coalesce(last_archived_time, '-infinity')),
-           coalesce((SELECT setting::int >= 0 FROM pg_settings WHERE name = 'old_snapshot_threshold'), false),
-           c.relpersistence = 'u'
+              AND last_failed_time > coalesce(last_archived_time, '-infinity')) AS archiving,
+           coalesce((SELECT setting::int >= 0 FROM pg_settings WHERE name = 'old_snapshot_threshold'), false)
+           AS old_snapshots, c.relpersistence = 'u' AS unlogged
     FROM pg_class c WHERE c.oid = 'public.ops'::regclass";
 
 /// What depends on the table and would not follow a swap, in words.

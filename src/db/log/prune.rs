@@ -5,15 +5,15 @@
 //! it never meets the dead entries that others left, so the work is linear in
 //! rows even while another session holds an old snapshot.
 
+use crate::db::census;
 use crate::db::error::{Doing, Error, Result};
 pub use crate::db::error::{Trouble, trouble};
 use crate::db::lease::bound;
 pub use crate::db::prune_run::{active, begin_at, end, settle, swept};
 use crate::db::prune_sql::{cuts_sql, doomed_sql, sql, stays_sql};
 use crate::db::transaction::Transaction;
-use crate::db::{census, owed};
 use crate::records::models;
-use crate::values::{EARLIEST_ULID, OpUlid};
+use crate::values::{EARLIEST_ULID, OpUlid, timestamp};
 use jiff::civil::Date;
 use jiff::{Timestamp, ToSpan};
 use tokio_postgres::types::ToSql;
@@ -229,7 +229,7 @@ impl<'a> Values<'a> {
             Doomed::Below(cuts) => Self {
                 tables: cuts.iter().map(|c| c.table.as_str()).collect(),
                 ulids: cuts.iter().map(|c| c.below.as_str()).collect(),
-                since: cuts.iter().map(|c| owed::time_of(c.below.ms())).collect(),
+                since: cuts.iter().map(|c| timestamp(c.below.ms())).collect(),
             },
             Doomed::Listed(ulids) => Self {
                 tables: known().collect(),

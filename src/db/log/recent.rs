@@ -5,6 +5,7 @@ use crate::db::census;
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
 use crate::db::lease::Lease;
+use crate::db::rows;
 use crate::values::OpUlid;
 use std::collections::BTreeMap;
 
@@ -74,8 +75,7 @@ const READ_TO: &str = "
 
 /// Remembers up to where the log was read without finding any of these tables.
 pub(crate) async fn keep(client: &Client, tables: &[&str], to: OpUlid) -> Result<()> {
-    client.execute(KEEP, &[&tables, &to.as_str()]).await.doing("keep up to where was looked")?;
-    Ok(())
+    rows::write(client, KEEP, &[&tables, &to.as_str()], "keep up to where was looked").await
 }
 
 const KEEP: &str = "
@@ -88,8 +88,7 @@ const KEEP: &str = "
 
 /// The next look begins anew.
 pub(crate) async fn forget(client: &Client) -> Result<()> {
-    client.execute(FORGET, &[]).await.doing("forget up to where was looked")?;
-    Ok(())
+    rows::write(client, FORGET, &[], "forget up to where was looked").await
 }
 
 const FORGET: &str = "DELETE FROM opsward.dormancy";

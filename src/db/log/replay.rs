@@ -69,7 +69,7 @@ pub async fn judge(tx: &Transaction<'_>, ops: &[&Op]) -> Result<Vec<Judged>> {
     let params = (
         column(|op| op.ulid.as_str()),
         column(|op| &op.table),
-        column(|op| op.action.as_str()),
+        column(|op| op.action.word()),
         column(|op| &op.data),
     );
     let rows = tx.query(&statement, &[&params.0, &params.1, &params.2, &params.3]).await;

@@ -5,7 +5,7 @@ use crate::db::error::{Doing, Kind, Result};
 use crate::db::presence::PRESENCE_LOCK;
 use crate::db::transaction::{GenericClient, Transaction};
 use crate::records::models;
-use crate::values::{Beginning, EARLIEST_ULID, OpUlid, latest_plausible};
+use crate::values::{Beginning, EARLIEST_ULID, OpUlid, latest_plausible, unix_ms};
 use jiff::Timestamp;
 use tokio_postgres::types::ToSql;
 
@@ -25,7 +25,7 @@ pub(in crate::db) async fn raise_cursors(
     begin: &Beginning,
     now: Timestamp,
 ) -> Result<()> {
-    let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
+    let now_ms = unix_ms(now);
     let latest = OpUlid::last_of_ms(now_ms.saturating_sub(60_000));
     let hosts: Vec<&str> = begin.cursors.keys().map(String::as_str).collect();
     let capped: Vec<OpUlid> = begin.cursors.values().map(|ulid| latest.min(*ulid)).collect();

@@ -1,11 +1,13 @@
 //! `opsward.census`: rows and bytes of the log by table and UTC day, and what
 //! keeps it true between two counts. The counting itself reads in `slices`.
 
-use crate::db::error::{Doing, Result};
+use crate::db::error::Result;
+use crate::db::rows;
 use crate::db::transaction::{GenericClient, Transaction};
-use crate::values::OpUlid;
+use crate::values::{OpUlid, signed};
+pub use crate::values::{day_ms, day_of};
 use jiff::civil::Date;
-use jiff::{Timestamp, ToSpan, tz::TimeZone};
+use jiff::{Timestamp, ToSpan};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const EPOCH: Date = jiff::civil::date(1970, 1, 1);
 
 /// One table on one UTC day.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Entry {
     /// The table, as ops name it; NULL is ''.
     pub table: String,
@@ -37,7 +39,7 @@ pub struct Entry {
 
 /// Rows of one table whose ULID is no plausible one: they count for nothing
 /// but their number.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 pub struct Implausible {
     /// The table, as ops name it; NULL is ''.
     pub table: String,
@@ -67,7 +69,8 @@ pub struct Tally {
 impl Tally {
     /// Counts as the server sends them, the ends still unknown.
     pub(in crate::db) fn counted(rows: i64, bytes: i64, owed: i64) -> Self {
-        Self { rows: unsigned(rows), bytes: unsigned(bytes), owed: unsigned(owed), ..Self::default() }
+        let [rows, bytes, owed] = [rows, bytes, owed].map(|n| u64::try_from(n).unwrap_or(0));
+        Self { rows, bytes, owed, ..Self::default() }
     }
 }
 
@@ -126,20 +129,6 @@ impl Counts {
     }
 }
 
-/// The UTC day of a time in milliseconds since the Unix epoch.
-pub fn day_of(ms: u64) -> Date {
-    i64::try_from(ms)
-        .ok()
-        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
-        .map_or(Date::MAX, |at| at.to_zoned(TimeZone::UTC).date())
-}
-
-/// When a UTC day begins, in milliseconds since the Unix epoch; 0 before it.
-pub fn day_ms(day: Date) -> u64 {
-    let at = day.to_zoned(TimeZone::UTC).map(|z| z.timestamp().as_millisecond());
-    at.ok().and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0)
-}
-
 /// The lowest ULIDs of the days from `from` up to and with `to`: in
 /// `width_bucket(ulid COLLATE "C", $starts::text[])` bucket 1 is `from`.
 pub fn day_starts(from: Date, to: Date) -> Vec<String> {
@@ -168,67 +157,39 @@ pub fn late_days(ulids: impl Iterator<Item = OpUlid>, now_ms: u64) -> Vec<Date> 
 
 /// All of the census but implausible rows, by table and day.
 pub async fn load(client: &impl GenericClient) -> Result<Vec<Entry>> {
-    let rows = client.query(LOAD, &[]).await.doing("read the census")?;
-    Ok(rows.iter().filter_map(entry).collect())
-}
-
-fn entry(row: &tokio_postgres::Row) -> Option<Entry> {
-    Some(Entry {
-        table: row.get(0),
-        day: row.get(1),
-        rows: unsigned(row.get(2)),
-        bytes: unsigned(row.get(3)),
-        oldest: OpUlid::parse(row.get(4))?,
-        newest: OpUlid::parse(row.get(5))?,
-        owed: unsigned(row.get(6)),
-        estimated: row.get(7),
-        counted_at: row.get(8),
-    })
-}
-
-fn unsigned(n: i64) -> u64 {
-    u64::try_from(n).unwrap_or(0)
+    rows::all(client, LOAD, &[], "read the census").await
 }
 
 const LOAD: &str = "
-    SELECT table_name, day, rows, bytes, oldest, newest, owed, estimated, counted_at
+    SELECT table_name AS table, day, rows, bytes, oldest, newest, owed, estimated, counted_at
     FROM opsward.census WHERE day > 'epoch' AND rows > 0 ORDER BY table_name, day";
 
 /// The rows whose ULID is no plausible one, by table.
 pub async fn implausible(client: &impl GenericClient) -> Result<Vec<Implausible>> {
-    let rows = client.query(IMPLAUSIBLE, &[]).await.doing("read the census")?;
-    let read = |r: &tokio_postgres::Row| Implausible {
-        table: r.get(0),
-        rows: unsigned(r.get(1)),
-        bytes: unsigned(r.get(2)),
-        owed: unsigned(r.get(3)),
-    };
-    Ok(rows.iter().map(read).collect())
+    rows::all(client, IMPLAUSIBLE, &[], "read the census").await
 }
 
 const IMPLAUSIBLE: &str = "
-    SELECT table_name, rows, bytes, owed FROM opsward.census
+    SELECT table_name AS table, rows, bytes, owed FROM opsward.census
     WHERE day = 'epoch' AND rows > 0 ORDER BY table_name";
 
 /// Marks days as written to: they are counted again.
 pub async fn touch(client: &impl GenericClient, days: &[Date]) -> Result<()> {
-    client.execute(TOUCH, &[&days]).await.doing("mark days for the census")?;
-    Ok(())
+    rows::write(client, TOUCH, &[&days], "mark days for the census").await
 }
 
 const TOUCH: &str = "INSERT INTO opsward.census_touched (day) SELECT unnest($1::date[])";
 
 /// The first marked day from `from` on and before `below`.
 pub async fn touched(client: &impl GenericClient, from: Date, below: Date) -> Result<Option<Date>> {
-    Ok(client.query_one(TOUCHED, &[&from, &below]).await.doing("look for marked days")?.get(0))
+    rows::one(client, TOUCHED, &[&from, &below], "look for marked days").await
 }
 
 const TOUCHED: &str = "SELECT min(day) FROM opsward.census_touched WHERE day >= $1 AND day < $2";
 
 /// Forgets the marks of days that are about to be counted.
 pub async fn forget_touched(tx: &Transaction<'_>, from: Date, below: Date) -> Result<()> {
-    tx.execute(FORGET, &[&from, &below]).await.doing("forget marked days")?;
-    Ok(())
+    rows::write(tx, FORGET, &[&from, &below], "forget marked days").await
 }
 
 const FORGET: &str = "DELETE FROM opsward.census_touched WHERE day >= $1 AND day < $2";
@@ -236,8 +197,7 @@ const FORGET: &str = "DELETE FROM opsward.census_touched WHERE day >= $1 AND day
 /// Forgets what the census says of the days from `from` on and before `below`,
 /// but for one.
 pub async fn clear(tx: &Transaction<'_>, from: Date, below: Date, but: Option<Date>) -> Result<()> {
-    tx.execute(CLEAR, &[&from, &below, &but]).await.doing("replace the census")?;
-    Ok(())
+    rows::write(tx, CLEAR, &[&from, &below, &but], "replace the census").await
 }
 
 const CLEAR: &str = "
@@ -246,7 +206,6 @@ const CLEAR: &str = "
 
 /// Puts counts in where there are none.
 pub async fn put(tx: &Transaction<'_>, counts: &Counts, estimated: Estimated, at: Timestamp) -> Result<()> {
-    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let of = |f: fn(&Tally) -> u64| counts.0.values().map(|t| signed(f(t))).collect::<Vec<i64>>();
     let text = |f: fn(&Tally) -> &str| counts.0.values().map(f).collect::<Vec<&str>>();
     let tables: Vec<&str> = counts.0.keys().map(|k| k.1.as_str()).collect();
@@ -254,10 +213,13 @@ pub async fn put(tx: &Transaction<'_>, counts: &Counts, estimated: Estimated, at
     let (rows, bytes, owed) = (of(|t| t.rows), of(|t| t.bytes), of(|t| t.owed));
     let (oldest, newest) = (text(|t| &t.oldest), text(|t| &t.newest));
     let estimated = estimated == Estimated::Yes;
-    tx.execute(PUT, &[&tables, &days, &rows, &bytes, &oldest, &newest, &owed, &estimated, &at])
-        .await
-        .doing("write the census")?;
-    Ok(())
+    rows::write(
+        tx,
+        PUT,
+        &[&tables, &days, &rows, &bytes, &oldest, &newest, &owed, &estimated, &at],
+        "write the census",
+    )
+    .await
 }
 
 const PUT: &str = "
@@ -279,14 +241,11 @@ pub enum Estimated {
 /// under the lease: (table, day, rows, bytes). What is left of their days is
 /// counted again later, for its oldest and newest.
 pub async fn subtract(tx: &Transaction<'_>, deleted: &[(String, Date, u64, u64)]) -> Result<()> {
-    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let tables: Vec<&str> = deleted.iter().map(|d| d.0.as_str()).collect();
     let days: Vec<Date> = deleted.iter().map(|d| d.1).collect();
     let rows: Vec<i64> = deleted.iter().map(|d| signed(d.2)).collect();
     let bytes: Vec<i64> = deleted.iter().map(|d| signed(d.3)).collect();
-    let statement = tx.prepare_cached(SUBTRACT).await.doing("take off the census")?;
-    tx.execute(&statement, &[&tables, &days, &rows, &bytes]).await.doing("take off the census")?;
-    Ok(())
+    rows::write_cached(tx, SUBTRACT, &[&tables, &days, &rows, &bytes], "take off the census").await
 }
 
 /// A day that a pass is just counting is in parts counted already: that count
@@ -309,7 +268,7 @@ const SUBTRACT: &str = "
 
 /// Whether days are marked to be counted again.
 pub(crate) async fn is_touched(client: &impl GenericClient) -> Result<bool> {
-    Ok(client.query_one(TOUCHED_AT_ALL, &[]).await.doing("read the census' marks")?.get(0))
+    rows::one(client, TOUCHED_AT_ALL, &[], "read the census' marks").await
 }
 
 const TOUCHED_AT_ALL: &str = "SELECT EXISTS (SELECT FROM opsward.census_touched)";

@@ -3,31 +3,26 @@
 //! goes on without counting anything twice.
 
 use crate::db::census::Counts;
-use crate::db::error::{Doing, Error, Result};
+use crate::db::error::{Doing, Result};
+use crate::db::rows;
 use crate::db::transaction::{GenericClient, Transaction};
+use crate::values::{signed, words};
 use jiff::Timestamp;
 use jiff::civil::Date;
+use serde::Deserialize;
 
-/// What a pass counts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
-    /// All of the log.
-    Full,
-    /// Days that were written to late or deleted from, and the recent ones.
-    Days,
-}
-
-impl Kind {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Days => "days",
-        }
+words! {
+    /// What a pass counts.
+    pub enum Kind {
+        /// All of the log.
+        Full = "full",
+        /// Days that were written to late or deleted from, and the recent ones.
+        Days = "days",
     }
 }
 
 /// A pass as it stands.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 pub struct Pass {
     /// What it counts.
     pub kind: Kind,
@@ -55,44 +50,23 @@ pub struct Pass {
 
 /// The passes, finished or under way.
 pub async fn load(client: &impl GenericClient) -> Result<Vec<Pass>> {
-    let rows = client.query(LOAD, &[]).await.doing("see where the census stands")?;
-    rows.iter().map(pass).collect()
-}
-
-fn pass(row: &tokio_postgres::Row) -> Result<Pass> {
-    let counts = serde_json::from_str(row.get(8))
-        .map_err(|e| Error::Unfit(format!("opsward.census_pass.partial cannot be read: {e}")))?;
-    let unsigned = |n: i64| u64::try_from(n).unwrap_or(0);
-    Ok(Pass {
-        kind: if row.get::<_, &str>(0) == Kind::Full.as_str() { Kind::Full } else { Kind::Days },
-        began_at: row.get(1),
-        finished_at: row.get(2),
-        last_finished_at: row.get(3),
-        position: row.get(4),
-        day: row.get(5),
-        until: row.get(6),
-        spoiled: row.get(7),
-        counts,
-        rows: unsigned(row.get(9)),
-        bytes: unsigned(row.get(10)),
-    })
+    rows::all(client, LOAD, &[], "see where the census stands").await
 }
 
 const LOAD: &str = "
     SELECT kind, began_at, finished_at, last_finished_at, position, day, until, spoiled,
-           partial::text, rows, bytes
+           partial AS counts, rows, bytes
     FROM opsward.census_pass";
 
 /// Writes where a pass stands.
 pub async fn save(tx: &Transaction<'_>, pass: &Pass) -> Result<()> {
     // Plain data with text keys: it always has a JSON form.
     let partial = serde_json::to_string(&pass.counts).unwrap_or_else(|_| "[]".into());
-    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let statement = tx.prepare_cached(SAVE).await.doing("write where the census stands")?;
     tx.execute(
         &statement,
         &[
-            &pass.kind.as_str(),
+            &pass.kind.word(),
             &pass.began_at,
             &pass.finished_at,
             &pass.last_finished_at,

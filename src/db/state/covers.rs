@@ -2,6 +2,7 @@
 //! learned so far, part by part. Its room understands it.
 
 use crate::db::error::{Doing, Result};
+use crate::db::rows;
 use crate::db::transaction::GenericClient;
 
 /// Adds what a part taught.
@@ -9,9 +10,7 @@ pub async fn add(client: &impl GenericClient, learned: &[u8]) -> Result<()> {
     if learned.is_empty() {
         return Ok(());
     }
-    let statement = client.prepare_cached(ADD).await.doing("store what a part taught")?;
-    client.execute(&statement, &[&learned]).await.doing("store what a part taught")?;
-    Ok(())
+    rows::write_cached(client, ADD, &[&learned], "store what a part taught").await
 }
 
 const ADD: &str = "INSERT INTO opsward.reclaim_covers (learned) VALUES ($1)";

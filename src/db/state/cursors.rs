@@ -5,9 +5,10 @@ use crate::db::connect::Client;
 use crate::db::digest::identity;
 use crate::db::error::{Doing, Error, Result};
 use crate::db::known;
+use crate::db::rows;
 use crate::db::transaction::GenericClient;
 use crate::db::transaction::{Isolation, begin};
-use crate::values::{Host, NodeWrite, OpUlid, StoredCursors, latest_plausible};
+use crate::values::{Host, NodeWrite, OpUlid, StoredCursors, latest_plausible, unix_ms};
 use jiff::Timestamp;
 use tokio_postgres::types::ToSql;
 
@@ -44,11 +45,8 @@ pub async fn seed(
     node: Option<&str>,
     now: Timestamp,
 ) -> Result<()> {
-    client
-        .execute(SEED, &[&host.as_str(), &cursor.as_str(), &node, &now])
+    rows::write(client, SEED, &[&host.as_str(), &cursor.as_str(), &node, &now], "take over the node's cursor")
         .await
-        .doing("take over the node's cursor")?;
-    Ok(())
 }
 
 const SEED: &str = "
@@ -101,7 +99,7 @@ pub async fn write(
     }
     if node != NodeWrite::Reset {
         let seen = if node == NodeWrite::Set { Some(text) } else { before.as_deref() };
-        let latest = latest_plausible(u64::try_from(now.as_millisecond()).unwrap_or(0));
+        let latest = latest_plausible(unix_ms(now));
         let values: [&(dyn ToSql + Sync); 5] = [&host.as_str(), &text, &seen, &now, &latest.as_str()];
         tx.execute(OWN_SET, &values).await.doing("write our cursor")?;
     }
@@ -127,8 +125,7 @@ const OWN_SET: &str = "
 
 /// Forgets our cursor of a peer: its log is read anew.
 pub async fn drop_own(client: &impl GenericClient, host: &Host) -> Result<()> {
-    client.execute(OWN_DROP, &[&host.as_str()]).await.doing("drop our cursor")?;
-    Ok(())
+    rows::write(client, OWN_DROP, &[&host.as_str()], "drop our cursor").await
 }
 
 const OWN_DROP: &str = "DELETE FROM opsward.cursors WHERE host = $1";

@@ -3,8 +3,10 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
-use crate::values::{Host, OpUlid, latest_plausible};
+use crate::db::rows;
+use crate::values::{Host, OpUlid, TableDay, latest_plausible, unix_ms};
 use jiff::Timestamp;
+use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use std::time::Duration;
 const AHEAD_MS: u64 = 3_600_000;
 
 /// A peer that counts, with all that is known of how far it was read.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 pub struct PeerRow {
     /// Who.
     pub host: Host,
@@ -35,19 +37,7 @@ pub struct PeerRow {
 /// that vanished within 7 days (contract 4).
 pub async fn peers(client: &Client, set: Option<&[Host]>, now: Timestamp) -> Result<Vec<PeerRow>> {
     let set: Option<Vec<&str>> = set.map(|hosts| hosts.iter().map(Host::as_str).collect());
-    let rows = client.query(PEERS, &[&now, &set]).await.doing("read the peers that count")?;
-    Ok(rows
-        .iter()
-        .map(|r| PeerRow {
-            host: Host::normalise(r.get(0)),
-            first_seen: r.get(1),
-            own: r.get(2),
-            node_seen: r.get(3),
-            empty_since: r.get(4),
-            clock: r.get::<_, Option<i64>>(5).zip(r.get(6)),
-            removed: r.get(7),
-        })
-        .collect())
+    rows::all(client, PEERS, &[&now, &set], "read the peers that count").await
 }
 
 const PEERS: &str = "
@@ -58,9 +48,10 @@ const PEERS: &str = "
         UNION ALL
         SELECT DISTINCT host, $1, $1, true FROM unnest($2) AS s(host)
         WHERE NOT EXISTS (SELECT FROM opsward.peers p WHERE p.host = s.host))
-    SELECT k.host, k.first_seen, c.last_ulid, c.node_ulid, u.empty_since,
-           CASE WHEN k.is_in THEN u.clock_offset_ms END, u.last_ok_at,
-           CASE WHEN NOT k.is_in THEN k.last_seen END
+    SELECT k.host, k.first_seen, c.last_ulid AS own, c.node_ulid AS node_seen, u.empty_since,
+           CASE WHEN k.is_in AND u.clock_offset_ms IS NOT NULL AND u.last_ok_at IS NOT NULL
+                THEN jsonb_build_array(u.clock_offset_ms, u.last_ok_at) END AS clock,
+           CASE WHEN NOT k.is_in THEN k.last_seen END AS removed
     FROM counted k
     LEFT JOIN opsward.cursors c ON c.host = k.host
     LEFT JOIN opsward.pulls u ON u.host = k.host
@@ -75,8 +66,7 @@ const DISCOVERED: &str = "SELECT FROM opsward.peer_set WHERE source = 'discovere
 
 /// What the node's rows hold, by host in comparable form; '' for NULL.
 pub async fn node_cursors(client: &Client) -> Result<Vec<(Host, String)>> {
-    let rows = client.query(NODE_CURSORS, &[]).await.doing("read the node's cursors")?;
-    Ok(rows.iter().map(|r| (Host::normalise(r.get(0)), r.get(1))).collect())
+    rows::all(client, NODE_CURSORS, &[], "read the node's cursors").await
 }
 
 /// Of several spellings of one host, the freshest plausible one counts.
@@ -89,8 +79,7 @@ const NODE_CURSORS: &str = "
 /// What the node's rows held in the last 30 minutes, and one look before: the
 /// value of a look stood until some time before the next.
 pub async fn samples(client: &Client, now: Timestamp) -> Result<Vec<(Host, String)>> {
-    let rows = client.query(SAMPLES, &[&now]).await.doing("read what the node's cursors were")?;
-    Ok(rows.iter().map(|r| (Host::normalise(r.get(0)), r.get(1))).collect())
+    rows::all(client, SAMPLES, &[&now], "read what the node's cursors were").await
 }
 
 const SAMPLES: &str = "
@@ -104,8 +93,7 @@ pub const SAMPLE_EVERY: Duration = Duration::from_secs(180);
 
 /// Looks at the node's rows of peers, and keeps what they hold for an hour.
 pub async fn sample_cursors(client: &Client, now: Timestamp) -> Result<()> {
-    client.execute(SAMPLE, &[&now]).await.doing("keep what the node's cursors are")?;
-    Ok(())
+    rows::write(client, SAMPLE, &[&now], "keep what the node's cursors are").await
 }
 
 const SAMPLE: &str = "
@@ -121,7 +109,7 @@ const SAMPLE: &str = "
 /// The newest plausible op of `own` over an hour ahead, if there is one; of
 /// what lies ahead, the newest 10,000 ops are looked at.
 pub async fn own_ahead(client: &Client, own: &Host, now: Timestamp) -> Result<Option<OpUlid>> {
-    let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
+    let now_ms = unix_ms(now);
     let (from, to) = (OpUlid::last_of_ms(now_ms.saturating_add(AHEAD_MS)), latest_plausible(now_ms));
     let row = client
         .query_one(OWN_AHEAD, &[&from.as_str(), &to.as_str(), &own.as_str()])
@@ -158,8 +146,7 @@ const BLOCKERS: &str = "SELECT code, subject, since FROM opsward.blockers";
 /// `now`, what is gone is forgotten.
 pub async fn note_blockers(client: &Client, found: &[(&str, &str)], now: Timestamp) -> Result<()> {
     let (codes, subjects): (Vec<&str>, Vec<&str>) = found.iter().copied().unzip();
-    client.execute(NOTE_BLOCKERS, &[&codes, &subjects, &now]).await.doing("note the blockers")?;
-    Ok(())
+    rows::write(client, NOTE_BLOCKERS, &[&codes, &subjects, &now], "note the blockers").await
 }
 
 const NOTE_BLOCKERS: &str = "
@@ -169,47 +156,21 @@ const NOTE_BLOCKERS: &str = "
     INSERT INTO opsward.blockers (code, subject, since) SELECT code, subject, $3::timestamptz FROM found
     ON CONFLICT DO NOTHING";
 
-/// One table on one UTC day, as the census has it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CensusDay {
-    /// The table.
-    pub table: String,
-    /// The day.
-    pub day: jiff::civil::Date,
-    /// Rows, bytes of them, and rows that are owed to the chain.
-    pub figures: [i64; 3],
-    /// The oldest ULID.
-    pub oldest: String,
-    /// The newest ULID.
-    pub newest: String,
-    /// Sampled, not counted.
-    pub estimated: bool,
-}
-
 /// The census without implausible rows.
-pub async fn census(client: &Client) -> Result<Vec<CensusDay>> {
-    let rows = client.query(CENSUS, &[]).await.doing("read the census")?;
-    Ok(rows
-        .iter()
-        .map(|r| CensusDay {
-            table: r.get(0),
-            day: r.get(1),
-            figures: [r.get(2), r.get(3), r.get(4)],
-            oldest: r.get(5),
-            newest: r.get(6),
-            estimated: r.get(7),
-        })
-        .collect())
+pub async fn census(client: &Client) -> Result<Vec<TableDay>> {
+    rows::all(client, CENSUS, &[], "read the census").await
 }
 
 const CENSUS: &str = "
-    SELECT table_name, day, rows, bytes, owed, oldest, newest, estimated FROM opsward.census
+    SELECT table_name AS table, day, rows, bytes, owed, nullif(oldest, '') AS oldest,
+           nullif(newest, '') AS newest, estimated
+    FROM opsward.census
     WHERE rows > 0 AND day > 'epoch' ORDER BY table_name, day";
 
 /// When the census was last brought up to date: by a whole look, or by what
 /// has been counted or sampled so far; `None` where there is none.
 pub async fn census_at(client: &Client) -> Result<Option<Timestamp>> {
-    Ok(client.query_one(CENSUS_AT, &[]).await.doing("read how old the census is")?.get(0))
+    rows::one(client, CENSUS_AT, &[], "read how old the census is").await
 }
 
 const CENSUS_AT: &str = "

@@ -3,11 +3,13 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::rows;
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::Value;
 
 /// A job as it stands.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Deserialize)]
 pub struct Job {
     /// Its number.
     pub id: i64,
@@ -25,26 +27,9 @@ pub struct Job {
     pub outcome: Option<Value>,
 }
 
-fn job(row: &tokio_postgres::Row) -> Job {
-    Job {
-        id: row.get(0),
-        kind: row.get(1),
-        args: json(row.get(2)).unwrap_or_default(),
-        started_at: row.get(3),
-        finished_at: row.get(4),
-        progress: json(row.get(5)),
-        outcome: json(row.get(6)),
-    }
-}
-
-fn json(text: Option<&str>) -> Option<Value> {
-    text.and_then(|t| serde_json::from_str(t).ok())
-}
-
 /// Adds a job; returns its number.
 pub async fn add(client: &Client, kind: &str, args: &Value, now: Timestamp) -> Result<i64> {
-    let row = client.query_one(ADD, &[&kind, &args.to_string(), &now]).await.doing("hand over a job")?;
-    Ok(row.get(0))
+    rows::one(client, ADD, &[&kind, &args.to_string(), &now], "hand over a job").await
 }
 
 const ADD: &str = "
@@ -52,8 +37,7 @@ const ADD: &str = "
 
 /// Notes a job that this process begins itself; returns its number.
 pub async fn begin(client: &Client, kind: &str, args: &Value, now: Timestamp) -> Result<i64> {
-    let row = client.query_one(BEGIN, &[&kind, &args.to_string(), &now]).await.doing("note a job")?;
-    Ok(row.get(0))
+    rows::one(client, BEGIN, &[&kind, &args.to_string(), &now], "note a job").await
 }
 
 const BEGIN: &str = "
@@ -64,8 +48,7 @@ const BEGIN: &str = "
 /// for longer ago may not be wanted any more. Jobs 30 days old go on the way.
 pub async fn claim(client: &Client, now: Timestamp) -> Result<Option<Job>> {
     client.execute(FORGET, &[&now]).await.doing("forget old jobs")?;
-    let row = client.query_opt(CLAIM, &[&now]).await.doing("take a job")?;
-    Ok(row.as_ref().map(job))
+    rows::maybe(client, CLAIM, &[&now], "take a job").await
 }
 
 const FORGET: &str = "
@@ -75,7 +58,7 @@ const CLAIM: &str = "
     WHERE id = (SELECT id FROM opsward.jobs WHERE started_at IS NULL AND finished_at IS NULL
                   AND requested_at >= $1::timestamptz - interval '1 day'
                 ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
-    RETURNING id, kind, args::text, started_at, finished_at, progress::text, outcome::text";
+    RETURNING id, kind, args, started_at, finished_at, progress, outcome";
 
 /// Ends what was begun and nobody does any more. Only for who has the lease
 /// and does no job: every other that was begun is lost.
@@ -85,19 +68,18 @@ pub async fn interrupted(client: &Client, now: Timestamp) -> Result<u64> {
 
 const INTERRUPTED: &str = r#"
     UPDATE opsward.jobs SET finished_at = $1,
-        outcome = '{"trouble": {"exit": 75, "text": "whoever did the job went away in the middle of it",
+        outcome = '{"trouble": {"exit": 75, "code": "database_away", "text": "whoever did the job went away in the middle of it",
                     "fix": "run the command again: it goes on"}}'
     WHERE started_at IS NOT NULL AND finished_at IS NULL"#;
 
 /// Ends what nobody has begun within a day; returns the jobs' numbers.
 pub async fn expired(client: &Client, now: Timestamp) -> Result<Vec<i64>> {
-    let rows = client.query(EXPIRED, &[&now]).await.doing("end expired jobs")?;
-    Ok(rows.iter().map(|r| r.get(0)).collect())
+    rows::all(client, EXPIRED, &[&now], "end expired jobs").await
 }
 
 const EXPIRED: &str = r#"
     UPDATE opsward.jobs SET finished_at = $1,
-        outcome = '{"trouble": {"exit": 75, "text": "the job was not begun within a day: it is expired",
+        outcome = '{"trouble": {"exit": 75, "code": "database_away", "text": "the job was not begun within a day: it is expired",
                     "fix": "run the command again where it is still wanted"}}'
     WHERE started_at IS NULL AND finished_at IS NULL
       AND requested_at < $1::timestamptz - interval '1 day'
@@ -113,16 +95,14 @@ const WITHDRAW: &str =
 
 /// Writes how far a job is.
 pub async fn progress(client: &Client, id: i64, progress: &Value) -> Result<()> {
-    client.execute(PROGRESS, &[&id, &progress.to_string()]).await.doing("write a job's progress")?;
-    Ok(())
+    rows::write(client, PROGRESS, &[&id, &progress.to_string()], "write a job's progress").await
 }
 
 const PROGRESS: &str = "UPDATE opsward.jobs SET progress = $2::text::jsonb WHERE id = $1";
 
 /// Writes how a job came out.
 pub async fn finish(client: &Client, id: i64, outcome: &Value, now: Timestamp) -> Result<()> {
-    client.execute(FINISH, &[&id, &outcome.to_string(), &now]).await.doing("write a job's outcome")?;
-    Ok(())
+    rows::write(client, FINISH, &[&id, &outcome.to_string(), &now], "write a job's outcome").await
 }
 
 const FINISH: &str = "
@@ -130,16 +110,16 @@ const FINISH: &str = "
 
 /// A job by its number.
 pub async fn get(client: &Client, id: i64) -> Result<Option<Job>> {
-    Ok(client.query_opt(GET, &[&id]).await.doing("look at a job")?.as_ref().map(job))
+    rows::maybe(client, GET, &[&id], "look at a job").await
 }
 
 const GET: &str = "
-    SELECT id, kind, args::text, started_at, finished_at, progress::text, outcome::text
+    SELECT id, kind, args, started_at, finished_at, progress, outcome
     FROM opsward.jobs WHERE id = $1";
 
 /// Whether the abort of a reclaim was handed over and waits for its turn.
 pub async fn abort_waits(client: &Client) -> Result<bool> {
-    Ok(client.query_one(ABORT_WAITS, &[]).await.doing("look for an abort")?.get(0))
+    rows::one(client, ABORT_WAITS, &[], "look for an abort").await
 }
 
 const ABORT_WAITS: &str = "

@@ -3,11 +3,13 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::rows;
 use crate::values::Replication;
 use jiff::Timestamp;
+use serde::Deserialize;
 
 /// What the catalog tells, and what was last found.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
 pub struct Catalog {
     /// `ops` has `core_tx_status`.
     pub has_status: bool,
@@ -23,28 +25,22 @@ pub struct Catalog {
 
 /// Reads the catalog.
 pub async fn catalog(client: &Client) -> Result<Catalog> {
-    let row = client.query_one(CATALOG, &[]).await.doing("look at the node's tables")?;
-    Ok(Catalog {
-        has_status: row.get(0),
-        has_user_id: row.get(1),
-        has_blocks: row.get(2),
-        grant_blocks: row.get(3),
-        is_unlogged: row.get(4),
-    })
+    rows::one(client, CATALOG, &[], "look at the node's tables").await
 }
 
 const CATALOG: &str = "
     SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('public.ops')
-                   AND attname = 'core_tx_status' AND NOT attisdropped),
+                   AND attname = 'core_tx_status' AND NOT attisdropped) AS has_status,
            EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('public.uploads')
-                   AND attname = 'user_id' AND NOT attisdropped),
-           to_regclass('public.core_blocks') IS NOT NULL,
+                   AND attname = 'user_id' AND NOT attisdropped) AS has_user_id,
+           to_regclass('public.core_blocks') IS NOT NULL AS has_blocks,
            CASE WHEN NOT has_table_privilege(to_regclass('public.core_blocks'), 'SELECT')
-                THEN format('GRANT SELECT ON public.core_blocks TO %I', current_user) END,
-           coalesce((SELECT relpersistence = 'u' FROM pg_class WHERE oid = to_regclass('public.ops')), false)";
+                THEN format('GRANT SELECT ON public.core_blocks TO %I', current_user) END AS grant_blocks,
+           coalesce((SELECT relpersistence = 'u' FROM pg_class WHERE oid = to_regclass('public.ops')), false)
+           AS is_unlogged";
 
 /// How ops reach the node, as it was last found.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 pub struct Kept {
     /// The way.
     pub replication: Replication,
@@ -56,10 +52,7 @@ pub struct Kept {
 
 /// Reads what was last found; `None` before the first look.
 pub async fn kept(client: &Client) -> Result<Option<Kept>> {
-    let row = client.query_opt(KEPT, &[]).await.doing("read how ops reach the node")?;
-    Ok(row.and_then(|r| {
-        Some(Kept { replication: Replication::parse(r.get(0))?, why: r.get(1), since: r.get(2) })
-    }))
+    rows::maybe(client, KEPT, &[], "read how ops reach the node").await
 }
 
 const KEPT: &str = "SELECT replication, why, since FROM opsward.node";
@@ -87,7 +80,7 @@ const KEEP: &str = "
 
 /// How far the node has read the chain. Texts are as stored: nothing of them
 /// is believed yet.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
 pub struct Chain {
     /// What the node's cursor holds; `None` where there is none.
     pub cursor: Option<String>,
@@ -131,8 +124,7 @@ fn chain_sql() -> String {
 /// Settings that a state sync leaves in `postgresql.auto.conf`, as
 /// `name = value`; nothing where the role may not see where they stand.
 pub async fn left_settings(client: &Client) -> Result<Vec<(String, String)>> {
-    let rows = client.query(LEFT_SETTINGS, &[]).await.doing("read the server's settings")?;
-    Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())
+    rows::all(client, LEFT_SETTINGS, &[], "read the server's settings").await
 }
 
 const LEFT_SETTINGS: &str = "

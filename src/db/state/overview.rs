@@ -1,61 +1,91 @@
 //! What bounds the log, for `status`: from own state only, never from `ops`.
 
 use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::lease;
+use crate::db::error::Result;
 use crate::db::reclaim::{self, Unfinished};
-use crate::db::waiting::{self, Waiting};
-use crate::values::GATE_NOTICES;
+use crate::db::waiting::{self, WaitStatus};
+use crate::db::{lease, rows};
+use crate::values::{GATE_NOTICES, Progress};
 use jiff::Timestamp;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 
 /// What bounds the log, at one moment.
-#[derive(Clone, PartialEq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
 pub struct Overview {
     /// Who holds the lease.
+    #[serde(skip)]
     pub lease: Option<String>,
     /// The share of time at work, 1 to 100.
-    pub percent: i32,
+    pub percent: u64,
     /// Since when the work is paused.
     pub paused_at: Option<Timestamp>,
     /// What the census knows, all tables together.
-    pub census: Option<CensusSum>,
+    pub census: Option<CensusStatus>,
     /// Records that traces are kept of, as the history counted them.
-    pub traces: i64,
+    pub traces: u64,
     /// Whether the replay guard is in place.
     pub guarded: bool,
-    /// The job under way or waiting: its number, kind, progress.
-    pub job: Option<(i64, String, Option<Value>)>,
+    /// The job under way or waiting.
+    pub job: Option<JobStatus>,
     /// A reclaim that has not ended.
+    #[serde(skip)]
     pub reclaim: Option<Unfinished>,
     /// The last runs that deleted something, newest first.
-    pub runs: Vec<Run>,
-    /// What stands in the way of tasks that are on: code, subject, since when.
-    pub blockers: Vec<(String, String, Timestamp)>,
+    #[serde(skip)]
+    pub runs: Vec<RunStatus>,
+    /// What stands in the way of tasks that are on.
+    #[serde(skip)]
+    pub blockers: Vec<BlockerStatus>,
     /// What bulk work waits for now.
-    pub waits: Vec<Waiting>,
-    /// Overrides in force and stalled peers: code, subject, since when.
-    pub notices: Vec<(String, String, Timestamp)>,
+    #[serde(skip)]
+    pub waits: Vec<WaitStatus>,
+    /// Overrides in force and stalled peers.
+    #[serde(skip)]
+    pub notices: Vec<BlockerStatus>,
 }
 
-/// The census, all tables together.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CensusSum {
+/// What the census knows.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct CensusStatus {
     /// Rows of the log.
-    pub rows: i64,
+    pub rows: u64,
     /// Bytes of them.
-    pub bytes: i64,
-    /// The oldest and the newest day.
-    pub days: (String, String),
+    pub bytes: u64,
+    /// The oldest UTC day.
+    pub oldest: String,
+    /// The newest UTC day.
+    pub newest: String,
     /// Whether any of it is sampled.
     pub estimated: bool,
     /// When the last whole pass ended.
     pub finished_at: Option<Timestamp>,
 }
 
-/// One run and table of the history.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Run {
+/// Something that stands in the way, or is worth knowing.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct BlockerStatus {
+    /// As `plan` has it.
+    pub code: String,
+    /// Whom or what it is about; may be empty.
+    pub subject: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A job.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// Its number.
+    pub id: u64,
+    /// `prune`, `census` or `reclaim`.
+    pub kind: String,
+    /// How far it is; `null` before it begins.
+    pub progress: Option<Progress>,
+}
+
+/// A run of one task over one table.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RunStatus {
     /// When it ended.
     pub at: Timestamp,
     /// Its task.
@@ -63,9 +93,9 @@ pub struct Run {
     /// Its table.
     pub table: String,
     /// Rows deleted.
-    pub rows: i64,
+    pub rows: u64,
     /// Bytes of them.
-    pub bytes: i64,
+    pub bytes: u64,
     /// What bound it.
     pub bound_by: String,
     /// How it came out.
@@ -75,66 +105,36 @@ pub struct Run {
 /// Reads it.
 pub async fn overview(client: &Client) -> Result<Overview> {
     let doing = "read what bounds the log";
-    let row = client.query_one(STATE, &[]).await.doing(doing)?;
-    let census = client.query_one(CENSUS, &[]).await.doing(doing)?;
-    let job = client.query_opt(JOB, &[]).await.doing(doing)?;
-    let runs = client.query(RUNS, &[]).await.doing(doing)?;
-    let noted = client.query(NOTED, &[]).await.doing(doing)?;
-    let noted = noted.iter().map(|r| (r.get(0), r.get(1), r.get(2)));
-    let (notices, blockers) =
-        noted.partition(|(code, ..): &(String, _, _)| GATE_NOTICES.contains(&code.as_str()));
+    let noted: Vec<BlockerStatus> = rows::all(client, NOTED, &[], doing).await?;
+    let (notices, blockers) = noted.into_iter().partition(|n| GATE_NOTICES.contains(&n.code.as_str()));
     let holder = lease::holder(client).await?;
     Ok(Overview {
         blockers,
         notices,
         waits: waiting::all(client, holder.as_ref().map(|h| h.pid)).await?,
         lease: holder.map(|h| h.to_string()),
-        percent: row.get(0),
-        paused_at: row.get(1),
-        traces: row.get(2),
-        guarded: row.get(3),
-        census: census.get::<_, Option<i64>>(0).map(|rows| CensusSum {
-            rows,
-            bytes: census.get(1),
-            days: (census.get(2), census.get(3)),
-            estimated: census.get(4),
-            finished_at: census.get(5),
-        }),
-        job: job.map(|r| {
-            let progress: Option<&str> = r.get(2);
-            (r.get(0), r.get(1), progress.and_then(|p| serde_json::from_str(p).ok()))
-        }),
         reclaim: reclaim::unfinished(client).await?,
-        runs: runs
-            .iter()
-            .map(|r| Run {
-                at: r.get(0),
-                task: r.get(1),
-                table: r.get(2),
-                rows: r.get(3),
-                bytes: r.get(4),
-                bound_by: r.get(5),
-                outcome: r.get(6),
-            })
-            .collect(),
+        runs: rows::all(client, RUNS, &[], doing).await?,
+        ..rows::one(client, STATE, &[], doing).await?
     })
 }
 
 /// 25: gentle.
 const STATE: &str = "
-    SELECT coalesce(p.percent, 25), p.paused_at,
-           (SELECT coalesce(sum(traces), 0)::bigint FROM opsward.history),
+    SELECT coalesce(p.percent, 25) AS percent, p.paused_at,
+           (SELECT coalesce(sum(traces), 0)::bigint FROM opsward.history) AS traces,
            EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('public.ops')
-                   AND tgname LIKE 'opsward%guard' AND tgenabled <> 'D')
+                   AND tgname LIKE 'opsward%guard' AND tgenabled <> 'D') AS guarded,
+           (SELECT to_jsonb(c) FROM (
+                SELECT sum(rows)::bigint AS rows, coalesce(sum(bytes), 0)::bigint AS bytes, min(day) AS oldest,
+                       max(day) AS newest, bool_or(estimated) AS estimated,
+                       (SELECT last_finished_at FROM opsward.census_pass WHERE kind = 'full') AS finished_at
+                FROM opsward.census WHERE day > '1970-01-01' AND rows > 0 HAVING count(*) > 0) c) AS census,
+           (SELECT to_jsonb(j) FROM (
+                SELECT id, kind, progress FROM opsward.jobs WHERE finished_at IS NULL
+                ORDER BY started_at, id LIMIT 1) j) AS job
     FROM (SELECT 1) one LEFT JOIN opsward.pace p ON true";
-const CENSUS: &str = "
-    SELECT sum(rows)::bigint, coalesce(sum(bytes), 0)::bigint, coalesce(min(day)::text, ''),
-           coalesce(max(day)::text, ''), coalesce(bool_or(estimated), false),
-           (SELECT last_finished_at FROM opsward.census_pass WHERE kind = 'full')
-    FROM opsward.census WHERE day > '1970-01-01' AND rows > 0";
-const JOB: &str = "
-    SELECT id, kind, progress::text FROM opsward.jobs WHERE finished_at IS NULL ORDER BY started_at, id LIMIT 1";
 const RUNS: &str = "
-    SELECT ended_at, task, table_name, rows, bytes, bound_by, outcome
+    SELECT ended_at AS at, task, table_name AS table, rows, bytes, bound_by, outcome
     FROM opsward.history ORDER BY ended_at DESC, id DESC LIMIT 5";
 const NOTED: &str = "SELECT code, subject, since FROM opsward.blockers ORDER BY since, code, subject";

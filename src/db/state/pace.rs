@@ -3,6 +3,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Error, Result};
+use crate::db::rows;
 use crate::db::stats::Places;
 use jiff::Timestamp;
 use tokio_postgres::error::SqlState;
@@ -66,8 +67,7 @@ const SIGNS: &str = "
 
 /// What keeps WAL from being removed, where it is much: in words.
 pub async fn hoard(client: &Client) -> Result<Option<String>> {
-    let row = client.query_opt(HOARD, &[]).await.doing("see what keeps WAL")?;
-    Ok(row.map(|r| r.get(0)))
+    rows::maybe(client, HOARD, &[], "see what keeps WAL").await
 }
 
 /// An archiver that fails keeps all WAL from then on; how much that is only its files tell.
@@ -90,8 +90,7 @@ const HOARD: &str = "
 
 /// Sets the pace; `None` leaves it.
 pub async fn set(client: &Client, percent: u8, now: Timestamp) -> Result<()> {
-    client.execute(SET, &[&i32::from(percent), &now]).await.doing("set the pace")?;
-    Ok(())
+    rows::write(client, SET, &[&i32::from(percent), &now], "set the pace").await
 }
 
 const SET: &str = "
@@ -100,8 +99,7 @@ const SET: &str = "
 
 /// Pauses the work (`Some`) or lets it go on.
 pub async fn pause(client: &Client, at: Option<Timestamp>, now: Timestamp) -> Result<()> {
-    client.execute(PAUSE, &[&i32::from(GENTLE), &at, &now]).await.doing("pause or resume")?;
-    Ok(())
+    rows::write(client, PAUSE, &[&i32::from(GENTLE), &at, &now], "pause or resume").await
 }
 
 const PAUSE: &str = "

@@ -2,6 +2,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::rows;
 use crate::values::{Host, OpUlid};
 use jiff::Timestamp;
 
@@ -39,27 +40,26 @@ pub async fn succeeded(
 ) -> Result<()> {
     let from = sums.gap.as_ref().map(|g| g.0.as_str());
     let to = sums.gap.as_ref().map(|g| g.1.as_str());
-    client
-        .execute(
-            SUCCEEDED,
-            &[
-                &host.as_str(),
-                &now,
-                &outcome,
-                &sums.applied,
-                &sums.duplicates,
-                &sums.rejected,
-                &sums.rejected_unkept,
-                &from,
-                &to,
-                &sums.empty_after,
-                &sums.clock_offset_ms,
-                &sums.replays,
-            ],
-        )
-        .await
-        .doing("record a pull")?;
-    Ok(())
+    rows::write(
+        client,
+        SUCCEEDED,
+        &[
+            &host.as_str(),
+            &now,
+            &outcome,
+            &sums.applied,
+            &sums.duplicates,
+            &sums.rejected,
+            &sums.rejected_unkept,
+            &from,
+            &to,
+            &sums.empty_after,
+            &sums.clock_offset_ms,
+            &sums.replays,
+        ],
+        "record a pull",
+    )
+    .await
 }
 
 const SUCCEEDED: &str = "
@@ -88,8 +88,7 @@ const SUCCEEDED: &str = "
 
 /// Records that pulling a peer failed, and why.
 pub async fn failed(client: &Client, host: &Host, detail: &str, now: Timestamp) -> Result<()> {
-    client.execute(FAILED, &[&host.as_str(), &now, &detail]).await.doing("record a pull")?;
-    Ok(())
+    rows::write(client, FAILED, &[&host.as_str(), &now, &detail], "record a pull").await
 }
 
 const FAILED: &str = "
@@ -130,7 +129,7 @@ const UNHOLD: &str = "DELETE FROM opsward.holds WHERE host = $1";
 
 /// How many peers are held, departed ones left out.
 pub async fn held(client: &Client) -> Result<i64> {
-    Ok(client.query_one(HELD, &[]).await.doing("count held peers")?.get(0))
+    rows::one(client, HELD, &[], "count held peers").await
 }
 
 const HELD: &str = "

@@ -1,9 +1,11 @@
 //! Readers: registered peers that ask this opsward for pages, an hour a row.
 
 use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
+use crate::db::error::Result;
+use crate::db::rows;
 use crate::values::{Host, OpUlid};
 use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
 
 /// What was asked: `lowest` stays NULL for an `after` that holds nothing.
 /// Rows of the day before yesterday go on the way.
@@ -19,42 +21,35 @@ const SEEN: &str = "
 /// contact, which holds nothing.
 pub async fn seen(client: &Client, host: &Host, after: Option<OpUlid>, now: Timestamp) -> Result<()> {
     let after = after.as_ref().map_or("", OpUlid::as_str);
-    let statement = client.prepare_cached(SEEN).await.doing("prepare noting a reader")?;
-    client.execute(&statement, &[&host.as_str(), &after, &now]).await.doing("note a reader")?;
-    Ok(())
+    rows::write_cached(client, SEEN, &[&host.as_str(), &after, &now], "note a reader").await
 }
 
-/// A peer that read from here.
-#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
-pub struct Reader {
-    /// Who.
-    pub host: Host,
-    /// The lowest `after` it asked with; `None` when all of them were empty.
-    pub lowest: Option<OpUlid>,
-    /// When it asked last.
+/// A registered peer that reads from here.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ReaderStatus {
+    /// Its URL.
+    pub host: String,
+    /// The lowest cursor of 24 h that it asked with; `null`: only empty ones.
+    pub lowest: Option<String>,
+    /// How far behind now that is; [`lowest_since`] leaves it open.
+    #[serde(default)]
+    pub lag_seconds: Option<u64>,
+    /// When it last asked.
     pub last_at: Timestamp,
-    /// How often it asked.
-    pub requests: i64,
+    /// Requests of 24 h.
+    pub requests: u64,
 }
 
 /// Who asked since a time, whole hours counted.
 const LOWEST_SINCE: &str = "
-    SELECT host, min(lowest), max(last_at), sum(requests)::bigint FROM opsward.readers
+    SELECT host, min(lowest) AS lowest, max(last_at) AS last_at, sum(requests)::bigint AS requests
+    FROM opsward.readers
     WHERE last_at >= $1 GROUP BY host ORDER BY host";
 
 /// How long a reader's cursor counts (contract 3).
 pub const COUNTED: SignedDuration = SignedDuration::from_hours(24);
 
 /// Every reader since `since` with the lowest `after` it asked with.
-pub async fn lowest_since(client: &Client, since: Timestamp) -> Result<Vec<Reader>> {
-    let rows = client.query(LOWEST_SINCE, &[&since]).await.doing("read the readers")?;
-    Ok(rows
-        .iter()
-        .map(|row| Reader {
-            host: Host::normalise(row.get(0)),
-            lowest: row.get::<_, Option<&str>>(1).and_then(OpUlid::parse),
-            last_at: row.get(2),
-            requests: row.get(3),
-        })
-        .collect())
+pub async fn lowest_since(client: &Client, since: Timestamp) -> Result<Vec<ReaderStatus>> {
+    rows::all(client, LOWEST_SINCE, &[&since], "read the readers").await
 }

@@ -1,32 +1,25 @@
 //! `opsward.reclaim`: the checkpoint of a reclaim, as JSON that its room
 //! understands. A step writes it in the transaction of its effect.
 
-use crate::db::error::{Doing, Error, Result};
+use crate::db::error::{Doing, Result};
+use crate::db::rows;
 use crate::db::transaction::GenericClient;
+use crate::values::signed;
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::Value;
 
 /// The checkpoint, where a reclaim is under way or was interrupted, and when
 /// it was last written.
 pub async fn load(client: &impl GenericClient) -> Result<Option<(Value, Timestamp)>> {
-    let row = client.query_opt(LOAD, &[]).await.doing("read the checkpoint")?;
-    row.map(|r| {
-        let text: String = r.get(0);
-        let value = serde_json::from_str(&text).map_err(|e| {
-            Error::Unfit(format!("the checkpoint of the reclaim in opsward.reclaim does not read: {e}"))
-        })?;
-        Ok((value, r.get(1)))
-    })
-    .transpose()
+    rows::maybe(client, LOAD, &[], "read the checkpoint").await
 }
 
-const LOAD: &str = "SELECT checkpoint::text, updated_at FROM opsward.reclaim";
+const LOAD: &str = "SELECT checkpoint, updated_at FROM opsward.reclaim";
 
 /// Writes it.
 pub async fn save(client: &impl GenericClient, checkpoint: &Value) -> Result<()> {
-    let statement = client.prepare_cached(SAVE).await.doing("write the checkpoint")?;
-    client.execute(&statement, &[&checkpoint.to_string()]).await.doing("write the checkpoint")?;
-    Ok(())
+    rows::write_cached(client, SAVE, &[&checkpoint.to_string()], "write the checkpoint").await
 }
 
 pub(in crate::db) const SAVE: &str = "
@@ -62,7 +55,7 @@ EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
 END $clear$";
 
 /// A reclaim that is under way or was interrupted.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 pub struct Unfinished {
     /// `swap` or `in-place`.
     pub mode: String,
@@ -76,13 +69,13 @@ pub struct Unfinished {
 
 /// The reclaim that is under way or was interrupted, for whoever shows it.
 pub async fn unfinished(client: &impl GenericClient) -> Result<Option<Unfinished>> {
-    let row = client.query_opt(UNFINISHED, &[]).await.doing("look for an unfinished reclaim")?;
-    Ok(row.map(|r| Unfinished { mode: r.get(0), phase: r.get(1), held: r.get(2), since: r.get(3) }))
+    rows::maybe(client, UNFINISHED, &[], "look for an unfinished reclaim").await
 }
 
 const UNFINISHED: &str = "
-    SELECT coalesce(checkpoint ->> 'mode', ''), coalesce(checkpoint ->> 'phase', ''),
-           coalesce((checkpoint ->> 'hold')::boolean AND checkpoint ->> 'phase' = 'swap', false), updated_at
+    SELECT coalesce(checkpoint ->> 'mode', '') AS mode, coalesce(checkpoint ->> 'phase', '') AS phase,
+           coalesce((checkpoint ->> 'hold')::boolean AND checkpoint ->> 'phase' = 'swap', false) AS held,
+           updated_at AS since
     FROM opsward.reclaim";
 
 /// Adds to the history how a reclaim ended: its mode, and the bytes that the
@@ -94,9 +87,8 @@ pub async fn ended(
     (mode, bytes): (&str, u64),
     outcome: &str,
 ) -> Result<()> {
-    let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-    client.execute(ENDED, &[&run, &began, &bytes, &mode, &outcome]).await.doing("write the history")?;
-    Ok(())
+    let bytes = signed(bytes);
+    rows::write(client, ENDED, &[&run, &began, &bytes, &mode, &outcome], "write the history").await
 }
 
 const ENDED: &str = "
@@ -108,7 +100,7 @@ const ENDED: &str = "
 
 /// When a reclaim last ended, well or undone.
 pub async fn last(client: &impl GenericClient) -> Result<Option<Timestamp>> {
-    Ok(client.query_one(LAST, &[]).await.doing("look for the last reclaim")?.get(0))
+    rows::one(client, LAST, &[], "look for the last reclaim").await
 }
 
 const LAST: &str =

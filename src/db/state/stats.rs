@@ -3,14 +3,16 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Error, Result};
+use crate::db::rows;
 use crate::db::transaction::{Isolation, begin};
 use crate::settings::DbTarget;
+use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What the catalog says of `ops` and of the server.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 pub struct Figures {
     /// The server's version, as it says it.
     pub server_version: String,
@@ -26,34 +28,34 @@ pub struct Figures {
 
 /// Reads the figures of `ops` and of the server.
 pub async fn figures(client: &Client) -> Result<Figures> {
-    let row = client.query_one(FIGURES, &[]).await.doing("read the size of ops")?;
-    let natural = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
-    Ok(Figures {
-        server_version: row.get(0),
-        ops_bytes: natural(1),
-        index_bytes: natural(2),
-        dead_rows: natural(3),
-        data_directory: row.get(4),
-    })
+    rows::one(client, FIGURES, &[], "read the size of ops").await
 }
 
 /// `pg_settings` leaves out what the role may not see; `current_setting` fails.
 const FIGURES: &str = "
-    SELECT split_part(current_setting('server_version'), ' ', 1),
-           coalesce(pg_table_size(to_regclass('public.ops')), 0),
-           coalesce(pg_indexes_size(to_regclass('public.ops')), 0),
-           coalesce(pg_stat_get_dead_tuples(to_regclass('public.ops')), 0),
-           (SELECT setting FROM pg_settings WHERE name = 'data_directory')";
+    SELECT split_part(current_setting('server_version'), ' ', 1) AS server_version,
+           coalesce(pg_table_size(to_regclass('public.ops')), 0) AS ops_bytes,
+           coalesce(pg_indexes_size(to_regclass('public.ops')), 0) AS index_bytes,
+           coalesce(pg_stat_get_dead_tuples(to_regclass('public.ops')), 0) AS dead_rows,
+           (SELECT setting FROM pg_settings WHERE name = 'data_directory') AS data_directory";
 
 /// The ten largest tables of the node with their TOAST and indexes, largest
 /// first; `core_transactions` is the next that grows.
-pub async fn largest(client: &Client) -> Result<Vec<(String, u64)>> {
-    let rows = client.query(LARGEST, &[]).await.doing("read the sizes of the node's tables")?;
-    Ok(rows.iter().map(|r| (r.get(0), u64::try_from(r.get::<_, i64>(1)).unwrap_or(0))).collect())
+pub async fn largest(client: &Client) -> Result<Vec<RelationStatus>> {
+    rows::all(client, LARGEST, &[], "read the sizes of the node's tables").await
+}
+
+/// One table of the node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RelationStatus {
+    /// Its name.
+    pub name: String,
+    /// Bytes with TOAST and indexes.
+    pub bytes: u64,
 }
 
 const LARGEST: &str = "
-    SELECT relname::text, bytes FROM (
+    SELECT relname::text AS name, bytes FROM (
         SELECT relname, coalesce(pg_total_relation_size(oid), 0) AS bytes FROM pg_class
         WHERE relnamespace = to_regnamespace('public') AND relkind IN ('r', 'm')) sizes
     ORDER BY bytes DESC, relname LIMIT 10";
@@ -224,7 +226,7 @@ fn is_data_directory(dir: &Path) -> bool {
 }
 
 /// What `doctor` asks of the server.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 pub struct Fitness {
     /// The role that is logged in.
     pub role: String,
@@ -233,6 +235,7 @@ pub struct Fitness {
     /// The database's collation.
     pub locale: String,
     /// Privileges that are missing, each as the GRANT that lifts it.
+    #[serde(skip)]
     pub missing: Vec<String>,
     /// Schemas that hold a relation named `ops_1`.
     pub ops_1: Vec<String>,
@@ -242,23 +245,16 @@ pub struct Fitness {
 
 /// Reads what `doctor` asks of the server; `tables` are the record tables.
 pub async fn fitness(client: &Client, tables: &[&str]) -> Result<Fitness> {
-    let row = client.query_one(FITNESS, &[]).await.doing("look at the database")?;
-    let missing = client.query(MISSING, &[&tables]).await.doing("look at the privileges")?;
-    Ok(Fitness {
-        role: row.get(0),
-        encoding: row.get(1),
-        locale: row.get(2),
-        ops_1: row.get(3),
-        now: row.get(4),
-        missing: missing.iter().map(|r| r.get(0)).collect(),
-    })
+    let missing = rows::all(client, MISSING, &[&tables], "look at the privileges").await?;
+    Ok(Fitness { missing, ..rows::one(client, FITNESS, &[], "look at the database").await? })
 }
 
 const FITNESS: &str = "
-    SELECT current_user::text, pg_encoding_to_char(d.encoding)::text, d.datcollate::text,
+    SELECT current_user::text AS role, pg_encoding_to_char(d.encoding)::text AS encoding,
+           d.datcollate::text AS locale,
            ARRAY(SELECT relnamespace::regnamespace::text FROM pg_class
-                 WHERE relname = 'ops_1' ORDER BY 1),
-           clock_timestamp()
+                 WHERE relname = 'ops_1' ORDER BY 1) AS ops_1,
+           clock_timestamp() AS now
     FROM pg_database d WHERE d.datname = current_database()";
 
 /// Opsward inserts ops and cursors, and writes whole records.

@@ -1,12 +1,14 @@
 //! `opsward.waiting`: what bulk work waits for, for every view.
 
 use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
+use crate::db::error::Result;
+use crate::db::rows;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
-/// A wait of one piece of work.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Waiting {
+/// What a piece of bulk work waits for.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct WaitStatus {
     /// Which work.
     pub work: String,
     /// What for, and who holds it.
@@ -22,7 +24,7 @@ pub async fn note(
     (what, pid): (&str, i32),
     now: Timestamp,
 ) -> Result<Timestamp> {
-    Ok(client.query_one(NOTE, &[&work, &what, &now, &pid]).await.doing("note a wait")?.get(0))
+    rows::one(client, NOTE, &[&work, &what, &now, &pid], "note a wait").await
 }
 
 /// Up to the first `: ` it says whom it waits for; the rest is what they are at.
@@ -35,16 +37,14 @@ const NOTE: &str = "
 
 /// A piece of work waits no more.
 pub async fn over(client: &Client, work: &str) -> Result<()> {
-    client.execute(OVER, &[&work]).await.doing("end a wait")?;
-    Ok(())
+    rows::write(client, OVER, &[&work], "end a wait").await
 }
 
 const OVER: &str = "DELETE FROM opsward.waiting WHERE work = $1";
 
 /// What is waited for now by whoever `holder` is, the lease's session: the longest first.
-pub async fn all(client: &Client, holder: Option<i32>) -> Result<Vec<Waiting>> {
-    let rows = client.query(ALL, &[&holder]).await.doing("read what is waited for")?;
-    Ok(rows.iter().map(|r| Waiting { work: r.get(0), what: r.get(1), since: r.get(2) }).collect())
+pub async fn all(client: &Client, holder: Option<i32>) -> Result<Vec<WaitStatus>> {
+    rows::all(client, ALL, &[&holder], "read what is waited for").await
 }
 
 const ALL: &str = "SELECT work, what, since FROM opsward.waiting WHERE pid = $1::int ORDER BY since, work";

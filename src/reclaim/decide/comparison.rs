@@ -1,6 +1,7 @@
 //! What of the log was compared with its copy, and when: a copy may spoil while
 //! nobody looks.
 
+use crate::values::words;
 use serde::{Deserialize, Serialize};
 
 /// A comparison older than this is made again before the swap: 15 minutes.
@@ -8,15 +9,16 @@ const FRESH_MS: i64 = 15 * 60_000;
 /// Parts that were compared within the same minute are remembered as one.
 const MINUTE_MS: i64 = 60_000;
 
-/// After the swap, snapshots from before it read an emptied log without an error.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OldSnapshots {
-    /// The swap waits until they end.
-    #[default]
-    Wait,
-    /// It does not wait.
-    Ignore,
+words! {
+    /// After the swap, snapshots from before it read an emptied log without an error.
+    #[derive(Default)]
+    pub enum OldSnapshots {
+        /// The swap waits until they end.
+        #[default]
+        Wait = "wait",
+        /// It does not wait.
+        Ignore = "ignore",
+    }
 }
 
 /// The parts that were compared, in the order of the log's key, from its start on

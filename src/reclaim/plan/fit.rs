@@ -198,8 +198,8 @@ mod tests {
         })
     }
 
-    fn codes(found: &[super::super::Obstacle]) -> Vec<&'static str> {
-        found.iter().map(|obstacle| obstacle.code).collect()
+    fn codes(found: &[crate::values::Finding]) -> Vec<&str> {
+        found.iter().map(|o| &*o.code).collect()
     }
 
     #[test]

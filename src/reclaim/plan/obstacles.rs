@@ -1,8 +1,9 @@
 //! What makes a reclaim refuse: the gate, the table, the server, the disk.
 
-use super::{Facts, Obstacle, Plan};
+use super::{Facts, Plan};
+use crate::db::preflight::Standing;
 use crate::reclaim::decide::Mode;
-use crate::values::bytes;
+use crate::values::{Finding, bytes};
 
 /// Where every op survives, less than this is not worth a reclaim: 16 MiB.
 const LEAST_GAIN: u64 = 16 << 20;
@@ -10,56 +11,69 @@ const LEAST_GAIN: u64 = 16 << 20;
 /// have some free space, since the census counts without what pages waste.
 const WORTH_A_SWAP: u64 = 10;
 
-/// All that stands in a plan's way.
-pub(super) fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
-    let (standing, gate, space) = (facts.standing, facts.gate, &plan.space);
-    let mut found = Vec::new();
-    let mut stands = |is: bool, code: &'static str, text: String, fix: &str| {
-        if is {
-            found.push(Obstacle { code, text, fix: fix.to_owned() });
+/// What was found so far.
+struct Found(Vec<Finding>);
+
+impl Found {
+    fn when(&mut self, is_so: bool, code: &'static str, text: impl Into<String>, fix: &str) {
+        if is_so {
+            self.0.push(Finding::new(code, text, fix));
         }
-    };
-    let swap = plan.mode == Mode::Swap;
-    stands(
+    }
+}
+
+/// All that stands in a plan's way.
+pub(super) fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Finding> {
+    let mut found = Found(Vec::new());
+    of_log(facts, plan, &mut found);
+    of_table(facts.standing, plan.mode == Mode::Swap, &mut found);
+    of_server(facts, plan, &mut found);
+    found.0.extend(too_little(facts, plan));
+    found.0
+}
+
+/// Nothing may go, nothing is known, or nothing would be gained.
+fn of_log(facts: &Facts<'_>, plan: &Plan, found: &mut Found) {
+    let (standing, gate) = (facts.standing, facts.gate);
+    found.when(
         gate.ceiling.is_none(),
         "gate",
         format!("nothing may be deleted now: {}", gate.blockers.join("; ")),
         "`opsward plan` shows what lifts each",
     );
-    stands(
+    found.when(
         facts.census.is_empty() && standing.table_bytes > 0,
         "not_counted",
-        "the log was not counted yet: nobody knows what would stay".into(),
+        "the log was not counted yet: nobody knows what would stay",
         "`opsward census` counts it; the daemon does by itself",
     );
-    stands(
+    found.when(
         gate.ceiling.is_some()
             && !facts.census.is_empty()
             && plan.tables.iter().all(|t| t.kept_rows == t.rows)
             && plan.space.gain() < LEAST_GAIN,
         "nothing",
-        "there is nothing to give back: every op survives, and little of the file is free".into(),
+        "there is nothing to give back: every op survives, and little of the file is free",
         "a shorter OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS, or --policy compact",
     );
-    stands(
+}
+
+/// The table is not what can be replaced or thinned.
+fn of_table(standing: &Standing, swap: bool, found: &mut Found) {
+    found.when(
         !standing.owner,
         "privilege",
         format!("the role {} does not own the table ops", standing.role),
         "use the node's own role in OPENAUDIO_DB_URL, or see docs/roles.sql, level bound",
     );
-    stands(
+    found.when(
         swap && standing.owner && !standing.grants.is_empty(),
         "privilege",
         format!("the role {} may not put another table in the place of ops", standing.role),
         &format!("{}; or use --mode in-place", standing.grants.join("; ")),
     );
-    stands(
-        !standing.plain,
-        "table",
-        "ops is no plain table".into(),
-        "a node makes it so: look what changed it",
-    );
-    stands(
+    found.when(!standing.plain, "table", "ops is no plain table", "a node makes it so: look what changed it");
+    found.when(
         swap && !standing.dependents.is_empty(),
         "dependents",
         format!("a swap can't carry what depends on ops: {}", standing.dependents.join(", ")),
@@ -68,50 +82,55 @@ pub(super) fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
             false => "drop it for the time",
         },
     );
-    stands(
+    found.when(
         !swap && !standing.hindrances.is_empty(),
         "dependents",
         format!("rows of ops can't just be deleted: it has a {}", standing.hindrances.join(", a ")),
         "drop it for the time",
     );
-    stands(
+    found.when(
         !standing.invalid.is_empty(),
         "invalid_index",
         format!("indexes of ops are invalid: {}", standing.invalid.join(", ")),
         "wait until they are built, or DROP INDEX them",
     );
-    stands(
+}
+
+/// The server would keep what is freed, or write where nobody sees the space.
+fn of_server(facts: &Facts<'_>, plan: &Plan, found: &mut Found) {
+    let (standing, swap) = (facts.standing, plan.mode == Mode::Swap);
+    let unknown = &facts.volumes.unknown;
+    found.when(
         !standing.prepared.is_empty(),
         "prepared",
         format!("prepared transactions are open: {}", standing.prepared.join(", ")),
         "COMMIT PREPARED or ROLLBACK PREPARED them",
     );
-    stands(
+    found.when(
         !standing.slots.is_empty(),
         "slots",
         format!("WAL would pile up for replication slots that nobody reads: {}", standing.slots.join(", ")),
         "start their readers, or pg_drop_replication_slot them",
     );
-    stands(
+    found.when(
         standing.archiving.is_some(),
         "archiving",
         format!("WAL would pile up: archiving fails, {}", standing.archiving.as_deref().unwrap_or_default()),
         "mend archive_command, or switch archive_mode off",
     );
-    stands(
-        swap && space.free.is_none(),
+    found.when(
+        swap && plan.space.free.is_none(),
         "free_unknown",
-        "how much disk is free is not known, and mode swap needs much".into(),
+        "how much disk is free is not known, and mode swap needs much",
         "set OPENAUDIO_MEDIORUM_PGDATA_PATH to a directory on the database's volume",
     );
-    let unknown = &facts.volumes.unknown;
-    stands(
+    found.when(
         !unknown.is_empty(),
         "volume_unknown",
         format!("it writes to volumes that are not seen here: {}", unknown.join("; ")),
         "mount them at the same paths where opsward runs, or run it where they are",
     );
-    stands(
+    found.when(
         !swap && standing.kept_xids > 0,
         "vacuum_deferred",
         format!(
@@ -120,18 +139,16 @@ pub(super) fn obstacles(facts: &Facts<'_>, plan: &Plan) -> Vec<Obstacle> {
         ),
         "ALTER SYSTEM SET vacuum_defer_cleanup_age = 0 and reload, or use --mode swap",
     );
-    stands(
+    found.when(
         !swap && standing.old_snapshots,
         "old_snapshot_threshold",
-        "old_snapshot_threshold is set: the server then cuts off no table's end".into(),
+        "old_snapshot_threshold is set: the server then cuts off no table's end",
         "set old_snapshot_threshold = -1 and restart the server, or use --mode swap",
     );
-    found.extend(too_little(facts, plan));
-    found
 }
 
 /// What does not fit.
-fn too_little(facts: &Facts<'_>, plan: &Plan) -> Option<Obstacle> {
+fn too_little(facts: &Facts<'_>, plan: &Plan) -> Option<Finding> {
     let (space, fit) = (&plan.space, facts.asked.fit);
     let free = space.free.unwrap_or(u64::MAX);
     let (needs, instead) = match plan.mode {
@@ -145,7 +162,7 @@ fn too_little(facts: &Facts<'_>, plan: &Plan) -> Option<Obstacle> {
         Some(days) => format!(", for the shortest window that may be kept ({days} days)"),
         None => String::new(),
     };
-    let obstacle = |text: String| Obstacle { code: "space", text, fix: instead.to_owned() };
+    let obstacle = |text: String| Finding::new("space", text, instead);
     let mode = plan.mode.word();
     if free < needs {
         let (needs, there) = (bytes(needs), bytes(free));
@@ -165,33 +182,27 @@ fn too_little(facts: &Facts<'_>, plan: &Plan) -> Option<Obstacle> {
 }
 
 /// What is done only where somebody says so.
-pub(super) fn risks(plan: &Plan) -> Vec<Obstacle> {
+pub(super) fn risks(plan: &Plan) -> Vec<Finding> {
     let space = &plan.space;
     let free = space.free.unwrap_or(u64::MAX);
     if plan.mode == Mode::Swap && space.gain() < (space.table + space.indexes) / WORTH_A_SWAP {
-        return vec![Obstacle {
-            code: "gives_little",
-            text: format!(
-                "it copies the whole log and gives hardly anything back: about {} of {}",
-                bytes(space.gain()),
-                bytes(space.table + space.indexes)
-            ),
-            fix: "--yes does it all the same; a shorter OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS, or --policy \
-                  compact, gives more back"
-                .into(),
-        }];
+        let text = format!(
+            "it copies the whole log and gives hardly anything back: about {} of {}",
+            bytes(space.gain()),
+            bytes(space.table + space.indexes)
+        );
+        let fix = "--yes does it all the same; a shorter OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS, or --policy \
+                   compact, gives more back";
+        return vec![Finding::new("gives_little", text, fix)];
     }
     if plan.mode == Mode::Swap || free >= space.in_place_needs || free < space.in_place_floor {
         return Vec::new();
     }
-    vec![Obstacle {
-        code: "may_not_fit",
-        text: format!(
-            "by the estimate it may not fit: mode in-place needs about {} free, there are {}; \
-             it stops by itself before the disk is full, and what was deleted until then stays deleted",
-            bytes(space.in_place_needs),
-            bytes(free)
-        ),
-        fix: "--yes tries it all the same; or free some disk".into(),
-    }]
+    let text = format!(
+        "by the estimate it may not fit: mode in-place needs about {} free, there are {}; \
+         it stops by itself before the disk is full, and what was deleted until then stays deleted",
+        bytes(space.in_place_needs),
+        bytes(free)
+    );
+    vec![Finding::new("may_not_fit", text, "--yes tries it all the same; or free some disk")]
 }

@@ -9,7 +9,7 @@ use super::compare::{Candidates, Side};
 use crate::db::Db;
 use crate::db::digest::{cursors, ops_above};
 use crate::records::{convert, models};
-use crate::values::{Action, Host, OpUlid, is_plausible};
+use crate::values::{Action, Host, OpUlid, is_plausible, unix_ms};
 use jiff::Timestamp;
 use std::collections::HashMap;
 
@@ -28,15 +28,14 @@ pub(super) async fn let_pass(
     theirs: &Header,
     now: Timestamp,
 ) -> Result<Vec<String>, Error> {
-    let ms = |at: Timestamp| u64::try_from(at.as_millisecond()).unwrap_or(0);
-    if ms(now).saturating_sub(ms(theirs.taken_at)) > LONGEST_MS {
+    if unix_ms(now).saturating_sub(unix_ms(theirs.taken_at)) > LONGEST_MS {
         return Ok(Vec::new());
     }
-    let ours = cursors(&db.client().await?, ms(now)).await?;
+    let ours = cursors(&db.client().await?, unix_ms(now)).await?;
     let theirs_read = theirs.cursors.iter().chain(theirs.own.iter().zip(&theirs.newest));
     let read_less = theirs_read.filter(|(host, ulid)| {
         own.is_none_or(|own| own.as_str() != host.as_str())
-            && OpUlid::parse(ulid).is_some_and(|ulid| is_plausible(ulid, ms(now)))
+            && OpUlid::parse(ulid).is_some_and(|ulid| is_plausible(ulid, unix_ms(now)))
             && ours.get(*host).is_none_or(|ours| ours.as_str() < ulid.as_str())
     });
     let read_less: Vec<String> = read_less.map(|(host, _)| host.clone()).collect();
@@ -45,7 +44,7 @@ pub(super) async fn let_pass(
     }
     // The last op of each record that differs.
     let mut last: HashMap<(usize, Vec<String>), Action> = HashMap::new();
-    let from = OpUlid::first_of_ms(ms(theirs.taken_at).saturating_sub(LATE_MS));
+    let from = OpUlid::first_of_ms(unix_ms(theirs.taken_at).saturating_sub(LATE_MS));
     ops_above(db, from, |op| {
         let host = Host::normalise(&op.host);
         let read = match theirs.own.as_deref() == Some(host.as_str()) {

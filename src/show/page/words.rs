@@ -4,7 +4,7 @@ use crate::bound::plan::{Plan, State};
 use crate::show::format::{bytes, many, span};
 use crate::show::status::Status;
 use crate::show::view::Grid;
-use jiff::Timestamp;
+use crate::values::day_of;
 
 /// Below this share of the log a reclaim is not worth a word.
 const WORTH_SAYING: u64 = 20;
@@ -70,8 +70,7 @@ fn grows(plan: &Plan) -> String {
 
 /// A UTC day.
 pub(super) fn day(ms: u64) -> String {
-    let at = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    at.map_or_else(String::new, |at| at.strftime("%Y-%m-%d").to_string())
+    day_of(ms).to_string()
 }
 
 /// A job that a command handed over.

@@ -1,9 +1,9 @@
 //! What bounds the log, as `status` shows it.
 
-use crate::db::overview::Overview;
+use crate::db::overview::{BlockerStatus, CensusStatus, JobStatus, Overview, RunStatus};
+use crate::db::waiting::WaitStatus;
 use crate::settings::Settings;
 use crate::show::format::{bytes, count};
-use crate::values::Progress;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -49,125 +49,27 @@ pub struct BoundingStatus {
     pub unfinished_reclaim: Option<String>,
 }
 
-/// What the census knows.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct CensusStatus {
-    /// Rows of the log.
-    pub rows: u64,
-    /// Bytes of them.
-    pub bytes: u64,
-    /// The oldest UTC day.
-    pub oldest: String,
-    /// The newest UTC day.
-    pub newest: String,
-    /// Whether any of it is sampled.
-    pub estimated: bool,
-    /// When the last whole pass ended.
-    pub finished_at: Option<Timestamp>,
-}
-
-/// Something that stands in the way, or is worth knowing.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct BlockerStatus {
-    /// As `plan` has it.
-    pub code: String,
-    /// Whom or what it is about; may be empty.
-    pub subject: String,
-    /// Since when.
-    pub since: Timestamp,
-}
-
-/// What a piece of bulk work waits for.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct WaitStatus {
-    /// Which work.
-    pub work: String,
-    /// What for, and who holds it.
-    pub what: String,
-    /// Since when.
-    pub since: Timestamp,
-}
-
-/// A job.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct JobStatus {
-    /// Its number.
-    pub id: u64,
-    /// `prune`, `census` or `reclaim`.
-    pub kind: String,
-    /// How far it is; `null` before it begins.
-    pub progress: Option<Progress>,
-}
-
-/// A run of one task over one table.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct RunStatus {
-    /// When it ended.
-    pub at: Timestamp,
-    /// Its task.
-    pub task: String,
-    /// Its table.
-    pub table: String,
-    /// Rows deleted.
-    pub rows: u64,
-    /// Bytes of them.
-    pub bytes: u64,
-    /// What bound it.
-    pub bound_by: String,
-    /// How it came out.
-    pub outcome: String,
-}
-
 impl BoundingStatus {
     /// From own state and the settings.
     pub fn new(found: Overview, settings: &Settings, now: Timestamp) -> Self {
-        let natural = |n: i64| u64::try_from(n).unwrap_or(0);
         let window = settings.bounding.window;
-        let noted = |(code, subject, since)| BlockerStatus { code, subject, since };
         Self {
             lease: found.lease,
-            pace_percent: natural(found.percent.into()),
+            pace_percent: found.percent,
             paused_at: found.paused_at,
             window: window.map(|w| w.to_string()),
             in_window: window.is_none_or(|w| w.contains(now.as_second())),
-            census: found.census.map(|c| CensusStatus {
-                rows: natural(c.rows),
-                bytes: natural(c.bytes),
-                oldest: c.days.0,
-                newest: c.days.1,
-                estimated: c.estimated,
-                finished_at: c.finished_at,
-            }),
-            traces: natural(found.traces),
+            census: found.census,
+            traces: found.traces,
             replay_guard: found.guarded,
-            job: found.job.map(|(id, kind, progress)| JobStatus {
-                id: natural(id),
-                kind,
-                progress: progress.and_then(|p| serde_json::from_value(p).ok()),
-            }),
-            runs: found
-                .runs
-                .into_iter()
-                .map(|r| RunStatus {
-                    at: r.at,
-                    task: r.task,
-                    table: r.table,
-                    rows: natural(r.rows),
-                    bytes: natural(r.bytes),
-                    bound_by: r.bound_by,
-                    outcome: r.outcome,
-                })
-                .collect(),
+            job: found.job,
+            runs: found.runs,
             unguarded: (settings.bounding.retention_days > 0 || settings.bounding.retention_bytes > 0)
                 && !(settings.bounding.replay_guard && found.guarded),
             guard_set: settings.bounding.replay_guard,
-            blockers: found.blockers.into_iter().map(noted).collect(),
-            notices: found.notices.into_iter().map(noted).collect(),
-            waits: found
-                .waits
-                .into_iter()
-                .map(|w| WaitStatus { work: w.work, what: w.what, since: w.since })
-                .collect(),
+            blockers: found.blockers,
+            notices: found.notices,
+            waits: found.waits,
             unfinished_reclaim: found.reclaim.map(|r| {
                 let done = if r.held { "waits for `opsward reclaim --swap`" } else { "has not ended" };
                 format!("mode {}, phase {}, {done}; it last did something at {}", r.mode, r.phase, r.since)

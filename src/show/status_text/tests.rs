@@ -29,6 +29,7 @@ fn peer(host: &str) -> PeerStatus {
         gap_advances: 1,
         last_gap: None,
         held: None,
+        read_to_end_at: None,
     }
 }
 

@@ -4,7 +4,6 @@ use super::{ONE, PATH, Port, fill, run, ulid, until};
 use crate::harness::{Database, http};
 use jiff::Timestamp;
 use opsward::db::readers;
-use opsward::values::OpUlid;
 
 const PEER: &str = "https://n1.example";
 const AGENT: &str = "User-Agent: mediorum https://N1.example/";
@@ -53,7 +52,7 @@ async fn what_a_peer_asked_with_is_kept() {
         panic!("one reader");
     };
     assert_eq!(reader.host.as_str(), PEER);
-    assert_eq!(reader.lowest, OpUlid::parse(&ulid(3)));
+    assert_eq!(reader.lowest, Some(ulid(3)));
     assert_eq!(reader.last_at, at);
     let later = at + jiff::SignedDuration::from_secs(1);
     assert!(readers::lowest_since(&client, later).await.unwrap().is_empty());
