@@ -1,9 +1,8 @@
 //! HTTP/1.1 listeners, for the public and the admin port alike.
 //!
-//! A connection is a task of its own. Whatever its socket does, it ends: when
-//! it stays idle, when a response outlives its deadline, when a handler asks
-//! for it, and when the listener is stopped. hyper polls no body whose socket
-//! is stuck, so the task is dropped whole, not only the body.
+//! Each connection is a task. It ends when it stays idle, when a response passes its deadline,
+//! when a handler asks for that, and when the listener stops, whatever its socket does: hyper
+//! does not poll the body of a stuck socket, so the whole task is dropped.
 
 mod body;
 mod conn;
@@ -137,7 +136,7 @@ impl Shared {
         let mut stopping = false;
         loop {
             tokio::select! {
-                // What goes wrong on a connection concerns its other end only.
+                // An error of a connection concerns its client only.
                 ended = &mut serving => return if let Err(e) = ended {
                     tracing::debug!(error = %e, "a connection ended early");
                 },
@@ -149,7 +148,7 @@ impl Shared {
                 }
             }
         }
-        // Given up: what the kernel still holds for its other end goes too.
+        // Closed hard: the kernel drops what it still holds for the client.
         let _ = serving.into_parts().io.inner().set_zero_linger();
     }
 

@@ -38,7 +38,7 @@ pub enum Job {
     Prune {
         /// Which.
         tasks: Vec<Which>,
-        /// The share of time at work, before the database's word.
+        /// `--pace`, 1 to 100; else the pace in the database.
         percent: Option<u8>,
     },
     /// Gives the disk back.
@@ -92,14 +92,14 @@ fn failed(text: impl Into<String>, fix: &str) -> Failure {
     Failure::new(ExitCode::Failed, "job_failed", text).fix(fix)
 }
 
-/// How often the progress of a job is written, and looked for its abort.
+/// How often a job's progress is written, and its abort is looked for.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Notes a job in `opsward.jobs` and does it: `status` tells of it whoever does it.
 pub async fn begin(job: &Job, work: &Work, lease: &mut Lease) -> db::Result<Ended> {
     let args = serde_json::to_value(job).unwrap_or_default();
     let client = work.db.client().await?;
-    // Whoever has the lease does the only one.
+    // The holder of the lease does the only job: any other that was begun is lost.
     jobs::interrupted(&client, work.clock.now()).await?;
     let id = jobs::begin(&client, job.kind(), &args, work.clock.now()).await?;
     drop(client);
@@ -112,9 +112,9 @@ pub async fn begin(job: &Job, work: &Work, lease: &mut Lease) -> db::Result<Ende
     Ok(ended)
 }
 
-/// Does the job `id` of `opsward.jobs`. Side by side with it, its progress is written,
-/// and a reclaim ends at its next batch once its abort was handed over: the abort waits
-/// for the lease, for hours where the reclaim is paused.
+/// Does the job `id` of `opsward.jobs` and writes its progress meanwhile. A reclaim also stops
+/// at its next batch when somebody hands over its abort: the abort needs the lease, and would
+/// wait for hours while the reclaim is paused.
 pub async fn carry_out(id: i64, job: &Job, work: &Work, lease: &mut Lease) -> Ended {
     let (told, mut progress) = watch::channel(Progress::default());
     let tell = work.tell.clone();
@@ -129,7 +129,7 @@ pub async fn carry_out(id: i64, job: &Job, work: &Work, lease: &mut Lease) -> En
     let report = async {
         loop {
             sleep(EVERY).await;
-            // A job takes days: it keeps no session for this.
+            // A job may take days: it keeps no session for this.
             let Ok(client) = &work.db.client().await else { continue };
             let goes_on = matches!(job, Job::Reclaim(request) if request.action != Action::Abort);
             if goes_on && !own.stop.is_cancelled() && jobs::abort_waits(client).await.unwrap_or(false) {
@@ -137,7 +137,7 @@ pub async fn carry_out(id: i64, job: &Job, work: &Work, lease: &mut Lease) -> En
                 own.stop.cancel();
             }
             if progress.has_changed().unwrap_or(false) {
-                // The job goes on though nobody can be told how far it is.
+                // The job goes on even when its progress cannot be written.
                 let now = serde_json::to_value(&*progress.borrow_and_update()).unwrap_or_default();
                 if let Err(error) = jobs::progress(client, id, &now).await {
                     debug!(%error, "the progress of a job is not written");
@@ -145,12 +145,12 @@ pub async fn carry_out(id: i64, job: &Job, work: &Work, lease: &mut Lease) -> En
             }
         }
     };
-    // On the heap: what a job is made of is too large for a stack.
+    // On the heap: the future of a job is too large for a stack.
     beside(perform(job, &own, lease).boxed(), report.boxed()).await
 }
 
-/// Does `work`, and the other thing side by side with it until it ends. Neither waits
-/// for the other: a job whose progress is being written goes on.
+/// Runs `work` to its end and `other` beside it. Neither waits for the other: a job goes on
+/// while its progress is being written.
 async fn beside<T>(work: impl Future<Output = T>, other: impl Future<Output = Infallible>) -> T {
     tokio::select! {
         done = work => done,
@@ -180,8 +180,8 @@ async fn perform(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
     report.map_or_else(Ended::Trouble, Ended::Report)
 }
 
-/// A reclaim; what may go is asked when it begins, not when it was handed over,
-/// and again before it is lost.
+/// A reclaim. It asks the gate what may go when it begins (not when it was handed over), and
+/// again before anything is lost.
 async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -> Result<Value, Failure> {
     if request.action != reclaim::Action::Abort
         && let Some(blocker) = guard::first(work, lease).await?

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-/// How long a task that should never end has to run to count as working.
+/// A task that should never end counts as working after it has run this long.
 const SETTLED: Duration = Duration::from_secs(30);
 
 /// The end of one run: when to come again, or what went wrong.
@@ -38,7 +38,7 @@ pub type Outcome = anyhow::Result<Next>;
 pub struct Task {
     /// Its own name, shown in reports and logs.
     pub name: String,
-    /// What its metrics are counted under: one of few.
+    /// The label of its metrics; many tasks may share one.
     pub label: &'static str,
     /// When it runs.
     pub schedule: Schedule,
@@ -153,7 +153,7 @@ impl Supervisor {
         let report = TaskReport::new(task.name.clone(), TaskState::Waiting);
         let id = self.reports.add(report);
         for counter in [&self.metrics.task_runs, &self.metrics.task_failures, &self.metrics.task_panics] {
-            // Shown from the start, at zero.
+            // The series exist from the start, at zero.
             counter.with_label_values(&[task.label]);
         }
         let ended = CancellationToken::new();
@@ -164,7 +164,7 @@ impl Supervisor {
             one.keep_running(run).await;
         });
         self.lock().insert(id, spawned.abort_handle());
-        // It may have ended before it was entered.
+        // The task may have ended before its handle was entered.
         if ended.is_cancelled() {
             self.lock().remove(&id);
         }
@@ -199,7 +199,7 @@ impl Supervisor {
     }
 }
 
-/// Says that a task ended, however it came to that.
+/// Marks a task as ended when it is dropped, whatever ended it.
 struct Ended(Supervisor, u64, CancellationToken);
 
 impl Drop for Ended {
@@ -240,7 +240,7 @@ impl One {
                     Err(Failure::of_error("it ended by itself"))
                 }
                 Ok(Ok(next)) => Ok(next),
-                // Errors here tell it whole: those of the database and of pulling.
+                // The outermost message says it all: the errors of the database and of pulling do.
                 Ok(Err(error)) => Err(Failure::of_error(error.to_string())),
                 Err(payload) => Err(Failure::of_panic(payload.as_ref())),
             };
@@ -256,7 +256,7 @@ impl One {
                     };
                     (wait, TaskState::Waiting)
                 }
-                // What fails while it is told to stop was interrupted.
+                // A failure while the task is told to stop is an interruption.
                 Err(failure) if self.stop.is_cancelled() && !failure.panicked => {
                     debug!(task = self.task.name, "interrupted: {}", failure.text);
                     return;
@@ -277,7 +277,7 @@ impl One {
         F: Fn(CancellationToken) -> R,
         R: Future<Output = Outcome>,
     {
-        // The call itself is inside: it may panic before its first await.
+        // The call itself is inside the catch: it may panic before its first await.
         let whole = AssertUnwindSafe(async { run(self.stop.child_token()).await });
         let mut whole = std::pin::pin!(whole.catch_unwind());
         if self.task.schedule == Schedule::Forever {

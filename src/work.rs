@@ -1,6 +1,6 @@
-//! Contract 5, Pace: what bulk work is handed, and what it asks before each
-//! batch. Pause, pace, the maintenance window, free disk, WAL and the signal
-//! to stop are obeyed here, for every task alike.
+//! Contract 5, Pace: what bulk work gets (`Work`), and what it asks before each batch
+//! (`Pacer`). All bulk work obeys pause, pace, maintenance window, free disk, WAL and the stop
+//! signal through this one place.
 
 mod space;
 mod waits;
@@ -26,13 +26,12 @@ pub use waits::{WaitFor, Waits};
 /// The delay of a VACUUM at the gentle pace, in ms: what autovacuum uses by
 /// default.
 const GENTLE_DELAY_MS: f64 = 2.0;
-/// More sessions that wait for the disk slow the work down no further.
+/// So many sessions waiting for the disk slow the work down as far as it goes.
 const MOST_WAITING: u32 = 4;
 /// The longest pause between two batches.
 const LONGEST_REST: Duration = Duration::from_secs(10);
 
-/// What bulk work is handed. The lease comes apart: it is borrowed anew for
-/// each statement.
+/// What bulk work gets. The lease is passed separately, because each statement borrows it.
 #[derive(Clone)]
 pub struct Work {
     /// Pooled connections, for reading and for watching.
@@ -42,7 +41,7 @@ pub struct Work {
     pub own: Host,
     /// The time.
     pub clock: Clock,
-    /// Where it is counted.
+    /// The metrics.
     pub metrics: Metrics,
     /// Cancelled when it has to stop at the next batch.
     pub stop: CancellationToken,
@@ -50,7 +49,7 @@ pub struct Work {
     pub tell: Arc<dyn Fn(Progress) + Send + Sync>,
 }
 
-/// Why work ends before it is done. Nothing is lost: it goes on from there.
+/// Why work stopped before it was done. Nothing is lost: the next run goes on from there.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Halt {
     /// Told to stop.
@@ -90,7 +89,7 @@ pub struct Pacer {
     floor: Floor,
     rested: Instant,
     looked: Option<(Instant, Look)>,
-    /// The order of the log's keys was found to be right.
+    /// The order of the log's keys was checked and is right.
     is_ordered: bool,
     pulse: Pulse,
     may_checkpoint: bool,
@@ -100,7 +99,7 @@ pub struct Pacer {
 /// Why a run ended early, or what went wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum Stop {
-    /// It is to end here.
+    /// Told to stop, paused, outside the window, or too little disk.
     #[error(transparent)]
     Halt(#[from] Halt),
     /// The database's.
@@ -139,7 +138,7 @@ impl Pacer {
     /// where they are known.
     ///
     /// # Errors
-    /// It may not, or the database's.
+    /// The work may not go on, or the database failed.
     pub async fn turn(&mut self, lease: &mut Lease) -> Result<Option<u64>, Stop> {
         self.turn_above(lease, self.floor).await
     }
@@ -184,7 +183,7 @@ impl Pacer {
                 Some(Halt::LittleDisk { .. })
                     if signs.wal_bytes > LAST_WAL && self.checkpoint(lease.client()?).await? =>
                 {
-                    // WAL may have been what filled it; look once more.
+                    // WAL may have filled the volume: look again after the checkpoint.
                     let look = self.look().await?;
                     if let Some(halt) = self.halt(&look, floor, self.pulse) {
                         return Err(named(halt, lease.client()?).await.into());
@@ -228,7 +227,7 @@ impl Pacer {
         room: Room,
     ) -> db::Result<Ended> {
         let (db, stop) = (self.work.db.clone(), self.work.stop.child_token());
-        // What makes room goes on while the server itself has enough.
+        // A statement that makes room goes on as long as the server itself has enough.
         let floor = if room == Room::Takes { self.floor } else { LOWEST };
         let ended = tokio::select! {
             ended = maintain::watched(lease, &db, statement, settings, &stop) => ended,
@@ -237,7 +236,8 @@ impl Pacer {
         if matches!(ended, Ok(Ended::Stopped)) && self.work.stop.is_cancelled() {
             self.halted = Some(Halt::Stopped);
         }
-        // It had its own throttle: no rest is due for it. Nor does its WAL tell what a batch writes.
+        // The statement had its own throttle, so no rest is due for it, and its WAL says nothing
+        // about the WAL of a batch.
         self.rested = Instant::now();
         self.pulse.forget();
         ended

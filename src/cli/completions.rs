@@ -27,7 +27,7 @@ fn run(_: &Early, args: &ArgMatches) -> Outcome {
     let Some(shell) = args.get_one::<Shell>(SHELL) else {
         return Err(Failure::new(ExitCode::Usage, "usage", "name a shell"));
     };
-    // Into memory first: the generator panics where its writer fails.
+    // Written to memory first: the generator panics when its writer fails.
     let mut script = Vec::new();
     clap_complete::generate(*shell, &mut frame::command(), "opsward", &mut script);
     Ok(Done::new(Value::Null, String::from_utf8_lossy(&script)))

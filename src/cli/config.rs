@@ -45,7 +45,7 @@ fn check(loaded: &Result<Loaded, Problems>) -> Done {
     }
 }
 
-/// What `run` needs besides, where it is missing.
+/// The problem that `run` would have with these settings: it needs this validator's URL.
 fn for_run(loaded: &Loaded) -> Option<Problems> {
     let entry = entry("node_endpoint").filter(|_| loaded.settings.node_endpoint.is_none())?;
     let why = "it is not set, and `run` has to know this validator's own URL".to_owned();

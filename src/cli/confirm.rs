@@ -1,4 +1,4 @@
-//! Asks before something that a person must decide on.
+//! Asks for confirmation before something that cannot be undone.
 
 use super::Context;
 use crate::show::format::printable;
@@ -6,13 +6,13 @@ use crate::show::{ExitCode, Failure, OutputMode};
 use clap::{Arg, ArgMatches};
 use std::io::{BufRead, IsTerminal, Write};
 
-/// The flag that answers before the question.
+/// `--yes`: answers yes to the question.
 pub(super) fn flag() -> Arg {
     super::args::flag("yes", "Do not ask")
 }
 
-/// Says what will be done and asks, unless `--yes` was given. Where nobody can
-/// be asked the answer is no.
+/// Says what will be done and asks, unless `--yes` was given. Without a terminal the answer
+/// is no.
 ///
 /// # Errors
 /// It was not confirmed: nothing was done, exit 3.

@@ -1,4 +1,4 @@
-//! What a command is handed.
+//! What a command gets: settings, clock, output mode.
 
 use crate::clock::Clock;
 use crate::db::Db;
@@ -9,7 +9,7 @@ use crate::values::{Finding, Host};
 /// What a command knows before the settings are known to be usable.
 #[derive(Debug)]
 pub struct Early {
-    /// The settings, or all that is wrong with them.
+    /// The settings, or every problem in them.
     pub loaded: Result<Loaded, Problems>,
     /// The time.
     pub clock: Clock,
@@ -43,10 +43,10 @@ impl Context {
         }
     }
 
-    /// This validator, for commands where self matters.
+    /// This validator's host, for commands that need it.
     ///
     /// # Errors
-    /// It is not set: exit 64.
+    /// The setting is missing: exit 64.
     pub fn self_host(&self) -> Result<&Host, Failure> {
         if let Some(host) = &self.settings.node_endpoint {
             return Ok(host);
@@ -68,7 +68,7 @@ impl Context {
     /// server lists as `opsward <command>`.
     ///
     /// # Errors
-    /// The database's: away is exit 75, all else 1.
+    /// The database is away: exit 75. Any other database error: exit 1.
     pub async fn open_db(&self, command: &str, size: usize) -> Result<Db, Failure> {
         let name = format!("opsward {command}");
         Ok(Db::open(&self.settings.db, &name, size).await?)

@@ -65,7 +65,7 @@ async fn in_database(
     let fitness = stats::fitness(&client, &tables).await?;
     let lacking = privileges::lacking(&client, &fitness.missing).await?;
     let mut lacking: Vec<_> = lacking.into_iter().filter(|l| l.need.is_wanted(settings)).collect();
-    // What reading needs is needed always.
+    // Privileges for reading are needed even when pulling is off.
     let reads = |lift: &&String| lift.contains("SELECT") || lift.contains("ON DATABASE");
     if !Need::Pull.is_wanted(settings) {
         let lifts: Vec<_> = fitness.missing.iter().filter(reads).cloned().collect();
@@ -82,7 +82,7 @@ async fn in_database(
     Ok((checks, remembered))
 }
 
-/// How ops reach the node, and what it does to the log by itself.
+/// How ops reach the node, and what the node itself deletes.
 async fn of_node(client: &Client, status: &Status, context: &Context) -> db::Result<Vec<Check>> {
     let settings = &context.settings;
     let catalog = node::catalog(client).await?;
@@ -99,14 +99,14 @@ async fn of_node(client: &Client, status: &Status, context: &Context) -> db::Res
     Ok(checks)
 }
 
-/// What work that was cut off has left, a sentence and a remedy each.
+/// What interrupted work has left behind: a sentence and a fix each.
 async fn leftovers(client: &Client, has_schema: bool) -> db::Result<Vec<(String, String)>> {
     let mut found = privileges::leftovers(client).await?;
     if guard::find(client).await? == Found::Other {
         let text = "the replay guard on public.ops is disabled, or not as this opsward makes it";
         found.push((text.to_owned(), "`opsward run` puts it right, or takes it away".to_owned()));
     }
-    // Who holds the lease may be at them.
+    // A holder of the lease may be working on these jobs.
     if has_schema && lease::holder(client).await?.is_none() {
         for job in privileges::orphaned_jobs(client).await? {
             let fix = "run its command again: it goes on; the next `opsward run` forgets this one";
@@ -116,7 +116,7 @@ async fn leftovers(client: &Client, has_schema: bool) -> db::Result<Vec<(String,
     Ok(found)
 }
 
-/// What of the node's tables is in no model.
+/// Tables and columns of the node that no model knows.
 async fn drift(client: &Client) -> db::Result<Vec<String>> {
     let relations = catalog::relations(client).await?;
     let mut found = Vec::new();

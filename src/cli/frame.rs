@@ -1,5 +1,5 @@
-//! Around every command: the flags of the settings table, `--config` and
-//! `--output`, and the way out.
+//! What surrounds every command: the settings as flags, `--config`, `--output`, and writing
+//! the result.
 
 use super::{COMMANDS, Early, Output, help};
 use crate::settings::{self, DEFAULT_FILE, Entry, Shape, Source, TABLE};
@@ -100,7 +100,7 @@ fn output_flag() -> Arg {
         .help("How the result is written")
 }
 
-/// The innermost command's arguments: they hold the global ones of all.
+/// The innermost subcommand's arguments; clap puts the global ones there.
 fn innermost(mut args: &ArgMatches) -> &ArgMatches {
     while let Some((_, inner)) = args.subcommand() {
         args = inner;
@@ -127,7 +127,7 @@ pub(super) fn output(args: &ArgMatches) -> OutputMode {
     }
 }
 
-/// The source with what the command line says.
+/// Adds the flags of the command line to the source of settings.
 pub(super) fn with_flags(mut source: Source, args: &ArgMatches) -> Source {
     let args = innermost(args);
     source.config = args.get_one::<PathBuf>(CONFIG).cloned();
@@ -150,7 +150,7 @@ pub(super) fn finish(command: &str, output: Output, early: &Early, outcome: Outc
     let warnings: &[Finding] = match (&early.loaded, output) {
         (Ok(loaded), Output::Envelope) => &loaded.warnings,
         (Err(found), Output::Envelope) => &found.warnings,
-        // Logged before the command ran.
+        // These were logged before the command ran.
         (Ok(_), Output::Own) => &[],
         (Err(found), Output::Own) if outcome.is_err() => &found.warnings,
         (Err(_), Output::Own) => &[],
@@ -195,7 +195,7 @@ fn told(failure: &Failure) -> String {
     if fix.is_empty() { format!("opsward: {text}") } else { format!("opsward: {text}; {fix}") }
 }
 
-/// To stderr; where that is closed there is nobody to tell.
+/// Writes to stderr; a closed stderr is ignored.
 fn say(text: &str) {
     let _ = show::write_lines(io::stderr().lock(), text);
 }

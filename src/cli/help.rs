@@ -1,11 +1,11 @@
-//! `opsward help`: of everything, of a command, or of the settings, which every
-//! command takes as flags and no command's own help repeats.
+//! `opsward help`: shows the help of opsward, of one command, or of the settings. Every
+//! command takes every setting as a flag, so the help of a command leaves them out.
 
 use super::{Command, Output, Run, frame};
 use crate::show::{Done, ExitCode, Failure};
 use clap::{Arg, ArgMatches};
 
-/// The word that stands for the settings.
+/// `opsward help settings`.
 pub(super) const SETTINGS: &str = "settings";
 
 pub(super) const COMMAND: Command = Command {

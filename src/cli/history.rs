@@ -18,14 +18,14 @@ pub(super) const COMMAND: Command = Command {
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
 };
 
-/// The version of the schema that brought the history.
+/// The first version of the schema with a history.
 const HISTORY_SINCE: i32 = 2;
 
 async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let db = context.open_db("history", 1).await?;
     let client = db.client().await?;
     let limit = args.get_one::<i64>("limit").copied().unwrap_or(50);
-    // It shows what is there, and makes no schema to find nothing in it.
+    // This command only reads: it does not create the schema.
     let entries = match migrate::version(&client).await? {
         version if version < HISTORY_SINCE => Vec::new(),
         _ => history::latest(&client, limit).await?,

@@ -1,5 +1,5 @@
-//! A command that needs the lease: takes it and works in the foreground, or
-//! hands the job to the daemon that has it, and shows how far it is.
+//! Commands that need the lease. A command takes the lease and does the job itself, or hands
+//! the job to the daemon that holds the lease, and shows the progress.
 
 use super::args::{flag, option};
 use super::{Context, progress::Shown};
@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-/// How often a job that the daemon does is looked at.
+/// How often the command looks at a job that the daemon does.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How long work may take to stop: contract 5 says 30 s, the rest is for the runtime.
 const STOP_WITHIN: Duration = Duration::from_secs(27);
@@ -55,11 +55,11 @@ pub(super) fn percent(text: &str) -> Result<u8, String> {
     }
 }
 
-/// Has a job done, here or by the daemon, and returns its report. `None`: the
-/// command was detached from it, it goes on in the daemon.
+/// Does a job, here or in the daemon, and returns its report. `None`: Ctrl-C detached the
+/// command, and the daemon goes on with the job.
 ///
 /// # Errors
-/// The lease is held elsewhere (exit 4), or the job's.
+/// The lease is held elsewhere (exit 4), or the job failed.
 pub(super) async fn have_done<Report: DeserializeOwned>(
     context: &Context,
     args: &ArgMatches,
@@ -96,8 +96,7 @@ pub(super) async fn have_done<Report: DeserializeOwned>(
     }
 }
 
-/// What bulk work is warned of that goes on without knowing how full the
-/// database's volume is.
+/// A warning when nothing can stop bulk work on a full volume, because its free space is unknown.
 pub(super) async fn disk_warning(context: &Context) -> Result<Option<Finding>, Failure> {
     let db = context.open_db("disk", 1).await?;
     let directory = stats::figures(&db.client().await?).await?.data_directory;
@@ -112,15 +111,15 @@ pub(super) async fn disk_warning(context: &Context) -> Result<Option<Finding>, F
     }))
 }
 
-/// What a command says that was detached from its job.
+/// The result of a command that was detached from its job.
 pub(super) fn detached() -> Done {
     Done::new(json!({ "detached": true }), "It goes on in the daemon.")
 }
 
-/// Whether another command is at work now and is to be waited for.
+/// Whether another command holds the lease and `--wait` was given.
 ///
 /// # Errors
-/// It is at work and not to be waited for, exit 4; or the database's.
+/// Another command holds the lease and `--wait` was not given: exit 4.
 pub(super) async fn is_waited_for(context: &Context, args: &ArgMatches) -> Result<bool, Failure> {
     let db = context.open_db("lease", 1).await?;
     match holder(&db.client().await?).await? {
@@ -140,7 +139,7 @@ fn held(holder: Option<&Holder>) -> String {
     }
 }
 
-/// What work in the foreground is handed.
+/// What a job in the foreground works with.
 pub(super) fn work(context: &Context, own: crate::values::Host, db: Db) -> Result<Work, Failure> {
     let shown = Shown::new(context.output);
     Ok(Work {
@@ -154,11 +153,11 @@ pub(super) fn work(context: &Context, own: crate::values::Host, db: Db) -> Resul
     })
 }
 
-/// Works here. A signal cancels `stop`, and the work ends at its next batch; a second
-/// one, or a server that does not answer, cuts it off.
+/// Runs `whole` here. A signal cancels `stop`, and the work ends at its next batch; a second
+/// signal, or a server that does not answer, cuts it off.
 ///
 /// # Errors
-/// It was cut off: the batch under way is rolled back.
+/// The work was cut off: the batch under way is rolled back.
 pub(super) async fn until_signalled<T>(
     stop: &CancellationToken,
     whole: impl Future<Output = T>,
@@ -190,17 +189,17 @@ async fn asked_to_stop() {
     }
 }
 
-/// How a job came out that was handed over.
+/// What became of a job that was handed over.
 enum Handed {
     Ended(Ended),
     Detached,
-    /// The daemon went before it began it.
+    /// The daemon ended before it began the job.
     DaemonGone,
 }
 
 async fn by_daemon(context: &Context, db: &Db, job: &Job, to: &Holder) -> Result<Handed, Failure> {
     let client = db.client().await?;
-    // Listened to all along: a signal between two looks counts as well.
+    // Registered once, so that a signal between two looks is not lost.
     let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
     let args = serde_json::to_value(job).map_err(anyhow::Error::from)?;
     let id = jobs::add(&client, job.kind(), &args, context.clock.now()).await?;

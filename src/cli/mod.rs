@@ -1,6 +1,6 @@
-//! Contract 9: the command line. A command is one file with one `COMMAND`,
-//! named in one list here; what they share is done around them: settings,
-//! logging, the envelope, the exit code.
+//! Contract 9: the command line. Each command is one file with one `COMMAND`, listed in
+//! `COMMANDS`. What all commands share happens around them: settings, logging, the JSON
+//! envelope, the exit code.
 
 mod args;
 mod census;
@@ -41,9 +41,9 @@ use futures_util::future::LocalBoxFuture;
 use std::ffi::OsString;
 
 pub struct Command {
-    /// Its word on the command line.
+    /// Its name on the command line.
     pub name: &'static str,
-    /// Adds what it is about and its arguments.
+    /// Adds its description and its arguments.
     pub args: fn(clap::Command) -> clap::Command,
     /// Where its result goes.
     pub output: Output,
@@ -56,16 +56,16 @@ pub struct Command {
 pub enum Output {
     /// Text, or the envelope with `--output json`.
     Envelope,
-    /// As the command likes: no `--output`, and warnings are logged.
+    /// The command's own output: there is no `--output`, and warnings are logged.
     Own,
 }
 
 /// A command's work.
 #[derive(Clone, Copy)]
 pub enum Run {
-    /// Works whatever the settings are.
+    /// Runs even when the settings cannot be used.
     Early(fn(&Early, &ArgMatches) -> Outcome),
-    /// Needs settings that can be used: `|context, args| Box::pin(run(context, args))`.
+    /// Needs usable settings: `|context, args| Box::pin(run(context, args))`.
     Settled(for<'a> fn(&'a Context, &'a ArgMatches) -> LocalBoxFuture<'a, Outcome>),
 }
 
@@ -100,7 +100,7 @@ pub async fn main(args: impl IntoIterator<Item = OsString>, source: Source) -> E
     let matches = match frame::command().try_get_matches_from(frame::as_help(args)) {
         Ok(matches) => matches,
         Err(error) => {
-            // Help that nobody reads is no failure.
+            // A closed stdout is no failure of `--help`.
             let _ = error.print();
             return match error.use_stderr() {
                 true => ExitCode::Usage,
@@ -108,7 +108,7 @@ pub async fn main(args: impl IntoIterator<Item = OsString>, source: Source) -> E
             };
         }
     };
-    // clap asks for a command, and knows only those of the list.
+    // clap requires a command and accepts only those in the list.
     let Some((name, args)) = matches.subcommand() else {
         return ExitCode::Usage;
     };

@@ -1,5 +1,5 @@
-//! What commands ask over the network, `doctor` most of it: the registry, self's public URL, and
-//! a few peers for the time.
+//! Requests that commands (mostly `doctor`) send over the network: to the registry, to this
+//! validator's public URL, and to a few peers for their time.
 
 use crate::clock::Clock;
 use crate::pull::client::{Certificates, http_client, shown};
@@ -14,11 +14,11 @@ use reqwest::Client;
 use reqwest::header::DATE;
 use std::time::Duration;
 
-/// How long one of these may take.
+/// Timeout of each request.
 pub(super) const WITHIN: Duration = Duration::from_secs(10);
-/// Peers asked for the time: a median needs three (contract 5).
+/// How many peers are asked for the time; a median needs three answers (contract 5).
 const CLOCKS: usize = 5;
-/// No reader: the daemon notes only those that say they are mediorum.
+/// The daemon notes only clients that call themselves mediorum, so `doctor` is not noted as a reader.
 const USER_AGENT: &str = concat!("opsward-doctor/", env!("CARGO_PKG_VERSION"));
 
 /// The peers, as the daemon would look them up now.
@@ -30,7 +30,7 @@ pub(super) async fn peers(settings: &Settings) -> Result<Found, String> {
     }
 }
 
-/// A client that believes what the daemon's believes.
+/// An HTTP client that trusts the same certificates as the daemon's.
 pub(super) fn client(settings: &Settings) -> Result<Client, String> {
     http_client(if settings.tls_self_signed && settings.env == Env::Dev {
         Certificates::SelfSigned
@@ -39,9 +39,9 @@ pub(super) fn client(settings: &Settings) -> Result<Client, String> {
     })
 }
 
-/// The version of the opsward that answers at a public URL; `None` when what
-/// answers is none. Asked for what comes after now: hardly anything. A proxy
-/// that cannot reach what it routes to tells nothing.
+/// The version of the opsward that answers at a public URL; `None` when something else answers.
+/// The request asks for ops after now, so the answer is small. A 5xx answer without a version
+/// is an error: a proxy that cannot reach opsward says nothing about the route.
 pub(super) async fn version(
     http: &Client,
     own: &Host,
@@ -61,7 +61,7 @@ pub(super) async fn version(
     }
 }
 
-/// The median of a few peers' clocks against ours; nothing where too few say.
+/// Compares the median of a few peers' clocks with ours; `None` when fewer than three answer.
 pub(super) async fn clock(http: &Client, peers: &[Host], clock: &Clock) -> Option<Check> {
     let asked = peers.iter().take(CLOCKS).map(|peer| date(http, peer));
     let mut dates: Vec<Timestamp> = join_all(asked).await.into_iter().flatten().collect();

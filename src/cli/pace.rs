@@ -1,5 +1,5 @@
-//! `opsward pause`, `resume` and `pace`: the operator's word on bulk work,
-//! obeyed at its next batch by whoever runs it.
+//! `opsward pause`, `resume` and `pace`: bulk work obeys them at its next batch, whichever
+//! process runs it.
 
 use super::{Command, Context, Output, Run};
 use crate::db::{Client, migrate, pace};
@@ -15,7 +15,7 @@ pub(super) const PAUSE: Command = Command {
     run: Run::Settled(|context, _| Box::pin(pause(context, Pause::Yes))),
 };
 
-/// Lets it go on.
+/// Lets bulk work go on.
 pub(super) const RESUME: Command = Command {
     name: "resume",
     args: |command| command.about("Let bulk work go on"),

@@ -1,4 +1,4 @@
-//! `opsward plan`: what each task would delete now, bound by what, why not
+//! `opsward plan`: shows what each task would delete now, and what keeps it from deleting
 //! more. Deletes nothing.
 
 use super::{Command, Context, Output, Run, lease, outside};
@@ -13,9 +13,9 @@ use crate::work::{Pacer, Stop};
 use clap::ArgMatches;
 use std::time::Duration;
 
-/// What a first look at the log may take: its sample is the first of it.
+/// Time for a first look at the log, which begins with a sample.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
-/// How long self's public URL may take to answer.
+/// Timeout for this validator's public URL.
 const ASK_WITHIN: Duration = Duration::from_secs(3);
 /// Pooled connections: the lease's, the pace's, the plan's own.
 pub(super) const POOL: usize = 4;
@@ -42,7 +42,7 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     Ok(Done::new(result, plan_text::text(&plan)))
 }
 
-/// Whether peers' sweeps come here, as far as that can be seen from here.
+/// Asks the public URL whether peers' sweeps reach opsward.
 async fn routed(context: &Context, own: &Host) -> Routed {
     let Ok(http) = outside::client(&context.settings) else {
         return Routed::NotKnown;
@@ -54,8 +54,8 @@ async fn routed(context: &Context, own: &Host) -> Routed {
     }
 }
 
-/// A first answer where the log was never looked at and nobody else is at it;
-/// the daemon's census, or `opsward census`, counts it whole.
+/// Samples the log when it was never counted and nobody holds the lease. The daemon's census,
+/// or `opsward census`, counts all of it.
 pub(super) async fn first_look(context: &Context, db: &Db) -> Result<(), Failure> {
     if gate::census_at(&db.client().await?).await?.is_some() {
         return Ok(());
@@ -66,7 +66,7 @@ pub(super) async fn first_look(context: &Context, db: &Db) -> Result<(), Failure
     let work = lease::work(context, context.self_host()?.clone(), db.clone())?;
     let mut pacer = Pacer::new(&work, None);
     match census::run_once(&work, &mut lease, &mut pacer, Scope::Due, FIRST_LOOK).await {
-        // Paused, or outside its window: what is there has to do.
+        // Paused, or outside the window: go on with what is known.
         Ok(_) | Err(Stop::Halt(_)) => Ok(()),
         Err(Stop::Db(error)) => Err(error.into()),
     }

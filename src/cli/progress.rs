@@ -1,5 +1,5 @@
-//! How far long work is: a bar on a terminal, a plain line now and then
-//! elsewhere.
+//! Shows the progress of long work on stderr: a moving line on a terminal, elsewhere a plain
+//! line every 10 s.
 
 use crate::show::{OutputMode, format};
 use crate::values::Progress;
@@ -8,7 +8,7 @@ use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Between two plain lines of one phase.
+/// Time between two plain lines of one phase.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Shows progress on stderr.
@@ -19,7 +19,7 @@ pub(super) struct Shown {
 }
 
 impl Shown {
-    /// Nothing is shown before the first word, and nothing beside an envelope.
+    /// Shows nothing before the first [`Self::tell`], and nothing at all with `--output json`.
     pub(super) fn new(output: OutputMode) -> Self {
         let quiet = output == OutputMode::Json;
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
@@ -31,7 +31,7 @@ impl Shown {
         Self { bar, quiet, last: Mutex::new(None) }
     }
 
-    /// Takes the moving line away.
+    /// Removes the moving line.
     pub(super) fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -59,7 +59,7 @@ impl Shown {
     }
 }
 
-/// Rows of something read so far.
+/// The progress of reading `what` at `place`: so many rows so far.
 pub(super) fn rows(what: &str, rows: u64, place: &str) -> Progress {
     Progress { phase: format!("{what}, {place}"), done: rows, unit: "rows".into(), ..Progress::default() }
 }

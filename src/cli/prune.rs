@@ -39,7 +39,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     };
     let tasks = report["tasks"].as_array().map(Vec::as_slice).unwrap_or_default();
     let halted = report["halted"].as_str().map(|why| format!("nothing was done: {why}"));
-    // What was done before stays, and is told.
+    // What was deleted before an interruption stays, and is reported.
     let interrupted = report["interrupted"] == true;
     let stopped =
         interrupted.then(|| "interrupted: what was done so far stays; `opsward prune` goes on".to_owned());
@@ -70,7 +70,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
             (false, false) => ExitCode::Done,
         })
         .warn(warning)
-        // What was done is told, whatever became of the database since.
+        // The report is shown even when the database cannot be asked for its volume now.
         .warn(lease::disk_warning(context).await.ok().flatten()))
 }
 
@@ -88,7 +88,7 @@ fn told(task: &Value) -> String {
     let mut lines = Vec::new();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let blockers = task["decision"]["blockers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    // What is off has nothing else in its way that matters.
+    // Where a task is off, its other blockers do not matter.
     let off = blockers.iter().find(|b| is_off(b)).map(std::slice::from_ref);
     for blocker in off.unwrap_or(blockers) {
         lines.push(format!("skipped: {}; {}", text(&blocker["text"]), text(&blocker["fix"])));

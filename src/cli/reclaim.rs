@@ -90,11 +90,11 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
                 Failure::new(ExitCode::Refused, obstacle.code.clone(), &obstacle.text).fix(&obstacle.fix)
             );
         }
-        // Read before by its hash, it need not be read again.
+        // With --apply the operator has read the plan already.
         if request.apply.is_none() {
             confirm(context, args, &text)?;
             request.apply = Some(plan.hash);
-            // The question said so.
+            // The question that was answered showed the risks.
             request.at_risk = true;
         }
         request.at_risk |= is("yes");
@@ -126,7 +126,7 @@ fn ended(report: &Report, action: Action) -> String {
             format!("undone, the log is as it was, and nothing is left beside it: {why}")
         }
         reclaim::Outcome::Done => {
-            // The census counts without what pages waste.
+            // The census does not count the free space inside pages.
             let most = |expected: u64| expected + expected / 4 + (16 << 20);
             let much = report.bytes_expected.filter(|expected| report.bytes_after > most(*expected));
             let nothing =

@@ -11,7 +11,7 @@ use crate::values::Host;
 use clap::{Arg, ArgMatches, value_parser};
 use serde_json::{Value, json};
 
-/// Characters of a reason in a line of the list; `--output json` has all.
+/// A line of the list cuts the reason to so many characters; `--output json` does not.
 const WHY: usize = 90;
 
 pub(super) const COMMAND: Command = Command {
@@ -42,7 +42,7 @@ pub(super) const COMMAND: Command = Command {
 
 const OF_PEER: &str = "Only those that this peer sent first";
 
-/// Which ops: by id, of a peer, or all; one of the three has to be said.
+/// Selects ops by id, by peer, or all; one of the three is required.
 fn which(command: clap::Command) -> clap::Command {
     command
         .arg(
@@ -61,7 +61,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let db = context.open_db("rejected", 2).await?;
     let mut client = db.client().await?;
     match args.subcommand() {
-        // What only shows makes no schema to find nothing in it.
+        // `list` only reads: it does not create the schema.
         Some(("list", args)) if migrate::version(&client).await? == 0 => return Ok(listed(&[], args)),
         Some(("list", args)) => return list(&client, args).await,
         _ => migrate::migrate(&mut client).await?,
@@ -122,7 +122,7 @@ fn as_json(op: &Kept) -> Value {
     })
 }
 
-/// The ops that the arguments name; an id that is not kept is an error.
+/// The selected ops; an unknown id is an error.
 async fn named(client: &Client, args: &ArgMatches) -> Result<Vec<Kept>, Failure> {
     let Some(ids) = args.get_many::<i64>("id") else {
         return Ok(rejected::list(client, args.get_one::<Host>("peer"), 0, i64::MAX).await?);

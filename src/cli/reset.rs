@@ -22,7 +22,7 @@ use serde_json::json;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// Lines on what differs that are shown before `verify` is pointed to.
+/// How many differences are shown; `verify` lists all.
 const SHOWN: usize = 10;
 
 pub(super) const COMMAND: Command = Command {
@@ -33,7 +33,7 @@ pub(super) const COMMAND: Command = Command {
             .arg(reference_flag("reference"))
             .arg(settle_flag())
             .arg(duration_flag("max-age", "1h", "How old the reference may be"))
-            // Its lock once grew with the rows that stay.
+            // Kept for old scripts: the lock once grew with the rows that stay.
             .arg(
                 duration_flag("max-lock", "200ms", "Of no effect: a reset locks ops for 200 ms at most")
                     .hide(true),
@@ -77,7 +77,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     }
     of_the_node(context, &db, &mut plan).await?;
     confirm(context, args, &said(&plan, db.shown()))?;
-    // The answer may have taken its time.
+    // The question may have waited long for its answer.
     verify.is_fresh(&report.reference)?;
     if !is_alone(held.client()?).await? {
         return Err(is_held("a daemon is connected: nothing was done".to_owned()));
@@ -104,7 +104,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     Ok(Done::new(result, text).changed(Changed::Yes).warn(peers_behind(&plan)))
 }
 
-/// The comparison, where it proves that the records are the same.
+/// Compares the records; refuses when they differ.
 async fn proven(verify: &Verify<'_>, reference: &Reference, shown: Shown) -> Result<Report, Failure> {
     let report =
         verify.clone().run(reference, &|what, rows, place| shown.tell(&read(what, rows, place))).await;
@@ -132,8 +132,8 @@ fn failed(error: Error) -> Failure {
     }
 }
 
-/// An emptied table has no dead rows to vacuum, but statistics of what it was:
-/// they are made anew at once, unless somebody waits for the table.
+/// An emptied table has no dead rows, but the planner's statistics are those of the full one:
+/// ANALYZE runs at once, and gives way to anybody who waits for the table.
 async fn analyze(lease: &mut Lease, db: &Db) {
     let stop = CancellationToken::new();
     if let Err(error) = maintain::watched(lease, db, maintain::ANALYZE, &[], &stop).await {
@@ -141,8 +141,8 @@ async fn analyze(lease: &mut Lease, db: &Db) {
     }
 }
 
-/// What the node is changes what stays: where ops come by the chain more of
-/// them do, and nobody reads the cursors.
+/// Adapts the plan to how ops reach the node: where they come by the chain more of them stay,
+/// and nobody reads the cursors.
 async fn of_the_node(context: &Context, db: &Db, plan: &mut Beginning) -> Result<(), Failure> {
     let own = context.self_host()?;
     let facts = facts::gather(&db.client().await?, &context.settings, own, context.clock.now()).await?;
@@ -156,7 +156,7 @@ async fn of_the_node(context: &Context, db: &Db, plan: &mut Beginning) -> Result
     Ok(())
 }
 
-/// What will be done, and what others will see of it.
+/// What will be done, and what peers will notice.
 fn said(plan: &Beginning, shown: &str) -> String {
     let mut said = format!(
         "The records in {shown} are those of {}.\nThis empties public.ops there, but for rows since {}, rows \

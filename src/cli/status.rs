@@ -16,7 +16,7 @@ pub(super) const COMMAND: Command = Command {
     run: Run::Settled(|context, args| Box::pin(run(context, args))),
 };
 
-/// It fails only when neither daemon nor database tells anything.
+/// Fails only when neither the daemon nor the database answers.
 async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     let (status, warnings) = find(context).await;
     let ends = match (&status.daemon, &status.database) {
@@ -28,7 +28,7 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     };
     let text = status_text::text(&status, &warnings);
     let result = serde_json::to_value(&status).map_err(anyhow::Error::from)?;
-    // The text has its warnings in it.
+    // The text includes the warnings.
     let done = Done::new(result, text).exit(ends);
     Ok(match context.output {
         crate::show::OutputMode::Json => done.warn(warnings),
@@ -57,13 +57,13 @@ async fn find(context: &Context) -> (Status, Vec<Finding>) {
     (status, warnings)
 }
 
-/// Whose a daemon is that is not this validator's.
+/// Says whose daemon answered, if it is not this validator's.
 fn other(answer: &Status, settings: &Settings) -> Option<String> {
     let own = settings.node_endpoint.as_ref().map(ToString::to_string);
     if let (Some(own), Some(other)) = (&own, &answer.own) {
         return (own != other).then(|| format!("that of {other}"));
     }
-    // The port and the name: a host has many spellings.
+    // Compares port and database name only: a host has many spellings.
     let place = |shown: &str| shown.rsplit_once(':').map(|(_, place)| place.to_owned());
     let (theirs, ours) = (place(&answer.database.shown), place(&settings.db.shown()));
     let is_named = settings.db.dbname.is_some();

@@ -35,7 +35,7 @@ pub(super) fn reference_flag(name: &'static str) -> Arg {
     option(name, "FILE|URL", help).required(true)
 }
 
-/// How long what differs is read again.
+/// `--settle`: how long records that differ are read again.
 pub(super) fn settle_flag() -> Arg {
     duration_flag("settle", "60s", "How long records that differ are read again, as both sides live on")
 }
@@ -98,13 +98,13 @@ fn several(reports: &[Report]) -> Done {
     Done::new(json!({ "match": matches, "references": results }), lines).exit(exit)
 }
 
-/// The reference that the flag names.
+/// Opens the reference that the flag names.
 ///
 /// # Errors
-/// It can't be read or reached, or is no digest that can be used.
+/// The file cannot be read, the database cannot be reached, or the digest cannot be used.
 pub(super) async fn reference(named: &str, flag: &str, command: &str) -> Result<Reference, Failure> {
     if named.starts_with("postgres://") || named.starts_with("postgresql://") {
-        // The text itself may hold a password.
+        // No error repeats the URL: it may hold a password.
         let parsed = settings::db_target(named)
             .map_err(|why| Failure::usage(format!("the URL of --{flag} cannot be used: {why}"), ""))?;
         let db = Db::open(&parsed, &format!("opsward {command}"), 2).await;
@@ -137,7 +137,7 @@ pub(super) async fn reference(named: &str, flag: &str, command: &str) -> Result<
     Ok(Reference::File(Box::new(digest)))
 }
 
-/// Standard input as a file that can be read again.
+/// Copies standard input into a temporary file, so that it can be read more than once.
 fn spooled() -> io::Result<File> {
     let mut file = tempfile::tempfile()?;
     io::copy(&mut io::stdin().lock(), &mut file)?;

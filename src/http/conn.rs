@@ -59,9 +59,9 @@ impl Conn {
 pub(super) struct Ending(watch::Sender<Option<Instant>>);
 
 impl Ending {
-    /// A response begins; it ends in time, or the connection does. The guard
-    /// lifts the deadline, and the connection no longer asks, when it is dropped: then all of it was handed to
-    /// hyper, whose small buffer falls under the time to read the next head.
+    /// Begins a response: it must end before the deadline, or the connection is closed.
+    /// Dropping the guard lifts the deadline and marks the connection as idle: by then hyper has
+    /// the whole response, and its small buffer is bounded by the time to read the next head.
     pub(super) fn begin(&self, within: Duration, asks: Arc<AtomicBool>) -> impl Send + 'static {
         let deadline = Instant::now().checked_add(within);
         self.0.send_replace(deadline);

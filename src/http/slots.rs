@@ -1,7 +1,6 @@
-//! The connections of a listener. Where all slots are taken, a new connection
-//! ends the oldest one that asks nothing, of the address that has most of those:
-//! half-open connections shut nobody out. Behind a proxy all come from one
-//! address, so there is no bound by address alone.
+//! The connections of a listener. When all slots are taken, a new connection closes an idle
+//! one: the oldest of the address that has the most idle ones. So half-open connections shut
+//! nobody out. There is no limit per address, because behind a proxy all share one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -74,8 +73,8 @@ impl Slots {
 }
 
 impl Taken {
-    /// Of the connections that ask nothing: the oldest of the address that has
-    /// most of them. None where one is ending already.
+    /// Of the idle connections, the oldest of the address that has the most of them. `None`
+    /// while another one is being closed.
     fn to_end(&self) -> Option<&Entry> {
         if self.by_id.values().any(|entry| entry.end.is_cancelled()) {
             return None;

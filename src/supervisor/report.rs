@@ -38,7 +38,7 @@ impl Reports {
         }
     }
 
-    // A panic while it was locked leaves a report that is complete enough.
+    // After a panic under the lock the reports are still good enough to show.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, TaskReport>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

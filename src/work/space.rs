@@ -1,5 +1,5 @@
-//! Free space, on every volume that bulk work writes to: what the next batch may
-//! still write is counted before it begins.
+//! Free space on every volume that bulk work writes to. Before each batch, the space that the
+//! batch may need is compared with what is free.
 
 use crate::db::pace::Signs;
 use crate::db::stats::Volumes;
@@ -10,10 +10,10 @@ use std::time::Duration;
 const WAL_PART: u64 = 4;
 /// WAL below this is not worth a checkpoint: one segment of it.
 const LEAST_WAL: u64 = 16 << 20;
-/// Whatever is set, so much stays free: the server makes WAL by segments of
-/// 16 MiB, and goes down where it cannot (seen on a full volume).
+/// This much stays free whatever is set: the server creates WAL in segments of 16 MiB and
+/// crashes when it cannot (seen on a full volume).
 pub const WAL_SEGMENT: u64 = 16 << 20;
-/// Before giving up for lack of disk, so little WAL is worth a checkpoint, too.
+/// Before work stops for lack of disk, even this little WAL is worth a checkpoint.
 pub(super) const LAST_WAL: u64 = 1 << 20;
 /// How often the signs are read: batches may be shorter.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -56,7 +56,7 @@ pub(super) struct Lack {
     pub(super) free: u64,
 }
 
-/// What one batch wrote, as WAL: what the next may write.
+/// How much WAL the last batches wrote: an estimate for the next one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Pulse {
     lsn: Option<u64>,
@@ -71,7 +71,7 @@ impl Pulse {
         self.worst = wrote.max(self.worst - self.worst / 4);
     }
 
-    /// What was written since the last batch was none's.
+    /// Forgets the position of WAL: what was written since the last batch was not a batch's.
     pub(super) fn forget(&mut self) {
         self.lsn = None;
     }
@@ -141,11 +141,11 @@ mod tests {
         pulse.learn(4 * MIB);
         assert!(lack(&volumes(&[104]), floor, pulse).is_none());
         assert!(lack(&volumes(&[103]), floor, pulse).is_some());
-        // The next one begins a segment of WAL.
+        // The next batch may begin a new segment of WAL.
         pulse.learn(14 * MIB);
         assert_eq!(pulse.needs(floor), (100 + 10 + 16) * MIB);
         assert_eq!(pulse.needs(LOWEST), (16 + 10) * MIB, "the floor is for that segment");
-        // A quiet batch after it: the worst is forgotten slowly.
+        // A small batch lowers the estimate only slowly.
         pulse.learn(14 * MIB);
         assert!(pulse.needs(floor) > 107 * MIB);
     }
