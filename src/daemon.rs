@@ -1,5 +1,5 @@
-//! The daemon: the only wiring. Pool, channels, listeners and the list of
-//! tasks are put together here; what each does is its room's.
+//! The daemon wires everything together: pool, channels, listeners and tasks. What a task does
+//! is in its room.
 
 mod gate;
 mod jobs;
@@ -57,8 +57,7 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(30);
 const JOBS_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether something is to be counted.
 const CENSUS_EVERY: Duration = Duration::from_secs(300);
-/// What deletes begins within this of the start, or its interval: peers and
-/// census come first.
+/// Tasks that delete first run within this of the start, after peers and census.
 const FIRST_PRUNE: Duration = Duration::from_secs(60);
 /// How often it is looked whether a reclaim is due, or as often as the log is
 /// pruned where that is more often.
@@ -172,8 +171,8 @@ async fn start(settings: Settings, orphaned: CancellationToken) -> Result<Superv
     let (tell, peers) = watch::channel(None);
     parts.say_lacking();
     parts.say_disk().await?;
-    // Nothing waits after the listeners: a signal that comes once the daemon
-    // answers finds all of it begun, and stops it in order.
+    // Nothing waits after the listeners: when the daemon answers, everything has begun, and a
+    // signal stops it in order.
     parts.peers(tell).await?;
     parts.listeners(public, operators, peers);
     parts.watchers();
@@ -191,7 +190,7 @@ async fn lacking(db: &Db) -> db::Result<Vec<Lacking>> {
 }
 
 impl Parts {
-    /// What would lift the lack of a privilege that a task cannot do without.
+    /// Why a task is off for lack of a privilege, and the statement that grants it.
     fn lift(&self, need: Need) -> Option<String> {
         let lacking = self.lacking.iter().find(|l| l.need == need)?;
         Some(format!("{}; {} lifts that", need.consequence(), lacking.lift))
@@ -206,7 +205,7 @@ impl Parts {
         }
     }
 
-    /// Bulk work goes on where nobody knows how full the volume is.
+    /// Warns when free disk is unknown: bulk work goes on all the same.
     async fn say_disk(&self) -> db::Result<()> {
         let directory = db::stats::figures(&self.work.db.client().await?).await?.data_directory;
         let set = &self.work.settings;

@@ -10,7 +10,7 @@ use crate::values::signed;
 use crate::work::Work;
 use std::sync::Arc;
 
-/// One look.
+/// Looks once, and sets the metrics of what it found.
 pub(super) async fn watch(work: Work, decided: Decided) -> Outcome {
     foreign::observe(&work).await?;
     guard::count(&work).await?;

@@ -38,8 +38,8 @@ const LITTLE_DISK: Duration = Duration::from_secs(600);
 /// A window that opens later than this is looked at again before: clocks move.
 const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 
-/// When work that was halted comes again: as soon as it may go on, not at the
-/// next tick of its schedule, which a window could be shorter than.
+/// When work that was halted runs again: as soon as it may go on. Its schedule could miss a
+/// short window.
 fn after(halt: &Halt, now: Timestamp) -> Next {
     match halt {
         Halt::Stopped => Next::Scheduled,
@@ -139,7 +139,7 @@ impl Bulk {
         Ok(self.next("census", &pacer, if is_all { Next::Scheduled } else { Next::After(AGAIN) }))
     }
 
-    /// When a task comes again: what halted it is no failure, and is said once.
+    /// When a task runs again. What halted it is no failure, and is logged once.
     fn next(&self, task: &'static str, pacer: &Pacer, otherwise: Next) -> Next {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(halt) = pacer.halted() else {
@@ -161,7 +161,7 @@ impl Bulk {
         let work = self.work(stop);
         let mut pacer = Pacer::new(&work, None);
         let lease = turn.lease()?;
-        // Asked first: the census is not brought up to date for nothing.
+        // Asked before the tick, so that the census is not counted for nothing.
         let ticked = match pacer.turn(lease).await {
             Ok(_) => tick::tick(&work, lease, &mut pacer, &[which], TURN).boxed().await,
             Err(halt @ Stop::Halt(Halt::LittleDisk { .. })) => {

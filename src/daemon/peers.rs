@@ -1,4 +1,5 @@
-//! The active peers: found, kept, told, and one task that pulls each.
+//! The active peers: finds them, stores them, tells the listeners, and runs one task per peer
+//! that pulls it.
 
 use crate::db;
 use crate::metrics::Metrics;
@@ -14,7 +15,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// How long a look-up may take before the last known set is used meanwhile.
+/// After this long without an answer from the registry the last known set is used meanwhile.
 const MEANWHILE: Duration = Duration::from_secs(3);
 
 /// The task that knows the peers.
@@ -74,8 +75,7 @@ impl Peers {
         }
     }
 
-    /// Whether there are peers to pull from: where ops come by the chain alone
-    /// they have no sweep, and nobody asks them.
+    /// Turns pulling on or off: where ops come by the chain alone, peers have no sweep route.
     pub(super) async fn follow(&self, by: Replication, why: &str) {
         let Some(pulls) = &self.pulls else { return };
         pulls.follow(by, why).await;

@@ -21,7 +21,7 @@ const EVERY: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// How soon a lease that is held elsewhere is tried again.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// What was said last of why it is not done: said again only once it changes.
+/// The last reason that was logged for not reclaiming; it is logged again only when it changes.
 #[derive(Clone, Default)]
 pub(super) struct Said(Arc<Mutex<Cow<'static, str>>>);
 
@@ -41,7 +41,7 @@ pub(super) async fn when(bulk: Bulk, when: When, said: Said, stop: CancellationT
     let now = work.clock.now();
     let in_window = work.settings.bounding.window.is_none_or(|w| w.contains(now.as_second()));
     let lately = state::last(&client).await?.is_some_and(|at| now.duration_since(at) < EVERY);
-    // An interrupted one is the operator's: status offers both ways out of it.
+    // An interrupted reclaim is left to the operator: `status` offers both ways out.
     if !in_window || lately || state::unfinished(&client).await?.is_some() {
         return Ok(Next::Scheduled);
     }

@@ -123,7 +123,7 @@ impl Reading<'_> {
     /// Scans until the log or the page ends.
     async fn read(&mut self, snapshot: &Snapshot<'_>) -> Result<Option<Limit>, Failure> {
         match self.scans(snapshot).await {
-            // What came before the time was up is a page.
+            // Out of time: what was read so far is the page.
             Err(Failure::Db(e)) if ops::is_out_of_time(&e) && self.scanned > 0 => Ok(Some(Limit::Time)),
             ended => ended,
         }
@@ -180,7 +180,7 @@ impl Reading<'_> {
     /// Puts a row where it belongs; `Some` when the page ended before it.
     async fn take(&mut self, row: &LogRow) -> Result<Option<Limit>, Failure> {
         let fields = row.fields()?;
-        // A ULID whose time cannot be true goes out nowhere: a reader's cursor might take it.
+        // An implausible ULID is never served: a reader might take it as its cursor.
         let parsed = OpUlid::parse(fields.ulid);
         let ulid = parsed.filter(|ulid| is_plausible(*ulid, self.order.now_ms));
         let op = page_op(&fields).filter(|_| ulid == parsed);

@@ -17,21 +17,21 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// For a registered peer, which never gets past an empty page.
+    /// For a registered peer: a node cannot get past an empty page, so its page holds an op if any is in reach.
     pub const PEER: Self = Self { scan_on_rows: 500_000, reading: READING };
     /// For anybody else.
     pub const STRANGER: Self = Self { scan_on_rows: 2 * SLICE_ROWS, reading: Duration::from_secs(1) };
 }
 
-/// JSON bytes of a page, beyond its first op.
+/// Most bytes of JSON in a page; its first op may be larger.
 pub const BODY_BYTES: usize = 64 * 1024 * 1024;
 /// How long a page is read at most.
 pub const READING: Duration = Duration::from_secs(3);
 
 /// Rows of a page's first fetch, before anything is known of their size.
 const FIRST_FETCH: usize = 64;
-/// Bytes of rows that one fetch is meant to bring: a page that ends early
-/// still has to take in what is on its way.
+/// Bytes that one fetch aims at: a page that ends early still has to receive what is on its
+/// way.
 const FETCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// What ended a page before the log did.
@@ -96,7 +96,7 @@ pub fn next_fetch(rows: usize, bytes: usize) -> usize {
     (FETCH_BYTES / average).clamp(1, SLICE_ROWS)
 }
 
-/// The shortest bound of a part: a page that began late still reads a row.
+/// The shortest timeout of a part, so that a page that began late still reads a row.
 const LEAST_PART: Duration = Duration::from_millis(250);
 
 /// When a part of a scan is asked for.
@@ -125,7 +125,7 @@ pub fn part_time(elapsed: Duration, part: Part, budget: Budget) -> Duration {
 pub fn minimum(found: Option<OpUlid>, first_scanned: Option<OpUlid>) -> Option<OpUlid> {
     match (found, first_scanned) {
         (Some(found), Some(first)) => Some(found.min(first)),
-        // The look gave up among implausible rows: the minimum is unknown.
+        // The search for the minimum ended among implausible rows: it is unknown.
         (found, _) => found,
     }
 }

@@ -1,6 +1,6 @@
-//! Who is served when: registered peers before strangers. A stranger never has
-//! the last builder, and one address has few requests at a time. Behind a
-//! proxy the address is the one that the proxy names.
+//! Who is served first: registered peers before strangers. A stranger never gets the last
+//! builder, and each stranger's address has few requests at a time. Behind a proxy the address
+//! is the one that the proxy names.
 
 use super::request::Ask;
 use super::{BUILDERS, decide::Budget};
@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 /// Requests of one stranger's address at a time, waiting ones included.
 const PER_ADDRESS: usize = 4;
 
-/// As what somebody is served.
+/// How a client is treated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Standing {
     /// A registered peer.

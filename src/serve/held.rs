@@ -1,8 +1,8 @@
-//! Memory for built pages: what is reserved while a page grows, and what is
-//! held until its asker's socket took it.
+//! The memory budget for built pages: what is reserved while a page grows, and what is held
+//! until the client's socket took it.
 //!
-//! Each chunk of a page counts until it is dropped, in hyper's queue too. When
-//! the budget is full, the slowest connections are ended.
+//! Each chunk of a page counts until it is dropped, also in hyper's queue. When the budget is
+//! full, the slowest connections are closed.
 
 use super::decide::{self, GRACE, Sending};
 use super::doors::Standing;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 /// Bytes for all pages together. One page alone may take more.
 pub const BUDGET: usize = 48 * 1024 * 1024;
-/// What strangers find of it: they end no peer's connection either.
+/// The part of the budget that strangers may use. They never close a peer's connection either.
 const FOR_STRANGERS: usize = BUDGET / 3 * 2;
 
 /// The memory of one public port. Cloning shares it.
@@ -85,8 +85,8 @@ impl Shared {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the slowest connections until `missing` bytes will come free:
-    /// strangers' first, and no peer's for a stranger.
+    /// Closes the slowest connections until `missing` bytes will come free: strangers' first, and
+    /// never a peer's for a stranger.
     fn end_slowest(&self, pages: &mut Pages, missing: usize, wanted_by: Standing, now: Instant) {
         let mut coming: usize = pages.by_id.values().filter(|p| p.dying).map(|p| p.bytes).sum();
         while coming < missing {

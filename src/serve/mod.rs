@@ -151,8 +151,8 @@ impl Serve {
         (outcome, response)
     }
 
-    /// Whether the log is to be told of this kind of miss now: whoever asks
-    /// decides how often one happens.
+    /// Whether to log this kind of miss now. Clients decide how often one happens, so the log is
+    /// limited.
     fn is_due(&self, outcome: &'static str) -> bool {
         let now = self.clock.now_ms();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);

@@ -23,7 +23,7 @@ const HISTORY: i64 = 15;
 /// The exposition format's own content type.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What the operator's port bounds: few connections, short answers.
+/// The limits of the operator's port: few connections, short answers.
 pub const LIMITS: http::Limits = http::Limits {
     connections: 64,
     header_read: Duration::from_secs(10),
@@ -145,7 +145,7 @@ impl Admin {
         response
     }
 
-    /// Left out where the database is away, or has no schema of opsward's yet.
+    /// `None` when the database is away, or has no schema of opsward yet.
     async fn days_and_history(&self) -> Option<(Vec<census::Entry>, Vec<history::Entry>)> {
         let read = async {
             let client = self.db.client().await?;

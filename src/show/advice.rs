@@ -1,16 +1,15 @@
-//! What in a `Status` needs an operator, and what to do about it: pure.
+//! Which parts of a `Status` need an operator, and what to do about them. Pure.
 
 use super::format;
 use super::status::{PeerStatus, Status};
 use crate::db::Kind;
 use crate::values::{Finding, TaskState};
 
-/// Failures in a row before a peer or a task is worth a word.
+/// Failures in a row before a peer or a task is warned about.
 const FAILURES: u32 = 3;
-/// Seconds for which a replaced log is told: a week.
+/// A replaced log is mentioned for a week, in seconds.
 const SHOWN_FOR: i64 = 7 * 86_400;
-/// Free bytes below which the volume is about to fill, where a daemon does not
-/// say what bulk work leaves free.
+/// Free bytes below which there is a warning when `min_free_disk_bytes` is missing.
 const LITTLE_DISK: u64 = 1 << 30;
 
 /// Every warning that `status` calls for.
@@ -23,7 +22,7 @@ pub fn warnings(status: &Status) -> Vec<Finding> {
     log(status, &mut warn);
     disk(status, &mut warn);
     bounding(status, &mut warn);
-    // Where ops come by the chain alone nobody pulls: what was last is no news.
+    // Where ops come by the chain alone nobody pulls, and old results mean nothing.
     let pulled = status.node.as_ref().is_none_or(|node| node.replication.has_peers());
     for peer in status.peers.list.iter().filter(|_| pulled) {
         about_peer(peer, &mut warn);
@@ -34,7 +33,7 @@ pub fn warnings(status: &Status) -> Vec<Finding> {
         warn("rejected_ops", text, "opsward rejected list");
     }
     for task in status.daemon.iter().flat_map(|d| &d.tasks) {
-        // A peer's failures are told above.
+        // Failures of pulling are reported with the peer, above.
         let failing = task.state == TaskState::BackingOff && task.failures_in_a_row >= FAILURES;
         if task.panics > 0 || (failing && !task.name.starts_with("pull ")) {
             let why = task.last_error.as_deref().unwrap_or("a panic, caught");
@@ -154,7 +153,7 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
             warn(code, format!("{what}: {}", about.join(", ")), fix);
         }
     }
-    // One that was killed leaves its job, but not the lease.
+    // A reclaim that was killed leaves its job behind, but not the lease.
     let is_at_work =
         bounding.lease.is_some() && bounding.job.as_ref().is_some_and(|job| job.kind == "reclaim");
     if let Some(unfinished) = bounding.unfinished_reclaim.as_ref().filter(|_| !is_at_work) {
@@ -163,7 +162,7 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
     }
 }
 
-/// What the gate notes of peers, each with what it means and what ends it.
+/// The gate's notices about peers: code, meaning, and what ends each.
 const NOTICES: [(&str, &str, &str); 5] = [
     (
         "ignored_peer",

@@ -12,21 +12,21 @@ use tokio::time::timeout;
 
 /// How long a daemon may take to answer.
 pub const WITHIN: Duration = Duration::from_secs(2);
-/// What an answer may be at most: a status of 1,000 peers is some 1 MiB.
+/// Most bytes of an answer; a status of 1,000 peers has some 1 MiB.
 const MOST: u64 = 16 << 20;
 
 /// GETs `path` from the daemon whose admin listener is set to `listen`:
 /// the status code and the body.
 ///
 /// # Errors
-/// Nobody answers there in time, or what answers is no HTTP.
+/// Nobody answers in time, or the answer is no HTTP.
 pub async fn get(listen: SocketAddr, path: &str) -> io::Result<(u16, Vec<u8>)> {
     timeout(WITHIN, exchange(reachable(listen), path))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// What of the daemon's envelope is used.
+/// The parts of the daemon's envelope that are used.
 #[derive(Debug, Deserialize)]
 pub struct Answer {
     /// What an operator should know.
@@ -56,7 +56,7 @@ async fn exchange(address: SocketAddr, path: &str) -> io::Result<(u16, Vec<u8>)>
     parse(&answer).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// The answers of our own listener: never chunked, always with their length.
+/// Parses an answer of our own listener, which is never chunked and always has its length.
 fn parse(answer: &[u8]) -> Option<(u16, Vec<u8>)> {
     let end = memchr::memmem::find(answer, b"\r\n\r\n")?;
     let head = std::str::from_utf8(&answer[..end]).ok()?;

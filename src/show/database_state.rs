@@ -1,9 +1,9 @@
-//! What the last look at the database found, for the metrics.
+//! The state of the database as metrics.
 
 use crate::db::{self, Kind};
 use crate::metrics::Metrics;
 
-/// Sets the gauges: the state has one series, the one of now.
+/// Sets the gauges. Only the series of the present state exists.
 pub fn tell(metrics: &Metrics, looked: &db::Result<()>) {
     let kind = looked.as_ref().err().map(db::Error::kind);
     metrics.database_up.set(i64::from(kind.is_none_or(Kind::is_up)));
@@ -11,7 +11,7 @@ pub fn tell(metrics: &Metrics, looked: &db::Result<()>) {
     metrics.database_state.with_label_values(&[kind.map_or("up", word)]).set(1);
 }
 
-/// A kind's code without what all begin with.
+/// A kind's code without the prefix `database_`.
 fn word(kind: Kind) -> &'static str {
     match kind.code().strip_prefix("database_") {
         None | Some("query") => "failed",

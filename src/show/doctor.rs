@@ -11,7 +11,7 @@ use crate::values::{Finding, Notice, Replication};
 use jiff::Timestamp;
 use serde::Serialize;
 
-/// Clocks further apart than this make decisions by time unsafe (contract 5).
+/// Decisions by time are unsafe when clocks differ by more seconds than this (contract 5).
 const CLOCK_SECONDS: u64 = 300;
 
 /// How a check came out.
@@ -61,7 +61,7 @@ pub fn has_failure(checks: &[Check]) -> bool {
     checks.iter().any(|c| c.verdict == Verdict::Fail)
 }
 
-/// The settings, whose mistakes were reported before this.
+/// Warnings about the settings; mistakes would have ended `doctor` before.
 pub fn settings(warnings: &[Finding]) -> Vec<Check> {
     if warnings.is_empty() {
         return vec![Check::ok("settings", "read, nothing to remark")];
@@ -113,8 +113,8 @@ pub fn database(status: &Status, fitness: &Fitness, now: Timestamp) -> Vec<Check
     checks
 }
 
-/// What the role lacks, each with the statement that lifts it. Only pulling
-/// cannot be done without.
+/// Privileges that the role lacks, each with the statement that grants it. Only those for
+/// pulling are a failure.
 pub fn privileges(role: &str, lacking: &[Lacking]) -> Vec<Check> {
     let check = |of: &Lacking| {
         let (found, fix) =
@@ -209,7 +209,7 @@ pub fn node(
     checks
 }
 
-/// What `READ_ONLY` keeps from being done.
+/// What READ_ONLY prevents.
 pub fn mode(settings: &Settings) -> Option<Check> {
     settings.read_only.then(|| {
         Check::warn(
@@ -275,7 +275,7 @@ pub fn public_url(url: &str, answered: Result<Option<&str>, &str>) -> Check {
     }
 }
 
-/// What `status` warns of, but for what is checked here on its own.
+/// The warnings of `status`, except those that `doctor` checks itself.
 pub fn replication(status: &Status) -> Vec<Check> {
     let elsewhere = ["database_away", "database_unfit", "no_schema", "peers_unknown", "ops_unlogged"];
     let mut checks: Vec<Check> = advice::warnings(status)
@@ -283,7 +283,7 @@ pub fn replication(status: &Status) -> Vec<Check> {
         .filter(|w| !elsewhere.contains(&&*w.code))
         .map(|w| Check::warn(name(&w.code), w.text, w.fix))
         .collect();
-    // Of peers that nobody has pulled yet there is nothing good to say either.
+    // Peers that nobody has pulled yet are not counted as good.
     let pulled = |p: &&PeerStatus| p.active && p.last_at.is_some();
     let n = status.peers.list.iter().filter(pulled).count();
     if n > 0 && !checks.iter().any(|c| c.name == "peers" || c.name == "rejected_ops") {

@@ -40,7 +40,7 @@ impl From<ExitCode> for u8 {
 }
 
 impl From<u8> for ExitCode {
-    /// A job's, as another process wrote it.
+    /// The exit code of a job that another process did.
     fn from(code: u8) -> Self {
         use ExitCode::{Away, Done, Failed, Held, Refused, Settings, Usage};
         let known = [Done, Usage, Refused, Held, Settings, Away];
@@ -78,7 +78,7 @@ impl From<bool> for Changed {
     }
 }
 
-/// What a command that did its work hands back.
+/// The result of a command that did its work.
 #[derive(Clone, Debug)]
 pub struct Done {
     /// How the process ends.
@@ -160,7 +160,7 @@ impl Failure {
         Self::new(ExitCode::Refused, "refused", text).fix(fix)
     }
 
-    /// What to do about it. Where the text says it, the place to look next.
+    /// What to do about the failure; where the text says that, where to look next.
     pub fn way_out(&self) -> &str {
         match self.exit {
             _ if !self.fix.is_empty() => &self.fix,
@@ -179,7 +179,7 @@ impl Failure {
     }
 }
 
-/// How a command ends that met such an error of the database.
+/// The exit code for an error of the database.
 pub fn exit(kind: db::Kind) -> ExitCode {
     match kind {
         db::Kind::Away | db::Kind::Locked => ExitCode::Away,
@@ -214,13 +214,13 @@ impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         match error.downcast::<db::Error>() {
             Ok(error) => error.into(),
-            // The chain of causes, never a backtrace.
+            // `#` prints the chain of causes, and no backtrace.
             Err(error) => Self::new(ExitCode::Failed, "failed", format!("{error:#}")),
         }
     }
 }
 
-/// What the envelope says of every command alike.
+/// The fields of the envelope that every command has.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
     /// The command's words.
@@ -277,10 +277,8 @@ pub fn json(frame: Frame<'_>, outcome: &Outcome) -> String {
     serde_json::to_string(&envelope).unwrap_or_default()
 }
 
-/// Writes a text as lines: the one place where results, warnings and failures
-/// are written, and so where what came from outside is escaped. A reader that
-/// went away is no failure: it has seen
-/// what it wanted.
+/// Writes lines. All results, warnings and failures are written here, so this is where text
+/// from outside is escaped. A closed pipe is no failure: its reader has seen what it wanted.
 ///
 /// # Errors
 /// Any other failure to write.

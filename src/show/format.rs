@@ -1,4 +1,4 @@
-//! How figures read to a person.
+//! Figures, times and tables as a person reads them.
 
 pub use crate::values::{one_line, printable};
 
@@ -6,7 +6,7 @@ use crate::values::{OpUlid, timestamp};
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use jiff::Timestamp;
 
-/// The width that everything is readable at.
+/// The width of all text, in characters.
 pub const WIDTH: u16 = 80;
 
 pub use crate::values::bytes;

@@ -1,5 +1,4 @@
-//! Makes a `Status`: settings, the supervisor's reports and own state in the
-//! database, each read once.
+//! Gathers a `Status` from the settings, the supervisor's reports and opsward's tables.
 
 use super::format::age_seconds;
 use super::status::*;
@@ -12,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// How long the database may take: `opsward status` waits 2 s for a daemon.
+/// Time for all reads of the database: `opsward status` waits 2 s for the daemon's answer.
 const WITHIN: Duration = Duration::from_millis(1_500);
 
 /// What a daemon adds to the database's view.
@@ -41,7 +40,7 @@ impl DaemonView {
     }
 }
 
-/// The status now. A database that is away is part of it, no error.
+/// The status now. A database that is away is reported in the status; it is no error.
 pub async fn gather(
     settings: &Settings,
     db: Result<&Db, &db::Error>,
@@ -101,7 +100,7 @@ pub async fn gather(
 async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<()> {
     let mut client = db.client().await?;
     let standby = match stats::ready(&mut client).await {
-        // All can be read of it.
+        // A standby can be read: its error is returned at the end.
         Err(error @ db::Error::ReadOnly(_)) => Err(error),
         ready => Ok(ready?),
     };
@@ -118,7 +117,7 @@ async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<(
     database.relations = stats::largest(&client).await?;
     let version = migrate::version(&client).await?;
     database.schema_version = Some(version);
-    // An older one has not all that is read; the daemon brings it up to date.
+    // An older schema lacks some of these tables; `opsward run` migrates it.
     if version >= migrate::LATEST {
         read_own(status, &client).await?;
     }
@@ -154,7 +153,7 @@ async fn read_own(status: &mut Status, client: &Client) -> db::Result<()> {
     Ok(())
 }
 
-/// The set that the settings name is known, whether a daemon ever wrote it down or not.
+/// Adds the peers that the settings name, even if no daemon ever stored them.
 fn set_peers(status: &mut Status, set: &[Host]) {
     let (peers, now) = (&mut status.peers, status.at);
     peers.source = Some("static".to_owned());
@@ -167,7 +166,7 @@ fn set_peers(status: &mut Status, set: &[Host]) {
     }
 }
 
-/// As it was last found, or as the operator says.
+/// How ops reach the node: the setting, or what was last found.
 async fn of_node(client: &Client, settings: &Settings, now: Timestamp) -> db::Result<Option<NodeStatus>> {
     let Some(kept) = node::kept(client).await? else { return Ok(None) };
     let catalog = node::catalog(client).await?;
@@ -186,10 +185,10 @@ async fn of_node(client: &Client, settings: &Settings, now: Timestamp) -> db::Re
     }))
 }
 
-/// Seconds that a peer's cursor is behind; 0 where its last sweep, lately, found
-/// nothing above it: a quiet peer's cursor stays where it is.
+/// Seconds that a peer's cursor is behind. 0 if a recent sweep found nothing above the cursor:
+/// the cursor of a quiet peer stays where it is.
 pub fn peer_lag_seconds(peer: &PeerStatus, now: Timestamp) -> Option<u64> {
-    /// Two sweeps and a little.
+    /// Two intervals between sweeps, and some slack.
     const LATELY_S: u64 = 25 * 60;
     let lag = lag_seconds(peer.cursor.as_deref(), now)?;
     Some(match peer.read_to_end_at.map(|at| super::format::age_seconds(at, now)) {
@@ -199,7 +198,7 @@ pub fn peer_lag_seconds(peer: &PeerStatus, now: Timestamp) -> Option<u64> {
     })
 }
 
-/// How far a cursor is behind now; `None` for one whose time cannot be true.
+/// Seconds that a cursor is behind; `None` for an implausible one.
 pub fn lag_seconds(cursor: Option<&str>, now: Timestamp) -> Option<u64> {
     let now_ms = unix_ms(now);
     let ulid = OpUlid::parse(cursor?).filter(|u| is_plausible(*u, now_ms))?;

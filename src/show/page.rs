@@ -1,5 +1,5 @@
-//! The operator's page: what is known, as HTML, whole in itself. No script, no
-//! asset from anywhere; it asks again by itself.
+//! The operator's page: one HTML document without scripts or external assets, which reloads
+//! itself.
 
 mod plot;
 mod words;
@@ -12,18 +12,18 @@ use crate::db::{census, history};
 use crate::values::Finding;
 use std::fmt::Write;
 
-/// Seconds after which the page is asked for again, and while a job is at work.
+/// Seconds until the page reloads; the second while a job is at work.
 const REFRESH: (u32, u32) = (15, 3);
-/// Rows of a table that are shown: a page stays under 60 kB.
+/// Most rows of a table on the page, so that it stays under 60 kB.
 const MOST_ROWS: usize = 60;
-/// Reasons of one task that are shown: 40 peers that fail are one thing to see.
+/// Most reasons shown for one task: 40 failing peers would bury everything else.
 const MOST_REASONS: usize = 3;
 
-/// Nothing may be loaded, run, framed or sent from this page.
+/// Forbids the page to load, run, frame or send anything.
 pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
      img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// On a phone a row becomes a card, each cell with its column's name.
+/// On a narrow screen each row of a table becomes a card.
 const STYLE: &str = include_str!("page/style.css");
 
 /// All that the page is made from.
@@ -242,7 +242,7 @@ fn table(out: &mut String, grid: &Grid) {
     }
 }
 
-/// Text that came from peers and from settings stays text.
+/// Escapes text for HTML: it may come from peers or settings.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -258,7 +258,7 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// As [`escaped`], and what stands in backticks is code.
+/// As [`escaped`]; text in backticks becomes `<code>`.
 fn marked(text: &str) -> String {
     let mut out = String::new();
     let parts: Vec<String> = text.split('`').map(escaped).collect();

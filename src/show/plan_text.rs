@@ -78,7 +78,8 @@ fn facts(plan: &Plan) -> Vec<(&'static str, String)> {
     facts
 }
 
-/// The task under which a blocker is told: the first that is on and has it, else the first.
+/// A blocker of several tasks is explained once: under the first task that is on, else under
+/// the first.
 fn told_under<'a>(blocker: &Blocker, plan: &'a Plan) -> Option<&'a TaskPlan> {
     let same = |b: &Blocker| (b.code, &b.subject) == (blocker.code, &blocker.subject);
     let mut having = plan.tasks.iter().filter(|task| task.blockers.iter().any(same));
@@ -104,7 +105,7 @@ fn of_task(task: &TaskPlan, plan: &Plan) -> String {
             }
             continue;
         }
-        // What is off has been so since whenever.
+        // For a task that is off, "since" means nothing.
         let since = if b.is_off() { String::new() } else { format!(" (since {:.0})", b.since) };
         out.push_str(&wrapped(&format!("  - {}{since}", b.text), "    "));
         out.push_str(&wrapped(&format!("    fix: {}", b.fix), "         "));

@@ -1,5 +1,4 @@
-//! What of a `Status` is shown to a person, and in which words: the lines and
-//! tables that text and page are made from.
+//! The lines and tables that both the text and the page show of a `Status`.
 
 use super::format::{ago, bytes, count, span};
 use super::status::{DatabaseStatus, PeersStatus, Status};
@@ -161,7 +160,7 @@ fn runs(status: &Status) -> Grid {
     }
 }
 
-/// What grows next to the log. It is the node's, shown and never touched.
+/// The node's largest tables: shown, and never touched.
 fn relations(status: &Status) -> Grid {
     Grid {
         header: &["largest tables", "bytes"],
@@ -171,7 +170,7 @@ fn relations(status: &Status) -> Grid {
     }
 }
 
-/// Tasks of peers that do well are one line: the peers' table tells of each.
+/// Tasks that pull peers without failures share one line: the peers' table has each of them.
 fn tasks(tasks: &[TaskReport], now: Timestamp) -> Grid {
     let well = |t: &&TaskReport| t.name.starts_with("pull ") && t.failures_in_a_row == 0;
     let row = |t: &TaskReport| {
@@ -209,7 +208,7 @@ fn tasks(tasks: &[TaskReport], now: Timestamp) -> Grid {
     }
 }
 
-/// A task that runs and only ever ended by failing is one that never ends.
+/// Whether the task is one that runs until the daemon stops: it only ever ended by failing.
 fn is_endless(task: &TaskReport) -> bool {
     task.state == TaskState::Running && task.runs == task.failures
 }

@@ -1,10 +1,10 @@
-//! `Beginning`: with what the log begins anew.
+//! `Beginning`: the facts with which a reset begins the log anew.
 
 use super::OpUlid;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What the new beginning of the log is written down with.
+/// What a reset writes down about the new log.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Beginning {
     /// How far the reference had read each peer's log, by the peer's host.

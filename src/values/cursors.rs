@@ -17,10 +17,10 @@ pub struct StoredCursors {
 /// What to do with the node's row: decided by `pull`, carried out by `db`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NodeWrite {
-    /// It is as far or further.
+    /// Leave it: it is as far as ours, or further.
     Leave,
     /// Set it to our cursor.
     Set,
-    /// It was removed or emptied by an operator: drop our own cursor.
+    /// Drop our own cursor: an operator removed or emptied the node's row.
     Reset,
 }

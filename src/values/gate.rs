@@ -1,5 +1,5 @@
-//! What the decisions of bounding the log are told in: what bounds a cut, what
-//! stands in the way, what is worth saying; and the census, a day a table.
+//! The vocabulary of bounding the log: what bounds a cut, what blocks a task, what is worth
+//! saying, and a day of the census.
 
 use super::{Host, OpUlid};
 use jiff::Timestamp;
@@ -77,7 +77,7 @@ pub struct Blocker {
 }
 
 impl Blocker {
-    /// It says that nobody asked for the task.
+    /// Whether the task is off or vetoed: nobody asked for it.
     pub fn is_off(&self) -> bool {
         ["off", "keep_dormant"].contains(&self.code)
     }

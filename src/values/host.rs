@@ -13,8 +13,8 @@ impl Host {
     pub fn parse(text: &str) -> Option<Self> {
         let host = Self::normalise(text);
         let url = url::Url::parse(&host.0).ok()?;
-        // The URL parser drops these, the text would keep them: one host, two
-        // names.
+        // The URL parser drops whitespace and control characters; our text would keep them, and
+        // one host would have two names.
         let clean = !host.0.contains(|c: char| c.is_whitespace() || c.is_control());
         let plain = clean
             && matches!(url.scheme(), "http" | "https")
@@ -26,8 +26,8 @@ impl Host {
         plain.then_some(host)
     }
 
-    /// The comparable form of any text: for rows of the node's `cursors`,
-    /// which hold things that are no peers too.
+    /// The comparable form of any text. Rows of the node's `cursors` also hold names that are
+    /// no URLs.
     pub fn normalise(text: &str) -> Self {
         Self(text.trim().to_lowercase().trim_end_matches('/').to_owned())
     }

@@ -1,9 +1,9 @@
-//! What came from outside, as a terminal may show it.
+//! Makes text from outside safe to show on a terminal.
 
 use std::borrow::Cow;
 
-/// Text as a terminal may show it: control characters, escape sequences and what
-/// changes the direction of writing become `\uXXXX`. Line breaks and tabs stay.
+/// Text that is safe on a terminal: control characters, escape sequences and marks of writing
+/// direction become `\uXXXX`. Line breaks and tabs stay.
 pub fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_hidden(c) && !matches!(c, '\n' | '\t'))
 }
@@ -20,7 +20,7 @@ fn escaped(text: &str, is_bad: impl Fn(char) -> bool) -> Cow<'_, str> {
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
         match is_bad(c) {
-            // As JSON escapes it, so that an envelope stays one.
+            // The escape of JSON, so that an envelope stays valid.
             true => {
                 c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")))
             }
@@ -30,7 +30,7 @@ fn escaped(text: &str, is_bad: impl Fn(char) -> bool) -> Cow<'_, str> {
     out.into()
 }
 
-/// Control characters, marks of direction, and what takes no room.
+/// Control characters, marks of writing direction, and characters without width.
 fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')

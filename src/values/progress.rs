@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 pub struct Progress {
     /// What is being done, in a word or two.
     pub phase: String,
-    /// What is done of it, in `unit`.
+    /// How much is done, in `unit`.
     pub done: u64,
-    /// What there is to do, where that is known.
+    /// How much there is to do, if that is known.
     pub total: Option<u64>,
     /// `rows`, `bytes` or `pages`.
     pub unit: String,

@@ -8,7 +8,7 @@ words! {
     pub enum Replication {
         /// Peers' sweeps.
         Peers = "peers",
-        /// Peers' sweeps and the chain; in doubt this, as both gates hold.
+        /// Peers' sweeps and the chain. The safe choice when in doubt: both gates hold.
         #[default]
         Both = "both",
         /// The chain alone: peers have no sweep to pull from.
@@ -17,12 +17,12 @@ words! {
 }
 
 impl Replication {
-    /// Ops come by peers' sweeps: they are pulled, and hold what they need.
+    /// Whether ops come by peers' sweeps: then peers are pulled and their cursors hold ops back.
     pub fn has_peers(self) -> bool {
         self != Self::Chain
     }
 
-    /// Ops come by the chain: its gate holds.
+    /// Whether ops come by the chain: then the chain's gate holds ops back.
     pub fn has_chain(self) -> bool {
         self != Self::Peers
     }

@@ -5,7 +5,7 @@ use std::fmt;
 const LEN: usize = 26;
 const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
-/// `CROCKFORD.contains`, without a search: every row of a page is asked.
+/// A table instead of a search, because every row of a page is checked.
 fn is_crockford(byte: &u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'A'..=b'H' | b'J' | b'K' | b'M' | b'N' | b'P'..=b'T' | b'V'..=b'Z')
 }

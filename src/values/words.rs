@@ -1,7 +1,7 @@
 //! Enums whose variants each are one word: on the command line, in JSON, in the
 //! database, in labels and logs.
 
-/// Makes such an enum, with all its variants, each one's word, and the way back.
+/// Defines such an enum with `ALL`, `word` and `parse`.
 macro_rules! words {
     ($(#[$about:meta])* pub enum $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$about])*
@@ -20,7 +20,7 @@ macro_rules! words {
                 }
             }
 
-            /// The one of a word.
+            /// The variant of a word.
             pub fn parse(word: &str) -> Option<Self> {
                 Self::ALL.into_iter().find(|of| of.word() == word)
             }

@@ -1,4 +1,4 @@
-//! What an operator calls things.
+//! The words of the page: what an operator calls things.
 
 use crate::bound::plan::{Plan, State};
 use crate::show::format::{bytes, many, span};
@@ -6,10 +6,10 @@ use crate::show::status::Status;
 use crate::show::view::Grid;
 use crate::values::day_of;
 
-/// Below this share of the log a reclaim is not worth a word.
+/// A reclaim that gives back less than a 20th of the log is not mentioned.
 const WORTH_SAYING: u64 = 20;
 
-/// How it is, in a sentence or two. Backticks stand around commands.
+/// The state of the log in a sentence or two. Commands stand in backticks.
 pub(super) fn state(status: &Status, plan: Option<&Plan>) -> String {
     let database = &status.database;
     if !database.up {
@@ -43,7 +43,7 @@ pub(super) fn state(status: &Status, plan: Option<&Plan>) -> String {
     out
 }
 
-/// What becomes of it.
+/// How fast the log grows, and where that ends.
 fn grows(plan: &Plan) -> String {
     let day = bytes(plan.forecast.bytes_per_day);
     let retention = plan.task("retention");
@@ -93,7 +93,8 @@ pub(super) fn task(name: &str) -> &str {
     }
 }
 
-/// The table of tasks says what each does; those that pull are in the peers' table.
+/// Adds to the table of tasks what each task does. Tasks that pull are left out: the peers'
+/// table has them.
 pub(super) fn of_tasks(mut grid: Grid) -> Grid {
     if grid.header.first() == Some(&"task") {
         grid.rows.retain(|row| !row.first().is_some_and(|name| name.starts_with("pull ")));

@@ -22,7 +22,7 @@ pub struct BoundingStatus {
     pub in_window: bool,
     /// What the census knows; `null` before its first answer.
     pub census: Option<CensusStatus>,
-    /// Records of which deleted ops are remembered, about.
+    /// Records with a trace of a deleted op, about.
     pub traces: u64,
     /// Whether the replay guard is in place.
     pub replay_guard: bool,
@@ -30,7 +30,7 @@ pub struct BoundingStatus {
     pub job: Option<JobStatus>,
     /// The last runs that deleted something, newest first.
     pub runs: Vec<RunStatus>,
-    /// Retention is set, and the replay guard is not on the log to stay.
+    /// Retention is set without the replay guard, or the guard is not on the log.
     #[serde(default)]
     pub unguarded: bool,
     /// The replay guard is switched on.
