@@ -1,14 +1,13 @@
-//! Contract 5 and 6 as settings: what bounds the log, and the values in which
-//! it is said.
+//! Contract 5 and 6 as settings: the types of the values that bound the log.
 
 use super::Bounding;
 use crate::values::{Replication, words};
 use std::time::Duration;
 
-/// A window longer than this is a mistake: the log is younger.
+/// A longer window is a mistake: no log is that old.
 const MOST_DAYS: u32 = 36_500;
 const DAY: u64 = 86_400;
-/// What today's nodes keep where nobody set it.
+/// How long today's nodes keep ops by default.
 const STOCK: Duration = Duration::from_secs(30 * DAY);
 
 /// What is kept of one table's ops.
@@ -17,9 +16,9 @@ const STOCK: Duration = Duration::from_secs(30 * DAY);
 pub enum Keep {
     /// Every op.
     All,
-    /// Those of so many days.
+    /// The ops of so many days.
     Days(u32),
-    /// Those that replay needs; retention leaves the table alone.
+    /// The ops that replay needs; retention leaves the table alone.
     Compact,
 }
 
@@ -51,7 +50,7 @@ impl std::fmt::Display for Keep {
     }
 }
 
-/// Reads `auto` as nothing, or a way in which ops reach the node.
+/// Reads how ops reach the node; `auto` is `None`.
 ///
 /// # Errors
 /// It is neither.
@@ -64,10 +63,10 @@ pub fn replication(text: &str) -> Result<Option<Replication>, String> {
 }
 
 impl Bounding {
-    /// How long the node keeps ops before its own pruner deletes them; `None`
-    /// where it has none, or nobody told of one.
+    /// How long the node keeps ops before its own pruner deletes them; `None` without a pruner,
+    /// or if none is known.
     pub fn node_keeps(&self, by: Replication) -> Option<Duration> {
-        // Older nodes keep a year, or have no pruner: only what is told counts.
+        // Older nodes keep a year, or have no pruner: only the setting counts for them.
         let stock = (by == Replication::Chain).then_some(STOCK);
         self.node_retention.or(stock).filter(|_| self.node_archive != Some(true))
     }

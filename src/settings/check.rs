@@ -1,5 +1,4 @@
-//! What no single value shows: names that nobody knows, and combinations that
-//! cannot work.
+//! Checks beyond single values: unknown names, and combinations that cannot work.
 
 use super::load::{File, Shown, origin_of};
 use super::table::{TABLE, entry};
@@ -8,10 +7,10 @@ use crate::values::Finding;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Variables that begin so are near ours: an unknown one is likely a mistake.
+/// An unknown variable with one of these prefixes is likely a mistake.
 const NEAR: [&str; 3] =
     ["OPENAUDIO_MEDIORUM_OPS_", "OPENAUDIO_MEDIORUM_DORMANT_", "OPENAUDIO_MEDIORUM_SIDECAR_"];
-/// A name is misspelt when it is this close to one of ours, in letters changed.
+/// A name counts as misspelt when at most so many letters differ from one of ours.
 const NEAR_LETTERS: usize = 2;
 
 /// A dormant table has been silent for at least this long (contract 5).
@@ -85,10 +84,9 @@ pub(super) fn unknown_keys(file: &File, found: &mut Problems) {
     }
 }
 
-/// A variable that looks like one of ours and is none. A misspelt one ends the
-/// start, as a misspelt key of the file does: an operator who set `READONLY`
-/// must not get a daemon that writes. One that only begins like ours may be the
-/// node's own, and warns.
+/// Variables that look like ours. A misspelt one is a problem, as a misspelt key of the file
+/// is: an operator who sets `READONLY` must not get a daemon that writes. One with only our
+/// prefix may be the node's own, and is a warning.
 pub(super) fn unknown_variables(source: &Source, found: &mut Problems) {
     let ours: Vec<String> = TABLE
         .iter()
@@ -138,7 +136,7 @@ pub(super) fn combinations(settings: &mut Settings, origins: &[Shown], found: &m
         (Some(origin), Some(entry)) => origin.written(entry),
         _ => key.to_owned(),
     };
-    // One that cannot be used alone has been said already.
+    // A value that cannot be used alone is reported already.
     let usable = |key| origins.iter().any(|s| s.key == key && s.value.is_some());
     if usable("listen")
         && usable("admin_listen")
@@ -178,7 +176,7 @@ pub(super) fn combinations(settings: &mut Settings, origins: &[Shown], found: &m
     }
 }
 
-/// What is set and has no effect, or another than it says.
+/// Settings without effect, or with another effect than they say.
 fn warn_ineffective(settings: &mut Settings, written: &impl Fn(&str) -> String, found: &mut Problems) {
     let mut warn = |code, text: String, fix: &str| found.warnings.push(Finding::new(code, text, fix));
     for note in std::mem::take(&mut settings.db.notes) {
@@ -206,7 +204,7 @@ fn warn_ineffective(settings: &mut Settings, written: &impl Fn(&str) -> String, 
     }
 }
 
-/// What acts on a census, where nothing counts but `opsward census`.
+/// Warns of settings that need a census while the daemon does not count.
 fn warn_uncounted(settings: &Settings, written: &impl Fn(&str) -> String, found: &mut Problems) {
     let set = &settings.bounding;
     if set.census {

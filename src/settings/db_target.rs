@@ -9,7 +9,7 @@ use std::time::Duration;
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes a text into keeping.
+    /// Wraps a text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -63,7 +63,7 @@ pub struct DbTarget {
     pub primary_only: bool,
     /// Run-time parameters set at the start of each session.
     pub params: Vec<(String, String)>,
-    /// Sentences on what of the string was ignored or changed.
+    /// What was ignored or changed, a sentence each.
     pub notes: Vec<String>,
 }
 

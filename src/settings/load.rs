@@ -50,7 +50,7 @@ type Given = (Origin, String);
 pub fn load(source: &Source) -> Result<Loaded, Problems> {
     let mut found = Problems::default();
     let file = read_file(source, &mut found);
-    // An error only if a default of the table were wrong: a test reads them all.
+    // Fails only if a default in the table is wrong; a test reads them all.
     let Ok(mut settings) = Settings::defaults() else {
         return Err(found);
     };
@@ -60,7 +60,7 @@ pub fn load(source: &Source) -> Result<Loaded, Problems> {
         origins.push(set(entry, given, &mut settings, &mut found));
     }
     if origin_of(&origins, "db_url") == Some(&Origin::Default) {
-        // Nobody named a database: look for it.
+        // No database is named: opsward looks for the known ones.
         settings.db.dbname = None;
     }
     check::tables(&file, &mut settings, &mut found);
@@ -164,8 +164,8 @@ fn secret_file(entry: &Entry, source: &Source) -> Option<(String, PathBuf)> {
     (!path.is_empty()).then(|| (variable, PathBuf::from(path)))
 }
 
-/// Puts a given value into the settings, which hold the default. A value that
-/// cannot be used leaves the default there, for the checks that follow.
+/// Puts a given value into the settings. A value that cannot be used leaves the default in
+/// place, for the checks that follow.
 fn set(entry: &Entry, given: Option<Given>, settings: &mut Settings, found: &mut Problems) -> Shown {
     let mut value = entry.default.map(str::to_owned);
     let mut origin = Origin::Default;
@@ -200,7 +200,7 @@ fn read_file(source: &Source, found: &mut Problems) -> File {
             Ok(values) => {
                 return File { path: Some(path.to_owned()), values };
             }
-            // Its own text quotes the line, which may hold a password.
+            // TOML's own message quotes the line, which may hold a password.
             Err(error) => at_line(&text, &error),
         },
     };

@@ -1,8 +1,8 @@
-//! Contract 8: what an operator can set. `Settings` is what the rest of the
-//! program sees; where a value came from and how it reads is known here only.
+//! Contract 8: what an operator can set. The rest of the program sees `Settings`; only this
+//! room knows where a value came from and how it is parsed.
 //!
-//! The straight line: a `Source` (flags, environment, file) is read by `load`
-//! along the one `TABLE` of settings; what is wrong is collected as `Problems`.
+//! The straight line: `load` reads a `Source` (flags, environment, file) along the one `TABLE`
+//! of settings and collects what is wrong as `Problems`.
 
 mod bounding;
 mod check;

@@ -1,5 +1,5 @@
-//! Single values: a text in, the value or what is wrong with it out. The text
-//! itself is not repeated: the problem shows it.
+//! Parsers of single values. An error says what is wrong and does not repeat the text, because
+//! the problem shows it.
 
 use super::{Env, LogFormat, bounding, duration};
 use crate::values::Host;
@@ -124,9 +124,8 @@ pub fn log_level(text: &str) -> Parsed<String> {
     log_filter(text).map(|_| text.to_owned())
 }
 
-/// What a log filter says: a level for each target, the empty one for all
-/// that is not named. A bare level speaks of opsward; libraries stay at `warn`
-/// or below unless they are named.
+/// Parses a log filter into a level for each target; the empty target stands for all others. A
+/// bare level sets opsward's own level: libraries stay at `warn` or quieter unless named.
 ///
 /// # Errors
 /// What is wrong with it.

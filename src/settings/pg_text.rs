@@ -45,7 +45,7 @@ fn read_url(rest: &str) -> Result<Raw, String> {
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         let value = decode(&value.replace('+', " "))?;
-        // The first of a name holds, and goes before what the URL said.
+        // The first of several equal keys counts, and goes before the other parts of the URL.
         seen.entry(named(decode(key)?)).or_insert(value);
     }
     raw.extend(seen);

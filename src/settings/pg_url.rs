@@ -1,20 +1,20 @@
 //! A connection string as pgx reads it: a URL, or keywords and values.
 //!
-//! No error and no note repeats any text of the string but the names of known
-//! keys: a password with a stray `/` or `?` in it turns up in odd places.
+//! Errors and notes repeat nothing of the string but the names of known keys: a password with
+//! a stray `/` or `?` in it turns up in odd places.
 
 use super::{DbTarget, Secret, TlsMode, pg_text};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where the string names none: shorter than pgx's two minutes, so that a
-/// request is answered 503 while its asker still waits.
+/// The default. It is shorter than pgx's two minutes, so that a request is answered 503 while
+/// its client still waits.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest one attempt may take; a task that waits longer looks dead.
 const MAX_CONNECT_TIMEOUT_S: u64 = 60;
 
-/// For drivers, poolers and libpq, of no use here.
+/// Keys for other drivers, poolers and libpq, without effect here.
 const IGNORED: [&str; 19] = [
     "application_name",
     "channel_binding",
@@ -52,7 +52,7 @@ pub fn parse(text: &str) -> Result<DbTarget, String> {
     let mut notes = Vec::new();
     let hosts = hosts(&mut raw)?;
     let user = take(&mut raw, "user").unwrap_or_else(|| "postgres".into());
-    // As the server does where a client names none.
+    // The server's own default.
     let dbname = take(&mut raw, "database").unwrap_or_else(|| user.clone());
     let password = take(&mut raw, "password").map(Secret::new);
     let connect_timeout = connect_timeout(&mut raw, &mut notes)?;
@@ -166,7 +166,7 @@ fn primary_only(raw: &mut Raw, notes: &mut Vec<String>) -> Result<bool, String> 
     }
 }
 
-/// What is left: run-time parameters, and keys that are of no use here.
+/// The remaining keys: run-time parameters, and keys without effect here.
 fn params(mut raw: Raw, notes: &mut Vec<String>) -> Result<Vec<(String, String)>, String> {
     let mut params = match take(&mut raw, "options") {
         Some(options) => pg_text::options(&options)?,

@@ -1,4 +1,4 @@
-//! What is wrong with the settings, said so that the operator can put it right
+//! Problems of the settings. All are reported together, so that the operator can correct them
 //! in one go.
 
 use super::table::Entry;
@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::fmt;
 use std::path::PathBuf;
 
-/// Longest part of a value that a message repeats, in characters.
+/// Messages cut a value to so many characters.
 const SHOWN_CHARS: usize = 200;
 
 /// Where a value came from.
@@ -62,7 +62,7 @@ impl Serialize for Origin {
     }
 }
 
-/// One thing that ends the start.
+/// One problem that keeps opsward from starting.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Problem {
     /// The setting as the operator wrote it.
@@ -109,9 +109,9 @@ impl fmt::Display for Problem {
 /// Everything that is wrong, together.
 #[derive(Clone, Debug, Default, thiserror::Error)]
 pub struct Problems {
-    /// What ends the start, in the order of the table.
+    /// What keeps opsward from starting, in the order of the table.
     pub problems: Vec<Problem>,
-    /// What does not.
+    /// What does not keep it from starting.
     pub warnings: Vec<Finding>,
 }
 
@@ -128,8 +128,8 @@ impl fmt::Display for Problems {
     }
 }
 
-/// A value as a message repeats it: bounded, and without what stands between
-/// `//` and the last `@`, in case it is a URL with a password in it.
+/// A value as messages show it: cut, and without the text between `//` and the last `@`, which
+/// may be a password in a URL.
 fn shown(text: &str) -> String {
     let masked = match (text.find("//"), text.rfind('@')) {
         (Some(start), Some(at)) if start + 2 <= at => {

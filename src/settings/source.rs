@@ -1,5 +1,5 @@
-//! Where settings are read from. A test hands in its own; the environment of
-//! the process is read here and nowhere else.
+//! Where settings are read from. Tests pass their own source; this is the only place that
+//! reads the environment of the process.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

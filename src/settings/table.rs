@@ -1,6 +1,5 @@
-//! The one table of settings. Struct fields, flags, environment names, file
-//! keys, defaults, help, README's table, config/opsward.toml and error texts
-//! come from it.
+//! The one table of settings. Struct fields, flags, environment names, file keys, defaults,
+//! help, README's table, config/opsward.toml and error texts are all made from it.
 
 use super::Shape::{Secret, Switch, Text};
 use super::bounding::{self, Keep, Policy, When, Window};
