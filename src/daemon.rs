@@ -57,7 +57,8 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(30);
 const JOBS_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether something is to be counted.
 const CENSUS_EVERY: Duration = Duration::from_secs(300);
-/// Tasks that delete first run within this of the start, after peers and census.
+/// Tasks that delete first run in the second half of this after the start (or of their
+/// interval): the first pull and the first census have begun by then.
 const FIRST_PRUNE: Duration = Duration::from_secs(60);
 /// How often it is looked whether a reclaim is due, or as often as the log is
 /// pruned where that is more often.

@@ -17,7 +17,7 @@ pub enum Schedule {
     Every {
         /// From the end of a run to the start of the next, varied by 5 %.
         interval: Duration,
-        /// The first run starts at a random moment within this.
+        /// The first run starts at a random moment in the second half of this.
         first: Duration,
     },
     /// From its start until it is told to stop; restarted when it ends before.
@@ -39,7 +39,7 @@ impl Schedule {
     /// The wait before the first run; `random` is uniform in 0..1.
     pub fn first(self, random: f64) -> Duration {
         match self {
-            Self::Every { first, .. } => first.mul_f64(random),
+            Self::Every { first, .. } => first.mul_f64(0.5 + random / 2.0),
             Self::Forever => Duration::ZERO,
         }
     }
@@ -87,7 +87,8 @@ mod tests {
             let schedule = Schedule::Every { interval, first: interval };
             let wait = schedule.backoff(failures, random);
             prop_assert!(wait <= interval && wait >= interval.min(BACKOFF_MIN) / 2);
-            prop_assert!(schedule.first(random) <= interval);
+            let first = schedule.first(random);
+            prop_assert!(first <= interval && first >= interval / 2);
             let regular = schedule.regular(random);
             prop_assert!(regular >= interval.mul_f64(0.94) && regular <= interval.mul_f64(1.06));
         }

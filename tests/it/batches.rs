@@ -1,28 +1,14 @@
 //! Contract 4: applying a page in batches ends where applying its ops one by
 //! one in order would, for any ops.
 
-use crate::harness::Database;
+use crate::harness::{Database, Dice};
 use opsward::db::Client;
 use opsward::pull::apply::{Fitting, Outcome, apply};
 use opsward::records::models;
 use opsward::values::{Action, Op, OpUlid};
 use std::ops::Range;
 
-/// A small generator: the same ops for the same seed.
-struct Dice(u64);
-
 impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) % below
-    }
-
-    fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
-        &of[self.roll(of.len() as u64) as usize]
-    }
-
     /// A text that no index takes: long, and nothing to compress.
     fn long(&mut self) -> String {
         (0..6_000).map(|_| char::from(b'a' + self.roll(26) as u8)).collect()

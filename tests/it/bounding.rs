@@ -115,6 +115,15 @@ impl Bench {
         waited.unwrap_or_else(|_| panic!("it never came to: {sql}"));
     }
 
+    /// Dead rows on some two thousand pages: seconds of a VACUUM at a slow pace.
+    async fn dead_rows(&self) {
+        self.run(
+            "INSERT INTO ops SELECT 'dead' || g, 'h', 'create', 'x', to_jsonb(repeat(md5(g::text), 20))
+              FROM generate_series(1, 20000) g; DELETE FROM ops WHERE ulid LIKE 'dead%'",
+        )
+        .await;
+    }
+
     async fn left(&self) -> i64 {
         self.number("SELECT count(*) FROM ops").await
     }

@@ -1,20 +1,18 @@
 //! Contract 5, Census: what it says is what the log holds.
 
 use crate::harness::{Database, Ops, ops};
+use crate::work;
 use opsward::bound::census::{CensusReport, Finished, Scope, run_once};
 use opsward::clock::Clock;
 use opsward::db::census::{self, Entry, day_of};
 use opsward::db::lease::Lease;
 use opsward::db::{Db, census_pass, census_slice};
-use opsward::metrics::Metrics;
 use opsward::settings::{Settings, Source, load};
-use opsward::values::{Host, OpUlid};
+use opsward::values::OpUlid;
 use opsward::work::{Halt, Pacer, Stop, Work};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 
 /// 2026-06-30: half a year after the first of the harness' ops.
 const NOW_MS: i64 = 1_782_777_600_000;
@@ -34,17 +32,7 @@ struct Counting {
 
 impl Counting {
     async fn new(db: &Db) -> Self {
-        let mut settings = settings();
-        settings.bounding.min_free_disk = 0;
-        let work = Work {
-            db: db.clone(),
-            settings: Arc::new(settings),
-            own: Host::parse("http://n1.example").unwrap(),
-            clock: Clock::fixed(NOW_MS),
-            metrics: Metrics::new().unwrap(),
-            stop: CancellationToken::new(),
-            tell: Arc::new(|_| {}),
-        };
+        let work = Work { clock: Clock::fixed(NOW_MS), ..work::on(db, |_| {}) };
         Self { work, lease: Lease::take(db).await.unwrap().unwrap() }
     }
 

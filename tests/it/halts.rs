@@ -14,7 +14,7 @@ use opsward::work::{Halt, Pacer, Stop, Work};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::Client;
 
 const LONG: Duration = Duration::from_secs(600);
 /// What no test should ever wait for.
@@ -114,14 +114,6 @@ impl Bench {
     }
 }
 
-/// An index waits for it for ever.
-async fn snapshot(client: &mut Client) -> Transaction<'_> {
-    let level = tokio_postgres::IsolationLevel::RepeatableRead;
-    let snapshot = client.build_transaction().isolation_level(level).start().await.unwrap();
-    snapshot.query_one("SELECT 1", &[]).await.unwrap();
-    snapshot
-}
-
 #[tokio::test]
 async fn a_pause_ends_a_vacuum_and_a_later_run_makes_up_for_it() {
     let bench = Bench::new(|_| {}).await;
@@ -178,15 +170,15 @@ async fn ten_million_deletions_are_counted_over_runs() {
 #[tokio::test]
 async fn a_pause_ends_an_index_build_and_is_told() {
     let bench = Bench::new(|_| {}).await;
-    let mut reader = bench.database.client().await;
-    let held = snapshot(&mut reader).await;
+    // An index waits for it for ever.
+    let held = bench.database.old_snapshot().await;
     let pause = async {
         bench.until(AT_INDEX).await;
         bench.run(PAUSE).await;
     };
     let ended = bench.index(pause).await;
     assert!(matches!(ended, Err(Stop::Halt(Halt::Paused(_)))), "{ended:?}");
-    held.rollback().await.unwrap();
+    held.batch_execute("ROLLBACK").await.unwrap();
     bench.run("UPDATE opsward.pace SET paused_at = NULL").await;
     assert_eq!(bench.index(async {}).await.unwrap(), Ensured::Made);
 }
@@ -202,8 +194,8 @@ async fn little_disk_ends_an_index_build() {
     };
     lies_on("/");
     let bench = Bench::new(|s| s.pgdata_path = Some(volume.clone())).await;
-    let mut reader = bench.database.client().await;
-    let held = snapshot(&mut reader).await;
+    // An index waits for it for ever.
+    let held = bench.database.old_snapshot().await;
     let fills_up = async {
         bench.until(AT_INDEX).await;
         // Nothing is ever free there.
@@ -211,5 +203,5 @@ async fn little_disk_ends_an_index_build() {
     };
     let ended = bench.index(fills_up).await;
     assert!(matches!(ended, Err(Stop::Halt(Halt::LittleDisk { free: 0, .. }))), "{ended:?}");
-    held.rollback().await.unwrap();
+    held.batch_execute("ROLLBACK").await.unwrap();
 }

@@ -6,18 +6,17 @@
 
 use crate::harness::node::{Generation, Load, Writer, node_starts};
 use crate::harness::{Cluster, Database, Ops, Start, Stop, cluster, ops};
+use crate::work;
 use futures_util::FutureExt;
 use opsward::clock::Clock;
 use opsward::db::lease::Lease;
 use opsward::db::{self, Db, in_place};
-use opsward::metrics::Metrics;
 use opsward::reclaim::compact::{Bounds, Chain, Compactor, LogOp, Pass, Verdict};
 use opsward::reclaim::decide::{Checkpoint, Mode, Survivors};
 use opsward::reclaim::{self, Action, Error, Gate, Outcome, Report, Request};
-use opsward::settings::{self, Policy, Settings, Source};
-use opsward::values::{Host, OpUlid, Progress};
+use opsward::settings::{Policy, Settings};
+use opsward::values::{OpUlid, Progress};
 use opsward::work::{Halt, Pacer, Stop as Stops, Work};
-use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,20 +70,14 @@ impl Bench {
 
     async fn on(database: Database, db: Db, change: impl FnOnce(&mut Settings)) -> Self {
         let client = database.client().await;
-        let source = Source { env: BTreeMap::new(), ..Source::process() };
-        let mut settings = settings::load(&source).unwrap().settings;
-        settings.db = database.target();
-        settings.bounding.min_free_disk = 0;
-        change(&mut settings);
         let (tell, told) = watch::channel(Progress::default());
+        let tell = Arc::new(move |progress| drop(tell.send_replace(progress)));
         let work = Work {
-            db: db.clone(),
-            settings: Arc::new(settings),
-            own: Host::normalise("http://n1.example"),
-            clock: Clock::System,
-            metrics: Metrics::new().unwrap(),
-            stop: CancellationToken::new(),
-            tell: Arc::new(move |progress| drop(tell.send_replace(progress))),
+            tell,
+            ..work::on(&db, |settings| {
+                settings.db = database.target();
+                change(settings);
+            })
         };
         Self { database, db, client, work, told }
     }
@@ -457,11 +450,8 @@ async fn an_index_that_the_operator_builds_is_waited_for() {
     let bench = Bench::new(2_000, 1_000_000).await;
     bench.begun(window()).await;
     assert!(matches!(bench.until("reindex").await, Err(Error::Halted(_))));
-    let (mut reader, operator) = (bench.database.client().await, bench.database.client().await);
     // The rebuild waits for this snapshot before it puts the new index in place.
-    let level = tokio_postgres::IsolationLevel::RepeatableRead;
-    let held = reader.build_transaction().isolation_level(level).start().await.unwrap();
-    held.query_one("SELECT 1", &[]).await.unwrap();
+    let (held, operator) = (bench.database.old_snapshot().await, bench.database.client().await);
     let rebuilt = operator.batch_execute("REINDEX INDEX CONCURRENTLY ops_pkey");
     let mut told = bench.told.clone();
     let released = async {
@@ -473,7 +463,7 @@ async fn an_index_that_the_operator_builds_is_waited_for() {
         let aborted = bench.asked(Action::Abort, &bench.work);
         let named = async {
             told.wait_for(waits).await.unwrap();
-            held.rollback().await.unwrap();
+            held.batch_execute("ROLLBACK").await.unwrap();
         };
         tokio::join!(aborted, named).0
     };

@@ -6,7 +6,7 @@ use opsward::db::lease::Lease;
 use opsward::db::maintain::{Ended, watched};
 use opsward::db::{Db, Error};
 use std::time::Duration;
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 /// What no test should ever wait for.
@@ -137,13 +137,6 @@ fn prune(database: &Database, task: &str) -> Daemon {
         .spawn()
 }
 
-async fn snapshot(client: &mut Client) -> Transaction<'_> {
-    let level = tokio_postgres::IsolationLevel::RepeatableRead;
-    let snapshot = client.build_transaction().isolation_level(level).start().await.unwrap();
-    snapshot.query_one("SELECT 1", &[]).await.unwrap();
-    snapshot
-}
-
 const AT_VACUUM: &str = "SELECT count(*) > 0 FROM pg_stat_progress_vacuum WHERE datname = current_database()";
 const AT_INDEX: &str =
     "SELECT count(*) > 0 FROM pg_stat_progress_create_index WHERE datname = current_database()";
@@ -154,10 +147,10 @@ const NO_SESSION: &str = "SELECT count(*) = 0 FROM pg_stat_activity
 async fn what_a_killed_process_began_ends_with_it() {
     let database = Database::new().await;
     database.migrated().await;
-    let (client, mut reader) = (database.client().await, database.client().await);
+    let client = database.client().await;
     of_slow_vacuum(&database, &client).await;
     // The index waits for this snapshot, for ever.
-    let held = snapshot(&mut reader).await;
+    let held = database.old_snapshot().await;
     for (task, at_work) in [("retention", AT_VACUUM), ("index", AT_INDEX)] {
         let command = prune(&database, task);
         until(&client, at_work).await;
@@ -165,16 +158,16 @@ async fn what_a_killed_process_began_ends_with_it() {
         command.exit().await;
         until(&client, NO_SESSION).await;
     }
-    held.rollback().await.unwrap();
+    held.batch_execute("ROLLBACK").await.unwrap();
 }
 
 #[tokio::test]
 async fn an_index_is_made_though_nobody_can_be_told_how_far_it_is() {
     let database = Database::new().await;
     database.migrated().await;
-    let (client, mut reader) = (database.client().await, database.client().await);
+    let client = database.client().await;
     let elsewhere = database.cluster().connect("postgres").await;
-    let held = snapshot(&mut reader).await;
+    let held = database.old_snapshot().await;
     let command = prune(&database, "index");
     until(&client, AT_INDEX).await;
     watcher(&client, None).await;
@@ -187,7 +180,7 @@ async fn an_index_is_made_though_nobody_can_be_told_how_far_it_is() {
     client.query_one(others, &[]).await.unwrap();
     command.line(|l| l.contains("how far the index is")).await;
     elsewhere.batch_execute(&allow(true)).await.unwrap();
-    held.rollback().await.unwrap();
+    held.batch_execute("ROLLBACK").await.unwrap();
     let ran = command.ran().await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.stdout.contains("made"), "{ran:?}");

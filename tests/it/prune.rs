@@ -2,17 +2,16 @@
 //! transaction, whatever happens in the middle.
 
 use crate::harness::{Database, MadeOp, Ops, ops};
+use crate::work;
 use opsward::bound::delete::{self, Ended, Order, Report};
 use opsward::bound::index::{self, Ensured};
 use opsward::bound::recent;
 use opsward::bound::vacuum::Vacuumed;
-use opsward::clock::Clock;
 use opsward::db::Db;
 use opsward::db::lease::Lease;
 use opsward::db::prune::TableCut;
-use opsward::metrics::Metrics;
-use opsward::settings::{self, Settings, Source};
-use opsward::values::{Host, OpUlid, Progress};
+use opsward::settings::Settings;
+use opsward::values::{OpUlid, Progress};
 use opsward::work::{Pacer, Stop, Work};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,20 +37,10 @@ impl Bench {
     async fn with(change: impl FnOnce(&mut Settings)) -> Self {
         let database = Database::new().await;
         let (db, client) = (database.migrated().await, database.client().await);
-        let source = Source { env: std::collections::BTreeMap::new(), ..Source::process() };
-        let mut settings = settings::load(&source).unwrap().settings;
-        settings.db = database.target();
-        settings.bounding.min_free_disk = 0;
-        change(&mut settings);
-        let work = Work {
-            db: db.clone(),
-            settings: Arc::new(settings),
-            own: Host::normalise("http://n1.example"),
-            clock: Clock::System,
-            metrics: Metrics::new().unwrap(),
-            stop: CancellationToken::new(),
-            tell: Arc::new(|_| {}),
-        };
+        let work = work::on(&db, |settings| {
+            settings.db = database.target();
+            change(settings);
+        });
         Self { database, db, client, work }
     }
 
@@ -345,7 +334,7 @@ async fn a_locked_row_is_passed_over_and_goes_later() {
     assert_eq!((report.rows(), report.ended), (599, Ended::Done { locked: 1 }));
     assert_eq!(bench.text("SELECT ulid FROM opsward.watermark").await, Some(held.to_string()));
     bench.holds_together(below).await;
-    tx.rollback().await.unwrap();
+    tx.batch_execute("ROLLBACK").await.unwrap();
     let report = bench.delete(&order(below)).await.unwrap();
     assert_eq!((report.rows(), report.ended), (1, Ended::Done { locked: 0 }));
     assert_eq!(bench.text("SELECT ulid FROM opsward.watermark").await, Some(below.to_string()));
@@ -357,13 +346,7 @@ async fn an_old_snapshot_holds_nothing_up() {
     let bench = Bench::new().await;
     let made = Ops::new(5).take(1_000);
     bench.log(&made).await;
-    let mut reader = bench.database.client().await;
-    let tx = reader
-        .build_transaction()
-        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
-        .start()
-        .await
-        .unwrap();
+    let tx = bench.database.old_snapshot().await;
     let count = |r: tokio_postgres::Row| r.get::<_, i64>(0);
     assert_eq!(tx.query_one("SELECT count(*) FROM ops", &[]).await.map(count).unwrap(), 1_000);
     let below = middle(&made);

@@ -2,15 +2,15 @@
 
 use crate::harness::node::{Generation, Load, Writer, node_starts};
 use crate::harness::{Database, MadeOp, Ops, ops};
+use crate::work;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use opsward::clock::Clock;
 use opsward::db::lease::Lease;
-use opsward::metrics::Metrics;
 use opsward::reclaim::decide::Mode;
 use opsward::reclaim::{self, Action, Error, Gate, Outcome, Report, Request};
 use opsward::settings::{Policy, Settings, Source, load};
-use opsward::values::{Host, OpUlid, Progress};
+use opsward::values::{OpUlid, Progress};
 use opsward::work::Work;
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -75,13 +75,9 @@ impl Bed {
         ops::insert(&node, &ops).await;
         node.batch_execute(CENSUS).await.unwrap();
         let work = Work {
-            db,
             settings: Arc::new(settings(&database)),
-            own: Host::parse("http://n1.example").unwrap(),
-            clock: Clock::System,
-            metrics: Metrics::new().unwrap(),
-            stop: CancellationToken::new(),
             tell: Arc::new(move |progress: Progress| tell(&progress.phase)),
+            ..work::on(&db, |_| {})
         };
         let cut = OpUlid::first_of_ms(now_ms() - 30 * DAY_MS);
         Self { database, work, cut, ops }

@@ -2,7 +2,8 @@
 //! ULIDs, and texts that the database's collation puts between them although
 //! their bytes would put them elsewhere.
 
-use crate::harness::Database;
+use crate::harness::{Database, Dice};
+use crate::work;
 use futures_util::FutureExt;
 use opsward::clock::Clock;
 use opsward::db::census_slice::{self, Reading, Window};
@@ -10,11 +11,10 @@ use opsward::db::clone;
 use opsward::db::lease::Lease;
 use opsward::db::prune::{self, Doomed, Locked, TableCut};
 use opsward::db::{Db, copy, in_place, order, recent};
-use opsward::metrics::Metrics;
 use opsward::reclaim::decide::{Checkpoint, Mode, Survivors};
 use opsward::reclaim::{self, Action, Gate, Outcome, Request};
-use opsward::settings::{self, Policy, Source};
-use opsward::values::{Host, OpUlid};
+use opsward::settings::Policy;
+use opsward::values::OpUlid;
 use opsward::work::Work;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,17 +27,7 @@ const DAY: u64 = 86_400_000;
 /// Keys of either kind.
 const EACH: usize = 150;
 
-/// A small generator: the same keys for the same seed.
-struct Dice(u64);
-
 impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) % below
-    }
-
     fn ulid(&mut self) -> String {
         OpUlid::from_parts(START + self.roll(100 * DAY), u128::from(self.roll(1 << 40))).to_string()
     }
@@ -251,19 +241,10 @@ async fn reclaimed(bench: &Bench, mode: Mode, survivors: Survivors, batch: u32) 
 }
 
 async fn begun(bench: &Bench, mode: Mode, survivors: Survivors, batch: u32) -> Work {
-    let source = Source { env: BTreeMap::new(), ..Source::process() };
-    let mut settings = settings::load(&source).unwrap().settings;
-    settings.db = bench.database.target();
-    (settings.bounding.min_free_disk, settings.bounding.batch_limit) = (0, batch);
-    let work = Work {
-        db: bench.db.clone(),
-        settings: Arc::new(settings),
-        own: Host::normalise("http://n1.example"),
-        clock: Clock::System,
-        metrics: Metrics::new().unwrap(),
-        stop: CancellationToken::new(),
-        tell: Arc::new(|_| {}),
-    };
+    let work = work::on(&bench.db, |settings| {
+        settings.db = bench.database.target();
+        settings.bounding.batch_limit = batch;
+    });
     let began_ms = Clock::System.now().as_millisecond();
     let begin = Checkpoint::begin("reclaim-test".into(), mode, Policy::Window, survivors);
     let at = Checkpoint { pace: Some(100), began_ms, ..begin };

@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-/// Work on a database, with the default settings but for what `change` sets.
+/// Work on a database, with the default settings but for what `change` sets, and
+/// no floor under the free disk.
 pub fn on(db: &Db, change: impl FnOnce(&mut Settings)) -> Work {
     let source = Source {
         flags: BTreeMap::new(),
@@ -20,6 +21,7 @@ pub fn on(db: &Db, change: impl FnOnce(&mut Settings)) -> Work {
         read: Box::new(|_| Err(std::io::ErrorKind::NotFound.into())),
     };
     let mut settings = load(&source).unwrap().settings;
+    settings.bounding.min_free_disk = 0;
     change(&mut settings);
     Work {
         db: db.clone(),

@@ -41,14 +41,7 @@ async fn a_task_that_halts_hides_nothing_of_what_others_did() {
              CREATE TRIGGER pause AFTER DELETE ON ops FOR EACH STATEMENT EXECUTE FUNCTION pause()",
         )
         .await;
-    let mut reader = bench.database.client().await;
-    let held = reader
-        .build_transaction()
-        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
-        .start()
-        .await
-        .unwrap();
-    held.query_one("SELECT 1", &[]).await.unwrap();
+    let held = bench.database.old_snapshot().await;
     let (code, pruned) = bench.json(&["prune"]).await;
     assert_eq!((code, &pruned["changed"]), (0, &true.into()), "{pruned}");
     let gone: u64 = deleted(&pruned).values().sum();
@@ -59,7 +52,7 @@ async fn a_task_that_halts_hides_nothing_of_what_others_did() {
     assert!(index["halted"].as_str().is_some_and(|why| why.contains("opsward resume")), "{pruned}");
     let strict = bench.start(&["prune", "--strict", "--task", "index"]).output().await;
     assert_eq!(strict.code, Some(3), "{strict:?}");
-    held.rollback().await.unwrap();
+    held.batch_execute("ROLLBACK").await.unwrap();
 }
 
 #[tokio::test]

@@ -26,14 +26,8 @@ async fn start(bench: &Bench) -> Result<Startup, String> {
 async fn a_node_starts_during_vacuum() {
     let bench = Bench::new().await;
     bench.log(40, 20).await;
-    // Dead rows on some two thousand pages: seconds of work at a slow pace.
-    bench
-        .run(
-            "INSERT INTO ops SELECT 'dead' || g, 'h', 'create', 'x', to_jsonb(repeat(md5(g::text), 20))
-              FROM generate_series(1, 20000) g; DELETE FROM ops WHERE ulid LIKE 'dead%';
-              UPDATE opsward.pace SET percent = 3",
-        )
-        .await;
+    bench.dead_rows().await;
+    bench.run("UPDATE opsward.pace SET percent = 3").await;
     let daemon = bench.daemon().await;
     let command = bench.start(&["prune", "--output", "json"]).spawn();
     bench.until("SELECT count(*) > 0 FROM pg_stat_progress_vacuum WHERE relid = 'public.ops'::regclass AND datname = current_database()").await;
@@ -51,14 +45,7 @@ async fn a_node_starts_during_index_ensure() {
     let bench = Bench::new().await.with("OPENAUDIO_MEDIORUM_ENSURE_OPS_TABLE_INDEX", "true");
     bench.log(0, 500).await;
     // An old snapshot holds the build up, and so the node would wait too.
-    let mut reader = bench.database.client().await;
-    let snapshot = reader
-        .build_transaction()
-        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
-        .start()
-        .await
-        .unwrap();
-    snapshot.query_one("SELECT 1", &[]).await.unwrap();
+    let snapshot = bench.database.old_snapshot().await;
     let command = bench.start(&["prune", "--task", "index", "--output", "json"]).spawn();
     bench
         .until("SELECT count(*) > 0 FROM pg_stat_progress_create_index WHERE datname = current_database()")
@@ -69,7 +56,7 @@ async fn a_node_starts_during_index_ensure() {
     });
     let ran = command.ran().await;
     assert!(ran.stdout.contains("\"yielded\""), "{ran:?}");
-    snapshot.rollback().await.unwrap();
+    snapshot.batch_execute("ROLLBACK").await.unwrap();
     // What the build left is invalid, and in nobody's way.
     match started.await.unwrap() {
         Ok(started) => judged("index ensure", &started),

@@ -120,12 +120,7 @@ async fn what_is_missing_is_named_and_turns_off_only_what_needs_it() {
 async fn a_vacuum_yields_to_sessions_of_roles_that_are_hidden() {
     let bench = Bench::new().await;
     bench.log(40, 20).await;
-    bench
-        .run(
-            "INSERT INTO ops SELECT 'dead' || g, 'h', 'create', 'x', to_jsonb(repeat(md5(g::text), 20))
-              FROM generate_series(1, 20000) g; DELETE FROM ops WHERE ulid LIKE 'dead%'",
-        )
-        .await;
+    bench.dead_rows().await;
     let (role, url) = limited(&bench).await;
     // The log is the role's own; who waits is not to be seen by it.
     bench.run(&format!("ALTER TABLE ops OWNER TO {role}; GRANT CREATE ON SCHEMA public TO {role}")).await;

@@ -238,14 +238,7 @@ async fn dormant_tables_are_cleaned_up_and_one_that_wakes_keeps_the_rest() {
     ops::insert(&bench.client, &made).await;
     let of = |table: &str| made.iter().filter(|op| op.table == table).count() as u64;
     // An old snapshot is in nobody's way.
-    let mut reader = bench.database.client().await;
-    let snapshot = reader
-        .build_transaction()
-        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
-        .start()
-        .await
-        .unwrap();
-    snapshot.query_one("SELECT 1", &[]).await.unwrap();
+    let snapshot = bench.database.old_snapshot().await;
     // One wakes up between the decision and the end: at its first delete.
     bench
         .run(&format!(

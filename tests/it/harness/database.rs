@@ -68,6 +68,13 @@ impl Database {
         self.cluster.connect(&self.name).await
     }
 
+    /// A session in a transaction whose snapshot is of now, until it ends it.
+    pub async fn old_snapshot(&self) -> tokio_postgres::Client {
+        let client = self.client().await;
+        client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").await.unwrap();
+        client
+    }
+
     /// opsward's own way into it: a pool of 8.
     pub async fn db(&self) -> Db {
         Db::open(&self.target(), "opsward test", 8).await.unwrap_or_else(|e| panic!("{}: {e}", self.name))

@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod daemon;
 mod database;
+mod dice;
 pub mod http;
 pub mod node;
 pub mod ops;
@@ -16,6 +17,7 @@ pub mod wire;
 pub use cluster::{Cluster, Schema, Stop};
 pub use daemon::{Daemon, Start};
 pub use database::{Database, target};
+pub use dice::Dice;
 pub use ops::{MadeOp, Ops};
 pub use peer::{Answer, Peer};
 pub use proxy::{Fault, Proxy};

@@ -299,23 +299,31 @@ async fn what_takes_the_place_of_its_tables_undoes_it() {
     }
 }
 
+impl Bed {
+    /// Goes on to the end, at first behind a lock that ends once it is told.
+    async fn resumed_behind_a_lock(&self, table: &str) {
+        let other = self.database.client().await;
+        let lock = format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE");
+        other.batch_execute(&lock).await.unwrap();
+        let (work, mut told) = self.told();
+        let released = async {
+            told.wait_for(|p| p.waiting.as_ref().is_some_and(|w| w.contains("a lock on public.ops")))
+                .await
+                .unwrap();
+            other.batch_execute("COMMIT").await.unwrap();
+        };
+        let request = self.again(Action::Resume);
+        let report = while_(self.work_on(&work, &request), released).await;
+        assert_eq!(report.unwrap().outcome, Outcome::Done);
+    }
+}
+
 /// A lock that comes in the middle of the copy is waited for.
 #[tokio::test]
 async fn a_lock_in_the_middle_of_the_copy_ends_nothing() {
     let bed = Bed::new(400).await;
     bed.run_until(&bed.request(Policy::Window), "copy").await;
-    let other = bed.database.client().await;
-    other.batch_execute("BEGIN; LOCK TABLE ops IN ACCESS EXCLUSIVE MODE").await.unwrap();
-    let (work, mut told) = bed.told();
-    let released = async {
-        told.wait_for(|p| p.waiting.as_ref().is_some_and(|w| w.contains("a lock on public.ops")))
-            .await
-            .unwrap();
-        other.batch_execute("COMMIT").await.unwrap();
-    };
-    let request = bed.again(Action::Resume);
-    let report = while_(bed.work_on(&work, &request), released).await;
-    assert_eq!(report.unwrap().outcome, Outcome::Done);
+    bed.resumed_behind_a_lock("ops").await;
     bed.nothing_is_left().await;
 }
 
@@ -330,18 +338,7 @@ async fn a_lock_in_the_middle_of_compaction_loses_no_verdict() {
     assert_eq!(calm.run(&calm.request(Policy::Compact)).await.unwrap().outcome, Outcome::Done);
 
     bed.run_until(&bed.request(Policy::Compact), "judge").await;
-    let other = bed.database.client().await;
-    other.batch_execute("BEGIN; LOCK TABLE opsward.reclaim_drops IN ACCESS EXCLUSIVE MODE").await.unwrap();
-    let (work, mut told) = bed.told();
-    let released = async {
-        told.wait_for(|p| p.waiting.as_ref().is_some_and(|w| w.contains("a lock on public.ops")))
-            .await
-            .unwrap();
-        other.batch_execute("COMMIT").await.unwrap();
-    };
-    let request = bed.again(Action::Resume);
-    let report = while_(bed.work_on(&work, &request), released).await;
-    assert_eq!(report.unwrap().outcome, Outcome::Done);
+    bed.resumed_behind_a_lock("opsward.reclaim_drops").await;
     let node = |ulids: Vec<String>| {
         ulids.into_iter().filter(|u| bed.ops.iter().any(|op| op.ulid.as_str() == u)).count()
     };

@@ -5,9 +5,27 @@ use crate::harness::{Database, http};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 const PEER: &str = "https://n1.example";
 const AGENT: &str = "User-Agent: mediorum https://n1.example";
+
+/// A session that locks the log until it commits.
+async fn locked(database: &Database) -> tokio_postgres::Client {
+    let client = database.client().await;
+    client.batch_execute("BEGIN; LOCK TABLE ops").await.unwrap();
+    client
+}
+
+/// A request at once from each of these addresses; their statuses.
+fn ask_from(port: &Port, addresses: impl IntoIterator<Item = u8>) -> JoinSet<u16> {
+    let address = port.address;
+    let ask = |n| async move {
+        let forwarded = format!("X-Forwarded-For: 203.0.113.{n}");
+        http::get(address, &format!("{PATH}?after="), &[&forwarded]).await.status
+    };
+    addresses.into_iter().map(ask).collect()
+}
 
 /// More half-open connections than there are slots, all of one address.
 #[tokio::test]
@@ -47,15 +65,8 @@ async fn strangers_leave_a_builder_to_peers() {
     let port = Port::on(&database).await;
     fill(&database, 1..=9, "audio_previews", ONE).await;
     port.register(&[PEER]);
-    let client = database.client().await;
-    client.batch_execute("BEGIN; LOCK TABLE ops").await.unwrap();
-    let target = format!("{PATH}?after=");
-    let mut strangers = tokio::task::JoinSet::new();
-    for n in 0..40 {
-        let (address, target) = (port.address, target.clone());
-        let forwarded = format!("X-Forwarded-For: 203.0.113.{n}");
-        strangers.spawn(async move { http::get(address, &target, &[&forwarded]).await.status });
-    }
+    let client = locked(&database).await;
+    let mut strangers = ask_from(&port, 0..40);
     // They wait half a second for the lock, two at a time: for ten seconds.
     tokio::time::sleep(Duration::from_millis(700)).await;
     client.batch_execute("COMMIT").await.unwrap();
@@ -70,16 +81,8 @@ async fn one_address_has_few_requests_at_a_time() {
     let port = Port::on(&database).await;
     fill(&database, 1..=9, "audio_previews", ONE).await;
     port.register(&[PEER]);
-    let client = database.client().await;
-    client.batch_execute("BEGIN; LOCK TABLE ops").await.unwrap();
-    let target = format!("{PATH}?after=");
-    let mut asked = tokio::task::JoinSet::new();
-    for _ in 0..9 {
-        let (address, target) = (port.address, target.clone());
-        asked.spawn(
-            async move { http::get(address, &target, &["X-Forwarded-For: 203.0.113.7"]).await.status },
-        );
-    }
+    let client = locked(&database).await;
+    let mut asked = ask_from(&port, [7; 9]);
     // Five of them are told to come again while the others still wait.
     for _ in 0..5 {
         assert_eq!(asked.join_next().await.unwrap().unwrap(), 503);
