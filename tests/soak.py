@@ -33,7 +33,7 @@ SWEEP = "/internal/crud/sweep?after="
 began = time.time()
 stop, away = threading.Event(), threading.Event()
 lines, faults, memory = [], [], []
-answers, errors = collections.Counter(), []
+answers, errors, failures = collections.Counter(), [], 0
 
 
 def say(words):
@@ -107,8 +107,16 @@ def read():
 
 
 def keep_errors():
-    found = compose("logs", "--no-color", "opsward")
-    errors.extend(line for line in found.splitlines() if " ERROR " in line or "panicked" in line)
+    """Errors of its log, and which tasks failed at last; one that works again is well."""
+    global failures
+    failing = {}
+    for line in compose("logs", "--no-color", "opsward").splitlines():
+        if " ERROR " in line or "panicked" in line:
+            errors.append(line)
+        if "supervisor::failures: " in line and (task := re.search(r'task="([^"]+)"', line)):
+            failing[task[1]] = line
+            failures += "failed: " in line
+    return [line for line in failing.values() if "works again" not in line]
 
 
 def upgrade():
@@ -210,10 +218,13 @@ def main():
     found = metrics()
     nothing_lost(upgraded)
     for name, value in found.items():
-        if name.startswith(("opsward_task_panics_total", "opsward_task_failures_total", "opsward_guard_failed_total")) and value:
+        if name.startswith(("opsward_task_panics_total", "opsward_guard_failed_total")) and value:
             faults.append(f"{name} {value}")
     say("pages: " + ", ".join(f"{count:,} × {what}" for what, count in answers.most_common()))
-    faults.extend(what for what in answers if what not in ("a page", "nobody there"))
+    faults.extend(what for what in answers if what.startswith("failed"))
+    # An asker comes again after a 503; more than a few of them are a fault.
+    if sum(count for what, count in answers.items() if what.startswith("503")) * 50 > answers["a page"]:
+        faults.append("more than one page in fifty was refused")
     for what, which in (("memory", 1), ("memory without the program", 2)):
         late = [look[which] for look in memory if look[0] > 1 / 3]
         middle = sorted(late)[len(late) // 2]
@@ -226,9 +237,9 @@ def main():
     say(f"stopped: exit {code}")
     if code != "0, killed for memory: false":
         faults.append(f"exit {code}")
-    keep_errors()
-    say(f"{len(errors)} lines of its log are errors")
-    faults.extend(errors[:5])
+    failing = keep_errors()
+    say(f"{len(errors)} lines of its log are errors; {failures} times a task failed, {len(failing)} did not work again")
+    faults.extend(errors[:5] + failing)
     say("passed" if not faults else "FAILED: " + "; ".join(faults[:8]))
     LOG.write_text("\n".join(lines) + "\n")
     raise SystemExit(1 if faults else 0)
