@@ -45,7 +45,7 @@ async fn main() {
     for _ in 0..ROUNDS {
         for captured in [0, 1] {
             let tx = lease.begin().await.unwrap();
-            short_lock::strong(&tx).await.unwrap();
+            short_lock::strong(&tx, std::time::Duration::from_millis(200)).await.unwrap();
             match captured {
                 0 => capture::remove(&tx).await.unwrap(),
                 _ => drop(capture::install(&tx).await.unwrap()),

@@ -8,7 +8,7 @@ mod state;
 pub use self::core::{
     activity, catalog, helper, lease, maintain, migrate, presence, privileges, short_lock, uninstall,
 };
-use self::core::{connect, error, rows, session, transaction};
+use self::core::{connect, error, lock_budget, rows, session, transaction};
 pub use self::log::{
     apply, capture, census_slice, clone, copy, digest, floors, foreign, guard, in_place, index, known, newer,
     ops, order, preflight, prune, recent, replay, reset, swap, traced, watermark,

@@ -4,6 +4,7 @@
 mod again;
 mod every;
 mod given_back;
+mod locks;
 mod unlogged;
 
 use crate::harness::node::{ChainNode, upgrade_to_b, upgrade_to_c};
@@ -295,4 +296,18 @@ async fn doctor_tells_what_a_restore_left() {
     assert!(check("node")["found"].as_str().unwrap().contains("by chain"), "{found}");
     // It asks for what it cannot know.
     assert!(check("node_pruner")["fix"].as_str().unwrap().contains("OPENAUDIO_OPS_RETENTION"), "{found}");
+}
+
+#[tokio::test]
+async fn an_unknown_way_of_replication_ends_the_start() {
+    let database = Database::of(Schema::C).await;
+    for odd in ["sideways", "Chains", "peers,chain"] {
+        let ran =
+            start(&database, &["config", "check"]).env("OPENAUDIO_MEDIORUM_REPLICATION", odd).output().await;
+        assert_eq!(ran.code, Some(64), "{ran:?}");
+        let said = format!("{}{}", ran.stdout, ran.stderr);
+        for part in ["OPENAUDIO_MEDIORUM_REPLICATION", odd, "auto", "peers", "both", "chain"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! One way into the database: a pool of sessions that are all set up alike.
 
 use crate::db::error::{Doing, Error, Kind, Result};
+use crate::db::lock_budget::Budget;
 use crate::db::session;
 use crate::settings::{DbTarget, TlsMode};
 use crate::tls::{self, Verify};
@@ -87,6 +88,7 @@ pub struct Db {
     pool: Pool,
     tls: MakeRustlsConnect,
     shown: Arc<str>,
+    locks: Budget,
 }
 
 impl Db {
@@ -107,7 +109,8 @@ impl Db {
             let shown: Arc<str> = target.shown().into();
             let manager =
                 Manager { config: config(&target, application_name), tls: tls.clone(), shown: shown.clone() };
-            let db = Self { pool: pool(manager, size, target.connect_timeout)?, tls, shown };
+            let pool = pool(manager, size, target.connect_timeout)?;
+            let db = Self { pool, tls, shown, locks: Budget::default() };
             match db.check().await {
                 Ok(()) => return Ok(db),
                 // Only "not here" lets the search go on.
@@ -116,6 +119,11 @@ impl Db {
             }
         }
         Err(Error::Absent(misses.join("; ")))
+    }
+
+    /// What is left of the time that the node's writers may be kept waiting.
+    pub(in crate::db) fn locks(&self) -> &Budget {
+        &self.locks
     }
 
     /// A connection, waited for at most 3 s.

@@ -5,6 +5,7 @@
 
 use crate::db::connect::{Client, Db};
 use crate::db::error::{Doing, Error, Result};
+use crate::db::lock_budget::Budget;
 use crate::db::transaction::Transaction;
 use crate::db::transaction::{self, Isolation};
 use deadpool::managed::Object;
@@ -19,6 +20,7 @@ const LEASE_LOCK: i64 = 0x6f70_7377_6172_644c;
 pub struct Lease {
     client: Option<Client>,
     pid: i32,
+    locks: Budget,
 }
 
 /// Who holds the lease.
@@ -54,7 +56,7 @@ impl Lease {
         if !taken.get::<_, bool>(0) {
             return Ok(Err(holder(&client).await?));
         }
-        let lease = Self { client: Some(client), pid: taken.get(1) };
+        let lease = Self { client: Some(client), pid: taken.get(1), locks: db.locks().clone() };
         lease.sessions_own().await?;
         Ok(Ok(lease))
     }
@@ -75,6 +77,11 @@ impl Lease {
 
     fn get(&self) -> Result<&Client> {
         self.client.as_ref().ok_or_else(|| Error::Away("the lease is given back".into()))
+    }
+
+    /// What is left of the time that the node's writers may be kept waiting.
+    pub(in crate::db) fn locks(&self) -> &Budget {
+        &self.locks
     }
 
     /// The server's process of its session.

@@ -7,6 +7,7 @@ pub(in crate::db) mod connect;
 pub(in crate::db) mod error;
 pub mod helper;
 pub mod lease;
+pub(in crate::db) mod lock_budget;
 pub mod maintain;
 pub mod migrate;
 pub mod presence;

@@ -2,19 +2,18 @@
 //! turn.
 //!
 //! A try waits for its lock and holds it for 200 ms together, or rolls back
-//! (contract 6). None is made while somebody holds the table who will not be
+//! (contract 6); all tries of a second share them ([`super::lock_budget`]). None is made while somebody holds the table who will not be
 //! gone in time, and a failed one is followed by a longer pause each time.
 
 use crate::db::activity::process;
 use crate::db::error::{Doing, Error, Result};
 use crate::db::lease::Lease;
+use crate::db::lock_budget::AT_MOST;
 use crate::db::transaction::{GenericClient, Transaction};
 use std::fmt;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
-/// Waiting for the lock and holding it.
-const AT_MOST: Duration = Duration::from_millis(200);
 /// The server ends what takes longer; a server that does not answer is left
 /// alone after this.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
@@ -77,15 +76,18 @@ pub async fn briefly<T>(
     target: Target<'_>,
     change: impl AsyncFnOnce(&Transaction<'_>) -> Result<T>,
 ) -> Result<Brief<T>> {
+    let is_short = target.1 != Behind::Nobody;
+    let budget = lease.locks().clone();
+    let left = if is_short { budget.wait().await } else { AT_MOST };
     if let Some(holders) = held(&*lease.client()?, target).await? {
         return Ok(Brief::Held(holders));
     }
-    let is_short = target.1 != Behind::Nobody;
+    let spent = is_short.then(|| budget.spend());
     let tx = lease.begin().await?;
     let begun = Instant::now();
     let tried = async {
         if is_short {
-            strong(&tx).await?
+            strong(&tx, left).await?
         } else {
             overtake(&tx).await?
         }
@@ -98,13 +100,14 @@ pub async fn briefly<T>(
         false => tried.await,
     };
     match done {
-        Ok(value) if !is_short || begun.elapsed() <= AT_MOST => {
+        Ok(value) if !is_short || begun.elapsed() <= left => {
             tx.commit().await.doing("commit under a lock")?;
             return Ok(Brief::Done(value));
         }
         Err(error) if !error.is_contended() => return Err(error),
         _ => tx.rollback().await.doing("give a lock back")?,
     }
+    drop(spent);
     Ok(Brief::Refused(holders(&*lease.client()?, target).await?))
 }
 
@@ -158,13 +161,15 @@ impl Patience {
 
 /// Before a lock that keeps writers out: it waits 100 ms at most (set when the
 /// transaction began), makes an autovacuum yield within them, and no statement
-/// takes longer. The server ends a session that hangs meanwhile. The lock does
+/// takes longer than what is `left` of the 200 ms. The server ends a session that hangs meanwhile. The lock does
 /// not wait for the disk either: a crash may lose its commit, as a whole, and
 /// whatever commits after it comes after it in WAL.
-pub async fn strong(tx: &Transaction<'_>) -> Result<()> {
+pub async fn strong(tx: &Transaction<'_>, left: Duration) -> Result<()> {
     // Not prepared later than what it is sent along with.
     tx.prepare_cached(BOUND).await.doing("prepare a lock")?;
-    tx.batch_execute(STRONG).await.doing("prepare a lock")?;
+    let statement = tx.prepare_cached(STRONG).await.doing("prepare a lock")?;
+    let left = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
+    tx.query_one(&statement, &[&left]).await.doing("prepare a lock")?;
     overtake(tx).await
 }
 
@@ -178,10 +183,13 @@ const OVERTAKE: &str = "DO $overtake$ BEGIN
     SET LOCAL deadlock_timeout = '20ms';
     EXCEPTION WHEN insufficient_privilege THEN NULL;
     END $overtake$";
-const STRONG: &str = "SET LOCAL statement_timeout = '200ms'; \
-    SET LOCAL idle_in_transaction_session_timeout = '200ms'; \
-    SET LOCAL synchronous_commit = off; \
-    SELECT set_config('opsward.since', clock_timestamp()::text, true)";
+/// As if those of the 200 ms that are not left had passed.
+const STRONG: &str = "
+    SELECT set_config('statement_timeout', $1::int::text, true),
+           set_config('idle_in_transaction_session_timeout', $1::int::text, true),
+           set_config('synchronous_commit', 'off', true),
+           set_config('opsward.since',
+                      (clock_timestamp() - make_interval(secs => (200 - $1::int) / 1000.0))::text, true)";
 
 /// Bounds the next statement by what is left of the 200 ms since [`strong`]:
 /// the server counts each one anew. Sent along with it, it costs no answer.
