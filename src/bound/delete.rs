@@ -7,7 +7,7 @@
 
 use super::vacuum::{self, Vacuumed};
 use crate::db::lease::Lease;
-use crate::db::prune::{self, Batch, Doomed, Locked, Range, Run, TableCut, Trouble};
+use crate::db::prune::{self, Batch, Doomed, Locked, Places, Range, Run, TableCut, Trouble};
 use crate::db::{self, Error, guard, maintain};
 use crate::values::{OpUlid, Progress, latest_plausible};
 use crate::work::{BatchSize, Halt, Pacer, Stop, Work};
@@ -27,6 +27,9 @@ const VACUUM_EVERY: u64 = 10_000_000;
 const VACUUM_AGAIN: Duration = Duration::from_secs(60);
 /// A dormant table is looked at for recent ops every so many batches.
 const LOOK_EVERY: u64 = 50;
+/// How often it is remembered how far it got, a row a table: each leaves a version that an old
+/// snapshot keeps. Whatever is cut off reads so much again.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// Failed batches in a row after which a run gives up.
 const TRIES: u32 = 20;
 /// Between two tries of what is locked.
@@ -128,7 +131,11 @@ pub async fn run(
     prune::check(&order.cuts, work.clock.now_ms())?;
     guard::announce(lease, order.cuts.iter().map(|cut| (&cut.table, cut.below))).await?;
     let mut deleting = Deleting::new(work, order, budget);
-    let ended = match deleting.all(lease, pacer).await {
+    let ended = deleting.all(lease, pacer).await;
+    if deleting.report.batches > 0 && !matches!(ended, Err(Stop::Db(_)) | Ok(Ended::Done { .. })) {
+        deleting.sweep(lease).await?;
+    }
+    let ended = match ended {
         Ok(ended) => Ok(ended),
         Err(Stop::Halt(halt)) => Ok(Ended::Halted(halt.to_string())),
         Err(Stop::Db(error)) => Err(error),
@@ -179,6 +186,10 @@ struct Deleting<'a> {
     /// No VACUUM in the middle of the run before this.
     vacuum_from: Instant,
     failures: u32,
+    /// Where the next batch begins.
+    from: String,
+    /// When that was last remembered.
+    swept: Instant,
     report: Report,
 }
 
@@ -188,7 +199,12 @@ impl<'a> Deleting<'a> {
         Self {
             work,
             order,
-            run: Run { id: order.run.clone(), task: order.task, began_at: work.clock.now() },
+            run: Run {
+                id: order.run.clone(),
+                task: order.task,
+                began_at: work.clock.now(),
+                places: Places::default(),
+            },
             cuts: order.cuts.clone(),
             size: BatchSize::new(FIRST_ROWS, most, TARGET),
             locked: Locked::Wait,
@@ -199,6 +215,8 @@ impl<'a> Deleting<'a> {
             since_vacuum: 0,
             vacuum_from: Instant::now(),
             failures: 0,
+            from: String::new(),
+            swept: Instant::now(),
             report: Report {
                 tables: BTreeMap::new(),
                 active: Vec::new(),
@@ -213,11 +231,10 @@ impl<'a> Deleting<'a> {
 
     async fn all(&mut self, lease: &mut Lease, pacer: &mut Pacer) -> Result<Ended, Stop> {
         let tables: Vec<&str> = self.order.cuts.iter().map(|cut| cut.table.as_str()).collect();
-        let mut from = {
-            let client = self.work.db.client().await?;
-            self.since_vacuum = maintain::unvacuumed(&client).await?;
-            prune::begin_at(&client, &tables).await?
-        };
+        let client = self.work.db.client().await?;
+        self.since_vacuum = maintain::unvacuumed(&client).await?;
+        self.from = prune::begin_at(&client, &tables).await?;
+        drop(client);
         loop {
             let Some(until) = self.cuts.iter().map(|cut| cut.below).max() else {
                 return Ok(Ended::Done { locked: 0 });
@@ -233,13 +250,18 @@ impl<'a> Deleting<'a> {
                 }
                 continue;
             }
-            let range = Range { from: from.clone(), until, rows: self.size.rows() };
+            if self.swept.elapsed() > SWEEP_EVERY {
+                self.sweep(lease).await?;
+            }
+            let end = self.size.until(&self.from, until);
+            let range = Range { from: self.from.clone(), until: end, rows: self.size.rows() };
             let began = Instant::now();
             match self.batch(lease, &range).await {
                 Ok(batch) => {
                     self.learn(&batch, began.elapsed());
                     match batch.next {
-                        Some(next) => from = next,
+                        Some(next) => self.from = next,
+                        None if end < until => self.from = end.to_string(),
                         None => return self.locked_ones(lease, pacer).await,
                     }
                 }
@@ -260,19 +282,23 @@ impl<'a> Deleting<'a> {
             self.report.active.extend(active);
         }
         let batch = prune::batch(&tx, &self.run, range, Doomed::Below(&self.cuts), self.locked).await?;
-        // What was skipped is looked for again by the next run.
-        let to = match (self.lowest_skipped(&batch), &batch.next) {
-            (Some(skipped), _) => skipped.as_str().to_owned(),
-            (None, Some(next)) => next.clone(),
-            (None, None) => range.until.as_str().to_owned(),
-        };
-        prune::swept(&tx, &self.cuts, &to).await?;
         tx.commit().await.map_err(|e| Error::of("commit a batch", e))?;
         Ok(batch)
     }
 
+    /// Remembers how far it got: the next run begins there, or where the first row was
+    /// skipped.
+    async fn sweep(&mut self, lease: &mut Lease) -> db::Result<()> {
+        let to = self.first_skipped.map_or_else(|| self.from.clone(), |skipped| skipped.to_string());
+        let tx = lease.begin().await?;
+        prune::swept(&tx, &self.cuts, &to).await?;
+        tx.commit().await.map_err(|e| Error::of("remember how far it got", e))?;
+        self.swept = Instant::now();
+        Ok(())
+    }
+
     fn learn(&mut self, batch: &Batch, took: Duration) {
-        self.size.took(u32::try_from(batch.scanned).unwrap_or(u32::MAX).max(1), took);
+        self.size.took(u32::try_from(batch.scanned).unwrap_or(u32::MAX), took);
         self.locked = Locked::Wait;
         self.failures = 0;
         self.first_skipped = self.lowest_skipped(batch);
@@ -359,16 +385,15 @@ impl<'a> Deleting<'a> {
         Ok(Ended::Done { locked: still })
     }
 
-    /// The end of a whole run: where the log begins, and that all is swept.
+    /// The end of a whole run: where the log begins, and how far all is swept.
     async fn settle(&mut self, lease: &mut Lease, all: bool) -> db::Result<()> {
         let Some(until) = self.cuts.iter().map(|cut| cut.below).max() else {
             return Ok(());
         };
         let now_ms = self.work.clock.now_ms();
+        let swept = self.first_skipped.filter(|_| !all).unwrap_or(until);
         let tx = lease.begin().await?;
-        if all {
-            prune::swept(&tx, &self.cuts, until.as_str()).await?;
-        }
+        prune::swept(&tx, &self.cuts, swept.as_str()).await?;
         let settled = prune::settle(&tx, until, now_ms).await;
         match settled {
             Ok(()) => tx.commit().await.map_err(|e| Error::of("move the watermark", e)),

@@ -4,6 +4,8 @@
 use super::decide::{Checkpoint, Mode, Phase, Survivors};
 use super::plan::{self, Plan};
 use super::{Action, Error, Gate, Request, Result, compact, reset, sample};
+use crate::db::guard::Found;
+use crate::db::privileges::{self, Lacking, Need};
 use crate::db::{self, lease::Lease};
 use crate::settings::Policy;
 use crate::values::{Finding, unix_ms};
@@ -152,6 +154,12 @@ pub async fn plan(work: &Work, client: &mut db::Client, request: &Request) -> Re
         "mode in-place makes no new table that could be LOGGED",
         "leave out --set-logged and run ALTER TABLE public.ops SET LOGGED, or make room for --mode swap",
     );
+    let is_guarded = !settings.replay_guard || db::guard::find(client).await? == Found::Right;
+    if let Some(lacking) = guard_lacks(client).await?.filter(|_| !is_guarded && !work.settings.read_only) {
+        let unset = "OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=false deletes without it";
+        let fix = format!("as the owner: {}; {unset}", lacking.lift);
+        stands(true, "replay_guard", lacking.need.consequence(), &fix);
+    }
     // The sizes are of a log in between: what there is to do comes first.
     if let Some(unfinished) = db::reclaim::unfinished(&*client).await? {
         let (text, fix) = unfinished_words(&unfinished.mode, &unfinished.phase, unfinished.held);
@@ -160,6 +168,12 @@ pub async fn plan(work: &Work, client: &mut db::Client, request: &Request) -> Re
         plan.obstacles.extend(rehearsed(client).await?);
     }
     Ok(plan)
+}
+
+/// The privilege without which the replay guard cannot be put on the log, where it lacks.
+async fn guard_lacks(client: &db::Client) -> db::Result<Option<Lacking>> {
+    let lacking = privileges::lacking(client, &[]).await?;
+    Ok(lacking.into_iter().find(|lacking| lacking.need == Need::Guard))
 }
 
 /// Whether a table with every attribute of `ops` can be made: it is, in a

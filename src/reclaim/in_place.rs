@@ -45,6 +45,7 @@ pub(super) struct Kept {
     written: u64,
     /// Indexes that are left as they are.
     left: Vec<String>,
+    places: prune::Places,
 }
 
 impl Default for Kept {
@@ -57,6 +58,7 @@ impl Default for Kept {
             toast: None,
             written: 0,
             left: Vec::new(),
+            places: prune::Places::default(),
         }
     }
 }
@@ -137,7 +139,7 @@ pub(super) async fn end(run: &mut Run<'_>) -> Result<()> {
 /// The history's name for it.
 pub(super) fn task(run: &Run<'_>) -> prune::Run {
     let began_at = jiff::Timestamp::from_millisecond(run.at.began_ms).unwrap_or_default();
-    prune::Run { id: run.at.run.clone(), task: "reclaim", began_at }
+    prune::Run { id: run.at.run.clone(), task: "reclaim", began_at, places: run.place.places.clone() }
 }
 
 /// What lies below the cuts, from the oldest on; then what was locked.
@@ -164,14 +166,15 @@ async fn delete(run: &mut Run<'_>) -> Result<()> {
     if run.at.position == until.as_str() {
         return delete_locked(run, &cuts).await;
     }
-    let range = Range { from: run.at.position.clone(), until, rows: run.place.size.rows() };
+    let end = run.place.size.until(&run.at.position, until);
+    let range = Range { from: run.at.position.clone(), until: end, rows: run.place.size.rows() };
     let (task, locked, begun) = (task(run), run.place.locked, Instant::now());
     let mut change = Change::begin(run.lease, &run.at).await?;
     let batch = prune::batch(&change.tx, &task, &range, Doomed::Below(&cuts), locked).await?;
     count(&mut change.at, &batch);
     let room = LOCKED_KEPT.saturating_sub(change.at.locked.len());
     change.at.locked.extend(batch.skipped.iter().take(room));
-    change.at.position = batch.next.clone().unwrap_or_else(|| until.to_string());
+    change.at.position = batch.next.clone().unwrap_or_else(|| end.to_string());
     run.at = change.commit("commit a batch").await?;
     learned(run, batch.scanned, &[batch], begun);
     Ok(())
@@ -193,7 +196,7 @@ pub(super) fn count(at: &mut Checkpoint, batch: &Batch) {
 
 /// A batch of so many rows is committed.
 pub(super) fn learned(run: &mut Run<'_>, rows: u64, done: &[Batch], begun: Instant) {
-    run.place.size.took(u32::try_from(rows).unwrap_or(u32::MAX).max(1), begun.elapsed());
+    run.place.size.took(u32::try_from(rows).unwrap_or(u32::MAX), begun.elapsed());
     run.place.locked = Locked::Wait;
     for gone in done.iter().flat_map(|batch| &batch.gone) {
         let labels = ["reclaim", gone.table.as_str()];

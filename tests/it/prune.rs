@@ -461,7 +461,7 @@ async fn a_batch_whose_statements_take_too_long_together_is_made_smaller() {
                  RETURN NULL; END $$;
              CREATE TRIGGER slow AFTER DELETE ON ops REFERENCING OLD TABLE AS gone
                  FOR EACH STATEMENT EXECUTE FUNCTION slow();
-             CREATE TRIGGER slow AFTER INSERT ON opsward.floors FOR EACH STATEMENT EXECUTE FUNCTION slow()",
+             CREATE TRIGGER slow AFTER INSERT OR UPDATE ON opsward.floors FOR EACH STATEMENT EXECUTE FUNCTION slow()",
         )
         .await;
     let below = middle(&made);
@@ -525,4 +525,54 @@ async fn a_look_for_recent_ops_goes_on_where_it_was_stopped() {
     assert!(looks > 1);
     recent::done(&mut lease).await.unwrap();
     assert_eq!(bench.number("SELECT count(*) FROM opsward.dormancy").await, 0);
+}
+
+/// What a batch reads does not grow with the batches before it, though a snapshot from before
+/// the first keeps all that they deleted and all versions of our own rows.
+#[tokio::test]
+async fn a_batch_reads_no_more_than_the_first_under_an_old_snapshot() {
+    let mut bench = Bench::with(|settings| settings.bounding.batch_limit = 5).await;
+    let made = Ops::new(12).take(4_000);
+    bench.log(&made).await;
+    bench.run("ANALYZE").await;
+    let reader = bench.database.client().await;
+    reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM ops").await.unwrap();
+    let (order, mut read) = (order(middle(&made)), Vec::new());
+    for _ in 0..8 {
+        // So many batches, then it is stopped.
+        let (stop, batches) = (CancellationToken::new(), std::sync::atomic::AtomicU64::new(0));
+        (bench.work.stop, bench.work.tell) = (stop.clone(), {
+            Arc::new(move |_| {
+                if batches.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 49 {
+                    stop.cancel();
+                }
+            })
+        });
+        let before = blocks(&bench).await;
+        let mut lease = bench.lease().await;
+        let report = bench.delete_with(&mut lease, &order).await.unwrap();
+        lease.client().unwrap().batch_execute("SELECT pg_stat_force_next_flush()").await.unwrap();
+        drop(lease);
+        let after = blocks(&bench).await;
+        let of = |name: &String| after[name].saturating_sub(before.get(name).copied().unwrap_or(0));
+        let by: std::collections::BTreeMap<&String, i64> = after
+            .keys()
+            .map(|name| (name, of(name) / report.batches as i64))
+            .filter(|(_, n)| *n > 0)
+            .collect();
+        println!("{} batches: {by:?}", report.batches);
+        read.push(by.values().sum::<i64>());
+    }
+    println!("blocks a batch: {read:?}");
+    assert!(read[7] < read[1] * 3 / 2, "{read:?}");
+    reader.batch_execute("COMMIT").await.unwrap();
+}
+
+/// Blocks read of each relation of ours and of the log, its indexes included.
+async fn blocks(bench: &Bench) -> std::collections::BTreeMap<String, i64> {
+    let sql = "SELECT schemaname || '.' || relname, coalesce(heap_blks_read + heap_blks_hit, 0)
+                      + coalesce(idx_blks_read + idx_blks_hit, 0)
+               FROM pg_statio_user_tables WHERE schemaname = 'opsward' OR relname = 'ops'";
+    let rows = bench.database.client().await.query(sql, &[]).await.unwrap();
+    rows.iter().map(|r| (r.get(0), r.get::<_, i64>(1))).collect()
 }

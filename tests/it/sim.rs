@@ -175,7 +175,8 @@ impl Bench {
         };
         let cuts: Vec<TableCut> = (0..3).filter_map(cut).collect();
         let Some(until) = cuts.iter().map(|cut| cut.below).max() else { return };
-        let run = Run { id: "sim".into(), task: "retention", began_at: now };
+        let run =
+            Run { id: "sim".into(), task: "retention", began_at: now, places: prune::Places::default() };
         let range = Range { from: OpUlid::first_of_ms(from).to_string(), until, rows: BATCH as u32 };
         let tx = self.lease.begin().await.unwrap();
         prune::batch(&tx, &run, &range, Doomed::Below(&cuts), Locked::Wait).await.unwrap();

@@ -207,7 +207,12 @@ async fn deleting_meets_every_ulid_below_the_cut_and_nothing_else() {
     for (seed, rows) in [(21, 1), (22, 3), (23, 40)] {
         let bench = Bench::new(seed).await;
         let mut lease = bench.lease().await;
-        let run = prune::Run { id: "r".into(), task: "retention", began_at: Clock::System.now() };
+        let run = prune::Run {
+            id: "r".into(),
+            task: "retention",
+            began_at: Clock::System.now(),
+            places: prune::Places::default(),
+        };
         let cut = |table: &str| TableCut { table: table.into(), below: below(), bound_by: "age".into() };
         let cuts = ["uploads", "qm_audio_analyses", "storage_and_db_sizes"].map(cut);
         let mut from = String::new();

@@ -21,6 +21,7 @@ pub const MIGRATIONS: &[(&str, &str)] = &[
     ("node", include_str!("../migrations/0010_node.sql")),
     ("waiting", include_str!("../migrations/0011_waiting.sql")),
     ("remembered", include_str!("../migrations/0012_remembered.sql")),
+    ("seen", include_str!("../migrations/0013_seen.sql")),
 ];
 
 /// One number in Postgres' space of advisory locks: "opsward" in ASCII.

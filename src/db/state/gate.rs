@@ -154,7 +154,7 @@ const NOTE_BLOCKERS: &str = "
     gone AS (DELETE FROM opsward.blockers b
              WHERE NOT EXISTS (SELECT FROM found f WHERE f.code = b.code AND f.subject = b.subject))
     INSERT INTO opsward.blockers (code, subject, since) SELECT code, subject, $3::timestamptz FROM found
-    ON CONFLICT DO NOTHING";
+    ON CONFLICT (code, subject) DO UPDATE SET seen_at = now()";
 
 /// The census without implausible rows.
 pub async fn census(client: &Client) -> Result<Vec<TableDay>> {

@@ -137,4 +137,7 @@ const STATE: &str = "
 const RUNS: &str = "
     SELECT ended_at AS at, task, table_name AS table, rows, bytes, bound_by, outcome
     FROM opsward.history ORDER BY ended_at DESC, id DESC LIMIT 5";
-const NOTED: &str = "SELECT code, subject, since FROM opsward.blockers ORDER BY since, code, subject";
+/// What nobody looked for any more may be gone: the daemon looks every 3 minutes, `prune` when it runs.
+const NOTED: &str = "
+    SELECT code, subject, since FROM opsward.blockers WHERE seen_at > now() - interval '1 hour'
+    ORDER BY since, code, subject";

@@ -115,6 +115,12 @@ async fn what_blocks_and_what_lifts_it() {
     for words in ["active peer https://b.example (since 2026-02-03T04:05:06Z)", IGNORE, LAG] {
         assert!(text.contains(words), "{words}: {text}");
     }
+    // What nobody saw for long may be gone, and is not shown.
+    let shown =
+        async || gate.0.json(&["status"]).await.1["result"]["bounding"]["blockers"].as_array().unwrap().len();
+    assert_eq!(shown().await, 1);
+    gate.0.run("UPDATE opsward.blockers SET seen_at = now() - interval '61 minutes'").await;
+    assert_eq!(shown().await, 0);
     let ignored = gate.bound(&[(IGNORE, "HTTPS://B.example/")]).await;
     assert_eq!(ignored, bound(720, "age", &["ignored_peer"]));
     // A peer without a cursor is behind since it was first seen.

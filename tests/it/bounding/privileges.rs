@@ -63,6 +63,9 @@ async fn what_is_missing_is_named_and_turns_off_only_what_needs_it() {
     assert_eq!((ran.code, bench.left().await), (Some(3), 330), "{ran:?}");
     let lift = format!("OWNER TO a role without login, and GRANT that role TO {role}");
     assert!(flat(&ran.stdout).contains(&lift), "{ran:?}");
+    let plan = ["reclaim", "--plan", "--policy", "window", "--mode", "in-place"];
+    let plan = flat(&bench.start_at(&plan, url.clone()).output().await.stdout);
+    assert!(plan.contains("replay guard") && plan.contains(&lift), "{plan}");
     let said =
         daemon.log().lines().filter(|l| l.contains("WARN") && l.contains("replay guard is off")).count();
     assert_eq!(said, 1, "{}", daemon.log());
