@@ -13,7 +13,7 @@ pub use self::log::{
     apply, capture, census_slice, clone, copy, digest, floors, foreign, guard, in_place, index, known, newer,
     ops, order, preflight, prune, recent, replay, reset, swap, traced, watermark,
 };
-use self::log::{owed, prune_run, prune_sql};
+use self::log::{owed, prune_run, prune_sql, remember};
 pub use self::state::{
     census, census_pass, covers, cursors, gate, history, jobs, node, overview, pace, peers, pulls, readers,
     reclaim, rejected, replication, stats, waiting,

@@ -5,7 +5,7 @@ use super::decide::{Checkpoint, Mode, Phase, Survivors};
 use super::plan::{self, Plan};
 use super::{Action, Error, Gate, Request, Result, compact, reset, sample};
 use crate::db::guard::Found;
-use crate::db::privileges::{self, Lacking, Need};
+use crate::db::privileges::{self, Need};
 use crate::db::{self, lease::Lease};
 use crate::settings::Policy;
 use crate::values::{Finding, unix_ms};
@@ -154,12 +154,7 @@ pub async fn plan(work: &Work, client: &mut db::Client, request: &Request) -> Re
         "mode in-place makes no new table that could be LOGGED",
         "leave out --set-logged and run ALTER TABLE public.ops SET LOGGED, or make room for --mode swap",
     );
-    let is_guarded = !settings.replay_guard || db::guard::find(client).await? == Found::Right;
-    if let Some(lacking) = guard_lacks(client).await?.filter(|_| !is_guarded && !work.settings.read_only) {
-        let unset = "OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=false deletes without it";
-        let fix = format!("as the owner: {}; {unset}", lacking.lift);
-        stands(true, "replay_guard", lacking.need.consequence(), &fix);
-    }
+    plan.obstacles.extend(guard_lacks(work, client).await?);
     // The sizes are of a log in between: what there is to do comes first.
     if let Some(unfinished) = db::reclaim::unfinished(&*client).await? {
         let (text, fix) = unfinished_words(&unfinished.mode, &unfinished.phase, unfinished.held);
@@ -170,10 +165,19 @@ pub async fn plan(work: &Work, client: &mut db::Client, request: &Request) -> Re
     Ok(plan)
 }
 
-/// The privilege without which the replay guard cannot be put on the log, where it lacks.
-async fn guard_lacks(client: &db::Client) -> db::Result<Option<Lacking>> {
+/// That the replay guard is switched on and lacks a privilege to be put on the log.
+async fn guard_lacks(work: &Work, client: &db::Client) -> db::Result<Option<Finding>> {
+    let is_wanted = work.settings.bounding.replay_guard && !work.settings.read_only;
+    if !is_wanted || db::guard::find(client).await? == Found::Right {
+        return Ok(None);
+    }
     let lacking = privileges::lacking(client, &[]).await?;
-    Ok(lacking.into_iter().find(|lacking| lacking.need == Need::Guard))
+    let lacking = lacking.into_iter().find(|lacking| lacking.need == Need::Guard);
+    let way_out = "OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=false deletes without it";
+    let found = |l: privileges::Lacking| {
+        Finding::new("replay_guard", l.need.consequence(), format!("as the owner: {}; {way_out}", l.lift))
+    };
+    Ok(lacking.map(found))
 }
 
 /// Whether a table with every attribute of `ops` can be made: it is, in a

@@ -21,6 +21,7 @@ pub mod prune;
 pub(in crate::db) mod prune_run;
 pub(in crate::db) mod prune_sql;
 pub mod recent;
+pub(in crate::db) mod remember;
 pub mod replay;
 pub mod reset;
 pub mod swap;

@@ -11,13 +11,13 @@ pub use crate::db::error::{Trouble, trouble};
 use crate::db::lease::bound;
 pub use crate::db::prune_run::{active, begin_at, end, settle, swept};
 use crate::db::prune_sql::{cuts_sql, doomed_sql, sql, stays_sql};
+pub use crate::db::remember::Places;
+use crate::db::remember::{RAISE_FLOORS, remember};
 use crate::db::transaction::Transaction;
 use crate::records::models;
 use crate::values::{EARLIEST_ULID, OpUlid, timestamp};
 use jiff::civil::Date;
 use jiff::{Timestamp, ToSpan};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
@@ -28,31 +28,6 @@ pub const YOUNGEST_MS: u64 = 2 * 3_600_000;
 
 /// Statements still to run after the DELETE; the time left is divided by this.
 const LAST_STATEMENTS: i32 = 9;
-
-/// Where the versions of our own rows are that a run wrote last, by relation and table. A
-/// batch updates a row there: by its key it would pass all versions of the batches before,
-/// which an old snapshot keeps. A place that is no row's any more only costs that.
-#[derive(Clone, Debug, Default)]
-pub struct Places(Arc<Mutex<BTreeMap<(&'static str, String), String>>>);
-
-impl Places {
-    fn of(&self, relation: &'static str, tables: &[&str]) -> Vec<String> {
-        let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tables.iter().filter_map(|t| places.get(&(relation, (*t).to_owned())).cloned()).collect()
-    }
-
-    /// Rows of a table and where its row is now; returns the tables.
-    fn learn(&self, relation: &'static str, rows: &[Row]) -> Vec<String> {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let learned = rows.iter().map(|r| (r.get::<_, String>(0), r.get(1)));
-        learned
-            .map(|(table, place)| {
-                places.insert((relation, table.clone()), place);
-                table
-            })
-            .collect()
-    }
-}
 
 /// On whose behalf a batch deletes.
 #[derive(Clone, Debug)]
@@ -391,102 +366,10 @@ async fn remember_what_stays(
 }
 
 /// As low as it may be: the millisecond after the highest that is remembered.
-fn floor_over(highest: OpUlid, cut: Option<&TableCut>) -> OpUlid {
+pub(in crate::db) fn floor_over(highest: OpUlid, cut: Option<&TableCut>) -> OpUlid {
     let after = OpUlid::first_of_ms(highest.ms() + 1);
     cut.map_or(after, |cut| cut.below.min(after))
 }
-
-/// Raises the floors (or horizons) over what is gone, and adds to the history.
-async fn remember(tx: &Transaction<'_>, run: &Run, gone: &[Gone], doomed: Doomed<'_>) -> Result<()> {
-    let cut = |table: &str| match doomed {
-        Doomed::Below(cuts) => cuts.iter().find(|cut| cut.table == table),
-        Doomed::Listed(_) => None,
-    };
-    let bounds: Vec<OpUlid> = gone.iter().map(|g| floor_over(g.highest, cut(&g.table))).collect();
-    let bounds: Vec<&str> = bounds.iter().map(OpUlid::as_str).collect();
-    let belows: Vec<&str> =
-        gone.iter().zip(&bounds).map(|(g, b)| cut(&g.table).map_or(*b, |c| c.below.as_str())).collect();
-    let bound_by: Vec<&str> =
-        gone.iter().map(|g| cut(&g.table).map_or("listed", |c| c.bound_by.as_str())).collect();
-    let tables: Vec<&str> = gone.iter().map(|g| g.table.as_str()).collect();
-    let counts = |of: fn(&Gone) -> u64| -> Vec<i64> {
-        gone.iter().map(|g| i64::try_from(of(g)).unwrap_or(i64::MAX)).collect()
-    };
-    let (known, raise) = match doomed {
-        Doomed::Below(_) => (RAISE_KNOWN_FLOORS, RAISE_FLOORS),
-        Doomed::Listed(_) => (RAISE_KNOWN_HORIZONS, RAISE_HORIZONS),
-    };
-    let places = run.places.of("floors", &tables);
-    let raised = rows(tx, known, &[&tables, &bounds, &places]).await?;
-    let raised = run.places.learn("floors", &raised);
-    if raised.len() < tables.len() {
-        let left = |i: &usize| !raised.iter().any(|t| t == tables[*i]);
-        let (names, bounds): (Vec<&str>, Vec<&str>) =
-            (0..tables.len()).filter(left).map(|i| (tables[i], bounds[i])).unzip();
-        run.places.learn("floors", &rows(tx, raise, &[&names, &bounds]).await?);
-    }
-    let (gone, bytes, traces) = (counts(|g| g.rows), counts(|g| g.bytes), counts(|g| g.traces));
-    let places = run.places.of("history", &tables);
-    let values: [&(dyn ToSql + Sync); 6] = [&run.id, &tables, &gone, &bytes, &traces, &places];
-    let added = run.places.learn("history", &rows(tx, ADD_TO_KNOWN, &values).await?);
-    let left: Vec<bool> = tables.iter().map(|t| !added.iter().any(|a| a == t)).collect();
-    if left.contains(&true) {
-        let values: [&(dyn ToSql + Sync); 10] =
-            [&run.id, &run.task, &run.began_at, &bound_by, &tables, &belows, &gone, &bytes, &traces, &left];
-        run.places.learn("history", &rows(tx, ADD, &values).await?);
-    }
-    let all: i64 = gone.iter().sum();
-    let statement = tx.prepare_cached(UNVACUUMED).await.doing("count what is gone")?;
-    tx.execute(&statement, &[&all]).await.doing("count what is gone")?;
-    Ok(())
-}
-
-async fn rows(tx: &Transaction<'_>, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
-    let statement = tx.prepare_cached(sql).await.doing("write down what is gone")?;
-    tx.query(&statement, values).await.doing("write down what is gone")
-}
-
-const RAISE_KNOWN_FLOORS: &str = r#"
-    UPDATE opsward.floors f SET floor = greatest(f.floor COLLATE "C", g.bound COLLATE "C"), raised_at = now()
-    FROM unnest($1::text[], $2::text[]) AS g(name, bound)
-    WHERE f.ctid = ANY ($3::text[]::tid[]) AND f.table_name = g.name RETURNING f.table_name, f.ctid::text"#;
-const RAISE_KNOWN_HORIZONS: &str = r#"
-    UPDATE opsward.floors f SET horizon = greatest(f.horizon COLLATE "C", g.bound COLLATE "C"), raised_at = now()
-    FROM unnest($1::text[], $2::text[]) AS g(name, bound)
-    WHERE f.ctid = ANY ($3::text[]::tid[]) AND f.table_name = g.name RETURNING f.table_name, f.ctid::text"#;
-pub(in crate::db) const RAISE_FLOORS: &str = r#"
-    INSERT INTO opsward.floors AS f (table_name, floor, raised_at)
-    SELECT name, floor, now() FROM unnest($1::text[], $2::text[]) AS g(name, floor)
-    ON CONFLICT (table_name) DO UPDATE
-    SET floor = greatest(f.floor COLLATE "C", excluded.floor COLLATE "C"), raised_at = now()
-    RETURNING table_name, f.ctid::text"#;
-pub(in crate::db) const RAISE_HORIZONS: &str = r#"
-    INSERT INTO opsward.floors AS f (table_name, horizon, raised_at)
-    SELECT name, horizon, now() FROM unnest($1::text[], $2::text[]) AS g(name, horizon)
-    ON CONFLICT (table_name) DO UPDATE
-    SET horizon = greatest(f.horizon COLLATE "C", excluded.horizon COLLATE "C"), raised_at = now()
-    RETURNING table_name, f.ctid::text"#;
-
-const ADD_TO_KNOWN: &str = "
-    UPDATE opsward.history h
-    SET rows = h.rows + g.rows, bytes = h.bytes + g.bytes, traces = h.traces + g.traces, ended_at = now(),
-        took_ms = greatest(0, extract(epoch FROM now() - h.began_at) * 1000)::bigint
-    FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) AS g(name, rows, bytes, traces)
-    WHERE h.ctid = ANY ($6::text[]::tid[]) AND h.run = $1 AND h.table_name = g.name
-    RETURNING h.table_name, h.ctid::text";
-const ADD: &str = "
-    INSERT INTO opsward.history AS h
-        (run, task, began_at, ended_at, bound_by, table_name, below, rows, bytes, traces, took_ms, outcome)
-    SELECT $1, $2, $3::timestamptz, now(), bound_by, name, below, rows, bytes, traces,
-           greatest(0, extract(epoch FROM now() - $3) * 1000)::bigint, 'unfinished'
-    FROM unnest($4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[], $9::bigint[], $10::boolean[])
-         AS g(bound_by, name, below, rows, bytes, traces, is_left)
-    WHERE is_left
-    ON CONFLICT (run, task, table_name) DO UPDATE
-    SET rows = h.rows + excluded.rows, bytes = h.bytes + excluded.bytes, traces = h.traces + excluded.traces,
-        ended_at = excluded.ended_at, took_ms = excluded.took_ms
-    RETURNING table_name, h.ctid::text";
-const UNVACUUMED: &str = "UPDATE opsward.unvacuumed SET rows = rows + $1";
 
 /// Moves the watermark over the span, up to the first row that is left of it.
 /// Nothing is done where something is left below the span already.

@@ -4,7 +4,7 @@ use crate::db::clone::{Columns, NEXT, OPS, traits};
 use crate::db::copy::{Copied, NOTED, is_noted, recheck, replay};
 use crate::db::error::{Doing, Result};
 use crate::db::transaction::{GenericClient, Transaction};
-use crate::db::{capture, prune, reset};
+use crate::db::{capture, remember, reset};
 use crate::values::{Beginning, OpUlid};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -137,8 +137,8 @@ const LOCK: &str = "DO $lock$ BEGIN
 /// All that changes, as one statement: one timeout bounds it.
 fn script() -> String {
     SCRIPT
-        .replace("RAISE_FLOORS", prune::RAISE_FLOORS)
-        .replace("RAISE_HORIZONS", prune::RAISE_HORIZONS)
+        .replace("RAISE_FLOORS", remember::RAISE_FLOORS)
+        .replace("RAISE_HORIZONS", remember::RAISE_HORIZONS)
         .replace("SAVE", crate::db::reclaim::SAVE)
 }
 
