@@ -73,8 +73,14 @@ const EXEMPT: &[&str] = &[
 ];
 
 /// Longest files, in lines without tests; the named ones differ from the rest.
-const LIMITS: &[(&str, usize)] =
-    &[("main.rs", 40), ("lib.rs", 80), ("db/log/prune.rs", 500), ("db/log/copy.rs", 470)];
+const LIMITS: &[(&str, usize)] = &[
+    ("main.rs", 40),
+    ("lib.rs", 80),
+    ("bound/delete.rs", 410),
+    ("work.rs", 425),
+    ("db/log/prune.rs", 500),
+    ("db/log/copy.rs", 470),
+];
 const LIMIT: usize = 400;
 /// Longest functions, in lines; the named ones differ from the rest.
 const FN_LIMITS: &[(&str, &str, usize)] = &[
