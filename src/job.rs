@@ -199,7 +199,7 @@ async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -
         }
         .boxed()
     };
-    match reclaim::run(work, lease, &request, &ask).boxed().await {
+    match to_its_end(work, lease, request, &ask).boxed().await {
         Ok(report) => Ok(json!(report)),
         Err(reclaim::Error::Refused { why, fix }) => Err(Failure::refused(why, fix)),
         Err(reclaim::Error::Db(error)) => Err(error.into()),
@@ -208,6 +208,60 @@ async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -
         }
         Err(error @ reclaim::Error::Undo(_)) => Err(failed(error.to_string(), "")),
     }
+}
+
+/// How often a reclaim takes the lease anew, and after how long.
+const RECONNECTS: u32 = 10;
+const RECONNECT_AFTER: Duration = Duration::from_secs(3);
+
+/// Runs a reclaim. Where the server ended its session (it restarts, or took a stalled machine
+/// for a client that hangs), the reclaim goes on from its checkpoint.
+async fn to_its_end(
+    work: &Work,
+    lease: &mut Lease,
+    mut request: reclaim::Request,
+    ask: reclaim::Ask<'_>,
+) -> reclaim::Result<reclaim::Report> {
+    let mut left = RECONNECTS;
+    loop {
+        let error = match reclaim::run(work, lease, &request, ask).boxed().await {
+            Err(reclaim::Error::Db(error)) if error.is_away() => error,
+            ended => return ended,
+        };
+        warn!(%error, "the reclaim lost its session");
+        *lease = loop {
+            if left == 0 || work.stop.run_until_cancelled(sleep(RECONNECT_AFTER)).await.is_none() {
+                return Err(error.into());
+            }
+            left -= 1;
+            match taken_anew(work).await {
+                Ok(Anew::Lease(lease)) => break lease,
+                Ok(Anew::Over) => return Err(error.into()),
+                // Its old session may be ending still.
+                Ok(Anew::Held) | Err(_) => {}
+            }
+        };
+        if request.action != Action::Abort {
+            request.action = Action::Resume;
+            request.gate = gate_of_reclaim(work, reclaim::gate::of).await?;
+        }
+        info!("the reclaim goes on from its checkpoint");
+    }
+}
+
+enum Anew {
+    Lease(Lease),
+    /// Another session has the lease.
+    Held,
+    /// There is no checkpoint to go on from.
+    Over,
+}
+
+async fn taken_anew(work: &Work) -> db::Result<Anew> {
+    if db::reclaim::unfinished(&work.db.client().await?).await?.is_none() {
+        return Ok(Anew::Over);
+    }
+    Ok(Lease::take(&work.db).await?.map_or(Anew::Held, Anew::Lease))
 }
 
 /// What the gate of retention lets a reclaim drop now.

@@ -3,7 +3,7 @@
 
 use super::args::{flag, option};
 use super::{Context, progress::Shown};
-use crate::db::lease::{Holder, Lease, holder};
+use crate::db::lease::{Holder, Lease, daemon_is_there, holder};
 use crate::db::{Db, jobs, migrate, stats};
 use crate::job::{self, Ended, Job};
 use crate::metrics::Metrics;
@@ -223,7 +223,7 @@ async fn by_daemon(context: &Context, db: &Db, job: &Job, to: &Holder) -> Result
         if let Some(progress) = found.progress.and_then(|p| serde_json::from_value(p).ok()) {
             shown.tell(&progress);
         }
-        let goes_on = holder(&client).await?.is_some_and(|h| h.is_daemon());
+        let goes_on = daemon_is_there(&client).await?;
         if !goes_on && found.started_at.is_none() && jobs::withdraw(&client, id).await? {
             return Ok(Handed::DaemonGone);
         }

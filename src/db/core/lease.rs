@@ -6,6 +6,7 @@
 use crate::db::connect::{Client, Db};
 use crate::db::error::{Doing, Error, Result};
 use crate::db::lock_budget::Budget;
+use crate::db::presence::PRESENCE_LOCK;
 use crate::db::transaction::Transaction;
 use crate::db::transaction::{self, Isolation};
 use deadpool::managed::Object;
@@ -169,6 +170,12 @@ const HELD: &str = "
 pub async fn holder(client: &Client) -> Result<Option<Holder>> {
     let row = client.query_opt(HOLDER, &[&LEASE_LOCK]).await.doing("look who holds the lease")?;
     Ok(row.map(|r| Holder { pid: r.get(0), application: r.get(1), since: r.get(2) }))
+}
+
+/// Whether a daemon serves this database, with the lease or while it takes it anew.
+pub async fn daemon_is_there(client: &Client) -> Result<bool> {
+    let row = client.query_opt(HOLDER, &[&PRESENCE_LOCK]).await.doing("look for a daemon")?;
+    Ok(row.is_some())
 }
 
 /// Who holds it, if it is not this very session.

@@ -339,3 +339,33 @@ async fn a_daemon_reclaims_when_it_is_due_and_once_a_week() {
     };
     tokio::join!(bloated, full, not_due("bloat>90%"), not_due("free<1MiB"), closed, hindered);
 }
+
+/// The server ends the reclaim's session in the middle, as it does with one that hangs on
+/// a stalled machine: the reclaim takes the lease anew and goes on from its checkpoint.
+#[tokio::test]
+async fn a_reclaim_whose_session_was_ended_goes_on() {
+    for (by_daemon, mode, at) in
+        [(false, "swap", "copy"), (true, "swap", "copy"), (false, "in-place", "delete")]
+    {
+        let bench = Bench::new().await.with(BATCH, "100");
+        bench.log(3_000, 60).await;
+        assert_eq!(bench.json(&["census"]).await.0, 0);
+        // Its first batch ends its session, once.
+        let once = "CREATE SEQUENCE ends;
+            CREATE FUNCTION ends() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF (NEW.checkpoint ->> 'done')::bigint > 0 AND NEW.checkpoint ->> 'phase' = 'PHASE'
+                   AND nextval('ends') = 1 THEN
+                    PERFORM pg_terminate_backend(pg_backend_pid());
+                END IF; RETURN NEW; END $$;
+            CREATE TRIGGER ends BEFORE INSERT OR UPDATE ON opsward.reclaim
+                FOR EACH ROW EXECUTE FUNCTION ends()";
+        bench.run(&once.replace("PHASE", at)).await;
+        let daemon = if by_daemon { Some(bench.daemon().await) } else { None };
+        let line = ["reclaim", "--policy", "window", "--mode", mode, "--yes", "--pace", "full"];
+        let (code, done) = bench.json(&line).await;
+        assert_eq!((code, &done["result"]["outcome"]), (0, &"done".into()), "{mode} {done}");
+        assert_eq!(bench.left().await, 60, "{mode}");
+        assert!(bench.number("SELECT last_value FROM ends").await > 1, "{mode}: it was not ended");
+        drop(daemon);
+    }
+}

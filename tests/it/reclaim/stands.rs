@@ -375,7 +375,10 @@ async fn under_the_lock_the_server_keeps_the_time() {
     let (changes, statements, settings): (i64, i64, Vec<String>) = (row.get(0), row.get(1), row.get(2));
     // The triggers that note writes, and the swap.
     assert!(changes > 8, "{changes}");
-    assert_eq!((statements, settings), (2, vec!["off 200ms".to_owned()]));
+    assert_eq!(statements, 2);
+    // Of the 200 ms in any second, what the locks before it left.
+    let ms = |s: &String| s.strip_prefix("off ").and_then(|s| s.strip_suffix("ms")?.parse::<u32>().ok());
+    assert!(settings.iter().all(|s| ms(s).is_some_and(|ms| (1..=200).contains(&ms))), "{settings:?}");
 }
 
 /// The server's own words for it, as another session's last statement.
