@@ -8,7 +8,7 @@ use crate::bound::guard;
 use crate::bound::tick::{self, TaskOutcome, Which};
 use crate::db;
 use crate::db::jobs;
-use crate::db::lease::Lease;
+use crate::db::lease::{Holder, Lease};
 use crate::reclaim::{self, Action};
 use crate::show::{ExitCode, Failure};
 use crate::values::Progress;
@@ -235,10 +235,10 @@ async fn to_its_end(
             }
             left -= 1;
             match taken_anew(work).await {
-                Ok(Anew::Lease(lease)) => break lease,
-                Ok(Anew::Over) => return Err(error.into()),
+                Ok(Some(Ok(lease))) => break lease,
+                Ok(None) => return Err(error.into()),
                 // Its old session may be ending still.
-                Ok(Anew::Held) | Err(_) => {}
+                Ok(Some(Err(_))) | Err(_) => {}
             }
         };
         if request.action != Action::Abort {
@@ -249,19 +249,12 @@ async fn to_its_end(
     }
 }
 
-enum Anew {
-    Lease(Lease),
-    /// Another session has the lease.
-    Held,
-    /// There is no checkpoint to go on from.
-    Over,
-}
-
-async fn taken_anew(work: &Work) -> db::Result<Anew> {
-    if db::reclaim::unfinished(&work.db.client().await?).await?.is_none() {
-        return Ok(Anew::Over);
+/// The lease, or who has it; `None` where there is no checkpoint to go on from.
+async fn taken_anew(work: &Work) -> db::Result<Option<Result<Lease, Option<Holder>>>> {
+    match db::reclaim::unfinished(&work.db.client().await?).await? {
+        Some(_) => Lease::take(&work.db).await.map(Some),
+        None => Ok(None),
     }
-    Ok(Lease::take(&work.db).await?.map_or(Anew::Held, Anew::Lease))
 }
 
 /// What the gate of retention lets a reclaim drop now.
