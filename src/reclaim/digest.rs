@@ -141,7 +141,12 @@ pub async fn write<W: Write>(
     tell: Tell<'_>,
 ) -> Result<(W, BTreeMap<String, u64>), Error> {
     let mut writer = Writer::new(out, header)?;
-    for model in models().iter().filter(|m| header.tables.iter().any(|t| t.table == m.table)) {
+    for model in models() {
+        let Some(table) = header.tables.iter().find(|t| t.table == model.table) else { continue };
+        // What the header says is what is read: a newer node has more columns.
+        let touched = model.touched.map(|place| model.columns[place].name.clone());
+        let columns: Vec<String> = table.columns.iter().cloned().chain(touched).collect();
+        let model = model.fitting(&columns).map_err(Error::Refused)?;
         writer.table(&model.table)?;
         let each = |record| writer.record(&record).map_err(Error::from);
         records(db, model, each, |rows| tell(&model.table, rows, "here")).await?;
