@@ -43,7 +43,8 @@ impl Bed {
             ..Load::default()
         };
         let old: std::collections::BTreeSet<OpUlid> = load.old.iter().copied().collect();
-        let config = self.database.cluster().config(self.database.name());
+        let mut config = self.database.cluster().config(self.database.name());
+        config.options("-c default_transaction_isolation=read\\ committed");
         let writer = Writer::start(&config, &load, u64::from(rate)).await;
         writer.more(u64::from(rate) / 2).await;
         let over = CancellationToken::new();
@@ -92,6 +93,22 @@ async fn in_place_a_window() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_place_what_is_compacted() {
     Bed::new(3_000).await.under_load(Mode::InPlace, Policy::Compact, 50).await;
+}
+
+/// The isolation level that the database or the role has as its default is not opsward's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_swap_where_another_isolation_is_the_default() {
+    for level in ["repeatable read", "serializable"] {
+        for whose in ["DATABASE", "ROLE postgres IN DATABASE"] {
+            let database = Database::new().await;
+            let sql = format!(
+                "ALTER {whose} \"{}\" SET default_transaction_isolation = '{level}'",
+                database.name()
+            );
+            database.client().await.batch_execute(&sql).await.unwrap();
+            Bed::on(database, 1_000, |_| {}).await.under_load(Mode::Swap, Policy::Window, 50).await;
+        }
+    }
 }
 
 /// A log of `ROWS` ops; prints when which phase began.
