@@ -16,6 +16,7 @@ use crate::work::{Halt, Pacer, Stop, Work};
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,10 @@ pub enum Job {
         tasks: Vec<Which>,
         /// `--pace`, 1 to 100; else the pace in the database.
         percent: Option<u8>,
+        /// What the command's settings say of deletion: the daemon's own count, and it tells
+        /// where they differ.
+        #[serde(default)]
+        settings: BTreeMap<String, String>,
     },
     /// Gives the disk back.
     Reclaim(reclaim::Request),
@@ -162,22 +167,36 @@ async fn beside<T>(work: impl Future<Output = T>, other: impl Future<Output = In
 async fn perform(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
     let report = match job {
         Job::Census { scope, percent } => count(work, lease, *scope, *percent).boxed().await,
-        Job::Prune { tasks, percent } => {
-            let mut pacer = Pacer::new(work, *percent);
-            let ticked = tick::tick(work, lease, &mut pacer, tasks, PRUNE_RUN).boxed().await;
-            match ticked {
-                Ok(outcomes) => {
-                    let is_cut = outcomes.iter().any(TaskOutcome::is_halted);
-                    Ok(json!({ "tasks": outcomes, "interrupted": is_cut && work.stop.is_cancelled() }))
+        Job::Prune { tasks, percent, settings } => {
+            prune(work, lease, tasks, *percent).boxed().await.map(|mut report| {
+                let differ = work.settings.differing(settings);
+                if !differ.is_empty() {
+                    report["settings_differ"] = json!(differ);
                 }
-                Err(Stop::Halt(Halt::Stopped)) => Err(Stop::Halt(Halt::Stopped).into()),
-                Err(Stop::Halt(halt)) => Ok(json!({ "tasks": [], "halted": halt.to_string() })),
-                Err(Stop::Db(error)) => Err(error.into()),
-            }
+                report
+            })
         }
         Job::Reclaim(request) => give_back(work, lease, request).boxed().await,
     };
     report.map_or_else(Ended::Trouble, Ended::Report)
+}
+
+async fn prune(
+    work: &Work,
+    lease: &mut Lease,
+    tasks: &[Which],
+    percent: Option<u8>,
+) -> Result<Value, Failure> {
+    let mut pacer = Pacer::new(work, percent);
+    match tick::tick(work, lease, &mut pacer, tasks, PRUNE_RUN).boxed().await {
+        Ok(outcomes) => {
+            let is_cut = outcomes.iter().any(TaskOutcome::is_halted);
+            Ok(json!({ "tasks": outcomes, "interrupted": is_cut && work.stop.is_cancelled() }))
+        }
+        Err(Stop::Halt(Halt::Stopped)) => Err(Stop::Halt(Halt::Stopped).into()),
+        Err(Stop::Halt(halt)) => Ok(json!({ "tasks": [], "halted": halt.to_string() })),
+        Err(Stop::Db(error)) => Err(error.into()),
+    }
 }
 
 /// A reclaim. It asks the gate what may go when it begins (not when it was handed over), and

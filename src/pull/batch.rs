@@ -290,7 +290,7 @@ async fn carry_out(puller: &Puller, peer: &Host, items: Vec<Item>, now: Timestam
     }
     done.apply(&mut client, &mut ops, now).await?;
     if !done.outcome.refused.is_empty() {
-        done.keeping = rejected::keep(&client, peer, &done.outcome.refused, now).await?;
+        done.keeping = rejected::keep(&mut client, peer, &done.outcome.refused, now).await?;
     }
     if longest > LONG {
         drop(Client::take(client));

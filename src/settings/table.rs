@@ -102,6 +102,12 @@ macro_rules! settings {
         }
 
         impl $name {
+            /// Each setting's variable and value, as programs see them.
+            fn values(&self) -> BTreeMap<String, String> {
+                let values = [$(($env[0], format!("{:?}", self.$field))),*];
+                values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+            }
+
             /// Every default of the table.
             pub(super) fn defaults() -> Result<Self, String> {
                 Ok(Self {
@@ -306,4 +312,27 @@ settings! {
 }
     /// What is kept of single tables instead of the window; from the file only.
     tables: BTreeMap<String, Keep> = BTreeMap::new()
+}
+
+impl Settings {
+    /// What the settings say of deletion, by variable.
+    pub fn of_deletion(&self) -> BTreeMap<String, String> {
+        let mut all = self.values();
+        all.retain(|name, _| {
+            matches!(name.as_str(), "OPENAUDIO_MEDIORUM_PEERS" | "OPENAUDIO_MEDIORUM_READ_ONLY")
+        });
+        all.extend(self.bounding.values());
+        all.insert("tables".to_owned(), format!("{:?}", self.bounding.tables));
+        all
+    }
+
+    /// Which of the settings of another process say something else: name, theirs and ours.
+    pub fn differing(&self, theirs: &BTreeMap<String, String>) -> Vec<[String; 3]> {
+        let ours = self.of_deletion();
+        let differ = ours.into_iter().filter_map(|(name, ours)| {
+            let theirs = theirs.get(&name).filter(|theirs| **theirs != ours)?.clone();
+            Some([name, theirs, ours])
+        });
+        differ.collect()
+    }
 }

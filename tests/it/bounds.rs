@@ -5,7 +5,9 @@ use crate::harness::cluster::TEMPLATE;
 use crate::harness::{Cluster, Database, Fault, Ops, Proxy, Start, ops, target};
 use opsward::clock::Clock;
 use opsward::db::lease::Lease;
+use opsward::db::rejected::{self, Refused};
 use opsward::db::{Db, Kind, migrate};
+use opsward::values::Host;
 use std::time::Duration;
 
 /// What no test should ever wait for.
@@ -33,6 +35,44 @@ async fn a_transaction_ends_though_none_of_its_statements_is_long() {
     assert_eq!(error.kind(), Kind::TooLong, "{error}");
     drop(tx);
     lease.check().await.unwrap();
+}
+
+/// A busy machine takes longer over the schema than a batch may take, and another opsward waits
+/// for it.
+#[tokio::test]
+async fn a_slow_migration_comes_to_its_end() {
+    let database = Database::new().await;
+    let slow = "CREATE FUNCTION slow() RETURNS event_trigger LANGUAGE plpgsql AS
+                    $$ BEGIN PERFORM pg_sleep(5); END $$;
+                CREATE EVENT TRIGGER slow ON ddl_command_end WHEN TAG IN ('CREATE SCHEMA') EXECUTE FUNCTION slow()";
+    database.client().await.batch_execute(slow).await.unwrap();
+    let db = database.db().await;
+    let migrated = || async { migrate::migrate(&mut db.client().await.unwrap()).await };
+    let (one, other) = tokio::join!(migrated(), migrated());
+    one.unwrap();
+    other.unwrap();
+}
+
+/// A large op that is refused is kept, though the disk takes longer over it than a batch may.
+#[tokio::test]
+async fn a_refused_op_is_kept_by_a_slow_disk() {
+    let database = Database::new().await;
+    let db = database.migrated().await;
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                    $$ BEGIN PERFORM pg_sleep(5); RETURN new; END $$;
+                CREATE TRIGGER slow BEFORE INSERT ON opsward.rejected_ops FOR EACH ROW EXECUTE FUNCTION slow()";
+    database.client().await.batch_execute(slow).await.unwrap();
+    let refused = Refused {
+        ulid: None,
+        table: "uploads".into(),
+        code: "refused_by_database",
+        detail: "x".into(),
+        bytes: b"{}".to_vec(),
+    };
+    let peer = Host::parse("http://b.example").unwrap();
+    let mut client = db.client().await.unwrap();
+    let kept = rejected::keep(&mut client, &peer, &[refused], Clock::System.now()).await.unwrap();
+    assert_eq!(kept.kept, 1);
 }
 
 /// A line that swallows everything: COMMIT is not waited for without an end.

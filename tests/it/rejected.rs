@@ -41,9 +41,9 @@ impl Bench {
             detail: "x".into(),
             bytes: bytes.into_bytes(),
         };
-        let client = self.db.client().await.unwrap();
+        let mut client = self.db.client().await.unwrap();
         let peer = Host::parse("http://b.example").unwrap();
-        rejected::keep(&client, &peer, &[refused], Clock::System.now()).await.unwrap();
+        rejected::keep(&mut client, &peer, &[refused], Clock::System.now()).await.unwrap();
         ulid
     }
 

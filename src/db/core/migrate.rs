@@ -2,7 +2,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Error, Result};
-use crate::db::transaction::{Isolation, begin};
+use crate::db::transaction::begin_rare;
 use sha2::{Digest, Sha256};
 use tokio_postgres::error::SqlState;
 
@@ -74,8 +74,11 @@ pub async fn migrate(client: &mut Client) -> Result<()> {
     if version(&*client).await? == LATEST {
         return Ok(());
     }
-    let tx = begin(client, Isolation::Write).await?;
+    let tx = begin_rare(client).await?;
+    // Another opsward may be migrating. Locks of the node's are waited for as briefly as ever.
+    tx.batch_execute("SET LOCAL lock_timeout = '30s'").await.doing("lock for a migration")?;
     tx.execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK]).await.doing("lock for a migration")?;
+    tx.batch_execute("SET LOCAL lock_timeout = '4s'").await.doing("lock for a migration")?;
     let have = version(&tx).await?;
     if have > LATEST {
         return Err(Error::Unfit(format!(

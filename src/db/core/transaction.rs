@@ -13,6 +13,8 @@ use tokio_postgres::{Error, IsolationLevel, Row, Statement, ToStatement};
 /// After this a transaction is cancelled. The server's own bounds are shorter, but
 /// each counts one statement, and none counts COMMIT.
 const LONGEST: Duration = Duration::from_millis(4_500);
+/// The same for [`begin_rare`].
+const LONGEST_RARE: Duration = Duration::from_secs(30);
 /// Between two cancels, and the longest wait for one to be sent.
 const AGAIN: Duration = Duration::from_millis(500);
 /// After so many cancels without an effect the connection is closed.
@@ -31,15 +33,35 @@ pub enum Isolation {
     Snapshot,
 }
 
-/// Begins a transaction. The only place that does.
-#[allow(clippy::disallowed_methods, reason = "the one place")]
+/// Begins a transaction.
 pub async fn begin(client: &mut Client, isolation: Isolation) -> Result<Transaction<'_>> {
+    begin_within(client, isolation, LONGEST).await
+}
+
+/// Begins a transaction of the longest bound, for the client and for the server: rare work on
+/// opsward's own tables that needs longer than others where the machine is busy.
+pub async fn begin_rare(client: &mut Client) -> Result<Transaction<'_>> {
+    let tx = begin_within(client, Isolation::Write, LONGEST_RARE).await?;
+    tx.batch_execute(RARE).await.doing("begin a transaction")?;
+    Ok(tx)
+}
+
+const RARE: &str =
+    "SET LOCAL statement_timeout = '30s'; SET LOCAL idle_in_transaction_session_timeout = '30s'";
+
+/// Begins a transaction that is cancelled after `longest`. The only place that begins one.
+#[allow(clippy::disallowed_methods, reason = "the one place")]
+async fn begin_within(
+    client: &mut Client,
+    isolation: Isolation,
+    longest: Duration,
+) -> Result<Transaction<'_>> {
     let (level, read_only) = match isolation {
         Isolation::Write => (IsolationLevel::ReadCommitted, false),
         Isolation::Read => (IsolationLevel::ReadCommitted, true),
         Isolation::Snapshot => (IsolationLevel::RepeatableRead, true),
     };
-    let watch = Watch::over(client);
+    let watch = Watch::over(client, longest);
     let builder = client.wrapper.build_transaction();
     let builder = builder.isolation_level(level).read_only(read_only).deferrable(false);
     Ok(Transaction { inner: builder.start().await.doing("begin a transaction")?, watch })
@@ -84,11 +106,11 @@ struct Watch(JoinHandle<()>);
 
 impl Watch {
     #[allow(clippy::disallowed_methods, reason = "it watches whatever the caller waits for")]
-    fn over(session: &Session) -> Self {
+    fn over(session: &Session, longest: Duration) -> Self {
         let (cancel, tls, connection) =
             (session.wrapper.cancel_token(), session.tls.clone(), session.connection.clone());
         Self(tokio::spawn(async move {
-            sleep(LONGEST).await;
+            sleep(longest).await;
             for _ in 0..CANCELS {
                 // A cancel that is not sent is sent again.
                 let _ = timeout(AGAIN, cancel.cancel_query(tls.clone())).await;

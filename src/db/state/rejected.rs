@@ -2,6 +2,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::transaction::begin_rare;
 use crate::values::{Host, OpUlid};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -37,7 +38,7 @@ pub struct Keeping {
 }
 
 /// Keeps refused ops; one that was refused before is only counted.
-pub async fn keep(client: &Client, peer: &Host, ops: &[Refused], now: Timestamp) -> Result<Keeping> {
+pub async fn keep(client: &mut Client, peer: &Host, ops: &[Refused], now: Timestamp) -> Result<Keeping> {
     // A text for Postgres: NUL cannot be kept, nor need it be: `op` has it.
     let text = |t: &str| t.replace('\0', "\u{fffd}").chars().take(200).collect::<String>();
     let ulids: Vec<&str> = ops.iter().map(|o| o.ulid.as_ref().map_or("", OpUlid::as_str)).collect();
@@ -46,7 +47,9 @@ pub async fn keep(client: &Client, peer: &Host, ops: &[Refused], now: Timestamp)
     let details: Vec<String> = ops.iter().map(|o| text(&o.detail)).collect();
     let bytes: Vec<&[u8]> = ops.iter().map(|o| o.bytes.as_slice()).collect();
     let hashes: Vec<Vec<u8>> = ops.iter().map(|o| Sha256::digest(&o.bytes).to_vec()).collect();
-    let row = client
+    // An op may have 32 MiB: a busy disk takes its time over it.
+    let tx = begin_rare(client).await?;
+    let row = tx
         .query_one(
             KEEP,
             &[
@@ -64,6 +67,7 @@ pub async fn keep(client: &Client, peer: &Host, ops: &[Refused], now: Timestamp)
         )
         .await
         .doing("keep refused ops")?;
+    tx.commit().await.doing("keep refused ops")?;
     Ok(Keeping { kept: row.get(0), unkept: row.get(1) })
 }
 

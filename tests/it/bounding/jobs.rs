@@ -76,6 +76,27 @@ async fn a_job_is_handed_over_and_outlives_its_command() {
     assert_eq!(bench.left().await, 20);
 }
 
+/// The daemon deletes by its own settings, and the command that has others says so.
+#[tokio::test]
+async fn settings_that_differ_from_the_daemon_s_are_named() {
+    let bench = Bench::new().await;
+    bench.log(100, 20).await;
+    let _daemon = bench.daemon().await;
+    let (code, pruned) = bench.start(&["prune"]).env(DAYS, "60").json().await;
+    assert_eq!((code, bench.left().await), (0, 20), "the window of 30 days counts: {pruned}");
+    let warning = &pruned["warnings"][0];
+    assert_eq!(warning["code"], "settings_differ", "{pruned}");
+    assert_eq!(
+        warning["text"],
+        format!("the daemon did this with its own settings: {DAYS} is 60 here and 30 there").as_str()
+    );
+    let told = bench.start(&["prune"]).env(DAYS, "60").output().await;
+    let line = format!("{DAYS} is 60 here and 30 there");
+    assert!(told.stdout.contains(&line) || told.stderr.contains(&line), "{told:?}");
+    let (_, same) = bench.json(&["prune"]).await;
+    assert!(!same["warnings"].to_string().contains("settings_differ"), "{same}");
+}
+
 #[tokio::test]
 async fn the_lease_is_one() {
     let bench = Bench::new().await.with(BATCH, "100");
