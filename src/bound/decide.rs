@@ -247,7 +247,7 @@ pub fn size_notice(facts: &Facts) -> Option<Notice> {
     if facts.settings.retention_bytes == 0 {
         return None;
     }
-    let notice = |code, text: &str| Some(Notice { code, subject: String::new(), text: text.into() });
+    let notice = |code, text: &str| Some(Notice { code, text: text.into(), ..Notice::default() });
     match (uncounted(facts, SIZE_CENSUS_MS), size_window(facts)) {
         (Some(why), _) => notice(
             "size_not_counted",
@@ -267,13 +267,13 @@ pub fn window_notice(facts: &Facts) -> Option<Notice> {
     let least = least_window(facts);
     (days > 0 && u64::from(days) * DAY_MS < least).then(|| Notice {
         code: "window_raised",
-        subject: String::new(),
         text: format!(
             "the window is {} days, not OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS={days}: without the replay guard \
              a block that is executed again puts old state over new; \
              OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true lifts that",
             least / DAY_MS
         ),
+        ..Notice::default()
     })
 }
 

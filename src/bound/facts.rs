@@ -13,7 +13,7 @@ use jiff::Timestamp;
 pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Timestamp) -> db::Result<Facts> {
     let rows = gate::peers(client, settings.peers.as_deref(), now).await?;
     let known = settings.peers.is_some() || gate::discovered(client).await?;
-    let current = gate::node_cursors(client).await?;
+    let (current, ignored_rows) = gate::node_cursors(client).await?;
     let samples = gate::samples(client, now).await?;
     let peers = rows.into_iter().map(|row| peer(row, &current, &samples)).collect();
     let readers = readers::lowest_since(client, now - readers::COUNTED).await?;
@@ -27,6 +27,7 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
         now_ms: unix_ms(now),
         own: own.clone(),
         peers: known.then_some(peers),
+        ignored_rows,
         pulled_every: settings.sweep_interval,
         readers: readers.iter().map(reader).collect(),
         own_ahead: gate::own_ahead(client, own, now).await?,
@@ -102,11 +103,11 @@ pub async fn note(client: &Client, facts: &Facts, now: Timestamp) -> db::Result<
     let notices = decide::gate(facts).notices;
     let mut found = Vec::new();
     if !on.is_empty() {
-        found.extend(notices.iter().map(|n| (n.code, n.subject.as_str())));
+        found.extend(notices.iter().map(|n| [n.code, &n.subject, &n.text, &n.fix]));
     }
     for decision in &on {
         if let Decision::Skip { blockers } = decision {
-            found.extend(blockers.iter().map(|b| (b.code, b.subject.as_str())));
+            found.extend(blockers.iter().map(|b| [b.code, &b.subject, &b.text, &b.fix]));
         }
     }
     gate::note_blockers(client, &found, now).await

@@ -71,7 +71,7 @@ pub fn given_back(facts: &Facts, figures: &Figures, deleted: u64) -> u64 {
 pub fn notices(facts: &Facts, figures: &Figures) -> Vec<Notice> {
     let Some(node) = prunes(facts) else { return Vec::new() };
     let mut found = Vec::new();
-    let mut say = |code, text: String| found.push(Notice { code, subject: String::new(), text });
+    let mut say = |code, text: String| found.push(Notice { code, text, ..Notice::default() });
     let days = node.keeps_seconds * 1_000 / DAY_MS;
     let back = given_back(facts, figures, 0);
     if node.rows > 0 || back > figures.ops_bytes / 10 {

@@ -111,7 +111,8 @@ fn told(task: &Value) -> String {
         lines.push(format!("skipped: {}; {}", text(&blocker["text"]), text(&blocker["fix"])));
     }
     for notice in task["notices"].as_array().into_iter().flatten() {
-        lines.push(format!("note: {}", text(&notice["text"])));
+        let fix = notice["fix"].as_str().map(|fix| format!("; {fix}")).unwrap_or_default();
+        lines.push(format!("note: {}{fix}", text(&notice["text"])));
     }
     for cut in task["decision"]["cuts"].as_array().into_iter().flatten() {
         let (table, by) = (text(&cut["table"]), text(&cut["bound_by"]["by"]));

@@ -12,7 +12,7 @@ use crate::db::pulls::{Hold, PageSums};
 use crate::db::rejected::{self, Keeping, Refused};
 use crate::db::{self, Client};
 use crate::records::{self, models};
-use crate::values::{Host, Op, OpUlid, RejectReason, unix_ms};
+use crate::values::{Host, OWN_AHEAD_MS, Op, OpUlid, RejectReason, own_ahead, unix_ms};
 use crate::wire::body::{Element, Envelope, read_envelope};
 use futures_util::future::{BoxFuture, Either, select};
 use jiff::Timestamp;
@@ -34,8 +34,6 @@ const ROWS: usize = 2_500;
 /// A connection that carried a longer op is closed: its buffers would stay as
 /// large for as long as it lives.
 const LONG: usize = 256 << 10;
-/// An own op over this far ahead blocks retention.
-const AHEAD_MS: u64 = 3_600_000;
 /// A hold needs a ULID: this one where nothing came before an op that is too large.
 const BEGINNING: &str = "00000000000000000000000000";
 
@@ -139,12 +137,10 @@ impl<'a> Batch<'a> {
         Ok(self.hold.is_none())
     }
 
-    /// Retention waits where this host's own newest op lies ahead of the clock.
-    /// Such an op may come from anybody: then it is told who sent it.
+    /// Who sent an op of this host that lies ahead: it blocks what deletes.
     fn tell_own_ahead(&self, op: &Op, now_ms: u64) {
-        if op.ulid.ms() > now_ms + AHEAD_MS && Host::normalise(&op.host) == self.puller.own {
-            let minutes = (op.ulid.ms() - now_ms) / 60_000;
-            warn!(peer = %self.peer, ulid = %op.ulid, minutes, "a peer sent an op in this validator's name whose time lies ahead: retention waits until then, unless it is deleted from ops");
+        if op.ulid.ms() > now_ms + OWN_AHEAD_MS && Host::normalise(&op.host) == self.puller.own {
+            warn!(peer = %self.peer, "a peer sent it: {}", own_ahead(op.ulid));
         }
     }
 

@@ -153,7 +153,7 @@ mod tests {
             own: own.map(|u| u.to_string()),
             node_seen: seen.map(Into::into),
             node: node.map(Into::into),
-            spellings: 1,
+            ignored: Vec::new(),
         }
     }
 

@@ -155,8 +155,8 @@ impl Puller {
         let client = self.db.client().await?;
         let stored = cursors::load(&client, peer).await?;
         let start = decide::start(&stored, self.clock.now_ms());
-        if stored.spellings > 1 {
-            warn!(%peer, rows = stored.spellings, "the node's table cursors names this host in several spellings: the freshest counts, delete the others");
+        for row in &stored.ignored {
+            warn!(%peer, fix = row.fix(), "{}", row.text());
         }
         if start.reset {
             self.reset(peer, &client).await?;

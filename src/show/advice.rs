@@ -142,9 +142,11 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
         );
     }
     for blocker in &bounding.blockers {
-        let about = if blocker.subject.is_empty() { String::new() } else { format!(" {}", blocker.subject) };
-        let text = format!("in the way of deleting since {:.0}: {}{about}", blocker.since, blocker.code);
-        warn("blocked", text, "`opsward plan` says what lifts it");
+        let text = format!("in the way of deleting since {:.0}: {}", blocker.since, blocker.text);
+        warn("blocked", text, &blocker.fix);
+    }
+    for row in bounding.notices.iter().filter(|n| n.code == "cursor_spelling") {
+        warn("cursor_spelling", row.text.clone(), &row.fix);
     }
     for (code, what, fix) in NOTICES {
         let about: Vec<&str> =

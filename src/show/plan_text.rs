@@ -23,6 +23,9 @@ pub fn text(plan: &Plan) -> String {
     }
     for notice in &plan.notices {
         out.push_str(&wrapped(&format!("\nnote: {}", notice.text), "      "));
+        if !notice.fix.is_empty() {
+            out.push_str(&wrapped(&format!("      fix: {}", notice.fix), "           "));
+        }
     }
     out
 }

@@ -10,8 +10,34 @@ pub struct StoredCursors {
     /// What the node's row holds; `None` where there is no row, an empty text
     /// for NULL.
     pub node: Option<String>,
-    /// In how many spellings the node's rows name the host.
-    pub spellings: i64,
+    /// The node's rows that are other spellings of the host.
+    pub ignored: Vec<IgnoredRow>,
+}
+
+/// A row of the node's `cursors` that does not count: of several spellings of
+/// one host the freshest does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IgnoredRow {
+    /// The host as this row spells it.
+    pub host: String,
+    /// The host as the row that counts spells it.
+    pub counts: String,
+}
+
+impl IgnoredRow {
+    /// What there is to say of it.
+    pub fn text(&self) -> String {
+        format!(
+            "the row {} of cursors is ignored: {} is the same host and counts, as the freshest",
+            self.host, self.counts
+        )
+    }
+
+    /// What removes it.
+    pub fn fix(&self) -> String {
+        let host = self.host.replace('\'', "''");
+        format!("it may be deleted by hand: DELETE FROM cursors WHERE host = '{host}'")
+    }
 }
 
 /// What to do with the node's row: decided by `pull`, carried out by `db`.

@@ -1,7 +1,7 @@
 //! The vocabulary of bounding the log: what bounds a cut, what blocks a task, what is worth
 //! saying, and a day of the census.
 
-use super::{Host, OpUlid};
+use super::{Host, OpUlid, timestamp};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
@@ -84,17 +84,32 @@ impl Blocker {
 }
 
 /// What the gate has to say of peers that it is not blocked by.
-pub const GATE_NOTICES: [&str; 5] =
-    ["ignored_peer", "ignored_reader", "lagging_peer", "peer_removed", "peer_stalled"];
+pub const GATE_NOTICES: [&str; 6] =
+    ["cursor_spelling", "ignored_peer", "ignored_reader", "lagging_peer", "peer_removed", "peer_stalled"];
+
+/// How far ahead of now an op of this host blocks what deletes.
+pub const OWN_AHEAD_MS: u64 = 3_600_000;
+
+/// What there is to say of such an op.
+pub fn own_ahead(op: OpUlid) -> String {
+    format!(
+        "op {op} of this host is of {:.0}, over an hour ahead of now: nothing is deleted until {:.0}",
+        timestamp(op.ms()),
+        timestamp(op.ms().saturating_sub(OWN_AHEAD_MS))
+    )
+}
 
 /// Worth saying wherever a decision is shown.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Notice {
-    /// Stable: `ignored_peer`, `ignored_reader`, `lagging_peer`,
+    /// Stable: `cursor_spelling`, `ignored_peer`, `ignored_reader`, `lagging_peer`,
     /// `peer_removed`, `peer_stalled`, `size_not_counted`, `size_not_reached`.
     pub code: &'static str,
     /// Whom it is about; may be empty.
     pub subject: String,
     /// What there is to say.
     pub text: String,
+    /// What ends it; empty where the text says so.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub fix: String,
 }

@@ -25,9 +25,9 @@ mod words;
 
 pub use beginning::Beginning;
 pub use bytes::bytes;
-pub use cursors::{NodeWrite, StoredCursors};
+pub use cursors::{IgnoredRow, NodeWrite, StoredCursors};
 pub use finding::Finding;
-pub use gate::{Blocker, BoundBy, GATE_NOTICES, Notice, TableDay};
+pub use gate::{Blocker, BoundBy, GATE_NOTICES, Notice, OWN_AHEAD_MS, TableDay, own_ahead};
 pub use host::Host;
 pub use json_key::fold_key;
 pub use number::signed;

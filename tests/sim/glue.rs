@@ -59,7 +59,7 @@ impl World {
             own: ward.own[peer].map(|u| ulid(u).to_string()),
             node_seen: ward.seen[peer].text(),
             node: cell.text(),
-            spellings: 1,
+            ignored: Vec::new(),
         };
         let start = pulling::start(&stored, now);
         if start.reset {
@@ -332,6 +332,7 @@ impl World {
             chain: ChainFact::default(),
             guarded: false,
             peers: ward.known.then_some(peers),
+            ignored_rows: Vec::new(),
             pulled_every: Duration::from_secs(600),
             readers: if self.has(Bug::ReaderIgnored) {
                 Vec::new()

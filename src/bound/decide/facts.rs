@@ -2,7 +2,7 @@
 
 use super::ChainFact;
 use crate::settings::Bounding;
-use crate::values::{Host, OpUlid, Replication, TableDay};
+use crate::values::{Host, IgnoredRow, OpUlid, Replication, TableDay};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,6 +25,8 @@ pub struct Facts {
     /// The active peers and those that vanished within 7 days; `None` when no
     /// set was ever known.
     pub peers: Option<Vec<PeerFact>>,
+    /// The node's rows that are other spellings of a host.
+    pub ignored_rows: Vec<IgnoredRow>,
     /// How often each peer is pulled.
     pub pulled_every: Duration,
     /// Who read from here within 24 h.

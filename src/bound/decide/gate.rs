@@ -1,7 +1,7 @@
 //! How far anything may go: peers, readers and clocks; the chain; both.
 
 use super::{ClockFact, DAY_MS, Facts, HOUR_MS, PeerFact, ReaderFact, blocker, chain, least_window, ms};
-use crate::values::{Blocker, BoundBy, Host, Notice, OpUlid, is_plausible};
+use crate::values::{Blocker, BoundBy, Host, Notice, OpUlid, is_plausible, own_ahead};
 
 /// How far the median of the peers' clocks may be from ours (contract 5).
 const CLOCK_MS: u64 = 5 * 60_000;
@@ -48,8 +48,11 @@ pub fn gate(facts: &Facts) -> Gate {
         gate.blockers.push(blocker(
             facts,
             ("own_op_ahead", ""),
-            format!("op {ahead} of this host lies over an hour ahead of now"),
-            "set this machine's clock right (NTP); no setting lifts it",
+            own_ahead(ahead),
+            &format!(
+                "where this machine's clock is wrong, set it right (NTP); where it is right, the daemon's log may \
+                 name a peer that sent the op: DELETE FROM ops WHERE ulid = '{ahead}' then; no setting lifts it"
+            ),
         ));
     }
     gate
@@ -96,6 +99,14 @@ impl Gate {
                     self.count(facts, peer);
                 }
                 let is_peer = |host: &Host| *host != facts.own && peers.iter().any(|peer| peer.host == *host);
+                for row in facts.ignored_rows.iter().filter(|row| is_peer(&Host::normalise(&row.host))) {
+                    self.notices.push(Notice {
+                        code: "cursor_spelling",
+                        subject: row.host.clone(),
+                        text: row.text(),
+                        fix: row.fix(),
+                    });
+                }
                 for reader in facts.readers.iter().filter(|reader| is_peer(&reader.host)) {
                     self.hold(facts, reader);
                 }
@@ -212,7 +223,7 @@ impl Gate {
     }
 
     fn note(&mut self, code: &'static str, host: &Host, text: String) {
-        self.notices.push(Notice { code, subject: host.to_string(), text });
+        self.notices.push(Notice { code, subject: host.to_string(), text, ..Notice::default() });
     }
 
     /// The cut of a window, and what bounds it: the lowest of the window, the

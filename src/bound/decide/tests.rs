@@ -73,6 +73,7 @@ fn facts() -> Facts {
         chain: ChainFact::default(),
         guarded: false,
         peers: Some(vec![peer("a", 60_000), peer("b", 120_000)]),
+        ignored_rows: Vec::new(),
         pulled_every: Duration::from_secs(600),
         readers: Vec::new(),
         own_ahead: None,

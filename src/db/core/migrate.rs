@@ -22,6 +22,7 @@ pub const MIGRATIONS: &[(&str, &str)] = &[
     ("waiting", include_str!("../migrations/0011_waiting.sql")),
     ("remembered", include_str!("../migrations/0012_remembered.sql")),
     ("seen", include_str!("../migrations/0013_seen.sql")),
+    ("told", include_str!("../migrations/0014_told.sql")),
 ];
 
 /// One number in Postgres' space of advisory locks: "opsward" in ASCII.

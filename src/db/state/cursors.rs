@@ -8,7 +8,7 @@ use crate::db::known;
 use crate::db::rows;
 use crate::db::transaction::GenericClient;
 use crate::db::transaction::{Isolation, begin};
-use crate::values::{Host, NodeWrite, OpUlid, StoredCursors, latest_plausible, unix_ms};
+use crate::values::{Host, IgnoredRow, NodeWrite, OpUlid, StoredCursors, latest_plausible, unix_ms};
 use jiff::Timestamp;
 use tokio_postgres::types::ToSql;
 
@@ -16,25 +16,29 @@ use tokio_postgres::types::ToSql;
 pub async fn load(client: &Client, host: &Host) -> Result<StoredCursors> {
     known::check(client).await?;
     let own = client.query_opt(OWN, &[&host.as_str()]).await.doing("read our cursor")?;
-    let node = client.query_opt(NODE, &[&host.as_str()]).await.doing("read the node's cursor")?;
+    let mut spelled =
+        client.query(NODE, &[&host.as_str()]).await.doing("read the node's cursor")?.into_iter();
+    let node = spelled.next();
+    let counts: &str = node.as_ref().map_or("", |r| r.get(0));
+    let ignored = spelled.map(|r| IgnoredRow { host: r.get(0), counts: counts.into() }).collect();
     Ok(StoredCursors {
         own: own.as_ref().map(|r| r.get(0)),
         node_seen: own.and_then(|r| r.get(1)),
-        spellings: node.as_ref().map_or(0, |r| r.get(2)),
+        ignored,
         node: node.map(|r| r.get(1)),
     })
 }
 
 const OWN: &str = "SELECT last_ulid, node_ulid FROM opsward.cursors WHERE host = $1";
 
-/// The node's row of a host in whatever spelling, and how many spellings there
-/// are: the freshest plausible one counts.
+/// The node's rows of a host in whatever spelling: the first, the freshest
+/// plausible one, counts.
 const NODE: &str = "
-    SELECT host, coalesce(last_ulid, ''), count(*) OVER () FROM public.cursors
+    SELECT host, coalesce(last_ulid, '') FROM public.cursors
     WHERE rtrim(lower(trim(host)), '/') = $1
     ORDER BY last_ulid ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$' AND last_ulid COLLATE \"C\"
                  < opsward.ulid_at(now() + interval '24 hours') DESC NULLS LAST,
-             last_ulid COLLATE \"C\" DESC NULLS LAST, host <> $1, host LIMIT 1";
+             last_ulid COLLATE \"C\" DESC NULLS LAST, host <> $1, host";
 
 /// Makes the node's cursor ours at first sight: until we have one, a sweep
 /// that fails must not begin where the node's own has got to meanwhile.

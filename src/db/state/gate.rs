@@ -4,14 +4,11 @@
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
 use crate::db::rows;
-use crate::values::{Host, OpUlid, TableDay, latest_plausible, unix_ms};
+use crate::values::{Host, IgnoredRow, OWN_AHEAD_MS, OpUlid, TableDay, latest_plausible, unix_ms};
 use jiff::Timestamp;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
-
-/// How far ahead of now an op of this host says that the clock is wrong.
-const AHEAD_MS: u64 = 3_600_000;
 
 /// A peer that counts, with all that is known of how far it was read.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
@@ -64,17 +61,29 @@ pub async fn discovered(client: &Client) -> Result<bool> {
 
 const DISCOVERED: &str = "SELECT FROM opsward.peer_set WHERE source = 'discovered'";
 
-/// What the node's rows hold, by host in comparable form; '' for NULL.
-pub async fn node_cursors(client: &Client) -> Result<Vec<(Host, String)>> {
-    rows::all(client, NODE_CURSORS, &[], "read the node's cursors").await
+/// What the node's rows hold that count, by host in comparable form, '' for
+/// NULL; and its rows that do not.
+pub async fn node_cursors(client: &Client) -> Result<(Vec<(Host, String)>, Vec<IgnoredRow>)> {
+    let (mut current, mut ignored) = (Vec::new(), Vec::new());
+    for row in client.query(NODE_CURSORS, &[]).await.doing("read the node's cursors")? {
+        let (host, counts): (&str, &str) = (row.get(0), row.get(1));
+        match host == counts {
+            true => current.push((Host::normalise(host), row.get(2))),
+            false => ignored.push(IgnoredRow { host: host.into(), counts: counts.into() }),
+        }
+    }
+    Ok((current, ignored))
 }
 
 /// Of several spellings of one host, the freshest plausible one counts.
 const NODE_CURSORS: &str = "
-    SELECT DISTINCT ON (rtrim(lower(trim(host)), '/')) host, coalesce(last_ulid, '') FROM public.cursors
-    ORDER BY rtrim(lower(trim(host)), '/'),
-             last_ulid ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$' AND last_ulid COLLATE \"C\" < opsward.ulid_at(now() + interval '24 hours') DESC NULLS LAST,
-             last_ulid COLLATE \"C\" DESC NULLS LAST";
+    SELECT host, first_value(host) OVER spelled, coalesce(last_ulid, '') FROM public.cursors
+    WINDOW spelled AS (
+        PARTITION BY rtrim(lower(trim(host)), '/')
+        ORDER BY last_ulid ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$' AND last_ulid COLLATE \"C\"
+                     < opsward.ulid_at(now() + interval '24 hours') DESC NULLS LAST,
+                 last_ulid COLLATE \"C\" DESC NULLS LAST, host <> rtrim(lower(trim(host)), '/'), host)
+    ORDER BY host";
 
 /// What the node's rows held in the last 30 minutes, and one look before: the
 /// value of a look stood until some time before the next.
@@ -110,7 +119,7 @@ const SAMPLE: &str = "
 /// what lies ahead, the newest 10,000 ops are looked at.
 pub async fn own_ahead(client: &Client, own: &Host, now: Timestamp) -> Result<Option<OpUlid>> {
     let now_ms = unix_ms(now);
-    let (from, to) = (OpUlid::last_of_ms(now_ms.saturating_add(AHEAD_MS)), latest_plausible(now_ms));
+    let (from, to) = (OpUlid::last_of_ms(now_ms.saturating_add(OWN_AHEAD_MS)), latest_plausible(now_ms));
     let row = client
         .query_one(OWN_AHEAD, &[&from.as_str(), &to.as_str(), &own.as_str()])
         .await
@@ -142,19 +151,24 @@ pub async fn blockers(client: &Client) -> Result<Since> {
 
 const BLOCKERS: &str = "SELECT code, subject, since FROM opsward.blockers";
 
-/// Notes what stands in the way now, all of it: what is new stands since
-/// `now`, what is gone is forgotten.
-pub async fn note_blockers(client: &Client, found: &[(&str, &str)], now: Timestamp) -> Result<()> {
-    let (codes, subjects): (Vec<&str>, Vec<&str>) = found.iter().copied().unzip();
-    rows::write(client, NOTE_BLOCKERS, &[&codes, &subjects, &now], "note the blockers").await
+/// Notes what stands in the way now, all of it, each as its code, subject, text
+/// and fix: what is new stands since `now`, what is gone is forgotten.
+pub async fn note_blockers(client: &Client, found: &[[&str; 4]], now: Timestamp) -> Result<()> {
+    let [codes, subjects, texts, fixes] =
+        [0, 1, 2, 3].map(|n| found.iter().map(|of| of[n]).collect::<Vec<&str>>());
+    rows::write(client, NOTE_BLOCKERS, &[&codes, &subjects, &texts, &fixes, &now], "note the blockers").await
 }
 
 const NOTE_BLOCKERS: &str = "
-    WITH found AS (SELECT DISTINCT code, subject FROM unnest($1::text[], $2::text[]) AS f(code, subject)),
+    WITH found AS (
+        SELECT DISTINCT ON (code, subject) code, subject, text, fix
+        FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS f(code, subject, text, fix)
+        ORDER BY code, subject),
     gone AS (DELETE FROM opsward.blockers b
              WHERE NOT EXISTS (SELECT FROM found f WHERE f.code = b.code AND f.subject = b.subject))
-    INSERT INTO opsward.blockers (code, subject, since) SELECT code, subject, $3::timestamptz FROM found
-    ON CONFLICT (code, subject) DO UPDATE SET seen_at = now()";
+    INSERT INTO opsward.blockers (code, subject, since, text, fix)
+    SELECT code, subject, $5::timestamptz, text, fix FROM found
+    ON CONFLICT (code, subject) DO UPDATE SET seen_at = now(), text = excluded.text, fix = excluded.fix";
 
 /// The census without implausible rows.
 pub async fn census(client: &Client) -> Result<Vec<TableDay>> {

@@ -70,6 +70,12 @@ pub struct BlockerStatus {
     pub subject: String,
     /// Since when.
     pub since: Timestamp,
+    /// What stands in the way, or is worth knowing.
+    #[serde(default)]
+    pub text: String,
+    /// What lifts it; empty where the text says so.
+    #[serde(default)]
+    pub fix: String,
 }
 
 /// A job.
@@ -139,5 +145,7 @@ const RUNS: &str = "
     FROM opsward.history ORDER BY ended_at DESC, id DESC LIMIT 5";
 /// What nobody looked for any more may be gone: the daemon looks every 3 minutes, `prune` when it runs.
 const NOTED: &str = "
-    SELECT code, subject, since FROM opsward.blockers WHERE seen_at > now() - interval '1 hour'
+    SELECT code, subject, since, coalesce(text, code || ' ' || subject) AS text,
+           coalesce(fix, '`opsward plan` says what lifts it') AS fix
+    FROM opsward.blockers WHERE seen_at > now() - interval '1 hour'
     ORDER BY since, code, subject";

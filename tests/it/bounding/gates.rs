@@ -214,3 +214,52 @@ async fn a_peer_that_was_removed_says_how_to_let_it_go() {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(text.contains("no longer peers") && text.contains(IGNORE), "{text}");
 }
+
+#[tokio::test]
+async fn a_second_spelling_and_an_own_op_ahead_are_named() {
+    let gate = Gate::new().await;
+    let second = "HTTPS://B.example/";
+    for (host, behind_ms) in [(A, HOUR_MS), (B, HOUR_MS), (second, 45 * DAY_MS)] {
+        gate.cursor(host, behind_ms).await;
+    }
+    let found = async |code: &str| {
+        assert_eq!(gate.0.json(&["prune"]).await.0, 0);
+        let plan = gate.plan(&[]).await;
+        let all = [&plan["notices"], &plan["tasks"][0]["blockers"]].map(|of| of.as_array().unwrap());
+        let said = all.into_iter().flatten().find(|of| of["code"] == code).cloned();
+        let said = said.unwrap_or_else(|| panic!("{code}: {plan}"));
+        let status = gate.0.json(&["status"]).await.1;
+        let warned = status["warnings"].as_array().unwrap();
+        let text = said["text"].as_str().unwrap();
+        let same = |of: &&Value| of["text"].as_str().unwrap().contains(text) && of["fix"] == said["fix"];
+        assert!(warned.iter().any(|of| same(&of)), "{said}: {status}");
+        for command in ["plan", "status"] {
+            let shown = gate.0.start(&[command]).output().await.stdout;
+            let shown = shown.split_whitespace().collect::<String>();
+            for words in [text, said["fix"].as_str().unwrap()] {
+                assert!(shown.contains(&words.split_whitespace().collect::<String>()), "{words}: {shown}");
+            }
+        }
+        (said["subject"].clone(), format!("{text}; {}", said["fix"].as_str().unwrap()))
+    };
+    assert_eq!(gate.bound(&[]).await, bound(720, "age", &["cursor_spelling"]));
+    let (subject, said) = found("cursor_spelling").await;
+    assert_eq!(subject, second);
+    let rows = format!("the row {second} of cursors is ignored: {B} is the same host and counts");
+    let delete = format!("DELETE FROM cursors WHERE host = '{second}'");
+    assert!(said.contains(&rows) && said.contains(&delete), "{said}");
+    // As told.
+    gate.0.run(&delete).await;
+    let plan = gate.plan(&[]).await;
+    assert!(!plan["notices"].to_string().contains("cursor_spelling"), "{plan}");
+
+    // 20 h ahead: it blocks for 19.
+    let ahead = OpUlid::from_parts(now_ms() / 1_000 * 1_000 + 20 * HOUR_MS, 1);
+    gate.0.run(&format!("INSERT INTO ops VALUES ('{ahead}', '{SELF}', 'create', 'uploads', '[]')")).await;
+    assert_eq!(gate.blocked(&[]).await, ["own_op_ahead "]);
+    let (_, said) = found("own_op_ahead").await;
+    let at = |ms: u64| format!("{:.0}", opsward::values::timestamp(ms));
+    let of = format!("op {ahead} of this host is of {}", at(ahead.ms()));
+    let until = format!("nothing is deleted until {}", at(ahead.ms() - HOUR_MS));
+    assert!(said.contains(&of) && said.contains(&until), "{said}");
+}
