@@ -156,7 +156,7 @@ impl Puller {
         let stored = cursors::load(&client, peer).await?;
         let start = decide::start(&stored, self.clock.now_ms());
         for row in &stored.ignored {
-            warn!(%peer, fix = row.fix(), "{}", row.text());
+            warn!(%peer, fix = row.fix, "{}", row.text());
         }
         if start.reset {
             self.reset(peer, &client).await?;

@@ -22,6 +22,8 @@ pub struct IgnoredRow {
     pub host: String,
     /// The host as the row that counts spells it.
     pub counts: String,
+    /// What removes it.
+    pub fix: String,
 }
 
 impl IgnoredRow {
@@ -31,12 +33,6 @@ impl IgnoredRow {
             "the row {} of cursors is ignored: {} is the same host and counts, as the freshest",
             self.host, self.counts
         )
-    }
-
-    /// What removes it.
-    pub fn fix(&self) -> String {
-        let host = self.host.replace('\'', "''");
-        format!("it may be deleted by hand: DELETE FROM cursors WHERE host = '{host}'")
     }
 }
 

@@ -49,10 +49,8 @@ pub fn gate(facts: &Facts) -> Gate {
             facts,
             ("own_op_ahead", ""),
             own_ahead(ahead),
-            &format!(
-                "where this machine's clock is wrong, set it right (NTP); where it is right, the daemon's log may \
-                 name a peer that sent the op: DELETE FROM ops WHERE ulid = '{ahead}' then; no setting lifts it"
-            ),
+            "where this machine's clock is wrong, set it right (NTP); where it is right, the daemon's log may \
+                 name a peer that sent the op, which may be removed from ops by hand then; no setting lifts it",
         ));
     }
     gate
@@ -104,7 +102,7 @@ impl Gate {
                         code: "cursor_spelling",
                         subject: row.host.clone(),
                         text: row.text(),
-                        fix: row.fix(),
+                        fix: row.fix.clone(),
                     });
                 }
                 for reader in facts.readers.iter().filter(|reader| is_peer(&reader.host)) {

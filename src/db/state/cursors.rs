@@ -20,13 +20,23 @@ pub async fn load(client: &Client, host: &Host) -> Result<StoredCursors> {
         client.query(NODE, &[&host.as_str()]).await.doing("read the node's cursor")?.into_iter();
     let node = spelled.next();
     let counts: &str = node.as_ref().map_or("", |r| r.get(0));
-    let ignored = spelled.map(|r| IgnoredRow { host: r.get(0), counts: counts.into() }).collect();
+    let ignored = spelled.map(|r| ignored(r.get(0), counts)).collect();
     Ok(StoredCursors {
         own: own.as_ref().map(|r| r.get(0)),
         node_seen: own.and_then(|r| r.get(1)),
         ignored,
         node: node.map(|r| r.get(1)),
     })
+}
+
+/// A row that does not count, and what removes it.
+pub(super) fn ignored(host: &str, counts: &str) -> IgnoredRow {
+    let quoted = host.replace('\'', "''");
+    IgnoredRow {
+        host: host.into(),
+        counts: counts.into(),
+        fix: format!("it may be deleted by hand: DELETE FROM cursors WHERE host = '{quoted}'"),
+    }
 }
 
 const OWN: &str = "SELECT last_ulid, node_ulid FROM opsward.cursors WHERE host = $1";

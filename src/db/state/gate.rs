@@ -3,7 +3,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
-use crate::db::rows;
+use crate::db::{cursors, rows};
 use crate::values::{Host, IgnoredRow, OWN_AHEAD_MS, OpUlid, TableDay, latest_plausible, unix_ms};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -69,7 +69,7 @@ pub async fn node_cursors(client: &Client) -> Result<(Vec<(Host, String)>, Vec<I
         let (host, counts): (&str, &str) = (row.get(0), row.get(1));
         match host == counts {
             true => current.push((Host::normalise(host), row.get(2))),
-            false => ignored.push(IgnoredRow { host: host.into(), counts: counts.into() }),
+            false => ignored.push(cursors::ignored(host, counts)),
         }
     }
     Ok((current, ignored))
