@@ -11,4 +11,4 @@ need_compiler
 need_postgres
 say "building opsward and the demo (release; a few minutes the first time)"
 cargo build --release --locked --quiet --bin opsward --example demo
-exec target/release/examples/demo "$@"
+exec "${CARGO_TARGET_DIR:-target}/release/examples/demo" "$@"
