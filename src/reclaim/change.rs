@@ -3,6 +3,7 @@
 use super::Result;
 use super::decide::Checkpoint;
 use crate::db::Transaction;
+use crate::db::prune::Gone;
 use crate::db::{self, Doing, lease::Lease};
 
 /// A change of the database and the checkpoint that tells of it: both are
@@ -22,5 +23,15 @@ impl<'a> Change<'a> {
         db::reclaim::save(&self.tx, &self.at.json()).await?;
         self.tx.commit().await.doing(what)?;
         Ok(self.at)
+    }
+}
+
+/// Adds what is gone to the sums of its tables.
+pub(super) fn count(at: &mut Checkpoint, gone: &[Gone]) {
+    for of in gone {
+        let sum = at.gone.entry(of.table.clone()).or_default();
+        sum.rows += of.rows;
+        sum.bytes += of.bytes;
+        sum.traces += of.traces;
     }
 }

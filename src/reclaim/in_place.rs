@@ -9,8 +9,8 @@
 mod space;
 
 use super::compact;
-use super::decide::{Checkpoint, Gone, Phase};
-use super::{Change, Result, Run};
+use super::decide::{Checkpoint, Phase};
+use super::{Change, Result, Run, change};
 use crate::db::activity::Old;
 use crate::db::prune::{self, Batch, Doomed, Locked, Range, TableCut};
 use crate::db::{self, Doing, Transaction, activity, maintain};
@@ -186,12 +186,7 @@ fn cut((table, below): (&String, &OpUlid)) -> TableCut {
 
 pub(super) fn count(at: &mut Checkpoint, batch: &Batch) {
     at.done += batch.scanned;
-    for of in &batch.gone {
-        let gone = at.gone.entry(of.table.clone()).or_insert(Gone { rows: 0, bytes: 0, traces: 0 });
-        gone.rows += of.rows;
-        gone.bytes += of.bytes;
-        gone.traces += of.traces;
-    }
+    change::count(at, &batch.gone);
 }
 
 /// A batch of so many rows is committed.

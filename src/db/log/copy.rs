@@ -8,6 +8,7 @@
 use crate::db::clone::{Columns, NEXT};
 use crate::db::error::{Doing, Result};
 use crate::db::owed::{Owed, time_sql};
+use crate::db::prune::Gone;
 use crate::db::prune_sql;
 use crate::db::transaction::{GenericClient, Transaction};
 use crate::values::{EARLIEST_ULID, OpUlid};
@@ -200,19 +201,6 @@ pub async fn copy(tx: &Transaction<'_>, doomed: &Doomed<'_>, range: &Range) -> R
     tx.execute(&statement, &[&range.after, &range.until]).await.doing("copy a range of the log")
 }
 
-/// What goes of a table.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Gone {
-    /// The table.
-    pub table: String,
-    /// Rows.
-    pub rows: u64,
-    /// Bytes of them, without indexes.
-    pub bytes: u64,
-    /// Traces that were not there before.
-    pub traces: u64,
-}
-
 /// Leaves the traces of what a range loses, and counts it by table. They act
 /// on nothing until a floor is raised over them.
 pub async fn trace(tx: &Transaction<'_>, doomed: &Doomed<'_>, range: &Range) -> Result<Vec<Gone>> {
@@ -228,14 +216,7 @@ pub async fn trace(tx: &Transaction<'_>, doomed: &Doomed<'_>, range: &Range) -> 
         tx.query(&statement, &[&range.after, &range.until]).await.doing("remember what stays")?;
     }
     tx.batch_execute(NO_HASH).await.doing("leave traces of a range")?;
-    let count = |n: i64| u64::try_from(n).unwrap_or(0);
-    let gone = rows.iter().map(|r| Gone {
-        table: r.get(0),
-        rows: count(r.get(2)),
-        bytes: count(r.get(3)),
-        traces: count(r.get(5)),
-    });
-    Ok(gone.collect())
+    Ok(rows.iter().filter_map(Gone::read).collect())
 }
 
 /// A few thousand records are joined, which merging takes a fifth longer.

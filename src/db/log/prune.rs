@@ -99,6 +99,20 @@ pub struct Gone {
     pub highest: OpUlid,
 }
 
+impl Gone {
+    /// A row of [`crate::db::prune_sql::traced_of`]; rows without a ULID are not among them.
+    pub(in crate::db) fn read(r: &Row) -> Option<Self> {
+        let count = |n: i64| u64::try_from(n).unwrap_or(0);
+        Some(Self {
+            table: r.get(0),
+            rows: count(r.get(2)),
+            bytes: count(r.get(3)),
+            highest: OpUlid::parse(r.get(4))?,
+            traces: count(r.get(5)),
+        })
+    }
+}
+
 /// What came of a batch.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Batch {
@@ -282,19 +296,7 @@ async fn delete(
         [&span.from, &span.end, &span.odd, tables, ulids, since, &days.starts];
     let deleted = async { tx.query(&statement, &params).await.doing("delete ops") };
     let (_, rows) = tokio::try_join!(biased; bound(tx, 1), deleted)?;
-    let count = |n: i64| u64::try_from(n).unwrap_or(0);
-    let read = |r: &Row| {
-        let gone = Gone {
-            table: r.get(0),
-            rows: count(r.get(2)),
-            bytes: count(r.get(3)),
-            highest: OpUlid::parse(r.get(4))?,
-            traces: count(r.get(5)),
-        };
-        Some((days.day(r.get(1)), gone))
-    };
-    // Rows without a ULID are not among them.
-    Ok(rows.iter().filter_map(read).collect())
+    Ok(rows.iter().filter_map(|r| Some((days.day(r.get(1)), Gone::read(r)?))).collect())
 }
 
 fn by_table(gone: Vec<(Date, Gone)>) -> Vec<Gone> {

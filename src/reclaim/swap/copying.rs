@@ -1,13 +1,15 @@
 //! A range of the log is copied, and compared with its copy.
 
+use super::super::change::count;
 use super::super::decide::Checkpoint;
 use super::super::{Change, Error, Result, Run};
 use super::follow::ceiling;
 use crate::db::Doing;
 use crate::db::Transaction;
 use crate::db::clone::{Columns, columns};
-use crate::db::copy::{self, Doomed, Gone, Range};
+use crate::db::copy::{self, Doomed, Range};
 use crate::db::helper::Helper;
+use crate::db::prune::Gone;
 use tokio::time::Instant;
 
 /// A range that this process copied, and how many rows of it.
@@ -53,7 +55,7 @@ pub(super) async fn copy_range(run: &mut Run<'_>) -> Result<()> {
         run.kept.helper = None;
     }
     if let Some(checked) = checked? {
-        add(&mut change.at, checked.gone);
+        count(&mut change.at, &checked.gone);
         change.at.comparison.add(checked.until, now_ms);
     }
     let fresh = copied?;
@@ -63,7 +65,7 @@ pub(super) async fn copy_range(run: &mut Run<'_>) -> Result<()> {
             Some(until) => change.at.position.clone_from(until),
             None => {
                 // Nothing follows in which the last range's traces could be left.
-                add(&mut change.at, traces(&change.tx, (&doomed, ceiling.as_deref()), range).await?);
+                count(&mut change.at, &traces(&change.tx, (&doomed, ceiling.as_deref()), range).await?);
                 change.at.advance();
             }
         }
@@ -128,15 +130,6 @@ async fn traces(
     match ceiling.is_none_or(|ceiling| range.is_above(ceiling)) {
         true => Ok(Vec::new()),
         false => Ok(copy::trace(tx, doomed, range).await?),
-    }
-}
-
-fn add(at: &mut Checkpoint, gone: Vec<Gone>) {
-    for gone in gone {
-        let sum = at.gone.entry(gone.table).or_default();
-        sum.rows += gone.rows;
-        sum.bytes += gone.bytes;
-        sum.traces += gone.traces;
     }
 }
 
