@@ -16,7 +16,7 @@ use super::walk::watched;
 use super::{Change, Error, Result, Run};
 use crate::db::clone::{self, NEXT, OPS, columns, traits};
 use crate::db::helper::Helper;
-use crate::db::short_lock::{Behind, Target};
+use crate::db::short_lock::{self, Behind, Target};
 use crate::db::swap::{After, Expected, Loss, Swapped};
 use crate::db::{self, capture, maintain, reclaim as store};
 use crate::values::OpUlid;
@@ -179,7 +179,7 @@ async fn install(run: &mut Run<'_>) -> Result<()> {
         at.capture = Some(capture::install(tx).await?);
         at.advance();
         let saved = at.json();
-        tokio::try_join!(biased; capture::bound(tx), store::save(tx, &saved)).map(|_| ())
+        tokio::try_join!(biased; short_lock::bound(tx), store::save(tx, &saved)).map(|_| ())
     });
     if installed.await?.is_some() {
         run.at = at;

@@ -2,8 +2,9 @@
 //! turn.
 //!
 //! A try waits for its lock and holds it for 200 ms together, or rolls back
-//! (contract 6); all tries of a second share them ([`super::lock_budget`]). None is made while somebody holds the table who will not be
-//! gone in time, and a failed one is followed by a longer pause each time.
+//! (contract 6); all tries of a second share them ([`super::lock_budget`]). None is
+//! made while somebody holds the table who will not be gone in time, and a failed one
+//! is followed by a longer pause each time.
 
 use crate::db::activity::process;
 use crate::db::error::{Doing, Error, Result};
@@ -161,9 +162,9 @@ impl Patience {
 
 /// Before a lock that keeps writers out: it waits 100 ms at most (set when the
 /// transaction began), makes an autovacuum yield within them, and no statement
-/// takes longer than what is `left` of the 200 ms. The server ends a session that hangs meanwhile. The lock does
-/// not wait for the disk either: a crash may lose its commit, as a whole, and
-/// whatever commits after it comes after it in WAL.
+/// takes longer than what is `left` of the 200 ms. The server ends a session that
+/// hangs meanwhile. The lock does not wait for the disk either: a crash may lose its
+/// commit, as a whole, and whatever commits after it comes after it in WAL.
 pub async fn strong(tx: &Transaction<'_>, left: Duration) -> Result<()> {
     // Not prepared later than what it is sent along with.
     tx.prepare_cached(BOUND).await.doing("prepare a lock")?;

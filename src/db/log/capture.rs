@@ -5,10 +5,9 @@
 
 use crate::db::error::{Doing, Result};
 use crate::db::rows;
+use crate::db::short_lock::bound;
 use crate::db::transaction::{GenericClient, Transaction};
 use serde::Deserialize;
-
-pub use crate::db::short_lock::bound;
 
 /// From the commit on every write is noted: there is none that began before
 /// and ends after, as the lock waits for them. A change of [`crate::db::short_lock`].

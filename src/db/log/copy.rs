@@ -239,6 +239,15 @@ pub enum Copied<'a> {
     All,
 }
 
+impl<'a> Copied<'a> {
+    fn until(self) -> Option<&'a str> {
+        match self {
+            Self::To(key) => Some(key),
+            Self::All => None,
+        }
+    }
+}
+
 /// Takes at most so many noted keys, and makes the new table hold of each what
 /// the log holds: one statement, one snapshot. What is younger than the
 /// survivors survives, so keys below `ceiling` are remembered. Returns them.
@@ -271,10 +280,7 @@ pub async fn replay(
              ON CONFLICT (ulid) DO UPDATE SET {excluded})
          SELECT ulid FROM keys"
     );
-    let until = match copied {
-        Copied::To(key) => Some(key),
-        Copied::All => None,
-    };
+    let until = copied.until();
     tx.batch_execute(&format!("{PLAN}; {BY_KEY}")).await.doing("begin a replay")?;
     let statement = tx.prepare_cached(&sql).await.doing("replay what was written")?;
     let rows =
@@ -335,10 +341,7 @@ pub async fn recheck(
            AND ($2::text IS NULL OR k.ulid <= $2 AND $2 <> '')
            AND k.ulid NOT IN (SELECT c.ulid FROM opsward.captured c) LIMIT 5"
     );
-    let until = match copied {
-        Copied::To(key) => Some(key),
-        Copied::All => None,
-    };
+    let until = copied.until();
     let statement = tx.prepare_cached(&sql).await.doing("check what was replayed")?;
     let rows = tx.query(&statement, &[&keys, &until]).await.doing("check what was replayed")?;
     Ok(rows.iter().map(|r| r.get(0)).collect())

@@ -4,7 +4,7 @@ use crate::db::clone::{Columns, NEXT, OPS, traits};
 use crate::db::copy::{Copied, NOTED, is_noted, recheck, replay};
 use crate::db::error::{Doing, Result};
 use crate::db::transaction::{GenericClient, Transaction};
-use crate::db::{capture, remember, reset};
+use crate::db::{capture, remember, reset, short_lock};
 use crate::values::{Beginning, OpUlid};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -93,7 +93,7 @@ pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapp
     // From here on nobody writes, and every statement sees all that was.
     let (_, standing, of_ops, of_next) = tokio::try_join!(
         biased;
-        capture::bound(tx),
+        short_lock::bound(tx),
         capture::standing(tx),
         traits(tx, OPS),
         traits(tx, NEXT),
@@ -106,8 +106,9 @@ pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapp
         return Ok(Swapped::Changed);
     }
     let last = replay(tx, expected.columns, Copied::All, (expected.ceiling, LAST_KEYS));
-    let (_, keys) = tokio::try_join!(biased; capture::bound(tx), last)?;
-    let (_, differs, left) = tokio::try_join!(biased; capture::bound(tx), recheck(tx, expected.columns, Copied::All, &keys), is_noted(tx))?;
+    let (_, keys) = tokio::try_join!(biased; short_lock::bound(tx), last)?;
+    let differs = recheck(tx, expected.columns, Copied::All, &keys);
+    let (_, differs, left) = tokio::try_join!(biased; short_lock::bound(tx), differs, is_noted(tx))?;
     if left {
         return Ok(Swapped::Behind);
     }
@@ -115,10 +116,10 @@ pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapp
         return Ok(Swapped::Differs(differs));
     }
     let done = async { tx.batch_execute(&script).await.doing("swap the tables") };
-    tokio::try_join!(biased; capture::bound(tx), done)?;
+    tokio::try_join!(biased; short_lock::bound(tx), done)?;
     if let Some((begin, now)) = expected.reset {
         let written = reset::begin_anew(tx, begin, run, (*began, now));
-        tokio::try_join!(biased; capture::bound(tx), written)?;
+        tokio::try_join!(biased; short_lock::bound(tx), written)?;
     }
     Ok(Swapped::Yes)
 }
