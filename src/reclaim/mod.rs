@@ -31,7 +31,6 @@ use begin::{agreed, checkpoint};
 use change::Change;
 use decide::{Checkpoint, Mode, OldSnapshots, Phase};
 pub use gate::{Ask, Gate};
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -172,8 +171,7 @@ pub struct Run<'a> {
     pub lease: &'a mut Lease,
     /// Rests, window, disk: asked before each batch.
     pub pacer: Pacer,
-    /// What is waited for, and since when; kept over a step that waits again.
-    waiting: Option<(String, Timestamp)>,
+    /// What is waited for; kept over a step that waits again.
     waits: Waits,
     /// Whether the step that is done now waited.
     waited: bool,
@@ -220,15 +218,15 @@ impl Run<'_> {
 
     /// Waits a while, and says for what in every view; a signal to stop ends it.
     async fn wait(&mut self, wait: WaitFor, what: String, pause: Duration) {
-        let since = self.waits.tell(self.work, self.lease.pid(), (wait, &what), pause).await;
-        (self.waiting, self.waited) = (Some((what, since)), true);
+        self.waits.tell(self.work, self.lease.pid(), (wait, &what), pause).await;
+        self.waited = true;
         self.tell();
         self.pacer.idle(pause).await;
     }
 
     /// It waits no more.
     async fn goes_on(&mut self) {
-        if self.waiting.take().is_some() || self.waits.is_told() {
+        if self.waits.told().is_some() {
             self.waits.over(self.work).await;
         }
     }
@@ -252,8 +250,8 @@ impl Run<'_> {
             total,
             unit: unit.into(),
             eta_seconds,
-            waiting: self.waiting.as_ref().map(|(what, _)| what.clone()),
-            waiting_since: self.waiting.as_ref().map(|(_, since)| *since),
+            waiting: self.waits.told().map(|(what, _)| what.clone()),
+            waiting_since: self.waits.told().map(|(_, since)| *since),
         });
     }
 }
@@ -291,7 +289,7 @@ async fn same_log(work: &Work, pid: i32) -> Result<()> {
         });
         sleep(LOOK_AGAIN).await;
     }
-    if waits.is_told() {
+    if waits.told().is_some() {
         waits.over(work).await;
     }
     Ok(())
@@ -340,7 +338,6 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
         kept,
         place,
         locked_ms: 0,
-        waiting: None,
         waits: Waits::of("reclaim"),
         waited: false,
         next_try: None,

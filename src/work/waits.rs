@@ -59,7 +59,8 @@ impl Waits {
         pause: Duration,
     ) -> Timestamp {
         work.metrics.waits.with_label_values(&[wait.word()]).inc_by(pause.as_secs_f64());
-        if let Some((_, since)) = self.told.as_ref().filter(|(told, _)| whom(told) == whom(what)) {
+        if let Some((told, since)) = self.told.as_mut().filter(|(told, _)| whom(told) == whom(what)) {
+            what.clone_into(told);
             return *since;
         }
         info!("{} waits: {what}", self.name);
@@ -82,9 +83,9 @@ impl Waits {
         }
     }
 
-    /// Whether it was told to wait.
-    pub fn is_told(&self) -> bool {
-        self.told.is_some()
+    /// What it waits for now, and since when.
+    pub fn told(&self) -> Option<&(String, Timestamp)> {
+        self.told.as_ref()
     }
 }
 

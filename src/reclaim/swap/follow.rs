@@ -141,7 +141,7 @@ pub(super) async fn wait_for_snapshots(run: &mut Run<'_>) -> Result<bool> {
             run.kept.replayed = None;
         }
         // It may still wait for what it waited for.
-        run.waited = run.waiting.is_some();
+        run.waited = run.waits.told().is_some();
         return Ok(run.kept.settled.is_none());
     };
     if since.elapsed() < NAMED_AFTER {
