@@ -12,7 +12,7 @@ use crate::db::lease::bound;
 pub use crate::db::prune_run::{active, begin_at, end, settle, swept};
 use crate::db::prune_sql::{cuts_sql, doomed_sql, sql, stays_sql};
 pub use crate::db::remember::Places;
-use crate::db::remember::{RAISE_FLOORS, remember};
+use crate::db::remember::{FLOORS, raise, remember};
 use crate::db::transaction::Transaction;
 use crate::records::models;
 use crate::values::{EARLIEST_ULID, OpUlid, timestamp};
@@ -172,7 +172,7 @@ pub async fn batch(
     batch.gone = by_table(gone);
     let left = (page.len() - odd.len()) as u64 != batch.rows();
     if left && let Doomed::Below(cuts) = doomed {
-        remember_what_stays(tx, &columns, span, cuts).await?;
+        remember_what_stays(tx, run, &columns, (span, cuts)).await?;
     }
     if batch.gone.is_empty() {
         advance(tx, span, left).await?;
@@ -339,9 +339,9 @@ async fn skipped(
 /// and remembers nothing.
 async fn remember_what_stays(
     tx: &Transaction<'_>,
+    run: &Run,
     columns: &[&str],
-    span: Span<'_>,
-    cuts: &[TableCut],
+    (span, cuts): (Span<'_>, &[TableCut]),
 ) -> Result<()> {
     if !columns.contains(&"core_tx_status") {
         return Ok(());
@@ -353,7 +353,7 @@ async fn remember_what_stays(
     let (_, rows) = tokio::try_join!(biased; bound(tx, 1), async {
         tx.query(&statement, &params).await.doing(doing)
     })?;
-    let floor = |r: &tokio_postgres::Row| {
+    let floor = |r: &Row| {
         let cut = cuts.iter().find(|cut| cut.table == r.get::<_, &str>(0))?;
         Some((cut.table.as_str(), floor_over(OpUlid::parse(r.get(4))?, Some(cut))))
     };
@@ -362,9 +362,7 @@ async fn remember_what_stays(
         return Ok(());
     }
     let floors: Vec<&str> = floors.iter().map(OpUlid::as_str).collect();
-    let statement = tx.prepare_cached(RAISE_FLOORS).await.doing(doing)?;
-    tx.execute(&statement, &[&tables, &floors]).await.doing(doing)?;
-    Ok(())
+    raise(tx, run, FLOORS, (&tables, &floors)).await
 }
 
 /// As low as it may be: the millisecond after the highest that is remembered.

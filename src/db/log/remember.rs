@@ -55,19 +55,11 @@ pub(in crate::db) async fn remember(
     let counts = |of: fn(&Gone) -> u64| -> Vec<i64> {
         gone.iter().map(|g| i64::try_from(of(g)).unwrap_or(i64::MAX)).collect()
     };
-    let (known, raise) = match doomed {
-        Doomed::Below(_) => (RAISE_KNOWN_FLOORS, RAISE_FLOORS),
+    let statements = match doomed {
+        Doomed::Below(_) => FLOORS,
         Doomed::Listed(_) => (RAISE_KNOWN_HORIZONS, RAISE_HORIZONS),
     };
-    let places = run.places.of("floors", &tables);
-    let raised = rows(tx, known, &[&tables, &bounds, &places]).await?;
-    let raised = run.places.learn("floors", &raised);
-    if raised.len() < tables.len() {
-        let left = |i: &usize| !raised.iter().any(|t| t == tables[*i]);
-        let (names, bounds): (Vec<&str>, Vec<&str>) =
-            (0..tables.len()).filter(left).map(|i| (tables[i], bounds[i])).unzip();
-        run.places.learn("floors", &rows(tx, raise, &[&names, &bounds]).await?);
-    }
+    raise(tx, run, statements, (&tables, &bounds)).await?;
     let (gone, bytes, traces) = (counts(|g| g.rows), counts(|g| g.bytes), counts(|g| g.traces));
     let places = run.places.of("history", &tables);
     let values: [&(dyn ToSql + Sync); 6] = [&run.id, &tables, &gone, &bytes, &traces, &places];
@@ -81,6 +73,27 @@ pub(in crate::db) async fn remember(
     let all: i64 = gone.iter().sum();
     let statement = tx.prepare_cached(UNVACUUMED).await.doing("count what is gone")?;
     tx.execute(&statement, &[&all]).await.doing("count what is gone")?;
+    Ok(())
+}
+
+/// Where the row of a table is known, and where it is not or is there no more.
+pub(in crate::db) const FLOORS: (&str, &str) = (RAISE_KNOWN_FLOORS, RAISE_FLOORS);
+
+/// Raises the floors (or horizons) of tables up to these bounds.
+pub(in crate::db) async fn raise(
+    tx: &Transaction<'_>,
+    run: &Run,
+    (known, anew): (&str, &str),
+    (tables, bounds): (&[&str], &[&str]),
+) -> Result<()> {
+    let places = run.places.of("floors", tables);
+    let raised = run.places.learn("floors", &rows(tx, known, &[&tables, &bounds, &places]).await?);
+    if raised.len() < tables.len() {
+        let left = |i: &usize| !raised.iter().any(|t| t == tables[*i]);
+        let (names, bounds): (Vec<&str>, Vec<&str>) =
+            (0..tables.len()).filter(left).map(|i| (tables[i], bounds[i])).unzip();
+        run.places.learn("floors", &rows(tx, anew, &[&names, &bounds]).await?);
+    }
     Ok(())
 }
 
