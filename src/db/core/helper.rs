@@ -3,6 +3,7 @@
 
 use crate::db::connect::{Client, Db};
 use crate::db::error::{Doing, Error, Result};
+use crate::db::lease::{ENDS_WITH_ITS_CLIENT, set_where_known};
 use crate::db::transaction::{Isolation, Transaction, begin};
 use deadpool::managed::Object;
 
@@ -11,24 +12,14 @@ pub struct Helper(Option<Client>);
 
 impl Helper {
     /// Takes a connection of the pool.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn open(db: &Db) -> Result<Self> {
         let client = db.client().await?;
-        match client.batch_execute("SET client_connection_check_interval = '1s'").await {
-            // Servers before 14 do not know it.
-            Err(e) if e.as_db_error().is_some() => {}
-            done => done.doing("open a second session")?,
-        }
+        set_where_known(&client, ENDS_WITH_ITS_CLIENT, "open a second session").await?;
         Ok(Self(Some(client)))
     }
 
     /// Begins a transaction of a batch. Its commit does not wait for the disk: it
     /// is of use only together with a later one of the lease's session.
-    ///
-    /// # Errors
-    /// The database's.
     pub async fn begin(&mut self) -> Result<Transaction<'_>> {
         let client = self.0.as_mut().ok_or_else(|| Error::Away("the second session is closed".into()))?;
         let tx = begin(client, Isolation::Write).await?;

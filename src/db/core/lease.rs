@@ -66,12 +66,9 @@ impl Lease {
     /// to outlive this process: nobody would watch it. This session is never
     /// handed back to the pool.
     async fn sessions_own(&self) -> Result<()> {
-        for sql in ["SET idle_session_timeout = 0", "SET client_connection_check_interval = '1s'"] {
-            match self.get()?.batch_execute(sql).await {
-                // Servers before 14 do not know them, and do not end sessions.
-                Err(e) if e.as_db_error().is_some() => {}
-                done => done.doing("keep the lease")?,
-            }
+        // Servers before 14 do not end sessions.
+        for sql in ["SET idle_session_timeout = 0", ENDS_WITH_ITS_CLIENT] {
+            set_where_known(self.get()?, sql, "keep the lease").await?;
         }
         Ok(())
     }
@@ -138,6 +135,17 @@ impl Drop for Lease {
         if let Some(client) = self.client.take() {
             drop(Object::take(client));
         }
+    }
+}
+
+/// What a session is at does not outlive its client by more than a second.
+pub(super) const ENDS_WITH_ITS_CLIENT: &str = "SET client_connection_check_interval = '1s'";
+
+/// Sets something for a session, on servers that know it.
+pub(super) async fn set_where_known(client: &Client, sql: &str, doing: &'static str) -> Result<()> {
+    match client.batch_execute(sql).await {
+        Err(e) if e.as_db_error().is_some() => Ok(()),
+        done => done.doing(doing),
     }
 }
 

@@ -3,14 +3,14 @@
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
 use crate::db::prune::TableCut;
-use crate::db::transaction::Transaction;
+use crate::db::rows;
+use crate::db::transaction::{Params, Transaction};
 use crate::db::watermark;
 use crate::values::{EARLIEST_ULID, OpUlid};
 
 /// Writes how a run came out.
 pub async fn end(client: &Client, run: &str, outcome: &str) -> Result<()> {
-    client.execute(END, &[&run, &outcome]).await.doing("write the history")?;
-    Ok(())
+    rows::write(client, END, &[&run, &outcome], "write the history").await
 }
 
 const END: &str = "UPDATE opsward.history SET outcome = $2 WHERE run = $1";
@@ -19,8 +19,7 @@ const END: &str = "UPDATE opsward.history SET outcome = $2 WHERE run = $1";
 /// is the watermark, or where their last run ended, unless the census has seen
 /// rows below that since.
 pub async fn begin_at(client: &Client, tables: &[&str]) -> Result<String> {
-    let row = client.query_one(BEGIN_AT, &[&tables, &EARLIEST_ULID]).await.doing("see where to begin")?;
-    Ok(row.get(0))
+    rows::one(client, BEGIN_AT, &[&tables, &EARLIEST_ULID], "see where to begin").await
 }
 
 const BEGIN_AT: &str = "
@@ -39,11 +38,8 @@ pub async fn active(
     latest: OpUlid,
 ) -> Result<Vec<String>> {
     let statement = tx.prepare_cached(ACTIVE).await.doing("look for recent ops")?;
-    let rows = tx
-        .query(&statement, &[&tables, &since.as_str(), &latest.as_str()])
-        .await
-        .doing("look for recent ops")?;
-    Ok(rows.iter().map(|r| r.get(0)).collect())
+    let params: Params<'_> = &[&tables, &since.as_str(), &latest.as_str()];
+    rows::all(tx, &statement, params, "look for recent ops").await
 }
 
 const ACTIVE: &str = r#"
@@ -55,11 +51,9 @@ const ACTIVE: &str = r#"
 /// Remembers that nothing is left of these tables below a ULID, or below their
 /// cuts where those are lower.
 pub async fn swept(tx: &Transaction<'_>, cuts: &[TableCut], to: &str) -> Result<()> {
-    let statement = tx.prepare_cached(SWEPT).await.doing("remember how far it got")?;
     let tables: Vec<&str> = cuts.iter().map(|c| c.table.as_str()).collect();
     let belows: Vec<&str> = cuts.iter().map(|c| c.below.as_str()).collect();
-    tx.execute(&statement, &[&tables, &belows, &to]).await.doing("remember how far it got")?;
-    Ok(())
+    rows::write_cached(tx, SWEPT, &[&tables, &belows, &to], "remember how far it got").await
 }
 
 const SWEPT: &str = "
@@ -76,9 +70,7 @@ const SWEPT: &str = "
 pub async fn settle(tx: &Transaction<'_>, until: OpUlid, now_ms: u64) -> Result<()> {
     let statement = tx.prepare_cached(watermark::MINIMUM).await.doing("look for the log's minimum")?;
     let first = watermark::minimum(tx, &statement, now_ms).await?.map_or(until, |first| first.min(until));
-    let statement = tx.prepare_cached(SETTLE).await.doing("move the watermark")?;
-    tx.execute(&statement, &[&first.as_str()]).await.doing("move the watermark")?;
-    Ok(())
+    rows::write_cached(tx, SETTLE, &[&first.as_str()], "move the watermark").await
 }
 
 const SETTLE: &str = "UPDATE opsward.watermark SET ulid = $1::text WHERE ulid < $1::text";
