@@ -407,6 +407,13 @@ async fn uninstall_gives_a_lock_up_and_comes_again() {
     bed.held().await;
     let (reader, client) = (bed.database.client().await, bed.database.client().await);
     reader.batch_execute("BEGIN; LOCK TABLE ops IN ACCESS SHARE MODE").await.unwrap();
+    // A transaction that is younger may be gone in time: a lock is tried beside it.
+    until(
+        &client,
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE '%LOCK TABLE ops%' AND pid <> pg_backend_pid()
+         AND datname = current_database() AND clock_timestamp() - xact_start > interval '200 ms')",
+    )
+    .await;
     let uninstall::Found::Ours(owned) = uninstall::find(&bed.work.db.client().await.unwrap()).await.unwrap()
     else {
         panic!("nothing of ours")
@@ -414,7 +421,7 @@ async fn uninstall_gives_a_lock_up_and_comes_again() {
     let mut lease = bed.lease().await;
     // It looks who holds the log, and queues nobody behind a lock.
     let looked = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid <> pg_backend_pid()
-                  AND query LIKE '%a.xact_start > interval%')";
+                  AND datname = current_database() AND query LIKE '%a.xact_start > interval%')";
     let waits = "SELECT count(*) FROM pg_locks WHERE relation = 'public.ops'::regclass AND NOT granted";
     let released = async {
         until(&client, looked).await;
