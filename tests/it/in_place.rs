@@ -273,6 +273,22 @@ async fn a_log_that_was_pruned_is_only_moved() {
     assert!(vacuums <= 4, "{vacuums} VACUUMs");
 }
 
+/// What this session deleted itself, and the server counts a second later, while VACUUM is at
+/// work, is nothing that VACUUM left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_deleted_rows_are_vacuumed_once() {
+    let database = Database::new().await;
+    let slow = format!("ALTER DATABASE {} SET vacuum_cost_limit = 1", database.name());
+    database.client().await.batch_execute(&slow).await.unwrap();
+    let bench = Bench::filled(database, 2_000, 1_000_000).await;
+    bench.begun(window()).await;
+    // A VACUUM takes over a second at this pace.
+    bench.paced(Action::Resume, &bench.work, 50).await.unwrap();
+    let vacuums = "SELECT vacuum_count FROM pg_stat_user_tables WHERE relid = 'ops'::regclass";
+    // The harness' own, of the deleted rows, of the moved ones.
+    assert_eq!(bench.number(vacuums).await, 3);
+}
+
 /// The node writes all the time: the end of the table is given back all the
 /// same, however often a row lands there or a short transaction is in the way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -56,7 +56,8 @@ fn unescape(literal: &str) -> String {
 }
 
 /// Statements that are sent to servers from some major version on only.
-const SINCE: [(&str, i32); 2] = [("order.rs: VERSIONS", 15), ("privileges.rs: MAY_SET", 15)];
+const SINCE: [(&str, i32); 3] =
+    [("order.rs: VERSIONS", 15), ("privileges.rs: MAY_SET", 15), ("maintain.rs: TELL_FIGURES", 15)];
 
 fn is_sent_to(statement: &Statement, major: i32) -> bool {
     SINCE.iter().all(|(place, since)| statement.place != *place || major >= *since)

@@ -12,6 +12,7 @@ use crate::db::transaction::{self, Isolation};
 use deadpool::managed::Object;
 use jiff::Timestamp;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 /// One number in Postgres' space of advisory locks: "opswardL" in ASCII.
@@ -80,6 +81,11 @@ impl Lease {
     /// What is left of the time that the node's writers may be kept waiting.
     pub(in crate::db) fn locks(&self) -> &Budget {
         &self.locks
+    }
+
+    /// How long writers must be left alone; `None` where they need not be.
+    pub fn pause(&self) -> Option<Duration> {
+        self.locks.pause()
     }
 
     /// The server's process of its session.

@@ -12,6 +12,8 @@ pub const AT_MOST: Duration = Duration::from_millis(200);
 const SECOND: Duration = Duration::from_secs(1);
 /// With less left a try is not worth it: a lock is waited for as long.
 const LEAST: Duration = Duration::from_millis(100);
+/// What a lock under way may still take until it is given back.
+const LAST: Duration = Duration::from_millis(50);
 
 /// What was used of it within the last second: when each lock ended, and how
 /// long it took.
@@ -25,11 +27,23 @@ impl Budget {
     /// Waits until enough of it is left, and says how much.
     pub async fn wait(&self) -> Duration {
         loop {
-            match self.left(Instant::now()) {
+            match self.left(Instant::now(), LEAST) {
                 Ok(left) => return left,
                 Err(wait) => sleep(wait).await,
             }
         }
+    }
+
+    /// Counts a wait that was seen just now, and says whether hardly anything is left.
+    pub fn saw(&self, wait: Duration) -> bool {
+        let now = Instant::now();
+        self.used(now, wait);
+        self.left(now, LAST).is_err()
+    }
+
+    /// How long until enough of it is left; `None` where it is.
+    pub fn pause(&self) -> Option<Duration> {
+        self.left(Instant::now(), LEAST).err()
     }
 
     /// Counts from now on.
@@ -37,15 +51,15 @@ impl Budget {
         Spent(self.clone(), Instant::now())
     }
 
-    /// What is left, or how long it takes until something is given back.
-    fn left(&self, now: Instant) -> Result<Duration, Duration> {
+    /// What is left, at least `least`, or how long it takes until something is given back.
+    fn left(&self, now: Instant, least: Duration) -> Result<Duration, Duration> {
         let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while used.front().is_some_and(|(ended, _)| *ended + SECOND <= now) {
             used.pop_front();
         }
         let left = AT_MOST.saturating_sub(used.iter().map(|(_, took)| *took).sum());
         match used.front() {
-            Some((ended, _)) if left < LEAST => Err(*ended + SECOND - now),
+            Some((ended, _)) if left < least => Err(*ended + SECOND - now),
             _ => Ok(left),
         }
     }
@@ -69,7 +83,7 @@ mod tests {
     fn any_second_has_200_ms() {
         let (budget, begun) = (Budget::default(), Instant::now());
         let ms = Duration::from_millis;
-        let left = |at: u64| budget.left(begun + ms(at));
+        let left = |at: u64| budget.left(begun + ms(at), LEAST);
         assert_eq!(left(0), Ok(ms(200)));
         budget.used(begun + ms(30), ms(30));
         assert_eq!(left(30), Ok(ms(170)));

@@ -4,11 +4,12 @@
 
 use crate::db::connect::{Client, Db};
 use crate::db::error::{Doing, Error, Kind, Result};
-use crate::db::lease::Lease;
+use crate::db::lease::{Lease, set_where_known};
+use crate::db::lock_budget::Budget;
 use crate::db::rows;
 use deadpool::managed::Object;
 use std::time::Duration;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::CancelToken;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,10 @@ use tracing::{debug, warn};
 
 /// How often it is looked whether a session waits (contract 1).
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The same while a VACUUM cuts off the end of a table. It looks as often itself whether a
+/// session waits, gives back what it has looked at by then, and lets the session go first: it
+/// is cancelled only when that has used up what writers may be kept waiting.
+const LOOK_WHILE_TRUNCATING: Duration = Duration::from_millis(20);
 /// If this check times out, the watcher counts as dead.
 const LOOK_LONGEST: Duration = Duration::from_secs(2);
 
@@ -47,8 +52,15 @@ pub async fn watched(
 ) -> Result<Ended> {
     let pid = lease.pid();
     let client = lease.client()?;
-    let mut watch =
-        Watch { db, client: Some(db.client().await?), pid, session: client.cancel_token(), failed: None };
+    let mut watch = Watch {
+        db,
+        client: Some(db.client().await?),
+        pid,
+        session: client.cancel_token(),
+        failed: None,
+        every: LOOK_EVERY,
+        looked: Instant::now(),
+    };
     let settings = || {
         [("statement_timeout", "0"), ("lock_timeout", "0")]
             .into_iter()
@@ -63,7 +75,7 @@ pub async fn watched(
         loop {
             tokio::select! {
                 result = &mut work => break result,
-                () = sleep(LOOK_EVERY) => {
+                () = sleep(watch.every) => {
                     if why == Ended::Done && watch.failed.is_none() {
                         why = watch.reason(stop).await;
                     }
@@ -101,6 +113,16 @@ fn is_cancelled(error: &tokio_postgres::Error) -> bool {
     error.code() == Some(&SqlState::QUERY_CANCELED)
 }
 
+impl Seen {
+    /// Whether the one at work has to end, so long after the look before this one.
+    fn means(&self, since: Duration, locks: &Budget) -> Ended {
+        match self.waits {
+            Some(wait) if !self.truncates || locks.saw(wait.min(since)) => Ended::Yielded,
+            _ => Ended::Done,
+        }
+    }
+}
+
 /// The second connection; another one where it is lost.
 struct Watch<'a> {
     db: &'a Db,
@@ -110,6 +132,17 @@ struct Watch<'a> {
     session: CancelToken,
     /// Nobody watches any more, because of this.
     failed: Option<Error>,
+    /// How long after the last look the next one is due, and when that was.
+    every: Duration,
+    looked: Instant,
+}
+
+/// What a look found.
+struct Seen {
+    /// How long another session has waited behind the one at work.
+    waits: Option<Duration>,
+    /// The one at work cuts off the end of a table.
+    truncates: bool,
 }
 
 impl Watch<'_> {
@@ -127,9 +160,12 @@ impl Watch<'_> {
             }
             looked => looked,
         };
+        let since = std::mem::replace(&mut self.looked, Instant::now()).elapsed();
         match looked {
-            Ok(true) => Ended::Yielded,
-            Ok(false) => Ended::Done,
+            Ok(seen) => {
+                self.every = if seen.truncates { LOOK_WHILE_TRUNCATING } else { LOOK_EVERY };
+                seen.means(since, self.db.locks())
+            }
             Err(error) => {
                 self.failed = Some(error);
                 Ended::Done
@@ -137,8 +173,7 @@ impl Watch<'_> {
         }
     }
 
-    /// Whether another session waits behind the one at work.
-    async fn look(&mut self) -> Result<bool> {
+    async fn look(&mut self) -> Result<Seen> {
         let client = match &mut self.client {
             Some(client) => client,
             none => none.insert(self.db.client().await?),
@@ -148,7 +183,11 @@ impl Watch<'_> {
             client.query_one(&statement, &[&self.pid]).await
         };
         match timeout(LOOK_LONGEST, looked).await {
-            Ok(row) => Ok(row.doing("watch maintenance")?.get(0)),
+            Ok(row) => {
+                let row = row.doing("watch maintenance")?;
+                let seconds = row.get::<_, Option<f64>>(0).map(|wait| wait.clamp(0.0, 60.0));
+                Ok(Seen { waits: seconds.map(Duration::from_secs_f64), truncates: row.get(1) })
+            }
             Err(_) => Err(Error::Away("the watch over maintenance got no answer".into())),
         }
     }
@@ -175,11 +214,21 @@ impl Watch<'_> {
 /// Only sessions that wait for a lock are asked for what they wait for. What
 /// other roles' sessions wait for is hidden in `pg_stat_activity`, not here.
 const WAITED_FOR: &str = "
-    SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-                   WHERE NOT l.granted AND a.datname = current_database()
-                     AND coalesce(a.backend_type, 'client backend') = 'client backend'
-                     AND $1 = ANY (pg_blocking_pids(l.pid)))";
+    SELECT (SELECT max(coalesce(extract(epoch FROM clock_timestamp() - l.waitstart), 0))::float8
+            FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+            WHERE NOT l.granted AND a.datname = current_database()
+              AND coalesce(a.backend_type, 'client backend') = 'client backend'
+              AND $1 = ANY (pg_blocking_pids(l.pid))),
+           EXISTS (SELECT FROM pg_stat_progress_vacuum WHERE pid = $1 AND phase = 'truncating heap')";
 const CANCEL: &str = "SELECT pg_cancel_backend($1)";
+
+/// Puts what the lease's session deleted and moved into the server's figures. They come up to a
+/// second late by themselves: after a VACUUM, as rows that it left dead.
+pub async fn tell_figures(lease: &mut Lease) -> Result<()> {
+    set_where_known(&*lease.client()?, TELL_FIGURES, "bring the figures of ops up to date").await
+}
+
+const TELL_FIGURES: &str = "SELECT pg_stat_force_next_flush()";
 
 /// Space in the table is reused, none is given back: that would lock it.
 pub const VACUUM: &str = "VACUUM (TRUNCATE off, INDEX_CLEANUP on, PROCESS_TOAST on) public.ops";
@@ -230,3 +279,20 @@ pub async fn vacuumed(lease: &mut Lease) -> Result<()> {
 }
 
 const VACUUMED: &str = "UPDATE opsward.unvacuumed SET rows = 0, vacuumed_at = now() WHERE rows > 0";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_truncation_ends_when_it_used_up_what_writers_may_wait() {
+        let (locks, ms) = (Budget::default(), Duration::from_millis);
+        let means = |waits, truncates| Seen { waits, truncates }.means(ms(30), &locks);
+        assert_eq!(means(Some(ms(1)), false), Ended::Yielded, "a node that starts waits behind it");
+        assert_eq!(means(None, false), Ended::Done);
+        // VACUUM lets them go first itself.
+        assert_eq!([(); 5].map(|()| means(Some(ms(40)), true)), [Ended::Done; 5]);
+        assert_eq!(means(Some(ms(20)), true), Ended::Yielded, "170 ms within a second");
+        assert_eq!(means(None, true), Ended::Done);
+    }
+}

@@ -80,6 +80,7 @@ pub(super) async fn vacuum(run: &mut Run<'_>) -> Result<()> {
     if held(run, Old::Any).await? {
         return Ok(());
     }
+    maintain::tell_figures(run.lease).await?;
     if !watched(run, maintain::VACUUM).await? {
         run.wait(WaitFor::Others, "the sessions that waited behind VACUUM".into(), REST).await;
         return Ok(());
@@ -228,8 +229,11 @@ pub(super) async fn truncate(run: &mut Run<'_>) -> Result<()> {
     if held(run, Old::Any).await? {
         return Ok(());
     }
+    maintain::tell_figures(run.lease).await?;
     if !watched(run, maintain::VACUUM_AND_TRUNCATE).await? {
-        run.wait(WaitFor::Others, "the sessions that waited behind VACUUM".into(), SHORT_REST).await;
+        // Writers are left alone for a moment; what else waited has its turn.
+        let pause = run.lease.pause().unwrap_or(REST);
+        run.wait(WaitFor::Others, "the sessions that waited behind VACUUM".into(), pause).await;
         return Ok(());
     }
     let pages = in_place::size(&*run.lease.client()?).await?.pages;
