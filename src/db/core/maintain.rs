@@ -69,23 +69,7 @@ pub async fn watched(
     let sets: Vec<String> = settings().map(|(name, value)| format!("SET {name} = '{value}'")).collect();
     // Together they are one transaction: all or none.
     client.batch_execute(&sets.join("; ")).await.doing("prepare maintenance")?;
-    let mut why = Ended::Done;
-    let result = {
-        let mut work = std::pin::pin!(client.batch_execute(statement));
-        loop {
-            tokio::select! {
-                result = &mut work => break result,
-                () = sleep(watch.every) => {
-                    if why == Ended::Done && watch.failed.is_none() {
-                        why = watch.reason(stop).await;
-                    }
-                    if why != Ended::Done || watch.failed.is_some() {
-                        watch.cancel().await;
-                    }
-                }
-            }
-        }
-    };
+    let (result, why) = watch.over(client.batch_execute(statement), stop).await;
     let resets: Vec<String> = settings().map(|(name, _)| format!("RESET {name}")).collect();
     let mut reset = client.batch_execute(&resets.join("; ")).await;
     if reset.as_ref().is_err_and(is_cancelled) {
@@ -146,6 +130,24 @@ struct Seen {
 }
 
 impl Watch<'_> {
+    /// Waits for the statement's end, and says why it was cancelled, if it was.
+    async fn over<T>(&mut self, work: impl Future<Output = T>, stop: &CancellationToken) -> (T, Ended) {
+        let (mut work, mut why) = (std::pin::pin!(work), Ended::Done);
+        loop {
+            tokio::select! {
+                result = &mut work => break (result, why),
+                () = sleep(self.every) => {
+                    if why == Ended::Done && self.failed.is_none() {
+                        why = self.reason(stop).await;
+                    }
+                    if why != Ended::Done || self.failed.is_some() {
+                        self.cancel().await;
+                    }
+                }
+            }
+        }
+    }
+
     /// Why the statement has to end, if it has to.
     async fn reason(&mut self, stop: &CancellationToken) -> Ended {
         if stop.is_cancelled() {
