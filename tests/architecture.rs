@@ -4,6 +4,8 @@
 //! shown to complain.
 #![allow(clippy::panic, reason = "tests")]
 
+#[path = "architecture/commands.rs"]
+mod commands;
 #[path = "architecture/docs.rs"]
 mod docs;
 #[path = "architecture/source.rs"]

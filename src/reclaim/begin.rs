@@ -129,6 +129,7 @@ pub async fn plan(work: &Work, client: &mut db::Client, request: &Request) -> Re
         settings,
         gate: &request.gate,
         census: &census,
+        is_counted: !census.is_empty() || db::gate::counted_whole(client).await?,
         horizons: &horizons,
         standing: &standing,
         fingerprint: &fingerprint,

@@ -42,6 +42,8 @@ pub struct Facts<'a> {
     pub gate: &'a Gate,
     /// The log by table and day.
     pub census: &'a [Entry],
+    /// Whether the census says what the log holds; it does, too, where the log is empty.
+    pub is_counted: bool,
     /// By table, below which it was compacted before.
     pub horizons: &'a BTreeMap<String, OpUlid>,
     /// The catalog and the server.

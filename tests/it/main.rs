@@ -14,6 +14,7 @@ mod bounds;
 mod census;
 mod cli;
 mod digest;
+mod docs;
 mod faults;
 mod gate;
 mod generations;

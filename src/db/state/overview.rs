@@ -51,10 +51,10 @@ pub struct CensusStatus {
     pub rows: u64,
     /// Bytes of them.
     pub bytes: u64,
-    /// The oldest UTC day.
-    pub oldest: String,
+    /// The oldest UTC day; none where the log is empty.
+    pub oldest: Option<String>,
     /// The newest UTC day.
-    pub newest: String,
+    pub newest: Option<String>,
     /// Whether any of it is sampled.
     pub estimated: bool,
     /// When the last whole pass ended.
@@ -132,10 +132,12 @@ const STATE: &str = "
            EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('public.ops')
                    AND tgname LIKE 'opsward%guard' AND tgenabled <> 'D') AS guarded,
            (SELECT to_jsonb(c) FROM (
-                SELECT sum(rows)::bigint AS rows, coalesce(sum(bytes), 0)::bigint AS bytes, min(day) AS oldest,
-                       max(day) AS newest, bool_or(estimated) AS estimated,
-                       (SELECT last_finished_at FROM opsward.census_pass WHERE kind = 'full') AS finished_at
-                FROM opsward.census WHERE day > '1970-01-01' AND rows > 0 HAVING count(*) > 0) c) AS census,
+                SELECT coalesce(sum(rows), 0)::bigint AS rows, coalesce(sum(bytes), 0)::bigint AS bytes,
+                       min(day) AS oldest, max(day) AS newest, coalesce(bool_or(estimated), false) AS estimated,
+                       min(f.last_finished_at) AS finished_at
+                FROM (SELECT max(last_finished_at) AS last_finished_at FROM opsward.census_pass WHERE kind = 'full') f
+                LEFT JOIN opsward.census ON day > '1970-01-01' AND rows > 0
+                HAVING count(day) > 0 OR min(f.last_finished_at) IS NOT NULL) c) AS census,
            (SELECT to_jsonb(j) FROM (
                 SELECT id, kind, progress FROM opsward.jobs WHERE finished_at IS NULL
                 ORDER BY started_at, id LIMIT 1) j) AS job

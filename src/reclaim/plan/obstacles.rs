@@ -42,14 +42,14 @@ fn of_log(facts: &Facts<'_>, plan: &Plan, found: &mut Found) {
         "`opsward plan` shows what lifts each",
     );
     found.when(
-        facts.census.is_empty() && standing.table_bytes > 0,
+        !facts.is_counted && standing.table_bytes > 0,
         "not_counted",
         "the log was not counted yet: nobody knows what would stay",
         "`opsward census` counts it; the daemon does by itself",
     );
     found.when(
         gate.ceiling.is_some()
-            && !facts.census.is_empty()
+            && facts.is_counted
             && plan.tables.iter().all(|t| t.kept_rows == t.rows)
             && plan.space.gain() < LEAST_GAIN,
         "nothing",

@@ -81,7 +81,9 @@ impl BoundingStatus {
     pub fn facts(&self) -> Vec<(&'static str, String)> {
         let census = self.census.as_ref().map_or("not yet".to_owned(), |c| {
             let about = if c.estimated { "about " } else { "" };
-            format!("{about}{} rows, {about}{}, {} to {}", count(c.rows), bytes(c.bytes), c.oldest, c.newest)
+            let days = c.oldest.as_ref().zip(c.newest.as_ref());
+            let days = days.map_or(String::new(), |(oldest, newest)| format!(", {oldest} to {newest}"));
+            format!("{about}{} rows, {about}{}{days}", count(c.rows), bytes(c.bytes))
         });
         let mut pace = match (self.paused_at, self.in_window) {
             (Some(at), _) => format!("PAUSED since {at}"),

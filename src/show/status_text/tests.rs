@@ -116,8 +116,8 @@ fn status() -> Status {
             census: Some(CensusStatus {
                 rows: 250_000_000,
                 bytes: 90_000_000_000,
-                oldest: "2023-03-01".into(),
-                newest: "2026-11-23".into(),
+                oldest: Some("2023-03-01".into()),
+                newest: Some("2026-11-23".into()),
                 estimated: true,
                 finished_at: None,
             }),

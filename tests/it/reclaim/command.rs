@@ -71,3 +71,35 @@ async fn a_log_that_was_never_counted_is_sampled_first() {
     let rows = plan["result"]["tables"].as_array().unwrap().iter().map(|t| t["rows"].as_u64().unwrap());
     assert_eq!(rows.sum::<u64>(), 401, "{plan}");
 }
+
+/// The main use beside a node that prunes by itself: nothing is left, the file is as large.
+#[tokio::test]
+async fn a_log_that_the_node_emptied_gives_its_file_back() {
+    let bed = Bed::new(400).await;
+    let client = bed.database.client().await;
+    let fill =
+        "INSERT INTO ops SELECT '01K0000000' || lpad(n::text, 16, '0'), 'http://a', 'create', 'uploads',
+                    jsonb_build_array(repeat(md5(n::text), 30)) FROM generate_series(1, 30000) n";
+    client.batch_execute(fill).await.unwrap();
+    client.batch_execute("DELETE FROM ops").await.unwrap();
+    let count = Start::new(&["census", "--full"])
+        .env("OPENAUDIO_DB_URL", bed.database.url())
+        .env("OPENAUDIO_NODE_ENDPOINT", "http://own.example")
+        .output()
+        .await;
+    assert_eq!(count.code, Some(0), "{count:?}");
+    let status = Start::new(&["status"]).env("OPENAUDIO_DB_URL", bed.database.url()).json().await.1;
+    let counted = &status["result"]["bounding"]["census"];
+    assert_eq!((&counted["rows"], &counted["oldest"]), (&0.into(), &Value::Null), "{status}");
+    for mode in ["in-place", "swap"] {
+        let (code, plan) = reclaim(&bed, &["--plan", "--mode", mode]).json().await;
+        assert_eq!((code, codes(&plan, "obstacles")), (0, vec![]), "{plan}");
+    }
+    let ran = reclaim(&bed, &["--mode", "swap", "--yes"]).output().await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(bed.number("SELECT pg_relation_size('ops')").await, 0);
+    bed.nothing_is_left().await;
+    // Nothing is left to give back, which is another reason than an unknown log.
+    let (_, plan) = reclaim(&bed, &["--plan"]).json().await;
+    assert_eq!(codes(&plan, "obstacles"), ["nothing"], "{plan}");
+}

@@ -70,7 +70,7 @@ impl Bed {
         assert_eq!(self.run(&request).await.unwrap().outcome, Outcome::Held);
     }
 
-    async fn number(&self, sql: &str) -> i64 {
+    pub(super) async fn number(&self, sql: &str) -> i64 {
         self.database.client().await.query_one(sql, &[]).await.unwrap().get(0)
     }
 }
