@@ -9,23 +9,24 @@
 mod copying;
 mod follow;
 mod locks;
+mod second;
 
 use super::compact;
 use super::decide::{Capture, Checkpoint, Facts, Gone, Mode, Phase, Step, next_of_swap};
 use super::walk::watched;
 use super::{Change, Error, Result, Run};
 use crate::db::clone::{self, NEXT, OPS, columns, traits};
-use crate::db::helper::Helper;
 use crate::db::short_lock::{self, Behind, Target};
 use crate::db::swap::{After, Expected, Loss, Swapped};
 use crate::db::{self, capture, maintain, reclaim as store};
 use crate::values::OpUlid;
 use crate::work::{BatchSize, WaitFor};
-use copying::{Fresh, copy_range, trusted, verify};
+use copying::{copy_range, trusted, verify};
 pub(in crate::reclaim) use follow::keep_up;
 use follow::{NEARLY_ALL, ceiling, follow, follows, is_behind, wait_for_snapshots};
 use locks::is_due;
 pub(in crate::reclaim) use locks::locked;
+use second::Second;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -55,9 +56,7 @@ pub(super) struct Kept {
     /// that is waited for.
     settled: Option<(Instant, u64)>,
     /// The second session of the copy.
-    helper: Option<Helper>,
-    /// What was copied last.
-    fresh: Option<Fresh>,
+    second: Second,
     /// When the catalog was looked at last.
     looked: Option<Instant>,
     phase: Option<Phase>,
@@ -72,8 +71,7 @@ impl Default for Kept {
             kept_up: None,
             told: None,
             settled: None,
-            helper: None,
-            fresh: None,
+            second: Second::default(),
             looked: None,
             phase: None,
         }

@@ -1,140 +1,72 @@
 //! A range of the log is copied, and compared with its copy.
 
 use super::super::change::count;
-use super::super::decide::Checkpoint;
 use super::super::{Change, Error, Result, Run};
-use super::follow::ceiling;
-use crate::db::Doing;
-use crate::db::Transaction;
-use crate::db::clone::{Columns, columns};
-use crate::db::copy::{self, Doomed, Range};
-use crate::db::helper::Helper;
-use crate::db::prune::Gone;
+use super::second::{Fresh, Second, What};
+use crate::db::clone::columns;
+use crate::db::copy;
+use std::sync::Arc;
 use tokio::time::Instant;
 
-/// A range that this process copied, and how many rows of it.
-pub(super) struct Fresh {
-    range: Range,
-    copied: u64,
-}
-
-/// Copies a range; meanwhile a second session deals with the one before it, which
-/// is still in memory: what goes of it leaves traces, what stays is compared with
-/// its copy. Both are told by one checkpoint. What another process copied, or what
-/// failed, is dealt with in smaller parts before the next range is copied.
+/// Copies a range, while a second session deals with what was copied before; what came of
+/// that is told by the same checkpoint. Nothing is copied while the second session is too far
+/// behind, or does again what was not told.
 pub(super) async fn copy_range(run: &mut Run<'_>) -> Result<()> {
-    let (begun, rows, now_ms) = (Instant::now(), run.kept.size.rows(), run.now_ms());
-    let columns = columns(&*run.lease.client()?).await?;
-    let at = run.at.clone();
-    let doomed = doomed(&at, &columns);
-    // A reset leaves no traces: the reference's records stand for what goes.
-    let ceiling = at.reset.is_none().then(|| ceiling(&at));
-    let (before, fresh) = (uncompared(&at), run.kept.fresh.take());
-    if run.kept.helper.is_none() {
-        run.kept.helper = Some(Helper::open(&run.work.db).await?);
+    let what = Arc::new(What::of(&run.at, columns(&*run.lease.client()?).await?));
+    let mut second = std::mem::take(&mut run.kept.second);
+    // Where this fails, the second session is closed, and what it was at is done again.
+    second.begin(run, &what).await?;
+    match second.is_waited_for(&run.at) {
+        true => tell(run, &mut second).await?,
+        false => copy_next(run, &mut second, &what).await?,
     }
-    let mut change = Change::begin(run.lease, &run.at).await?;
-    let goes_on = before.is_none() || fresh.is_some();
-    let copied = async {
-        match goes_on {
-            true => copy_next(&change.tx, &doomed, &at.position, rows).await.map(Some),
-            false => Ok(None),
-        }
-    };
-    let checked = async {
-        match (before, run.kept.helper.as_mut()) {
-            (Some(part), Some(helper)) => {
-                check(helper, (&doomed, ceiling.as_deref()), part, fresh.ok_or(rows)).await.map(Some)
-            }
-            _ => Ok(None),
-        }
-    };
-    let (copied, checked) = tokio::join!(copied, checked);
-    if checked.is_err() {
-        // The next one may find its session closed.
-        run.kept.helper = None;
-    }
-    if let Some(checked) = checked? {
-        count(&mut change.at, &checked.gone);
-        change.at.comparison.add(checked.until, now_ms);
-    }
-    let fresh = copied?;
-    if let Some(Fresh { range, .. }) = &fresh {
-        change.at.done += range.rows;
-        match &range.until {
-            Some(until) => change.at.position.clone_from(until),
-            None => {
-                // Nothing follows in which the last range's traces could be left.
-                count(&mut change.at, &traces(&change.tx, (&doomed, ceiling.as_deref()), range).await?);
-                change.at.advance();
-            }
-        }
-    }
-    run.at = change.commit("copy a range of the log").await?;
-    run.work.metrics.reclaim_rows_copied.inc_by(fresh.as_ref().map_or(0, |fresh| fresh.copied));
-    let done = fresh.as_ref().map_or(rows, |fresh| fresh.range.rows as u32);
-    run.kept.size.took(done, begun.elapsed());
-    run.kept.fresh = fresh;
+    run.kept.second = second;
     Ok(())
 }
 
-/// What was copied and not yet compared: the key before it, and its last key.
-fn uncompared(at: &Checkpoint) -> Option<(&str, &str)> {
-    let before = at.comparison.last();
-    (before != at.position).then_some((before, at.position.as_str()))
+/// Waits for the second session, and tells what came of it.
+async fn tell(run: &mut Run<'_>, second: &mut Second) -> Result<()> {
+    second.settle().await?;
+    let mut change = Change::begin(run.lease, &run.at).await?;
+    second.told(&mut change.at, run.work.clock.now().as_millisecond());
+    run.at = change.commit("leave the traces of a range").await?;
+    Ok(())
 }
 
-async fn copy_next(tx: &Transaction<'_>, doomed: &Doomed<'_>, after: &str, rows: u32) -> Result<Fresh> {
-    let range = copy::range(tx, after, rows).await?;
-    let copied = copy::copy(tx, doomed, &range).await?;
-    Ok(Fresh { range, copied })
-}
-
-/// What came of a part that was dealt with.
-struct Checked {
-    until: String,
-    gone: Vec<Gone>,
-}
-
-/// Leaves the traces of a part that was copied, and compares it with its copy:
-/// all of what this process copied, or at most so many rows.
-async fn check(
-    helper: &mut Helper,
-    (doomed, ceiling): (&Doomed<'_>, Option<&str>),
-    (after, until): (&str, &str),
-    part: std::result::Result<Fresh, u32>,
-) -> Result<Checked> {
-    let tx = helper.begin().await?;
-    let (range, copied) = match part {
-        Ok(Fresh { range, copied }) => (copy::again(&tx, range).await?, copied),
-        Err(rows) => (copy::known_range(&tx, (after, Some(until)), rows).await?, 1),
+async fn copy_next(run: &mut Run<'_>, second: &mut Second, what: &Arc<What>) -> Result<()> {
+    let (begun, rows, now_ms) = (Instant::now(), run.kept.size.rows(), run.now_ms());
+    let after = run.at.position.clone();
+    let mut change = Change::begin(run.lease, &run.at).await?;
+    let copied = async {
+        let range = copy::range(&change.tx, &after, rows).await?;
+        let copied = copy::copy(&change.tx, &what.doomed(), &range).await?;
+        Ok::<_, Error>(Fresh { range, copied })
     };
-    let gone = traces(&tx, (doomed, ceiling), &range).await?;
-    let rows: u64 = gone.iter().map(|gone| gone.rows).sum();
-    // Where all of it goes there is nothing to compare.
-    let all_goes = copied == 0 && rows == range.rows && copy::is_empty(&tx, &range).await?;
-    if !all_goes {
-        trusted(&copy::verify(&tx, doomed, &range).await?)?;
+    let fresh = second.beside(copied, what).await?;
+    second.ends = fresh.range.until.is_none();
+    if second.ends && second.is_behind() {
+        // The last range is copied when all before it is dealt with.
+        return Ok(());
     }
-    tx.commit().await.doing("commit the traces of a range")?;
-    Ok(Checked { until: range.until.unwrap_or_else(|| until.to_owned()), gone })
-}
-
-/// Leaves the traces of a range, unless nothing of it can go.
-async fn traces(
-    tx: &Transaction<'_>,
-    (doomed, ceiling): (&Doomed<'_>, Option<&str>),
-    range: &Range,
-) -> Result<Vec<Gone>> {
-    // What was written to the range since it was found may hide what goes in it.
-    match ceiling.is_none_or(|ceiling| range.is_above(ceiling)) {
-        true => Ok(Vec::new()),
-        false => Ok(copy::trace(tx, doomed, range).await?),
+    let took = begun.elapsed().max(second.told(&mut change.at, now_ms));
+    change.at.done += fresh.range.rows;
+    match &fresh.range.until {
+        Some(until) => change.at.position.clone_from(until),
+        None => {
+            // Nothing follows in which the last range's traces could be left.
+            count(&mut change.at, &what.traces(&change.tx, &fresh.range).await?);
+            change.at.advance();
+        }
     }
-}
-
-pub(super) fn doomed<'a>(at: &'a Checkpoint, columns: &'a Columns) -> Doomed<'a> {
-    Doomed { cuts: &at.survivors.cuts, listed: !at.survivors.compact.is_empty(), columns }
+    run.at = change.commit("copy a range of the log").await?;
+    run.work.metrics.reclaim_rows_copied.inc_by(fresh.copied);
+    run.kept.size.took(fresh.range.rows as u32, took);
+    second.put(fresh, what);
+    if run.pacer.percent() < 100 {
+        // It rests with this session.
+        second.settle().await?;
+    }
+    Ok(())
 }
 
 /// A range of the first part whose comparison is not fresh; after the last one
@@ -145,10 +77,11 @@ pub(super) async fn verify(run: &mut Run<'_>) -> Result<()> {
         return run.advance().await;
     };
     let begun = Instant::now();
-    let (now_ms, columns) = (run.now_ms(), columns(&*run.lease.client()?).await?);
+    let now_ms = run.now_ms();
+    let what = What::of(&run.at, columns(&*run.lease.client()?).await?);
     let mut change = Change::begin(run.lease, &run.at).await?;
     let range = copy::known_range(&change.tx, (after, until), run.kept.size.rows()).await?;
-    trusted(&copy::verify(&change.tx, &doomed(&run.at, &columns), &range).await?)?;
+    trusted(&copy::verify(&change.tx, &what.doomed(), &range).await?)?;
     change.at.done += range.rows;
     change.at.comparison.compared(part, range.until, now_ms);
     run.at = change.commit("compare a range of the log").await?;

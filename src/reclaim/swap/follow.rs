@@ -53,6 +53,8 @@ pub(super) async fn follows(run: &mut Run<'_>) -> Result<usize> {
 /// Replays what is noted while nothing else may be done: it stays little, and
 /// the capture knows that it is attended to.
 pub(in crate::reclaim) async fn keep_up(run: &mut Run<'_>) -> Result<()> {
+    // Its transaction is not to stay open meanwhile.
+    run.kept.second.settle().await?;
     let lately = run.kept.kept_up.is_some_and(|at| at.elapsed() < KEEP_UP_EVERY);
     if run.at.phase.follows() && !lately && follows(run).await? < KEYS as usize {
         run.kept.kept_up = Some(Instant::now());
