@@ -12,7 +12,7 @@ use crate::show::doctor::{self, Check};
 use crate::show::gather::gather;
 use crate::show::status::Status;
 use crate::show::{Done, ExitCode, Outcome, ask};
-use crate::values::{Host, PeerSet};
+use crate::values::{Host, PeerSet, Replication};
 use clap::ArgMatches;
 use serde_json::json;
 
@@ -34,18 +34,18 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
     }
     let mut checks = doctor::settings(&context.warnings);
     checks.extend(doctor::mode(settings));
-    let mut remembered = None;
+    let (mut remembered, mut by) = (None, None);
     match &db {
         Ok(db) => match in_database(db, &status, context).await {
-            Ok((found, peers)) => {
+            Ok((found, peers, replication)) => {
                 checks.extend(found);
-                remembered = peers;
+                (remembered, by) = (peers, replication);
             }
             Err(e) => checks.push(doctor::no_database(&status.database.shown, &e)),
         },
         Err(e) => checks.push(doctor::no_database(&status.database.shown, e)),
     }
-    checks.extend(outside(settings, remembered, &clock).await);
+    checks.extend(outside(settings, remembered, by, &clock).await);
     checks.extend(doctor::replication(&status));
 
     let exit = match doctor::has_failure(&checks) {
@@ -59,7 +59,7 @@ async fn in_database(
     db: &Db,
     status: &Status,
     context: &Context,
-) -> db::Result<(Vec<Check>, Option<PeerSet>)> {
+) -> db::Result<(Vec<Check>, Option<PeerSet>, Option<Replication>)> {
     let (client, now, settings) = (db.client().await?, context.clock.now(), &context.settings);
     let tables: Vec<&str> = records::models().iter().map(|m| m.table.as_str()).collect();
     let fitness = stats::fitness(&client, &tables).await?;
@@ -77,18 +77,23 @@ async fn in_database(
     checks.push(doctor::models(&drift(&client).await?));
     let has_schema = status.database.schema_version.unwrap_or(0) > 0;
     checks.push(doctor::leftovers(leftovers(&client, has_schema).await?));
-    checks.extend(of_node(&client, status, context).await?);
+    let (of_node, by) = of_node(&client, status, context).await?;
+    checks.extend(of_node);
     let remembered = if has_schema { db::peers::remembered(&client).await? } else { None };
-    Ok((checks, remembered))
+    Ok((checks, remembered, by))
 }
 
-/// How ops reach the node, and what the node itself deletes.
-async fn of_node(client: &Client, status: &Status, context: &Context) -> db::Result<Vec<Check>> {
+/// How ops reach the node, where opsward's schema tells, and what the node itself deletes.
+async fn of_node(
+    client: &Client,
+    status: &Status,
+    context: &Context,
+) -> db::Result<(Vec<Check>, Option<Replication>)> {
     let settings = &context.settings;
     let catalog = node::catalog(client).await?;
     let left = node::left_settings(client).await?;
     if status.database.schema_version.unwrap_or(0) < migrate::LATEST {
-        return Ok(doctor::node(None, &catalog, &left, settings));
+        return Ok((doctor::node(None, &catalog, &left, settings), None));
     }
     let (by, why) = facts::replication(client, &catalog, settings).await?;
     let mut checks = doctor::node(Some((by, &why)), &catalog, &left, settings);
@@ -96,7 +101,7 @@ async fn of_node(client: &Client, status: &Status, context: &Context) -> db::Res
         let facts = facts::gather(client, settings, own, context.clock.now()).await?;
         checks.extend(doctor::pruner(bound::node::notices(&facts, &stats::figures(client).await?)));
     }
-    Ok(checks)
+    Ok((checks, Some(by)))
 }
 
 /// What interrupted work has left behind: a sentence and a fix each.
@@ -132,7 +137,12 @@ async fn drift(client: &Client) -> db::Result<Vec<String>> {
     Ok(found)
 }
 
-async fn outside(settings: &Settings, remembered: Option<PeerSet>, clock: &Clock) -> Vec<Check> {
+async fn outside(
+    settings: &Settings,
+    remembered: Option<PeerSet>,
+    by: Option<Replication>,
+    clock: &Clock,
+) -> Vec<Check> {
     let mut checks = Vec::new();
     let looked_up = outside::peers(settings).await;
     checks.push(doctor::discovery(
@@ -148,6 +158,8 @@ async fn outside(settings: &Settings, remembered: Option<PeerSet>, clock: &Clock
         }
     };
     match &settings.node_endpoint {
+        // Where ops come by the chain alone, nobody reads from it.
+        Some(_) if by.is_some_and(|by| !by.has_peers()) => {}
         Some(own) => {
             let url = format!("{own}/internal/crud/sweep");
             let answered = outside::version(&http, own, clock, outside::WITHIN).await;
