@@ -9,7 +9,10 @@ cd "$(dirname "$0")/.."
 memory=$((700 << 20)) reads=$((150 << 20))
 cargo bench --bench reclaim --no-run
 
-can() { echo "$2" 2>/dev/null >"$1" || echo "could not limit: $1 <- $2" >&2; }
+can() { # FILE VALUE: says whether it could be set.
+    if (echo "$2" >"$1") 2>/dev/null; then echo "limited: $1 <- $2"; else echo "could not limit: $1 <- $2"; fi
+}
+group() { mkdir -p "$@" 2>/dev/null || echo "could not make the groups: $*"; }
 # The device that holds the data: throttles take whole disks, not partitions.
 source=$(df --output=source "${TMPDIR:-/tmp}" | tail -1)
 disk=$(lsblk -no PKNAME "$source" 2>/dev/null | head -1)
@@ -17,13 +20,13 @@ device=$(lsblk -ndo MAJ:MIN "${disk:+/dev/}${disk:-$source}" 2>/dev/null | tr -d
 root=/sys/fs/cgroup
 if [ -e $root/cgroup.controllers ]; then
     group=$root/opsward-slow-disk
-    mkdir -p $group
+    group $group
     can $root/cgroup.subtree_control "+memory +io"
     can $group/memory.max $memory
     can $group/io.max "$device rbps=$reads"
     can $group/cgroup.procs $$
 else
-    mkdir -p $root/memory/opsward-slow-disk $root/blkio/opsward-slow-disk
+    group $root/memory/opsward-slow-disk $root/blkio/opsward-slow-disk
     can $root/memory/opsward-slow-disk/memory.limit_in_bytes $memory
     can $root/blkio/opsward-slow-disk/blkio.throttle.read_bps_device "$device $reads"
     can $root/memory/opsward-slow-disk/tasks $$
