@@ -103,11 +103,13 @@ pub async fn known_range(
     Ok(Range { after: after.to_owned(), until, rows: seen })
 }
 
-/// A range that was found in another transaction.
-pub async fn again(tx: &Transaction<'_>, range: Range) -> Result<Range> {
-    tx.batch_execute(PLAN).await.doing("begin a range")?;
-    Ok(range)
+/// Makes ready for a range that was found in another transaction, and for the traces of another
+/// session that are waited for until its batch ends.
+pub async fn begin(tx: &Transaction<'_>) -> Result<()> {
+    tx.batch_execute(&format!("{PLAN}; {PATIENT}")).await.doing("begin a range")
 }
+
+const PATIENT: &str = "SET LOCAL lock_timeout = '400ms'";
 
 /// In the order of the key, after `$1`; its start is '', which may be a key.
 fn rows_after(after: &str) -> String {

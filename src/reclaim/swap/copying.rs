@@ -17,17 +17,17 @@ pub(super) async fn copy_range(run: &mut Run<'_>) -> Result<()> {
     // Where this fails, the second session is closed, and what it was at is done again.
     second.begin(run, &what).await?;
     match second.is_waited_for(&run.at) {
-        true => tell(run, &mut second).await?,
+        true => tell(run, &mut second, &what).await?,
         false => copy_next(run, &mut second, &what).await?,
     }
     run.kept.second = second;
     Ok(())
 }
 
-/// Waits for the second session, and tells what came of it.
-async fn tell(run: &mut Run<'_>, second: &mut Second) -> Result<()> {
-    second.settle().await?;
+/// Helps the second session, or waits for it, and tells what came of it.
+async fn tell(run: &mut Run<'_>, second: &mut Second, what: &Arc<What>) -> Result<()> {
     let mut change = Change::begin(run.lease, &run.at).await?;
+    second.assist(&change.tx, what).await?;
     second.told(&mut change.at, run.work.clock.now().as_millisecond());
     run.at = change.commit("leave the traces of a range").await?;
     Ok(())

@@ -75,7 +75,7 @@ enum Part {
 }
 
 /// What came of a part.
-struct Checked {
+pub(super) struct Checked {
     until: String,
     gone: Vec<Gone>,
     took: Duration,
@@ -84,7 +84,7 @@ struct Checked {
 /// A part that is being dealt with; it gives the session back.
 type UnderWay = BoxFuture<'static, (Helper, Result<Checked>)>;
 
-/// Parts are dealt with in the order of the log's key, and told in it.
+/// Parts are begun in the order of the log's key, and told in it.
 #[derive(Default)]
 pub(super) struct Second {
     idle: Option<Helper>,
@@ -94,8 +94,12 @@ pub(super) struct Second {
     /// It does again what no checkpoint told.
     again: bool,
     waiting: VecDeque<Fresh>,
-    /// Dealt with, and not told yet.
-    checked: Vec<Checked>,
+    /// How many parts were begun, which of them is under way, and how many were told.
+    begun: u64,
+    at: u64,
+    told: u64,
+    /// Dealt with, and not told yet, by the order in which they were begun.
+    checked: BTreeMap<u64, Checked>,
     /// The last range is next: nothing is copied until all before it is told.
     pub(super) ends: bool,
 }
@@ -136,9 +140,11 @@ impl Second {
 
     fn start(&mut self, part: Part, what: &Arc<What>) {
         let Some(mut helper) = self.idle.take() else { return };
+        self.at = self.begun;
+        self.begun += 1;
         let what = what.clone();
         self.under_way = Some(Box::pin(async move {
-            let checked = check(&mut helper, &what, part).await;
+            let checked = checked(&mut helper, &what, part).await;
             (helper, checked)
         }));
     }
@@ -163,7 +169,17 @@ impl Second {
         let before = std::mem::take(self);
         let checked = checked?;
         *self = Self { idle: Some(helper), under_way: None, rows: 0, ..before };
-        self.checked.push(checked);
+        self.checked.insert(self.at, checked);
+        Ok(())
+    }
+
+    /// Lends the lease's session to it: the next range that waits is dealt with there, too.
+    pub(super) async fn assist(&mut self, tx: &Transaction<'_>, what: &Arc<What>) -> Result<()> {
+        let Some(fresh) = self.waiting.pop_front() else { return self.settle().await };
+        let n = self.begun;
+        self.begun += 1;
+        let checked = self.beside(check(tx, what, Part::Fresh(fresh)), what).await?;
+        self.checked.insert(n, checked);
         Ok(())
     }
 
@@ -190,7 +206,8 @@ impl Second {
     /// Puts into the checkpoint what was dealt with; says how long the longest of it took.
     pub(super) fn told(&mut self, at: &mut Checkpoint, now_ms: i64) -> Duration {
         let mut longest = Duration::ZERO;
-        for checked in self.checked.drain(..) {
+        while let Some(checked) = self.checked.remove(&self.told) {
+            self.told += 1;
             count(at, &checked.gone);
             at.comparison.add(checked.until, now_ms);
             longest = longest.max(checked.took);
@@ -199,27 +216,33 @@ impl Second {
     }
 }
 
-/// Leaves the traces of a part that was copied, and compares it with its copy.
-async fn check(helper: &mut Helper, what: &What, part: Part) -> Result<Checked> {
-    let begun = Instant::now();
+async fn checked(helper: &mut Helper, what: &What, part: Part) -> Result<Checked> {
     let tx = helper.begin().await?;
+    let checked = check(&tx, what, part).await?;
+    tx.commit().await.doing("commit the traces of a range")?;
+    Ok(checked)
+}
+
+/// Leaves the traces of a part that was copied, and compares it with its copy. Two sessions
+/// may leave the same record's at the same time: one waits for the other, in the order of keys.
+async fn check(tx: &Transaction<'_>, what: &What, part: Part) -> Result<Checked> {
+    let begun = Instant::now();
+    copy::begin(tx).await?;
     let (range, copied, until) = match part {
         Part::Fresh(Fresh { range, copied }) => {
-            let range = copy::again(&tx, range).await?;
             let until = range.until.clone().unwrap_or_default();
             (range, copied, until)
         }
         Part::Again((after, until), rows) => {
-            (copy::known_range(&tx, (&after, Some(&until)), rows).await?, 1, until)
+            (copy::known_range(tx, (&after, Some(&until)), rows).await?, 1, until)
         }
     };
-    let gone = what.traces(&tx, &range).await?;
+    let gone = what.traces(tx, &range).await?;
     let rows: u64 = gone.iter().map(|gone| gone.rows).sum();
     // Where all of it goes there is nothing to compare.
-    let all_goes = copied == 0 && rows == range.rows && copy::is_empty(&tx, &range).await?;
+    let all_goes = copied == 0 && rows == range.rows && copy::is_empty(tx, &range).await?;
     if !all_goes {
-        trusted(&copy::verify(&tx, &what.doomed(), &range).await?)?;
+        trusted(&copy::verify(tx, &what.doomed(), &range).await?)?;
     }
-    tx.commit().await.doing("commit the traces of a range")?;
     Ok(Checked { until: range.until.unwrap_or(until), gone, took: begun.elapsed() })
 }
