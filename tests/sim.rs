@@ -114,6 +114,11 @@ fn every_claim_holds_on_the_chain() {
 #[ignore = "a long run"]
 fn every_claim_holds_for_longer() {
     seeds(SEEDS..100 * SEEDS, Mix::Any);
+}
+
+#[test]
+#[ignore = "a long run"]
+fn every_claim_holds_on_the_chain_for_longer() {
     seeds(CHAIN_SEEDS..100 * CHAIN_SEEDS, Mix::Chain);
 }
 
