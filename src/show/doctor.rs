@@ -180,7 +180,7 @@ pub fn node(
     let mut checks = Vec::new();
     let set = &settings.bounding;
     if let Some((by, why)) = found {
-        checks.push(Check::ok("node", format!("ops reach it by {}: {why}", by.word())));
+        checks.push(Check::ok("node", format!("ops reach it {}: {why}", by.told())));
         if by.has_chain() && (set.node_retention.is_none() || set.node_archive.is_none()) {
             checks.push(Check::warn(
                 "node_pruner",

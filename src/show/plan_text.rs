@@ -35,7 +35,7 @@ fn facts(plan: &Plan) -> Vec<(&'static str, String)> {
     let about = if census.estimated { "about " } else { "" };
     let log = format!("{about}{}, {}", many(census.rows, "op"), bytes(census.bytes));
     let since = census.oldest.map_or(String::new(), |day| format!(", since {day}"));
-    let mut facts = vec![("log", log + &since)];
+    let mut facts = vec![("node", format!("ops {}", plan.replication.told())), ("log", log + &since)];
     let age = |at: Timestamp| format!("{} ago", span(age_seconds(at, plan.at)));
     facts.push(("counted", census.at.map_or("never: what it holds is unknown".to_owned(), age)));
     facts.push((

@@ -3,7 +3,7 @@
 use super::format::{ago, bytes, count, span};
 use super::status::{DatabaseStatus, PeersStatus, Status};
 use crate::db::Kind;
-use crate::values::{Replication, TaskReport, TaskState};
+use crate::values::{TaskReport, TaskState};
 use jiff::Timestamp;
 
 /// A table. The first column names something, the last ones hold figures.
@@ -32,13 +32,8 @@ pub fn facts(status: &Status) -> Vec<(&'static str, String)> {
     if let Some(node) = &status.node {
         let read = node.read_until.filter(|_| node.replication.has_chain());
         let read = read.map(|at| format!(", read up to {}", ago(at, status.at))).unwrap_or_default();
-        let by = match node.replication {
-            Replication::Peers => "ops by peers",
-            Replication::Both => "ops by peers and the chain",
-            Replication::Chain => "ops by the chain alone",
-        };
         let prunes = node.prunes_below.map(|at| format!("; it deletes below {}", at.strftime("%-d %b")));
-        facts.push(("node", format!("{by}{read}{}", prunes.unwrap_or_default())));
+        facts.push(("node", format!("ops {}{read}{}", node.replication.told(), prunes.unwrap_or_default())));
     }
     if let (Some(ops), Some(index)) = (status.database.ops_bytes, status.database.index_bytes) {
         let dead = count(status.database.dead_rows.unwrap_or(0));

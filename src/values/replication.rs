@@ -22,6 +22,15 @@ impl Replication {
         self != Self::Chain
     }
 
+    /// In words, after "ops".
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::Peers => "by peers",
+            Self::Both => "by peers and the chain",
+            Self::Chain => "by the chain alone",
+        }
+    }
+
     /// Whether ops come by the chain: then the chain's gate holds ops back.
     pub fn has_chain(self) -> bool {
         self != Self::Peers

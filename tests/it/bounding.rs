@@ -12,7 +12,7 @@ mod reclaims;
 mod shown;
 mod uninstall;
 
-use crate::harness::{Daemon, Database, MadeOp, Ops, Start, http, ops};
+use crate::harness::{Daemon, Database, MadeOp, Ops, Schema, Start, http, ops};
 use opsward::values::OpUlid;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -34,7 +34,15 @@ struct Bench {
 impl Bench {
     /// No peers, a window of 30 days, the pace of nobody's waiting.
     async fn new() -> Self {
-        let database = Database::new().await;
+        Self::on(Database::new().await).await
+    }
+
+    /// As [`Self::new`], of a node whose ops come from peers.
+    async fn of_peers() -> Self {
+        Self::on(Database::of(Schema::A).await).await
+    }
+
+    async fn on(database: Database) -> Self {
         database.migrated().await;
         let client = database.client().await;
         client

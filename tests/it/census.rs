@@ -403,7 +403,7 @@ async fn rows_owed_to_the_chain_are_counted() {
     fill(&client).await;
     client
         .batch_execute(
-            "ALTER TABLE ops ADD core_tx_status text, ADD core_tx_hash text;
+            "ALTER TABLE ops ADD COLUMN IF NOT EXISTS core_tx_status text, ADD COLUMN IF NOT EXISTS core_tx_hash text;
              UPDATE ops SET core_tx_status = (ARRAY['pending', 'error', 'done'])[1 + length(data::text) % 3]",
         )
         .await

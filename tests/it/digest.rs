@@ -188,7 +188,7 @@ async fn the_servers_settings_do_not_matter() {
         .batch_execute("CREATE DATABASE digest_in_c TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
         .await
         .unwrap();
-    Cluster::shared().psql("digest_in_c", include_str!("../fixtures/node-schema.sql"));
+    Cluster::shared().psql("digest_in_c", Schema::of_run().sql());
     let settings = "
         ALTER DATABASE digest_in_c SET TimeZone = 'Asia/Kolkata';
         ALTER DATABASE digest_in_c SET DateStyle = 'German, DMY';
@@ -315,7 +315,8 @@ async fn the_cursors_are_the_lowest_plausible_ones() {
             "INSERT INTO cursors VALUES ('https://P.example/', '01JZZZZZZZ0000000000000009'),
                 ('https://q.example', '01JZZZZZZZ0000000000000001'), ('https://r.example', ''),
                 ('https://s.example', '7ZZZZZZZZZ0000000000000000'), ('qm_fix_truncated', 'Qmabc'),
-                ('core_mediorum_blocks', '1234');
+                ('core_mediorum_blocks', '1234')
+             ON CONFLICT (host) DO UPDATE SET last_ulid = excluded.last_ulid;
              INSERT INTO opsward.cursors VALUES
                 ('https://p.example', '01JZZZZZZZ0000000000000003', NULL, now()),
                 ('https://q.example', '01JZZZZZZZ0000000000000005', NULL, now()),

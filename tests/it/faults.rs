@@ -1,7 +1,7 @@
 //! Faults on the line between a real opsward that serves and one that pulls:
 //! cut, corrupted, delayed; and peers that delay no other.
 
-use crate::harness::{Answer, Database, Peer, Start, http, peer};
+use crate::harness::{Answer, Database, Peer, Schema, Start, http, peer};
 use crate::puller::{host, puller};
 use opsward::clock::Clock;
 use opsward::values::{Host, OpUlid};
@@ -35,6 +35,7 @@ async fn a_corrupted_byte_moves_the_cursor_nowhere_it_was_not() {
     let database = Database::new().await;
     let db = database.migrated().await;
     let client = database.client().await;
+    client.batch_execute("TRUNCATE cursors").await.unwrap();
     let (peer, puller) = (Peer::scripted([]).await, puller(&db));
     let ulids = [ago(9, 1), ago(8, 2)];
     let answer = Answer::page(&["X-Crud-Sweep-Limited: false"], &page(&ulids));
@@ -62,7 +63,7 @@ async fn a_corrupted_byte_moves_the_cursor_nowhere_it_was_not() {
 /// while they are still at it.
 #[tokio::test]
 async fn bad_peers_delay_no_other() {
-    let database = Database::new().await;
+    let database = Database::of(Schema::A).await;
     let hang = Peer::serving(|_| Answer::Hang(peer::head(200, &["Content-Length: 9", ""]))).await;
     let flood = Peer::serving(|_| Answer::Endless {
         head: peer::head(200, &["Connection: close", ""]),
@@ -85,7 +86,7 @@ async fn bad_peers_delay_no_other() {
 /// Two real ones: what one serves the other pulls, plain nodes' rows and all.
 #[tokio::test]
 async fn one_opsward_reads_another() {
-    let (source, copy) = (Database::new().await, Database::new().await);
+    let (source, copy) = (Database::new().await, Database::of(Schema::A).await);
     let from = source.client().await;
     let fill = "INSERT INTO ops SELECT $1::text || lpad(n::text, 13, '0'), 'http://h', 'update',
                    CASE n % 2 WHEN 0 THEN 'audio_previews' ELSE 'qm_audio_analyses' END,

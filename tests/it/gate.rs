@@ -1,8 +1,9 @@
-//! Contract 5: the gate, from rows in a database to cuts or reasons.
+//! Contract 5: the gate of a node whose ops come from peers, from rows in a
+//! database to cuts or reasons.
 
 use crate::harness::daemon::Start;
 use crate::harness::peer::{Answer, Peer};
-use crate::harness::{Database, ops};
+use crate::harness::{Database, Schema, ops};
 use crate::puller::{host, puller_with};
 use jiff::{Timestamp, ToSpan};
 use opsward::bound::decide::{self, Decision, Facts};
@@ -49,7 +50,7 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
-        let database = Database::new().await;
+        let database = Database::of(Schema::A).await;
         let (db, client) = (database.migrated().await, database.client().await);
         Self { database, db, client }
     }

@@ -5,6 +5,8 @@ mod again;
 mod every;
 mod given_back;
 mod locks;
+mod shown;
+mod synced;
 mod unlogged;
 
 use crate::harness::node::{ChainNode, upgrade_to_b, upgrade_to_c};
@@ -293,7 +295,7 @@ async fn doctor_tells_what_a_restore_left() {
     let check = |name: &str| checks.iter().find(|c| c["name"] == name).unwrap_or_else(|| panic!("{found}"));
     assert_eq!((code, &check("unlogged")["verdict"]), (1, &"fail".into()));
     assert!(check("unlogged")["fix"].as_str().unwrap().contains("ALTER TABLE public.ops SET LOGGED"));
-    assert!(check("node")["found"].as_str().unwrap().contains("by chain"), "{found}");
+    assert!(check("node")["found"].as_str().unwrap().contains("by the chain alone"), "{found}");
     // It asks for what it cannot know.
     assert!(check("node_pruner")["fix"].as_str().unwrap().contains("OPENAUDIO_OPS_RETENTION"), "{found}");
     // Nobody reads from it: whether its public URL leads here is no matter.

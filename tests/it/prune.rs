@@ -177,7 +177,7 @@ async fn all_below_the_cut_goes_and_leaves_its_traces() {
 #[tokio::test]
 async fn what_must_never_go_stays() {
     let bench = Bench::new().await;
-    bench.run("ALTER TABLE ops ADD COLUMN core_tx_hash text, ADD COLUMN core_tx_status text").await;
+    bench.run("ALTER TABLE ops ADD COLUMN IF NOT EXISTS core_tx_hash text, ADD COLUMN IF NOT EXISTS core_tx_status text").await;
     let made = Ops::new(2).take(400);
     bench.run("CREATE TABLE before (LIKE ops)").await;
     ops::insert(&bench.client, &made).await;

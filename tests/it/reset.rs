@@ -26,7 +26,7 @@ async fn validator() -> Database {
     let now = Clock::System.now_ms();
     let ulid = |hours: u64, n: u128| OpUlid::from_parts(now - hours * HOUR, n);
     let client = database.client().await;
-    client.batch_execute("ALTER TABLE ops ADD COLUMN core_tx_status text").await.unwrap();
+    client.batch_execute("ALTER TABLE ops ADD COLUMN IF NOT EXISTS core_tx_status text").await.unwrap();
     let old = ops::Ops::new(7).starting_at(now - 90 * 24 * HOUR).take(3_000);
     ops::insert(&client, &old).await;
     let sql = format!(

@@ -62,7 +62,8 @@ impl Bench {
         let database = Database::new().await;
         let (db, node) = (database.migrated().await, database.client().await);
         node.batch_execute(
-            "ALTER TABLE ops ADD COLUMN core_tx_status text, ADD COLUMN core_confirmed_at timestamptz",
+            "ALTER TABLE ops ADD COLUMN IF NOT EXISTS core_tx_status text,
+                 ADD COLUMN IF NOT EXISTS core_confirmed_at timestamptz",
         )
         .await
         .unwrap();

@@ -1,7 +1,7 @@
 //! The line that kills anywhere does as it says.
 
 use crate::harness::wire::{Event, Matcher, PerKind, Plan, Sessions, When, kill_points, kind, trial};
-use crate::harness::{Answer, Database, Ops, Peer, Start, Wire, ops};
+use crate::harness::{Answer, Database, Ops, Peer, Schema, Start, Wire, ops};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_postgres::Client;
@@ -60,7 +60,7 @@ fn points_are_first_middle_and_last_of_a_kind() {
 
 #[tokio::test]
 async fn executions_are_seen_as_they_are() {
-    let database = Database::new().await;
+    let database = Database::of(Schema::A).await;
     let wire = Wire::to(database.cluster()).await.observe();
     let mut client = through(&database, &wire).await;
     let insert = client.prepare("INSERT INTO cursors VALUES ($1, $2)").await.unwrap();
@@ -105,7 +105,7 @@ async fn executions_are_seen_as_they_are() {
 #[tokio::test]
 async fn a_commit_is_stopped_before_or_after() {
     for (when, expected) in [(When::Before, vec![]), (When::After, vec!["x".to_owned()])] {
-        let database = Database::new().await;
+        let database = Database::of(Schema::A).await;
         let called = Arc::new(AtomicU64::new(0));
         let plan = stop(text("COMMIT", 1), when, Sessions::Cut);
         let wire = Wire::to(database.cluster()).await.run(plan, {
@@ -131,7 +131,7 @@ async fn a_commit_is_stopped_before_or_after() {
 #[tokio::test]
 async fn a_prepared_statement_of_its_own_is_stopped_before_or_after() {
     for (when, expected) in [(When::Before, vec!["1"]), (When::After, vec!["1", "2"])] {
-        let database = Database::new().await;
+        let database = Database::of(Schema::A).await;
         let plan = stop(text("INSERT", 2), when, Sessions::Cut);
         let wire = Wire::to(database.cluster()).await.run(plan, |_| {});
         let (first, second) = tokio::join!(through(&database, &wire), through(&database, &wire));
@@ -152,7 +152,7 @@ async fn a_prepared_statement_of_its_own_is_stopped_before_or_after() {
 
 #[tokio::test]
 async fn sessions_hang_until_they_are_released() {
-    let database = Database::new().await;
+    let database = Database::of(Schema::A).await;
     let plan = stop(Matcher::Number(3), When::Before, Sessions::Hang);
     let wire = Wire::to(database.cluster()).await.run(plan, |_| {});
     let mut client = through(&database, &wire).await;
@@ -179,7 +179,7 @@ async fn sessions_hang_until_they_are_released() {
 #[tokio::test]
 async fn large_messages_copies_and_cancels_pass() {
     use futures_util::{SinkExt, StreamExt};
-    let database = Database::new().await;
+    let database = Database::of(Schema::A).await;
     let wire = Wire::to(database.cluster()).await.observe();
     let client = through(&database, &wire).await;
     let big = "y".repeat(5 << 20);
@@ -218,7 +218,7 @@ async fn large_messages_copies_and_cancels_pass() {
 
 #[tokio::test]
 async fn a_statement_is_held_back_until_it_is_let_go() {
-    let database = Database::new().await;
+    let database = Database::of(Schema::A).await;
     let line = Wire::to(database.cluster()).await.run(Plan::Hold { at: text("'b'", 1) }, |_| {});
     let (client, other) = (through(&database, &line).await, through(&database, &line).await);
     client.batch_execute("INSERT INTO cursors VALUES ('a', '')").await.unwrap();
@@ -235,7 +235,7 @@ async fn a_statement_is_held_back_until_it_is_let_go() {
 
 #[tokio::test]
 async fn the_world_stops_at_the_commit_of_a_statement() {
-    let database = Database::new().await;
+    let database = Database::of(Schema::A).await;
     let at = Matcher::CommitOf("'b'".into(), 2);
     let line = Wire::to(database.cluster()).await.run(stop(at, When::After, Sessions::Cut), |_| {});
     let (mut client, mut other) = (through(&database, &line).await, through(&database, &line).await);
@@ -251,7 +251,7 @@ async fn the_world_stops_at_the_commit_of_a_statement() {
 
 #[tokio::test]
 async fn a_client_that_asks_for_tls_gets_none() {
-    let database = Database::new().await;
+    let database = Database::of(Schema::A).await;
     let wire = Wire::to(database.cluster()).await;
     let url = wire.url(database.name()).replace("sslmode=disable", "sslmode=prefer&gssencmode=prefer");
     let line = wire.observe();
@@ -267,7 +267,7 @@ async fn a_client_that_asks_for_tls_gets_none() {
 #[tokio::test]
 async fn a_copy_in_is_stopped_after_its_last_row() {
     use futures_util::SinkExt;
-    let database = Database::new().await;
+    let database = Database::of(Schema::A).await;
     let plan = stop(text("COPY", 1), When::After, Sessions::Cut);
     let wire = Wire::to(database.cluster()).await.run(plan, |_| {});
     let client = through(&database, &wire).await;
@@ -291,7 +291,7 @@ async fn the_binary_is_killed_where_it_was_told() {
             .env("OPENAUDIO_NODE_ENDPOINT", "http://self.example")
             .env("OPENAUDIO_MEDIORUM_PEERS", "none")
     };
-    let whole = Database::new().await;
+    let whole = Database::of(Schema::A).await;
     whole.migrated().await;
     let calm = trial(whole.cluster(), whole.name(), Plan::Observe, sweep).await;
     assert_eq!((calm.ran.code, calm.killed_at), (Some(0), None), "{}", calm.ran.stderr);
@@ -307,7 +307,7 @@ async fn the_binary_is_killed_where_it_was_told() {
     for (point, when, expected) in
         [(insert, When::After, 0), (*commit, When::Before, 0), (*commit, When::After, 40)]
     {
-        let database = Database::new().await;
+        let database = Database::of(Schema::A).await;
         database.migrated().await;
         let killed = trial(database.cluster(), database.name(), Plan::kill(point, when), sweep).await;
         assert_eq!(killed.ran.code, None, "by a signal: {}", killed.ran.stderr);

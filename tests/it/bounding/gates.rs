@@ -17,7 +17,7 @@ impl Gate {
     const OF: [u64; 8] = [60, 50, 40, 25, 20, 10, 8, 2];
 
     async fn new() -> Self {
-        let bench = Bench::new().await.with(PEERS, &format!("{A},{B}"));
+        let bench = Bench::of_peers().await.with(PEERS, &format!("{A},{B}"));
         bench.on_days(&Self::OF, 50).await;
         Self(bench)
     }

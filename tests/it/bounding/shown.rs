@@ -37,7 +37,7 @@ async fn what_the_plan_says_is_what_prune_does_and_everything_tells() {
     for by in ["age", "peer"] {
         let mut bench = Bench::new().await;
         if by == "peer" {
-            bench = bench.with(PEERS, A);
+            bench = Bench::of_peers().await.with(PEERS, A);
             bench.run(&format!("INSERT INTO cursors VALUES ('{A}', '{}')", ago(45 * DAY_MS))).await;
         }
         let made = bench.log(3_000, 300).await;
@@ -118,7 +118,7 @@ async fn read_only_shows_and_deletes_nothing() {
 
 #[tokio::test]
 async fn what_blocks_is_told_everywhere_and_strict_says_so() {
-    let bench = Bench::new().await.with(PEERS, A);
+    let bench = Bench::of_peers().await.with(PEERS, A);
     bench.log(500, 50).await;
     let (code, pruned) = bench.json(&["prune", "--strict"]).await;
     assert_eq!((code, bench.left().await), (3, 550), "{pruned}");
@@ -197,7 +197,7 @@ async fn clocks_that_jump_block() {
         peers.push(Peer::serving(page).await);
     }
     let urls: Vec<String> = peers.iter().map(Peer::url).collect();
-    let bench = Bench::new().await.with(PEERS, &urls.join(","));
+    let bench = Bench::of_peers().await.with(PEERS, &urls.join(","));
     bench.log(200, 20).await;
     for url in &urls {
         bench.run(&format!("INSERT INTO cursors VALUES ('{url}', '{}')", ago(DAY_MS))).await;
