@@ -182,7 +182,7 @@ fn hostile(now: u64, records: usize, ops: usize) -> String {
 #[tokio::test]
 async fn hostile_peers_cost_bounded_memory() {
     const MIB: u64 = 1 << 20;
-    let bench = Bench::new().await;
+    let bench = Bench::of(Schema::A).await;
     let pages = [(370_000, 1), (24_000, 8), (2_400, 20)];
     let pages: Vec<Arc<Answer>> = pages
         .iter()

@@ -2,7 +2,7 @@
 //! the real binary, started, disturbed and asked.
 
 use crate::harness::cluster::{self, PASSWORD_ROLE, TEMPLATE, binary, free_port};
-use crate::harness::{Answer, Cluster, Daemon, Database, Peer, Start, Stop, http};
+use crate::harness::{Answer, Cluster, Daemon, Database, Peer, Schema, Start, Stop, http};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -11,12 +11,14 @@ use tokio::io::AsyncWriteExt;
 
 const SELF: &str = "https://me.example";
 
-/// A daemon on a database with these peers, ready.
+/// A daemon that pulls from these peers, whatever the schema; ready.
 async fn ready(url: &str, peers: &[&Peer]) -> Daemon {
     let hosts: Vec<String> = peers.iter().map(|p| p.url()).collect();
     let mut start = Start::run(url, SELF);
     if !hosts.is_empty() {
-        start = start.env("OPENAUDIO_MEDIORUM_PEERS", hosts.join(","));
+        start = start
+            .env("OPENAUDIO_MEDIORUM_PEERS", hosts.join(","))
+            .env("OPENAUDIO_MEDIORUM_REPLICATION", "peers");
     }
     let daemon = start.spawn();
     daemon.ready().await;
@@ -341,7 +343,7 @@ async fn status_is_the_daemons_then_the_databases_then_nobodys() {
 
 #[tokio::test]
 async fn peers_are_discovered_and_remembered() {
-    let database = Database::new().await;
+    let database = Database::of(Schema::A).await;
     let peer = Peer::scripted([]).await;
     let answer = format!(
         r#"{{"endpoints":[{{"endpoint":"{}/","delegateWallet":"0x1","serviceType":"Validator"}},

@@ -337,7 +337,7 @@ async fn forty_peers_are_at_most_400_series_each_with_help() {
         );
     }
     let urls: Vec<String> = peers.iter().map(Peer::url).collect();
-    let bench = Bench::new()
+    let bench = Bench::of_peers()
         .await
         .with(PEERS, &urls.join(","))
         .with("OPENAUDIO_MEDIORUM_SWEEP_INTERVAL", "10s")

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// When to give a hung process up. No test should ever get there.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// Between two looks at `/readyz`: nothing outside can be told of it.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 

@@ -13,6 +13,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+/// When to give up waiting for a request. No test should ever get there.
+const PATIENCE: Duration = Duration::from_secs(180);
+
 /// What the peer was asked.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -187,7 +190,8 @@ impl Peer {
     /// Waits until it was asked so many times, and tells what.
     pub async fn asked(&self, times: usize) -> Vec<Request> {
         let mut count = self.said.count.subscribe();
-        count.wait_for(|n| *n >= times).await.unwrap();
+        let asked = tokio::time::timeout(PATIENCE, count.wait_for(|n| *n >= times)).await;
+        asked.unwrap_or_else(|_| panic!("it was never asked {times} times")).unwrap();
         self.requests()
     }
 }

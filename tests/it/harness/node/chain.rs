@@ -1,7 +1,7 @@
 //! A node whose ops come by the chain, as the database sees it: blocks, the
 //! syncer's second look, the submitter, the pruner, a state sync, a new chain.
 
-use super::startup::Json;
+use super::startup::{Json, said};
 use crate::harness::Database;
 use jiff::Timestamp;
 use opsward::values::OpUlid;
@@ -87,19 +87,30 @@ impl ChainNode {
     /// many were new.
     pub async fn execute_again(&mut self, ops: &[ChainOp<'_>]) -> u64 {
         let mut new = 0;
-        for (ulid, cid, status) in ops {
-            let data = json!([{"cid": cid, "status": status}]);
-            let tx = self.client.transaction().await.unwrap();
-            let ulid = ulid.as_str();
-            let values: [&(dyn ToSql + Sync); 5] =
-                [&ulid, &"http://other.example", &"update", &Json(&data), &"confirmed"];
-            if tx.execute(INSERT, &values).await.unwrap() == 1 {
-                tx.execute(UPSERT, &[cid, status]).await.unwrap();
-                new += 1;
-            }
-            tx.commit().await.unwrap();
+        for op in ops {
+            new += self.execute(*op).await.unwrap();
         }
         new
+    }
+
+    /// As [`Self::block`], of one op, where it may fail.
+    pub async fn tries(&mut self, at: Timestamp, op: ChainOp<'_>) -> Result<u64, String> {
+        self.block(at, &[]).await;
+        self.execute(op).await.map_err(|e| said(&e))
+    }
+
+    async fn execute(&mut self, (ulid, cid, status): ChainOp<'_>) -> Result<u64, tokio_postgres::Error> {
+        let data = json!([{"cid": cid, "status": status}]);
+        let tx = self.client.transaction().await?;
+        let ulid = ulid.as_str();
+        let values: [&(dyn ToSql + Sync); 5] =
+            [&ulid, &"http://other.example", &"update", &Json(&data), &"confirmed"];
+        let new = tx.execute(INSERT, &values).await?;
+        if new == 1 {
+            tx.execute(UPSERT, &[&cid, &status]).await?;
+        }
+        tx.commit().await?;
+        Ok(new)
     }
 
     /// The syncer reads what the blocks brought again, and says how far it is.
