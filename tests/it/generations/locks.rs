@@ -95,18 +95,19 @@ impl Strong {
     }
 }
 
+/// Ops of 60 days, half of them older than the window.
+const LOG: &str = "INSERT INTO ops (ulid, host, action, \"table\", data, core_tx_status)
+    SELECT opsward.ulid_at(now() - interval '60 d' + n * interval '8 min') || lpad(n::text, 16, '0'), 'http://o.example',
+               'update', 'qm_audio_analyses', jsonb_build_array(jsonb_build_object('cid', n, 'error',
+               (SELECT string_agg(md5(n::text || i), '') FROM generate_series(1, 40) i))), 'confirmed'
+        FROM generate_series(1, 10000) n";
+
 /// Guard on and off, an index, deletions, a swap and a reclaim in place, one
 /// after the other and all at once, while a node makes blocks.
 async fn whatever_we_do() -> Strong {
     let database = Database::of(Schema::C).await;
     database.migrated().await;
     let client = database.client().await;
-    let sql = "INSERT INTO ops (ulid, host, action, \"table\", data, core_tx_status)
-        SELECT opsward.ulid_at(now() - interval '60 d' + n * interval '4 min') || lpad(n::text, 16, '0'), 'http://o.example',
-               'update', 'qm_audio_analyses', jsonb_build_array(jsonb_build_object('cid', n, 'error',
-               (SELECT string_agg(md5(n::text || i), '') FROM generate_series(1, 40) i))), 'confirmed'
-        FROM generate_series(1, 20000) n";
-    client.batch_execute(sql).await.unwrap();
     let (stop, stopped) = watch::channel(false);
     let node = tokio::spawn(blocks(ChainNode::start(&database).await, stopped.clone()));
     let strong = tokio::spawn(Strong::watch(database.client().await, stopped));
@@ -125,14 +126,16 @@ async fn whatever_we_do() -> Strong {
             let ran = start(&database, args).output().await;
             println!("{args:?}: {:?} {}", ran.code, ran.stderr.lines().last().unwrap_or(""));
         };
-        done(&["census", "--full", "--pace", "full"]).await;
         while !client.query_one(settled, &[&i64::from(guard == "true")]).await.unwrap().get::<_, bool>(0) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        client.batch_execute(LOG).await.unwrap();
+        done(&["census", "--full", "--pace", "full"]).await;
         let args = ["reclaim", "--policy=window", mode, "--yes", "--pace", "full", "--wait"];
         tokio::join!(done(&args), done(&["prune", "--pace", "full", "--wait"]));
         daemon.signal("TERM");
         daemon.exit().await;
+        client.batch_execute("DELETE FROM ops WHERE host = 'http://o.example' AND ulid > opsward.ulid_at(now() - interval '29 d')").await.unwrap();
         let left = "SELECT count(*) FROM ops WHERE host = 'http://o.example' AND ulid < opsward.ulid_at(now() - interval '31 d')";
         assert_eq!(client.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0, "{mode}");
     }
