@@ -8,6 +8,7 @@ mod locks;
 mod shown;
 mod synced;
 mod unlogged;
+mod upgraded;
 
 use crate::harness::node::{ChainNode, upgrade_to_b, upgrade_to_c};
 use crate::harness::{Answer, Daemon, Database, Peer, Schema, Start, http};
