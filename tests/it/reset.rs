@@ -31,7 +31,8 @@ async fn validator() -> Database {
     ops::insert(&client, &old).await;
     let sql = format!(
         "INSERT INTO uploads (id) SELECT 'u' || n FROM generate_series(1, 100) n;
-         INSERT INTO ops VALUES ('{}', 'https://c.example', 'create', 'uploads', '[{{\"id\":\"o\"}}]', 'pending'),
+         INSERT INTO ops (ulid, host, action, \"table\", data, core_tx_status) VALUES
+            ('{}', 'https://c.example', 'create', 'uploads', '[{{\"id\":\"o\"}}]', 'pending'),
             ('{}', 'https://c.example', 'create', 'uploads', '[{{\"id\":\"p\"}}]', 'confirmed'),
             ('{}', 'https://c.example', 'create', 'unheard_of', '[]', NULL),
             ('{}', 'https://c.example', 'create', 'blobs', '[]', NULL),
@@ -333,7 +334,7 @@ async fn what_comes_meanwhile_stays() {
     let sql = format!(
         "UPDATE ops SET core_tx_status = 'error' WHERE core_tx_status = 'pending';
          UPDATE ops SET core_tx_status = 'pending' WHERE right(ulid, 3) = '002' AND core_tx_status = 'confirmed';
-         INSERT INTO ops VALUES ('{}', 'h', 'create', 'uploads', '[]', 'confirmed'),
+         INSERT INTO ops (ulid, host, action, \"table\", data, core_tx_status) VALUES ('{}', 'h', 'create', 'uploads', '[]', 'confirmed'),
              ('{}', 'h', 'create', 'unheard_of', '[]', NULL);
          DELETE FROM ops WHERE \"table\" = 'unheard_of' AND right(ulid, 3) = '003'",
         ulid(30, 77),
@@ -363,7 +364,8 @@ async fn no_cursor_goes_over_an_op_that_was_never_read() {
     let reference = digest(&a, &dir).await;
     let changed = format!(
         "UPDATE uploads SET status = 'of b' WHERE id = 'u1';
-         INSERT INTO ops VALUES ('{}', 'https://b.example', 'update', 'uploads', '[{{\"id\":\"u1\"}}]', 'confirmed')",
+         INSERT INTO ops (ulid, host, action, \"table\", data, core_tx_status) VALUES
+            ('{}', 'https://b.example', 'update', 'uploads', '[{{\"id\":\"u1\"}}]', 'confirmed')",
         OpUlid::from_parts(Clock::System.now_ms(), 6)
     );
     b.client().await.batch_execute(&changed).await.unwrap();

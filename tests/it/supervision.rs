@@ -31,6 +31,7 @@ fn command(daemon: &Daemon, url: &str, args: &[&str]) -> Start {
         .env("OPENAUDIO_DB_URL", url)
         .env("OPENAUDIO_NODE_ENDPOINT", SELF)
         .env("OPENAUDIO_MEDIORUM_PEERS", "none")
+        .env("OPENAUDIO_MEDIORUM_REPLICATION", "peers")
         .env("OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN", daemon.admin().to_string())
 }
 

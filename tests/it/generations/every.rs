@@ -45,8 +45,9 @@ async fn every_command_does_its_work() {
     for schema in Schema::ALL {
         let database = filled(schema).await;
         let before = dump(&database);
+        let days = std::cell::Cell::new("30");
         let ok = async |args: &[&str]| {
-            let (code, said) = guarded(&database, args).json().await;
+            let (code, said) = guarded(&database, args).env(RETENTION, days.get()).json().await;
             assert_eq!(code, 0, "{schema:?} {args:?}: {said}");
             said
         };
@@ -59,7 +60,9 @@ async fn every_command_does_its_work() {
         assert!(number(&database, "SELECT count(*) FROM opsward.traces").await > 0, "{schema:?}");
         let guards = "SELECT count(*) FROM pg_trigger WHERE tgname = 'opsward_replay_guard'";
         assert_eq!(number(&database, guards).await, 1, "{schema:?}");
-        // A swap that is held, and gone on with; then in place; then compaction.
+        // A swap that is held, and gone on with; then in place; then compaction. Five days
+        // go by: there is something to give back.
+        days.set("25");
         let reclaim = |rest: &[&'static str]| {
             [&["reclaim", "--policy=window", "--yes", "--pace", "full"][..], rest].concat()
         };

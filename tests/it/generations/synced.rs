@@ -89,51 +89,56 @@ async fn what_a_state_sync_loads_goes_in_whole() {
     is_whole(&mut node, before, "pruned").await;
 }
 
-/// A command that is slow until the sync is over.
-async fn meanwhile(args: &[&str], is_at_it: &str) -> Ran {
+/// A state sync comes as a command is at it, which goes at so much of its pace until then.
+async fn meanwhile(args: &[&str], percent: u8, is_at_it: &str) -> Ran {
     let (database, mut node) = remembered().await;
-    node.client.batch_execute("UPDATE opsward.pace SET percent = 5").await.unwrap();
+    let pace = |percent: u8| format!("UPDATE opsward.pace SET percent = {percent}");
+    node.client.batch_execute(&pace(percent)).await.unwrap();
     let command = guarded(&database, args).spawn();
     let look = async {
         while number(&node, is_at_it).await == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let waited = tokio::time::timeout(Duration::from_secs(120), look).await;
+    let waited = tokio::time::timeout(Duration::from_secs(300), look).await;
     waited.unwrap_or_else(|_| panic!("{args:?} never came to {is_at_it}:\n{}", command.log()));
+    node.client.batch_execute(&pace(5)).await.unwrap();
     let before = synced(&mut node).await;
-    node.client.batch_execute("UPDATE opsward.pace SET percent = 100").await.unwrap();
+    node.client.batch_execute(&pace(100)).await.unwrap();
     let ran = command.ran().await;
     let (code, said) = guarded(&database, &["reclaim", "--abort", "--yes"]).json().await;
     assert!(code == 0 || said.to_string().contains("no reclaim to undo"), "{args:?}: {said}");
     is_whole(&mut node, before, &format!("{args:?}")).await;
-    println!("{args:?}: {ran:?}");
     ran
 }
 
 #[tokio::test]
 async fn a_state_sync_in_the_middle_of_a_prune() {
-    let ran =
-        meanwhile(&["prune"], "SELECT count(*) FROM (SELECT count(*) FROM ops) q WHERE count < 5000").await;
+    let at_it = "SELECT count(*) FROM (SELECT count(*) FROM ops) q WHERE count < 5000";
+    let ran = meanwhile(&["prune"], 5, at_it).await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
 }
 
-const RECLAIM: [&str; 3] = ["reclaim", "--policy=window", "--yes"];
+fn reclaim(mode: &'static str) -> [&'static str; 4] {
+    ["reclaim", "--policy=window", "--yes", mode]
+}
+
+fn in_phase(phases: &str) -> String {
+    format!("SELECT count(*) FROM opsward.reclaim WHERE checkpoint::text ~ '\"({phases})\"'")
+}
 
 #[tokio::test]
 async fn a_state_sync_in_the_middle_of_a_swap() {
-    let is_copying = "SELECT count(*) FROM opsward.reclaim WHERE checkpoint::text LIKE '%\"copy\"%'";
-    let ran = meanwhile(&[&RECLAIM[..], &["--mode=swap"]].concat(), is_copying).await;
+    let ran = meanwhile(&reclaim("--mode=swap"), 5, &in_phase("copy")).await;
     assert_ne!(ran.code, Some(0), "{ran:?}");
     assert!(ran.stderr.contains("ops was truncated"), "{ran:?}");
 }
 
 #[tokio::test]
 async fn a_state_sync_in_the_middle_of_a_reclaim_in_place() {
-    for phase in ["delete", "move"] {
-        let is_at_it =
-            format!("SELECT count(*) FROM opsward.reclaim WHERE checkpoint::text LIKE '%\"{phase}\"%'");
-        let ran = meanwhile(&[&RECLAIM[..], &["--mode=in-place"]].concat(), &is_at_it).await;
-        assert!(!ran.stderr.contains("panicked"), "{ran:?}");
+    for (phases, percent) in [("delete", 5), ("vacuum|rewrite|move", 100)] {
+        let ran = meanwhile(&reclaim("--mode=in-place"), percent, &in_phase(phases)).await;
+        // The gate closed, as the node has no block yet; or nothing is left to do.
+        assert!(matches!(ran.code, Some(0 | 3)), "{ran:?}");
     }
 }
