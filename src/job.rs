@@ -247,19 +247,26 @@ async fn to_its_end(
             Err(reclaim::Error::Db(error)) if error.is_away() => error,
             ended => return ended,
         };
-        warn!(%error, "the reclaim lost its session");
-        *lease = loop {
+        warn!(%error, "the reclaim lost a session");
+        loop {
             if left == 0 || work.stop.run_until_cancelled(sleep(RECONNECT_AFTER)).await.is_none() {
                 return Err(error.into());
             }
             left -= 1;
+            // What was lost may be another session than the lease's.
+            if lease.check().await.is_ok() {
+                break;
+            }
             match taken_anew(work).await {
-                Ok(Some(Ok(lease))) => break lease,
+                Ok(Some(Ok(taken))) => {
+                    *lease = taken;
+                    break;
+                }
                 Ok(None) => return Err(error.into()),
                 // Its old session may be ending still.
                 Ok(Some(Err(_))) | Err(_) => {}
             }
-        };
+        }
         if request.action != Action::Abort {
             request.action = Action::Resume;
             request.gate = gate_of_reclaim(work, reclaim::gate::of).await?;

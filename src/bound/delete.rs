@@ -131,9 +131,12 @@ pub async fn run(
     prune::check(&order.cuts, work.clock.now_ms())?;
     guard::announce(lease, order.cuts.iter().map(|cut| (&cut.table, cut.below))).await?;
     let mut deleting = Deleting::new(work, order, budget);
-    let ended = deleting.all(lease, pacer).await;
-    if deleting.report.batches > 0 && !matches!(ended, Err(Stop::Db(_)) | Ok(Ended::Done { .. })) {
-        deleting.sweep(lease).await?;
+    let mut ended = deleting.all(lease, pacer).await;
+    if deleting.report.batches > 0
+        && !matches!(ended, Err(Stop::Db(_)) | Ok(Ended::Done { .. }))
+        && let Err(error) = deleting.sweep(lease).await
+    {
+        ended = Err(error.into());
     }
     let ended = match ended {
         Ok(ended) => Ok(ended),
@@ -287,14 +290,16 @@ impl<'a> Deleting<'a> {
     }
 
     /// Remembers how far it got: the next run begins there, or where the first row was
-    /// skipped.
+    /// skipped. Where something is in the way, the next run reads a little more.
     async fn sweep(&mut self, lease: &mut Lease) -> db::Result<()> {
         let to = self.first_skipped.map_or_else(|| self.from.clone(), |skipped| skipped.to_string());
         let tx = lease.begin().await?;
-        prune::swept(&tx, &self.cuts, &to).await?;
-        tx.commit().await.map_err(|e| Error::of("remember how far it got", e))?;
         self.swept = Instant::now();
-        Ok(())
+        match prune::swept(&tx, &self.cuts, &to).await {
+            Ok(()) => tx.commit().await.map_err(|e| Error::of("remember how far it got", e)),
+            Err(error) if prune::trouble(&error) == Trouble::Fatal => Err(error),
+            Err(_) => Ok(()),
+        }
     }
 
     fn learn(&mut self, batch: &Batch, took: Duration) {

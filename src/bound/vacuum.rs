@@ -32,10 +32,11 @@ words! {
 /// The VACUUM after deletions of this run or earlier ones, where it pays: tried
 /// again a few times where it yielded. `None` where none is due.
 pub async fn after(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<Option<Vacuumed>, Stop> {
+    let (mut vacuumed, mut waits) = (Vacuumed::Yielded, Waits::of("VACUUM"));
     if !maintain::vacuum_pays(&work.db.client().await?).await? {
+        waits.over(work).await;
         return Ok(None);
     }
-    let (mut vacuumed, mut waits) = (Vacuumed::Yielded, Waits::of("VACUUM"));
     for _ in 0..TRIES {
         vacuumed = once(work, lease, pacer).await?;
         if vacuumed != Vacuumed::Yielded {

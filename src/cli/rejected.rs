@@ -3,16 +3,19 @@
 use super::args::{flag, limit, peer};
 use super::confirm::{self, confirm};
 use super::{Command, Context, Output, Run};
-use crate::db::rejected::{self, Kept};
+use crate::db::rejected::{self, Kept, Name};
 use crate::db::{Client, migrate};
 use crate::pull::retry::{Retried, retry};
 use crate::show::{self, Done, ExitCode, Failure, Outcome};
 use crate::values::Host;
 use clap::{Arg, ArgMatches, value_parser};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// A line of the list cuts the reason to so many characters; `--output json` does not.
 const WHY: usize = 90;
+/// Bytes of ops that are tried together; they are held some three times over.
+const AT_ONCE: u64 = 8 << 20;
 
 pub(super) const COMMAND: Command = Command {
     name: "rejected",
@@ -122,29 +125,47 @@ fn as_json(op: &Kept) -> Value {
     })
 }
 
-/// The selected ops; an unknown id is an error.
-async fn named(client: &Client, args: &ArgMatches) -> Result<Vec<Kept>, Failure> {
-    let Some(ids) = args.get_many::<i64>("id") else {
-        return Ok(rejected::list(client, args.get_one::<Host>("peer"), 0, i64::MAX).await?);
-    };
-    let mut ops = Vec::new();
-    for id in ids {
-        let op = rejected::get(client, *id).await?;
-        ops.push(op.ok_or_else(|| {
-            Failure::new(ExitCode::Failed, "no_such_op", format!("no refused op has the id {id}"))
-                .fix("see `opsward rejected list`")
-        })?);
+/// The selected ops, the oldest first; an unknown id is an error.
+async fn named(client: &Client, args: &ArgMatches) -> Result<Vec<Name>, Failure> {
+    let ids: Option<Vec<i64>> = args.get_many("id").map(|ids| ids.copied().collect());
+    let names = rejected::names(client, ids.as_deref(), args.get_one::<Host>("peer")).await?;
+    match ids.iter().flatten().find(|id| names.iter().all(|name| name.id != **id)) {
+        Some(id) => {
+            Err(Failure::new(ExitCode::Failed, "no_such_op", format!("no refused op has the id {id}"))
+                .fix("see `opsward rejected list`"))
+        }
+        None => Ok(names),
     }
-    Ok(ops)
+}
+
+/// As many of the first as take little memory together; one at least.
+fn first_of(names: &[Name]) -> usize {
+    let mut bytes = 0;
+    let fit = names.iter().take_while(|name| {
+        bytes += name.bytes;
+        bytes <= AT_ONCE
+    });
+    fit.count().clamp(1, names.len())
 }
 
 async fn retry_all(context: &Context, client: &mut Client, args: &ArgMatches) -> Outcome {
     if context.settings.read_only {
         return Err(Failure::read_only("retrying writes ops and records, so nothing was tried", "retry"));
     }
-    let ops = named(client, args).await?;
-    let retried = retry(client, &ops, &context.clock).await?;
-    let results: Vec<(&Kept, Retried)> = ops.iter().zip(retried).collect();
+    let names = named(client, args).await?;
+    let mut retried = Vec::with_capacity(names.len());
+    while retried.len() < names.len() {
+        let next = &names[retried.len()..];
+        let next = &next[..first_of(next)];
+        let ids: Vec<i64> = next.iter().map(|name| name.id).collect();
+        let ops = rejected::whole(client, &ids).await?;
+        let ended = retry(client, &ops, &context.clock).await?;
+        let ended: BTreeMap<i64, Retried> = ops.iter().map(|op| op.id).zip(ended).collect();
+        // One that somebody dropped meanwhile is refused no more.
+        let of = |id: &i64| ended.get(id).cloned().unwrap_or(Retried::Duplicate);
+        retried.extend(ids.iter().map(of));
+    }
+    let results: Vec<(&Name, Retried)> = names.iter().zip(retried).collect();
     let settled = results.iter().any(|(_, r)| !matches!(r, Retried::Refused(_)));
     let refused = results.iter().any(|(_, r)| matches!(r, Retried::Refused(_)));
     let text = match results.is_empty() {

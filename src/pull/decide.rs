@@ -9,6 +9,8 @@ use std::time::Duration;
 /// Cursors are stored no later than this before now: a plausible op 20 h
 /// ahead would hide 20 h of ops behind it.
 pub const CURSOR_MARGIN_MS: u64 = 60_000;
+/// So far ahead of ours a peer's clock may be (contract 5).
+const SKEW_MS: u64 = 5 * 60_000;
 /// A page whose last op is older than this is followed at once by the next.
 pub const CATCH_UP_AGE_MS: u64 = 15 * 60_000;
 /// The least pause between two pages of one peer: nodes serve one at a time.
@@ -35,7 +37,9 @@ pub fn start(stored: &StoredCursors, now_ms: u64) -> Start {
     if stored.own.is_some() && filled(&stored.node_seen) && !filled(&stored.node) {
         return Start { cursor: None, reset: true };
     }
-    let source = stored.own.as_ref().or(stored.node.as_ref());
+    // Where the node's row lies ahead, nobody knows what was read below it: that log is read anew.
+    let node = stored.node.as_ref().filter(|t| usable(t, now_ms).is_some_and(|u| u.ms() <= now_ms + SKEW_MS));
+    let source = stored.own.as_ref().or(node);
     let cursor = source.and_then(|t| usable(t, now_ms)).map(|u| u.min(latest_storable(now_ms)));
     Start { cursor, reset: false }
 }
@@ -166,11 +170,11 @@ mod tests {
         assert_eq!(cursor(&stored(None, None, Some("01BEFORE"))), None);
         assert_eq!(cursor(&stored(None, None, Some(new.as_str()))), Some(new));
         assert_eq!(cursor(&stored(Some(old), None, Some(new.as_str()))), Some(old));
-        // Plausible, but ahead: capped; implausible: none.
-        assert_eq!(
-            cursor(&stored(None, None, Some(at(NOW + 3_600_000).as_str()))),
-            Some(latest_storable(NOW))
-        );
+        // Ahead by no more than clocks differ, or our own: capped. The node's further ahead may
+        // have been there for hours, and implausible ones tell nothing: none.
+        assert_eq!(cursor(&stored(None, None, Some(at(NOW + 60_000).as_str()))), Some(latest_storable(NOW)));
+        assert_eq!(cursor(&stored(Some(at(NOW + 3_600_000)), None, None)), Some(latest_storable(NOW)));
+        assert_eq!(cursor(&stored(None, None, Some(at(NOW + 3_600_000).as_str()))), None);
         assert_eq!(cursor(&stored(None, None, Some("7ZZZZZZZZZZZZZZZZZZZZZZZZZ"))), None);
     }
 

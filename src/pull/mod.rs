@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use sweep::{Ended, Sweep};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -64,6 +64,11 @@ pub struct Puller {
     appliers: Arc<Semaphore>,
     large_op: Arc<Semaphore>,
     budget: Arc<Semaphore>,
+}
+
+fn slow_op() -> Failure {
+    let seconds = LARGE_OP_TIME.as_secs();
+    Failure::Peer(format!("an op of over {LARGE_OP} bytes did not arrive within {seconds} s"))
 }
 
 /// Why a page was not taken; nothing of it counts but what was applied, which
@@ -208,7 +213,14 @@ impl Puller {
             if scanner.pending() > LARGE_OP && large.is_none() {
                 large = Some(self.large_op(batch, stop).await?);
             }
-            let read = stoppable(stop, self.read_on(page, batch, &mut scanner, &mut elements)).await??;
+            let read_on = self.read_on(page, batch, &mut scanner, &mut elements);
+            let read = match &large {
+                None => stoppable(stop, read_on).await??,
+                Some((_, since)) => {
+                    let in_time = timeout_at(*since + LARGE_OP_TIME, read_on);
+                    stoppable(stop, in_time).await?.map_err(|_| slow_op())??
+                }
+            };
             let now = self.clock.now();
             for element in elements.drain(..) {
                 if !batch.take(element, now).await? {
@@ -234,11 +246,7 @@ impl Puller {
                     batch.flush(now).await?;
                     large = None;
                 }
-                Some((_, since)) if since.elapsed() > LARGE_OP_TIME => {
-                    let seconds = LARGE_OP_TIME.as_secs();
-                    let why = format!("an op of over {LARGE_OP} bytes did not arrive within {seconds} s");
-                    return Err(Failure::Peer(why));
-                }
+                Some((_, since)) if since.elapsed() > LARGE_OP_TIME => return Err(slow_op()),
                 _ => {}
             }
             if began.elapsed() > WHOLE_PAGE && scanner.found() > 0 {

@@ -8,7 +8,7 @@ use super::decide::{self, Table};
 use super::late::Newer;
 use crate::clock::Clock;
 use crate::db::rejected::{self, Kept};
-use crate::db::{self, Client, catalog};
+use crate::db::{self, Client, catalog, newer};
 use crate::records::models;
 use crate::values::Op;
 use crate::wire::body::{Element, Envelope, read_envelope};
@@ -77,8 +77,15 @@ async fn fit(client: &Client, kept: &Kept, clock: &Clock) -> db::Result<Result<F
         }
         Table::Nowhere => return Ok(Err(format!("table: there is no table {:?}", op.table))),
     };
-    let fitting = Fitting::new(op, model, clock.now());
-    Ok(fitting.map_err(|refused| format!("{}: {}", refused.code, refused.detail)))
+    let fitting = match Fitting::new(op, model, clock.now()) {
+        Ok(fitting) => fitting,
+        Err(refused) => return Ok(Err(format!("{}: {}", refused.code, refused.detail))),
+    };
+    // One that jsonb can't hold must not keep the others from being looked at.
+    match newer::keys(client, &[&fitting.op]).await {
+        Err(error) if error.kind() == db::Kind::BadData => Ok(Err(error.to_string())),
+        known => known.map(|_| Ok(fitting)),
+    }
 }
 
 /// Applies one op; newer ops that arrive meanwhile are looked at again.

@@ -590,6 +590,19 @@ async fn waiting_for_a_large_op_leaves_no_batch_half_applied() {
     tokio::time::timeout(Duration::from_secs(30), pulled).await.expect("a batch was left half applied");
 }
 
+/// Silence in the middle of a large op counts as well: its turn is another peer's.
+#[tokio::test]
+async fn a_large_op_that_never_comes_gives_its_turn_back() {
+    let bench = Bench::new().await;
+    let large =
+        record(ago(20), "audio_previews", &format!(r#"{{"cid":"h","x":"{}"}}"#, "a".repeat(400 << 10)));
+    let sent = [head(200, &[]), b"\r\n".to_vec(), page(&[large]).into_bytes()].concat();
+    let slow = Peer::scripted([Answer::Hang(sent[..sent.len() - 1_000].to_vec())]).await;
+    let ended = bench.puller.run_once(&host(&slow), &CancellationToken::new()).await;
+    let why = ended.unwrap_err().to_string();
+    assert!(why.contains("did not arrive within 20 s"), "{why}");
+}
+
 #[tokio::test]
 async fn what_comes_again_is_no_news() {
     let bench = Bench::new().await;

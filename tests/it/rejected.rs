@@ -102,6 +102,22 @@ async fn a_retry_applies_what_has_nothing_newer() {
     assert!(bench.is_in_log(old).await && bench.is_in_log(later).await);
 }
 
+/// A number that jsonb can't hold, in a field of no model: nothing looks at it before.
+#[tokio::test]
+async fn one_that_the_database_cannot_read_keeps_no_other_back() {
+    let bench = Bench::new().await;
+    bench.keep(60, r#"[{"cid":"a","created_by":"x","odd":1e200000}]"#).await;
+    bench.keep(50, r#"[{"cid":"b","created_by":"x"}]"#).await;
+    let ran = Start::new(&["rejected", "retry", "--all"])
+        .env("OPENAUDIO_DB_URL", bench.database.url())
+        .env("OPENAUDIO_NODE_ENDPOINT", "http://own.example")
+        .output()
+        .await;
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stdout.contains("still refused: ") && ran.stdout.contains("overflows"), "{ran:?}");
+    assert_eq!((bench.by("a").await, bench.by("b").await.as_deref()), (None, Some("x")));
+}
+
 #[tokio::test]
 async fn a_retry_obeys_traces_above_every_floor() {
     let bench = Bench::new().await;

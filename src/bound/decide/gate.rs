@@ -49,8 +49,8 @@ pub fn gate(facts: &Facts) -> Gate {
             facts,
             ("own_op_ahead", ""),
             own_ahead(ahead),
-            "where this machine's clock is wrong, set it right (NTP); where it is right, the daemon's log may \
-                 name a peer that sent the op, which may be removed from ops by hand then; no setting lifts it",
+            "where this machine's clock is wrong, set it right (NTP); where it is right, somebody else wrote \
+                 the op, and this ends by itself; no setting lifts it",
         ));
     }
     gate

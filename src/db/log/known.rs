@@ -7,7 +7,7 @@ use crate::db::digest::identity;
 use crate::db::error::{Doing, Result};
 use crate::db::rows;
 use crate::db::transaction::GenericClient;
-use crate::values::latest_plausible;
+use crate::values::OpUlid;
 use jiff::Timestamp;
 use tracing::warn;
 
@@ -41,7 +41,8 @@ const CHECK: &str = "SELECT opsward.check_log($1::text)";
 /// Remembers which log this is.
 pub async fn note(client: &Client, now_ms: u64) -> Result<()> {
     let database = identity(client).await?;
-    let latest = latest_plausible(now_ms);
+    // One that lies ahead may be somebody's mistake, and removed.
+    let latest = OpUlid::last_of_ms(now_ms);
     rows::write(client, NOTE, &[&database, &latest.as_str()], "remember the newest op").await
 }
 

@@ -8,7 +8,7 @@ use crate::db::known;
 use crate::db::rows;
 use crate::db::transaction::GenericClient;
 use crate::db::transaction::{Isolation, begin};
-use crate::values::{Host, IgnoredRow, NodeWrite, OpUlid, StoredCursors, latest_plausible, unix_ms};
+use crate::values::{Host, IgnoredRow, NodeWrite, OpUlid, StoredCursors, unix_ms};
 use jiff::Timestamp;
 use tokio_postgres::types::ToSql;
 
@@ -113,7 +113,7 @@ pub async fn write(
     }
     if node != NodeWrite::Reset {
         let seen = if node == NodeWrite::Set { Some(text) } else { before.as_deref() };
-        let latest = latest_plausible(unix_ms(now));
+        let latest = OpUlid::last_of_ms(unix_ms(now));
         let values: [&(dyn ToSql + Sync); 5] = [&host.as_str(), &text, &seen, &now, &latest.as_str()];
         tx.execute(OWN_SET, &values).await.doing("write our cursor")?;
     }

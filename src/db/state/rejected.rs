@@ -2,6 +2,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
+use crate::db::rows;
 use crate::db::transaction::begin_rare;
 use crate::values::{Host, OpUlid};
 use jiff::Timestamp;
@@ -137,15 +138,37 @@ const LIST: &str = "
     FROM opsward.rejected_ops
     WHERE id > $2 AND ($1::text IS NULL OR peer = $1) ORDER BY id LIMIT $3";
 
-/// The kept op of an id.
-pub async fn get(client: &Client, id: i64) -> Result<Option<Kept>> {
-    let row = client.query_opt(GET, &[&id]).await.doing("read a refused op")?;
-    Ok(row.as_ref().map(kept))
+/// A kept op without its bytes.
+#[derive(Clone, Debug, serde::Deserialize)]
+pub struct Name {
+    /// How it is named in commands.
+    pub id: i64,
+    /// Its ULID; empty where it had no plausible one.
+    pub ulid: String,
+    /// Its table.
+    pub table: String,
+    /// The size of the op as received.
+    pub bytes: u64,
 }
 
-const GET: &str = "
+/// The kept ops of these ids, of one peer, or all; in the order of their ULIDs.
+pub async fn names(client: &Client, ids: Option<&[i64]>, peer: Option<&Host>) -> Result<Vec<Name>> {
+    rows::all(client, NAMES, &[&ids, &peer.map(Host::as_str)], "name refused ops").await
+}
+
+const NAMES: &str = r#"
+    SELECT id, ulid, table_name AS "table", octet_length(op)::bigint AS bytes FROM opsward.rejected_ops
+    WHERE ($1::bigint[] IS NULL OR id = ANY ($1)) AND ($2::text IS NULL OR peer = $2) ORDER BY ulid, id"#;
+
+/// The kept ops of these ids, whole, in the order of their ULIDs.
+pub async fn whole(client: &Client, ids: &[i64]) -> Result<Vec<Kept>> {
+    let rows = client.query(WHOLE, &[&ids]).await.doing("read refused ops")?;
+    Ok(rows.iter().map(kept).collect())
+}
+
+const WHOLE: &str = "
     SELECT id, peer, ulid, table_name, code, detail, op, times, first_seen, last_seen
-    FROM opsward.rejected_ops WHERE id = $1";
+    FROM opsward.rejected_ops WHERE id = ANY ($1) ORDER BY ulid, id";
 
 /// The code of ops that the replay guard kept from the node, since they act in
 /// part only.

@@ -9,7 +9,7 @@ use opsward::bound::guard::ensure;
 use opsward::clock::Clock;
 use opsward::db::lease::Lease;
 use opsward::db::{cursors, known};
-use opsward::values::{Host, NodeWrite};
+use opsward::values::{Host, NodeWrite, OpUlid};
 use std::process::Command;
 
 fn peer() -> Host {
@@ -97,6 +97,25 @@ async fn rows_are_put_back_into_the_same_table() {
     foreign::observe(&work).await.unwrap();
     assert_eq!(bench.text("SELECT count(*) FROM opsward.floors WHERE floor IS NOT NULL").await, "1");
     assert!(told(&bench).await.starts_with("1 "));
+}
+
+/// One that lies ahead may be a mistake of somebody's clock, and removed by hand.
+#[tokio::test]
+async fn an_op_ahead_that_is_removed_is_no_other_log() {
+    let bench = Bench::new().await;
+    let work = work::on(&bench.db, |_| {});
+    ops(&bench, 1, 10).await;
+    foreign::observe(&work).await.unwrap();
+    bench.prune("uploads", ulid(30, 5)).await;
+    let ahead = OpUlid::from_parts(Clock::System.now_ms() + 20 * 3_600_000, 1);
+    bench.run(&format!("INSERT INTO ops VALUES ('{ahead}', 'http://h', 'create', 'uploads', '[]')")).await;
+    foreign::observe(&work).await.unwrap();
+    read_up_to(&bench, 10).await;
+    let before = remembered(&bench).await;
+    bench.run(&format!("DELETE FROM ops WHERE ulid = '{ahead}'")).await;
+    foreign::observe(&work).await.unwrap();
+    read_up_to(&bench, 10).await;
+    assert_eq!(remembered(&bench).await, before);
 }
 
 /// A state sync truncates every table and fills them again: the refill goes in
