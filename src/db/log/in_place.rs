@@ -32,8 +32,9 @@ const SIZE: &str = "
            coalesce(pg_total_relation_size(nullif(c.reltoastrelid, 0)), 0), pg_indexes_size(c.oid)
     FROM pg_class c WHERE c.oid = 'public.ops'::regclass";
 
+/// A number; 0 for the size of a relation that was dropped as it was looked at.
 fn n(row: &Row, column: usize) -> u64 {
-    u64::try_from(row.get::<_, i64>(column)).unwrap_or(0)
+    row.get::<_, Option<i64>>(column).and_then(|n| u64::try_from(n).ok()).unwrap_or(0)
 }
 
 /// The next transaction: whatever is committed now has an older one.
@@ -179,9 +180,11 @@ pub async fn toast(client: &impl GenericClient) -> Result<Option<Toast>> {
     Ok(row.map(|r| Toast { name: r.get(0), bytes: n(&r, 1) }))
 }
 
+/// A rewrite of the log (SET UNLOGGED, by a state sync) drops it: it has no size then.
 const TOAST: &str = "
     SELECT t.oid::regclass::text, pg_relation_size(t.oid)
-    FROM pg_class c JOIN pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = 'public.ops'::regclass";
+    FROM pg_class c JOIN pg_class t ON t.oid = c.reltoastrelid
+    WHERE c.oid = 'public.ops'::regclass AND pg_relation_size(t.oid) IS NOT NULL";
 
 /// The columns whose values may be stored out of line.
 #[derive(Clone, PartialEq, Eq, Debug)]
