@@ -33,5 +33,8 @@ pub(super) fn count(at: &mut Checkpoint, gone: &[Gone]) {
         sum.rows += of.rows;
         sum.bytes += of.bytes;
         sum.traces += of.traces;
+        if of.rows == 0 {
+            sum.stays = sum.stays.max(Some(of.highest));
+        }
     }
 }

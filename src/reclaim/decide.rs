@@ -54,6 +54,9 @@ pub struct Gone {
     pub bytes: u64,
     /// Traces written.
     pub traces: u64,
+    /// The highest op below the cut that stays for the chain's sake.
+    #[serde(default)]
+    pub stays: Option<OpUlid>,
 }
 
 /// All that a reclaim remembers, one row in the database.

@@ -364,7 +364,12 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
         bytes_before: at.bytes_before,
         bytes_after: after,
         bytes_expected: at.expected,
-        dropped: at.gone.iter().map(|(table, gone)| (table.clone(), gone.rows)).collect(),
+        dropped: at
+            .gone
+            .iter()
+            .filter(|(_, gone)| gone.rows > 0)
+            .map(|(table, gone)| (table.clone(), gone.rows))
+            .collect(),
         seconds: (work.clock.now().as_millisecond() - at.began_ms).max(0) as u64 / 1000,
         locked_ms,
     })

@@ -16,6 +16,7 @@ use super::decide::{Capture, Checkpoint, Facts, Gone, Mode, Phase, Step, next_of
 use super::walk::watched;
 use super::{Change, Error, Result, Run};
 use crate::db::clone::{self, NEXT, OPS, columns, traits};
+use crate::db::prune::floor_over;
 use crate::db::short_lock::{self, Behind, Target};
 use crate::db::swap::{After, Expected, Loss, Swapped};
 use crate::db::{self, capture, maintain, reclaim as store};
@@ -266,10 +267,15 @@ fn losses(at: &Checkpoint) -> Vec<Loss> {
     let of = |table: &String, gone: &Gone| {
         let cut = at.survivors.cuts.get(table);
         let below: OpUlid = *cut.or_else(|| at.survivors.compact.get(table))?;
+        // What stays is deleted by the node's own pruner, though nothing of its table goes now.
+        let below = match (gone.rows, gone.stays) {
+            (0, stays) => floor_over(stays?, Some(below)),
+            _ => below,
+        };
         let sums = [gone.rows, gone.bytes, gone.traces];
         Some(Loss { table: table.clone(), below, compacted: cut.is_none(), sums })
     };
-    at.gone.iter().filter(|(_, gone)| gone.rows > 0).filter_map(|(table, gone)| of(table, gone)).collect()
+    at.gone.iter().filter_map(|(table, gone)| of(table, gone)).collect()
 }
 
 /// The swap's commit may not be on disk yet. This one is made durable, and with

@@ -100,8 +100,11 @@ fn is_cancelled(error: &tokio_postgres::Error) -> bool {
 impl Seen {
     /// Whether the one at work has to end, so long after the look before this one.
     fn means(&self, since: Duration, locks: &Budget) -> Ended {
+        // A wait that is shorter than the time between two looks is often not seen: one that
+        // is seen counts for those.
+        let counted = |wait: Duration| wait.max(LOOK_WHILE_TRUNCATING).min(since);
         match self.waits {
-            Some(wait) if !self.truncates || locks.saw(wait.min(since)) => Ended::Yielded,
+            Some(wait) if !self.truncates || locks.saw(counted(wait)) => Ended::Yielded,
             _ => Ended::Done,
         }
     }

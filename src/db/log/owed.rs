@@ -37,6 +37,17 @@ impl Owed {
         }
     }
 
+    /// Whether a row stays for the chain's sake, and leaves its traces all the same: the node's
+    /// own pruner deletes it too. What the chain rejected was never anywhere else, and
+    /// outdates nothing that comes by it.
+    pub(in crate::db) fn stays_a_while(self, prefix: &str, from: &str) -> String {
+        let late = self.is_late(prefix, from);
+        match self.status {
+            true => format!("(coalesce({prefix}core_tx_status IN ('pending', 'error'), false) OR {late})"),
+            false => late,
+        }
+    }
+
     /// Whether a row may go by all that the chain says, where what is older
     /// than `from` goes.
     pub(in crate::db) fn may_go(self, prefix: &str, from: &str) -> String {

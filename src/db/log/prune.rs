@@ -355,7 +355,7 @@ async fn remember_what_stays(
     })?;
     let floor = |r: &Row| {
         let cut = cuts.iter().find(|cut| cut.table == r.get::<_, &str>(0))?;
-        Some((cut.table.as_str(), floor_over(OpUlid::parse(r.get(4))?, Some(cut))))
+        Some((cut.table.as_str(), floor_over(OpUlid::parse(r.get(4))?, Some(cut.below))))
     };
     let (tables, floors): (Vec<&str>, Vec<OpUlid>) = rows.iter().filter_map(floor).unzip();
     if tables.is_empty() {
@@ -366,9 +366,9 @@ async fn remember_what_stays(
 }
 
 /// As low as it may be: the millisecond after the highest that is remembered.
-pub(in crate::db) fn floor_over(highest: OpUlid, cut: Option<&TableCut>) -> OpUlid {
+pub fn floor_over(highest: OpUlid, cut: Option<OpUlid>) -> OpUlid {
     let after = OpUlid::first_of_ms(highest.ms() + 1);
-    cut.map_or(after, |cut| cut.below.min(after))
+    cut.map_or(after, |cut| cut.min(after))
 }
 
 /// Moves the watermark over the span, up to the first row that is left of it.

@@ -25,10 +25,10 @@ const SPAN: &str = "o.ulid >= $1 AND o.ulid < $2 AND o.ulid <> ALL ($3) AND o.\"
 /// Leaves traces of what stays below the cuts for the chain's sake: by table
 /// the highest of it, as the fifth column.
 pub(in crate::db) fn stays_sql(columns: &[&str]) -> String {
-    let may_go = Owed::of_columns(columns).may_go("o.", "c.since");
+    let stays = Owed::of_columns(columns).stays_a_while("o.", "c.since");
     let cuts = cuts_sql(Doomed::Below(&[]));
     let stays = format!(
-        "SELECT {} FROM public.ops o, {cuts} WHERE {SPAN} AND o.ulid COLLATE \"C\" < c.below AND NOT ({may_go})",
+        "SELECT {} FROM public.ops o, {cuts} WHERE {SPAN} AND o.ulid COLLATE \"C\" < c.below AND {stays}",
         gone_sql("0")
     );
     traced_of(&stays, "0")

@@ -45,7 +45,8 @@ pub(in crate::db) async fn remember(
         Doomed::Below(cuts) => cuts.iter().find(|cut| cut.table == table),
         Doomed::Listed(_) => None,
     };
-    let bounds: Vec<OpUlid> = gone.iter().map(|g| floor_over(g.highest, cut(&g.table))).collect();
+    let bounds: Vec<OpUlid> =
+        gone.iter().map(|g| floor_over(g.highest, cut(&g.table).map(|cut| cut.below))).collect();
     let bounds: Vec<&str> = bounds.iter().map(OpUlid::as_str).collect();
     let belows: Vec<&str> =
         gone.iter().zip(&bounds).map(|(g, b)| cut(&g.table).map_or(*b, |c| c.below.as_str())).collect();

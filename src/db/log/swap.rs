@@ -202,6 +202,7 @@ BEGIN
            CASE WHEN (l ->> 'compacted')::boolean THEN 'compact' ELSE 'window' END,
            greatest(0, extract(epoch FROM now() - b.at) * 1000)::bigint, 'done'
     FROM jsonb_array_elements(gone) l, (SELECT current_setting('opsward.began')::timestamptz AS at) b
+    WHERE l #>> '{sums,0}' <> '0'
     ON CONFLICT (run, task, table_name) DO NOTHING;
     EXECUTE $save$ SAVE $save$ USING current_setting('opsward.checkpoint');
 END $swap$"#;

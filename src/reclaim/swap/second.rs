@@ -13,13 +13,15 @@ use crate::db::helper::Helper;
 use crate::db::prune::Gone;
 use crate::db::{Doing, Transaction};
 use crate::values::OpUlid;
-use futures_util::future::BoxFuture;
+use crate::work::Halt;
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinError;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 /// How far behind the copy it may be, in bytes of the log.
 const LAG: u64 = 256 << 20;
@@ -81,8 +83,9 @@ pub(super) struct Checked {
     took: Duration,
 }
 
-/// A part that is being dealt with; it gives the session back.
-type UnderWay = BoxFuture<'static, (Helper, Result<Checked>)>;
+/// A part that is being dealt with, whatever the lease's session is at: its transaction
+/// never stands idle. It gives the session back.
+type UnderWay = AbortOnDropHandle<(Helper, Result<Checked>)>;
 
 /// Parts are begun in the order of the log's key, and told in it.
 #[derive(Default)]
@@ -138,15 +141,16 @@ impl Second {
         }
     }
 
+    #[allow(clippy::disallowed_methods, reason = "it goes on while the lease's session does other things")]
     fn start(&mut self, part: Part, what: &Arc<What>) {
         let Some(mut helper) = self.idle.take() else { return };
         self.at = self.begun;
         self.begun += 1;
         let what = what.clone();
-        self.under_way = Some(Box::pin(async move {
+        self.under_way = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let checked = checked(&mut helper, &what, part).await;
             (helper, checked)
-        }));
+        })));
     }
 
     /// Whether something is not told yet.
@@ -165,7 +169,11 @@ impl Second {
     /// Waits for the part under way. Where that failed, it and all after it is done again.
     pub(super) async fn settle(&mut self) -> Result<()> {
         let Some(under_way) = &mut self.under_way else { return Ok(()) };
-        let (helper, checked) = under_way.await;
+        let (helper, checked) = match under_way.await.map_err(JoinError::try_into_panic) {
+            Ok(done) => done,
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            Err(Err(_)) => return Err(Halt::Stopped.into()),
+        };
         let before = std::mem::take(self);
         let checked = checked?;
         *self = Self { idle: Some(helper), under_way: None, rows: 0, ..before };
