@@ -203,6 +203,11 @@ async fn what_the_chain_has_not_got_and_what_came_lately_stays() {
             database.migrated().await;
             let mut node = ChainNode::start(&database).await;
             old_ops(&node.client).await;
+            // Of its table nothing goes.
+            let only = OpUlid::first_of_ms(ulid_of(real_ago(39)).ms());
+            let owed = "INSERT INTO ops (ulid, host, action, \"table\", data, core_tx_status) VALUES
+                ($1, 'http://o.example', 'create', 'audio_previews', '[{\"cid\": \"only\"}]', 'pending')";
+            node.client.execute(owed, &[&only.as_str()]).await.unwrap();
             node.block(Timestamp::now(), &[]).await;
             node.look_again(&[], Timestamp::now()).await;
             assert_eq!(json(&database, &["census", "--full", "--pace", "full"]).await.0, 0);
@@ -211,8 +216,17 @@ async fn what_the_chain_has_not_got_and_what_came_lately_stays() {
             let rows =
                 node.client.query("SELECT data -> 0 ->> 'cid' FROM ops ORDER BY ulid", &[]).await.unwrap();
             let left: Vec<String> = rows.iter().map(|r| r.get(0)).collect();
-            let stays = ["confirmed 1", "pending 0", "error 0", "rejected 0", "new"];
+            let stays = ["confirmed 1", "pending 0", "error 0", "rejected 0", "only", "new"];
             assert_eq!(left, stays, "{schema:?} {way:?}");
+            // The node's own pruner deletes it, and remembers nothing. What the chain rejected
+            // was never anywhere else: nothing of others' is outdated by it.
+            let remembered = "SELECT cid FROM unnest($1::text[]) AS cid
+                JOIN opsward.floors f ON f.floor IS NOT NULL
+                JOIN opsward.traces t ON t.key = opsward.trace_key(f.table_name, jsonb_build_object('cid', cid))
+                ORDER BY cid";
+            let rows = node.client.query(remembered, &[&stays.as_slice()]).await.unwrap();
+            let remembered: Vec<String> = rows.iter().map(|r| r.get(0)).collect();
+            assert_eq!(remembered, ["confirmed 1", "error 0", "only", "pending 0"], "{schema:?} {way:?}");
         }
     }
 }
