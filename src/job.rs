@@ -21,8 +21,20 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
+
+/// A job as a command hands it to the daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Handed {
+    /// The work.
+    #[serde(flatten)]
+    pub job: Job,
+    /// What the command's settings say of deletion: the daemon's own count, and it tells where
+    /// they differ.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+}
 
 /// A piece of work with its arguments, as it stands in `opsward.jobs`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -41,10 +53,6 @@ pub enum Job {
         tasks: Vec<Which>,
         /// `--pace`, 1 to 100; else the pace in the database.
         percent: Option<u8>,
-        /// What the command's settings say of deletion: the daemon's own count, and it tells
-        /// where they differ.
-        #[serde(default)]
-        settings: BTreeMap<String, String>,
     },
     /// Gives the disk back.
     Reclaim(reclaim::Request),
@@ -81,6 +89,27 @@ pub enum Ended {
     Trouble(Failure),
 }
 
+impl Ended {
+    /// Tells which settings of the command are others than those that the job was done with.
+    pub fn tell(&mut self, job: &Job, differ: &[[String; 3]]) {
+        if differ.is_empty() || matches!(job, Job::Census { .. }) {
+            return;
+        }
+        match self {
+            Self::Report(report) => report["settings_differ"] = json!(differ),
+            Self::Trouble(failure) => {
+                let all: Vec<String> = differ.iter().map(one_differs).collect();
+                failure.text.push_str(&format!("; the daemon has its own settings: {}", all.join(", ")));
+            }
+        }
+    }
+}
+
+/// A setting, the command's and the daemon's.
+pub fn one_differs([name, here, there]: &[String; 3]) -> String {
+    format!("{name} is {here} here and {there} there")
+}
+
 impl From<Stop> for Failure {
     fn from(stop: Stop) -> Self {
         match stop {
@@ -97,8 +126,10 @@ fn failed(text: impl Into<String>, fix: &str) -> Failure {
     Failure::new(ExitCode::Failed, "job_failed", text).fix(fix)
 }
 
-/// How often a job's progress is written, and its abort is looked for.
+/// How often a job's progress is written at first, and its abort is looked for.
 const EVERY: Duration = Duration::from_secs(1);
+/// The longest between two writings of progress.
+const LEAST_OFTEN: Duration = Duration::from_secs(10);
 
 /// Notes a job in `opsward.jobs` and does it: `status` tells of it whoever does it.
 pub async fn begin(job: &Job, work: &Work, lease: &mut Lease) -> db::Result<Ended> {
@@ -121,7 +152,7 @@ pub async fn begin(job: &Job, work: &Work, lease: &mut Lease) -> db::Result<Ende
 /// at its next batch when somebody hands over its abort: the abort needs the lease, and would
 /// wait for hours while the reclaim is paused.
 pub async fn carry_out(id: i64, job: &Job, work: &Work, lease: &mut Lease) -> Ended {
-    let (told, mut progress) = watch::channel(Progress::default());
+    let (told, progress) = watch::channel(Progress::default());
     let tell = work.tell.clone();
     let own = Work {
         stop: work.stop.child_token(),
@@ -132,6 +163,7 @@ pub async fn carry_out(id: i64, job: &Job, work: &Work, lease: &mut Lease) -> En
         ..work.clone()
     };
     let report = async {
+        let (begun, mut written) = (Instant::now(), (Instant::now(), Progress::default()));
         loop {
             sleep(EVERY).await;
             // A job may take days: it keeps no session for this.
@@ -141,17 +173,26 @@ pub async fn carry_out(id: i64, job: &Job, work: &Work, lease: &mut Lease) -> En
                 info!("the reclaim is told to stop: its abort was handed over");
                 own.stop.cancel();
             }
-            if progress.has_changed().unwrap_or(false) {
+            let now = progress.borrow().clone();
+            if is_due(&written.1, &now, written.0.elapsed(), begun.elapsed()) {
                 // The job goes on even when its progress cannot be written.
-                let now = serde_json::to_value(&*progress.borrow_and_update()).unwrap_or_default();
-                if let Err(error) = jobs::progress(client, id, &now).await {
+                let value = serde_json::to_value(&now).unwrap_or_default();
+                if let Err(error) = jobs::progress(client, id, &value).await {
                     debug!(%error, "the progress of a job is not written");
                 }
+                written = (Instant::now(), now);
             }
         }
     };
     // On the heap: the future of a job is too large for a stack.
     beside(perform(job, &own, lease).boxed(), report.boxed()).await
+}
+
+/// Whether progress is written: what is new of it at once, a mere count less often the longer
+/// the job takes. An old snapshot keeps each version, and who looks for the last reads them all.
+fn is_due(written: &Progress, now: &Progress, since: Duration, age: Duration) -> bool {
+    let is_new = (&written.phase, &written.waiting) != (&now.phase, &now.waiting);
+    is_new || written != now && since >= (age / 60).min(LEAST_OFTEN)
 }
 
 /// Runs `work` to its end and `other` beside it. Neither waits for the other: a job goes on
@@ -167,15 +208,7 @@ async fn beside<T>(work: impl Future<Output = T>, other: impl Future<Output = In
 async fn perform(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
     let report = match job {
         Job::Census { scope, percent } => count(work, lease, *scope, *percent).boxed().await,
-        Job::Prune { tasks, percent, settings } => {
-            prune(work, lease, tasks, *percent).boxed().await.map(|mut report| {
-                let differ = work.settings.differing(settings);
-                if !differ.is_empty() {
-                    report["settings_differ"] = json!(differ);
-                }
-                report
-            })
-        }
+        Job::Prune { tasks, percent } => prune(work, lease, tasks, *percent).boxed().await,
         Job::Reclaim(request) => give_back(work, lease, request).boxed().await,
     };
     report.map_or_else(Ended::Trouble, Ended::Report)
@@ -320,6 +353,17 @@ async fn count(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn progress_of_a_long_job_is_written_less_often() {
+        let of = |phase: &str, done: u64| Progress { phase: phase.into(), done, ..Progress::default() };
+        let secs = Duration::from_secs;
+        let due = |now: Progress, since: u64, age: u64| is_due(&of("copy", 1), &now, secs(since), secs(age));
+        assert!(due(of("copy", 2), 1, 60) && !due(of("copy", 1), 60, 60));
+        assert!(!due(of("copy", 2), 9, 36_000) && due(of("copy", 2), 10, 36_000));
+        assert!(due(of("verify", 1), 1, 36_000));
+        assert!(due(Progress { waiting: Some("a lock".into()), ..of("copy", 1) }, 1, 36_000));
+    }
 
     /// Each waits for the other's next step.
     #[tokio::test]

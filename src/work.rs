@@ -12,7 +12,7 @@ use crate::db::stats::Volumes;
 use crate::db::{self, Db, order, pace, stats};
 use crate::metrics::Metrics;
 use crate::settings::{Settings, Window};
-use crate::values::{Host, OpUlid, Progress};
+use crate::values::{EARLIEST_ULID, Host, OpUlid, Progress};
 use space::{AMPLE, Floor, LAST_WAL, LOOK_EVERY, LOWEST, Lack, Pulse, is_much_wal, lack};
 pub use space::{Room, WAL_SEGMENT};
 use std::convert::Infallible;
@@ -28,6 +28,8 @@ pub use waits::{WaitFor, Waits};
 const GENTLE_DELAY_MS: f64 = 2.0;
 /// So many sessions waiting for the disk slow the work down as far as it goes.
 const MOST_WAITING: u32 = 4;
+/// Milliseconds of the log that a first batch covers at most.
+const FIRST_REACH_MS: u64 = 86_400_000;
 /// The longest pause between two batches.
 const LONGEST_REST: Duration = Duration::from_secs(10);
 
@@ -62,7 +64,7 @@ pub enum Halt {
     #[error("outside OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW={0}")]
     OutsideWindow(Window),
     /// Too little disk is free.
-    #[error("only {free} bytes are free on {volume}, {whose} asks for {floor}{}",
+    #[error("too little disk: only {free} bytes are free on {volume}, {whose} asks for {floor}{}",
         cause.as_ref().map(|cause| format!("; {cause}")).unwrap_or_default())]
     LittleDisk {
         /// Bytes free.
@@ -380,6 +382,12 @@ impl BatchSize {
         Self { rows: first.min(most).max(1), most: most.max(1), target, reach: None, covered: 0 }
     }
 
+    /// The same for a log that is known to begin at `from`: what others deleted right there
+    /// is dead, and may be millions of entries of the index.
+    pub fn beginning_at(self, from: &str) -> Self {
+        Self { reach: (from != EARLIEST_ULID).then_some(FIRST_REACH_MS), ..self }
+    }
+
     /// Rows of the next batch.
     pub fn rows(self) -> u32 {
         self.rows
@@ -396,8 +404,12 @@ impl BatchSize {
 
     /// Learns from a batch of so many rows.
     pub fn took(&mut self, rows: u32, time: Duration) {
-        if self.covered > 0 && rows < self.rows / 2 && time > self.target {
-            self.reach = Some((self.covered / 2).max(1));
+        if self.covered > 0 && rows < self.rows / 2 {
+            // Its keys bound it, which says nothing of rows.
+            self.reach = match time > self.target {
+                true => Some((self.covered / 2).max(1)),
+                false => self.reach.map(|r| r.saturating_mul(if time < self.target / 10 { 8 } else { 2 })),
+            };
             return;
         }
         if time < self.target {

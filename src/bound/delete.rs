@@ -5,6 +5,7 @@
 //! two batches when it is told to, paused, or out of time, and what it did
 //! stays: the next run begins where it ended.
 
+use super::skipped::Skipped;
 use super::vacuum::{self, Vacuumed};
 use crate::db::lease::Lease;
 use crate::db::prune::{self, Batch, Doomed, Locked, Places, Range, Run, TableCut, Trouble};
@@ -34,8 +35,6 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 const TRIES: u32 = 20;
 /// Between two tries of what is locked.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
-/// Skipped rows that are remembered: the next run finds the others.
-const SKIPPED_KEPT: usize = 10_000;
 
 /// What a run deletes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -72,7 +71,8 @@ impl Ended {
             Self::Done { locked: 0 } => "done".into(),
             Self::Done { locked } => format!("done; {locked} rows were locked by another session"),
             Self::OutOfTime => "out of time, goes on".into(),
-            Self::Halted(why) => why.clone(),
+            // The way out holds as long as the reason does, which the history outlives.
+            Self::Halted(why) => why.split(';').next().unwrap_or_default().to_owned(),
         }
     }
 }
@@ -101,6 +101,9 @@ pub struct Report {
     pub batches: u64,
     /// The longest transaction.
     pub longest_ms: u64,
+    /// Who held the rows that stayed locked, where that was to be seen.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub locked_by: Vec<String>,
     /// How it ended.
     #[serde(flatten)]
     pub ended: Ended,
@@ -143,8 +146,13 @@ pub async fn run(
         Err(Stop::Halt(halt)) => Ok(Ended::Halted(halt.to_string())),
         Err(Stop::Db(error)) => Err(error),
     };
+    deleting.skipped.over(work).await;
     let mut report = deleting.report;
-    let words = ended.as_ref().map_or_else(|error| error.to_string(), Ended::words);
+    let mut words = ended.as_ref().map_or_else(|error| error.to_string(), Ended::words);
+    if matches!(ended, Ok(Ended::Done { locked: 1.. })) && !deleting.skipped.by.is_empty() {
+        words.push_str(&format!(": {}", deleting.skipped.by.join("; ")));
+        report.locked_by = deleting.skipped.by;
+    }
     if !report.tables.is_empty() {
         // On a connection of the pool: the lease's may be what was lost.
         let client = work.db.client().await.map_err(Stop::Db);
@@ -164,7 +172,7 @@ pub async fn run(
         rows = report.rows(),
         batches = report.batches,
         longest_ms = report.longest_ms,
-        ended = report.ended.words(),
+        ended = words,
         "deleted"
     );
     Ok(report)
@@ -178,11 +186,7 @@ struct Deleting<'a> {
     cuts: Vec<TableCut>,
     size: BatchSize,
     locked: Locked,
-    skipped: Vec<OpUlid>,
-    /// The lowest that was skipped.
-    first_skipped: Option<OpUlid>,
-    /// Those that were too many to remember.
-    unkept: u64,
+    skipped: Skipped,
     until: Instant,
     /// Rows deleted since a VACUUM came to its end, by earlier runs too.
     since_vacuum: u64,
@@ -211,9 +215,7 @@ impl<'a> Deleting<'a> {
             cuts: order.cuts.clone(),
             size: BatchSize::new(FIRST_ROWS, most, TARGET),
             locked: Locked::Wait,
-            skipped: Vec::new(),
-            first_skipped: None,
-            unkept: 0,
+            skipped: Skipped::of(order.task),
             until: Instant::now() + budget,
             since_vacuum: 0,
             vacuum_from: Instant::now(),
@@ -226,6 +228,7 @@ impl<'a> Deleting<'a> {
                 scanned: 0,
                 batches: 0,
                 longest_ms: 0,
+                locked_by: Vec::new(),
                 ended: Ended::OutOfTime,
                 vacuum: None,
             },
@@ -237,6 +240,7 @@ impl<'a> Deleting<'a> {
         let client = self.work.db.client().await?;
         self.since_vacuum = maintain::unvacuumed(&client).await?;
         self.from = prune::begin_at(&client, &tables).await?;
+        self.size = self.size.beginning_at(&self.from);
         drop(client);
         loop {
             let Some(until) = self.cuts.iter().map(|cut| cut.below).max() else {
@@ -261,14 +265,14 @@ impl<'a> Deleting<'a> {
             let began = Instant::now();
             match self.batch(lease, &range).await {
                 Ok(batch) => {
-                    self.learn(&batch, began.elapsed());
+                    self.learn(lease, &batch, began.elapsed()).await;
                     match batch.next {
                         Some(next) => self.from = next,
                         None if end < until => self.from = end.to_string(),
                         None => return self.locked_ones(lease, pacer).await,
                     }
                 }
-                Err(error) => self.recover(error).await?,
+                Err(error) => self.recover(lease, error).await?,
             }
         }
     }
@@ -292,7 +296,7 @@ impl<'a> Deleting<'a> {
     /// Remembers how far it got: the next run begins there, or where the first row was
     /// skipped. Where something is in the way, the next run reads a little more.
     async fn sweep(&mut self, lease: &mut Lease) -> db::Result<()> {
-        let to = self.first_skipped.map_or_else(|| self.from.clone(), |skipped| skipped.to_string());
+        let to = self.skipped.first.map_or_else(|| self.from.clone(), |skipped| skipped.to_string());
         let tx = lease.begin().await?;
         self.swept = Instant::now();
         match prune::swept(&tx, &self.cuts, &to).await {
@@ -302,19 +306,12 @@ impl<'a> Deleting<'a> {
         }
     }
 
-    fn learn(&mut self, batch: &Batch, took: Duration) {
+    async fn learn(&mut self, lease: &Lease, batch: &Batch, took: Duration) {
         self.size.took(u32::try_from(batch.scanned).unwrap_or(u32::MAX), took);
         self.locked = Locked::Wait;
         self.failures = 0;
-        self.first_skipped = self.lowest_skipped(batch);
-        let kept = SKIPPED_KEPT.saturating_sub(self.skipped.len()).min(batch.skipped.len());
-        self.skipped.extend(&batch.skipped[..kept]);
-        self.unkept += (batch.skipped.len() - kept) as u64;
+        self.skipped.learn(self.work, lease, batch).await;
         self.count(batch, took);
-    }
-
-    fn lowest_skipped(&self, batch: &Batch) -> Option<OpUlid> {
-        self.first_skipped.into_iter().chain(batch.skipped.iter().copied()).min()
     }
 
     fn count(&mut self, batch: &Batch, took: Duration) {
@@ -338,12 +335,14 @@ impl<'a> Deleting<'a> {
             phase: format!("deleting ({})", self.order.task),
             done: self.report.rows(),
             unit: "rows".into(),
+            waiting: self.skipped.waits.told().map(|(what, _)| what.clone()),
+            waiting_since: self.skipped.waits.told().map(|(_, since)| *since),
             ..Progress::default()
         });
     }
 
     /// A failed batch left nothing; the same rows are tried again otherwise.
-    async fn recover(&mut self, error: Error) -> Result<(), Stop> {
+    async fn recover(&mut self, lease: &mut Lease, error: Error) -> Result<(), Stop> {
         self.failures += 1;
         let trouble = prune::trouble(&error);
         if trouble == Trouble::Fatal || self.failures > TRIES {
@@ -353,7 +352,10 @@ impl<'a> Deleting<'a> {
         match trouble {
             Trouble::TooLong => self.size.too_long(),
             // Somebody has the whole table, not a row of it: that passes.
-            _ if self.locked == Locked::Skip => self.rest().await?,
+            _ if self.locked == Locked::Skip => {
+                self.skipped.table(self.work, lease, RETRY_AFTER).await?;
+                self.rest().await?;
+            }
             _ => self.locked = Locked::Skip,
         }
         Ok(())
@@ -368,14 +370,17 @@ impl<'a> Deleting<'a> {
 
     /// Tries once more what was locked when its batch came.
     async fn locked_ones(&mut self, lease: &mut Lease, pacer: &mut Pacer) -> Result<Ended, Stop> {
-        let mut still = self.unkept;
-        for ulid in std::mem::take(&mut self.skipped) {
+        let mut still = self.skipped.unkept;
+        for ulid in std::mem::take(&mut self.skipped.ulids) {
             pacer.turn(lease).await?;
             let until = OpUlid::first_of_ms(ulid.ms() + 1);
             self.locked = Locked::Skip;
             let began = Instant::now();
             match self.batch(lease, &Range { from: ulid.to_string(), until, rows: 100 }).await {
                 Ok(batch) => {
+                    if still == 0 && !batch.skipped.is_empty() {
+                        self.skipped.named(self.work, lease, &batch.skipped).await;
+                    }
                     still += batch.skipped.len() as u64;
                     self.count(&batch, began.elapsed());
                 }
@@ -384,7 +389,8 @@ impl<'a> Deleting<'a> {
             }
         }
         if still > 0 {
-            warn!(rows = still, task = self.order.task, "rows stayed locked: the next run finds them");
+            let by = self.skipped.by.join("; ");
+            warn!(rows = still, task = self.order.task, by, "rows stayed locked: the next run finds them");
         }
         self.settle(lease, still == 0).await?;
         Ok(Ended::Done { locked: still })
@@ -396,7 +402,7 @@ impl<'a> Deleting<'a> {
             return Ok(());
         };
         let now_ms = self.work.clock.now_ms();
-        let swept = self.first_skipped.filter(|_| !all).unwrap_or(until);
+        let swept = self.skipped.first.filter(|_| !all).unwrap_or(until);
         let tx = lease.begin().await?;
         prune::swept(&tx, &self.cuts, swept.as_str()).await?;
         let settled = prune::settle(&tx, until, now_ms).await;

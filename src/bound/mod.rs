@@ -15,5 +15,6 @@ pub mod index;
 pub mod node;
 pub mod plan;
 pub mod recent;
+mod skipped;
 pub mod tick;
 pub mod vacuum;

@@ -13,7 +13,7 @@ use crate::work::Work;
 use clap::{Arg, ArgMatches};
 use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -55,8 +55,8 @@ pub(super) fn percent(text: &str) -> Result<u8, String> {
     }
 }
 
-/// Does a job, here or in the daemon, and returns its report. `None`: Ctrl-C detached the
-/// command, and the daemon goes on with the job.
+/// Does a job, here or in the daemon, and returns its report, with a warning where the daemon's
+/// settings are others. `None`: Ctrl-C detached the command, and the daemon goes on with the job.
 ///
 /// # Errors
 /// The lease is held elsewhere (exit 4), or the job failed.
@@ -64,7 +64,7 @@ pub(super) async fn have_done<Report: DeserializeOwned>(
     context: &Context,
     args: &ArgMatches,
     job: Job,
-) -> Result<Option<Report>, Failure> {
+) -> Result<Option<(Report, Option<Finding>)>, Failure> {
     let own = context.self_host()?.clone();
     let db = context.open_db(job.kind(), POOL).await?;
     migrate::migrate(&mut db.client().await?).await?;
@@ -91,9 +91,23 @@ pub(super) async fn have_done<Report: DeserializeOwned>(
         }
     };
     match ended {
-        Ended::Report(report) => Ok(Some(serde_json::from_value(report).map_err(anyhow::Error::from)?)),
+        Ended::Report(report) => {
+            let differ = settings_differ(&report);
+            Ok(Some((serde_json::from_value(report).map_err(anyhow::Error::from)?, differ)))
+        }
         Ended::Trouble(failure) => Err(failure),
     }
+}
+
+/// The daemon did the job with settings that are not this command's.
+fn settings_differ(report: &Value) -> Option<Finding> {
+    let differ: Vec<[String; 3]> = serde_json::from_value(report["settings_differ"].clone()).ok()?;
+    let all: Vec<String> = differ.iter().map(job::one_differs).collect();
+    Some(Finding::new(
+        "settings_differ",
+        format!("the daemon did this with its own settings: {}", all.join(", ")),
+        "change the daemon's settings and restart it, or give this command the same ones",
+    ))
 }
 
 /// A warning when nothing can stop bulk work on a full volume, because its free space is unknown.
@@ -201,7 +215,9 @@ async fn by_daemon(context: &Context, db: &Db, job: &Job, to: &Holder) -> Result
     let client = db.client().await?;
     // Registered once, so that a signal between two looks is not lost.
     let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
-    let args = serde_json::to_value(job).map_err(anyhow::Error::from)?;
+    let settings = context.settings.of_deletion();
+    let args =
+        serde_json::to_value(job::Handed { job: job.clone(), settings }).map_err(anyhow::Error::from)?;
     let id = jobs::add(&client, job.kind(), &args, context.clock.now()).await?;
     eprintln!("opsward: handed to the daemon ({to}) as job {id}; Ctrl-C leaves it to it");
     let shown = Shown::new(context.output);

@@ -33,9 +33,8 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         Some(named) => named.copied().collect(),
         None => Which::ALL.to_vec(),
     };
-    let settings = context.settings.of_deletion();
-    let job = Job::Prune { tasks, percent: lease::pace(args), settings };
-    let Some(report) = lease::have_done::<Value>(context, args, job).await? else {
+    let job = Job::Prune { tasks, percent: lease::pace(args) };
+    let Some((report, differ)) = lease::have_done::<Value>(context, args, job).await? else {
         return Ok(lease::detached());
     };
     let tasks = report["tasks"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -70,25 +69,10 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
             (false, true) => ExitCode::Refused,
             (false, false) => ExitCode::Done,
         })
-        .warn(settings_differ(&report))
+        .warn(differ)
         .warn(warning)
         // The report is shown even when the database cannot be asked for its volume now.
         .warn(lease::disk_warning(context).await.ok().flatten()))
-}
-
-/// The daemon did the job with settings that are not this command's.
-fn settings_differ(report: &Value) -> Option<Finding> {
-    let differ = report["settings_differ"].as_array()?;
-    let one = |setting: &Value| {
-        let part = |i: usize| setting[i].as_str().unwrap_or_default().to_owned();
-        format!("{} is {} here and {} there", part(0), part(1), part(2))
-    };
-    let all: Vec<String> = differ.iter().map(one).collect();
-    Some(Finding::new(
-        "settings_differ",
-        format!("the daemon did this with its own settings: {}", all.join(", ")),
-        "change the daemon's settings and restart it, or give this command the same ones",
-    ))
 }
 
 fn is_off(blocker: &Value) -> bool {

@@ -99,13 +99,14 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         }
         request.at_risk |= is("yes");
     }
-    let Some(report) = lease::have_done::<Report>(context, args, Job::Reclaim(request)).await? else {
+    let Some((report, differ)) = lease::have_done::<Report>(context, args, Job::Reclaim(request)).await?
+    else {
         return Ok(lease::detached());
     };
     let is_undone = matches!(report.outcome, reclaim::Outcome::Aborted(_)) && action != Action::Abort;
     let exit = if is_undone { ExitCode::Failed } else { ExitCode::Done };
     let result = serde_json::to_value(&report).map_err(anyhow::Error::from)?;
-    Ok(Done::new(result, ended(&report, action)).changed(Changed::Yes).exit(exit))
+    Ok(Done::new(result, ended(&report, action)).changed(Changed::Yes).exit(exit).warn(differ))
 }
 
 /// How it came out, for people.

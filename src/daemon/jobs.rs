@@ -7,18 +7,18 @@ use crate::bound::tick::{self, TaskOutcome, Which};
 use crate::bound::vacuum;
 use crate::db::jobs;
 use crate::db::lease::{Slot, Turn};
-use crate::job::{Ended, Job, carry_out};
+use crate::job::{Ended, Handed, carry_out};
 use crate::pull::retry::apply_partial;
 use crate::show::Failure;
 use crate::supervisor::{Next, Outcome};
-use crate::work::{Halt, Pacer, Stop, Work};
+use crate::work::{Halt, Pacer, Stop, WaitFor, Waits, Work};
 use futures_util::FutureExt;
 use jiff::Timestamp;
 use std::collections::HashMap;
-use std::mem::{Discriminant, discriminant};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -58,13 +58,13 @@ pub(super) struct Bulk {
     pub(super) slot: Slot,
     work: Work,
     said_held: Arc<AtomicBool>,
-    /// What was said of tasks that wait.
-    said: Arc<Mutex<HashMap<&'static str, Discriminant<Halt>>>>,
+    /// What tasks wait for.
+    waits: Arc<Mutex<HashMap<&'static str, Waits>>>,
 }
 
 impl Bulk {
     pub(super) fn new(work: Work) -> Self {
-        Self { slot: Slot::default(), work, said_held: Arc::default(), said: Arc::default() }
+        Self { slot: Slot::default(), work, said_held: Arc::default(), waits: Arc::default() }
     }
 
     /// The work of one run, which `stop` ends at the next batch.
@@ -107,8 +107,12 @@ impl Bulk {
         };
         drop(client);
         info!(job = found.id, kind = found.kind, "a job was handed over");
-        let ended = match serde_json::from_value::<Job>(found.args) {
-            Ok(job) => carry_out(found.id, &job, &self.work(stop), turn.lease()?).boxed().await,
+        let ended = match serde_json::from_value::<Handed>(found.args) {
+            Ok(Handed { job, settings }) => {
+                let mut ended = carry_out(found.id, &job, &self.work(stop), turn.lease()?).boxed().await;
+                ended.tell(&job, &self.work.settings.differing(&settings));
+                ended
+            }
             Err(e) => Ended::Trouble(Failure::refused(
                 format!("the daemon does not know this job: {e}"),
                 "run the same version of opsward as the daemon",
@@ -136,21 +140,28 @@ impl Bulk {
             Err(Stop::Halt(_)) => false,
             Err(Stop::Db(error)) => return Err(error.into()),
         };
-        Ok(self.next("census", &pacer, if is_all { Next::Scheduled } else { Next::After(AGAIN) }))
+        let otherwise = if is_all { Next::Scheduled } else { Next::After(AGAIN) };
+        Ok(self.next("census", turn.lease()?.pid(), &pacer, otherwise).await)
     }
 
-    /// When a task runs again. What halted it is no failure, and is logged once.
-    fn next(&self, task: &'static str, pacer: &Pacer, otherwise: Next) -> Next {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(halt) = pacer.halted() else {
-            said.remove(task);
-            return otherwise;
-        };
-        let kind = discriminant(halt);
-        if said.insert(task, kind) != Some(kind) {
-            info!(task, "bulk work waits: {halt}");
+    /// When a task runs again. What halted it is no failure: it is what the task waits for.
+    async fn next(&self, task: &'static str, pid: i32, pacer: &Pacer, otherwise: Next) -> Next {
+        let mut all = self.waits.lock().await;
+        let waits = all.entry(task).or_insert_with(|| Waits::of(task));
+        match pacer.halted() {
+            None | Some(Halt::Stopped) => {
+                if waits.told().is_some() {
+                    waits.over(&self.work).await;
+                }
+                otherwise
+            }
+            Some(halt) => {
+                let next = after(halt, self.work.clock.now());
+                let pause = if let Next::After(pause) = next { pause } else { Duration::ZERO };
+                waits.tell(&self.work, pid, (WaitFor::Turn, &halt.to_string()), pause).await;
+                next
+            }
         }
-        after(halt, self.work.clock.now())
     }
 
     /// One tick of a task that bounds the log.
@@ -175,7 +186,8 @@ impl Bulk {
             Err(Stop::Halt(_)) => false,
             Err(Stop::Db(error)) => return Err(error.into()),
         };
-        Ok(self.next(which.word(), &pacer, if goes_on { Next::After(AGAIN) } else { Next::Scheduled }))
+        let otherwise = if goes_on { Next::After(AGAIN) } else { Next::Scheduled };
+        Ok(self.next(which.word(), turn.lease()?.pid(), &pacer, otherwise).await)
     }
 
     /// Puts the replay guard on the log or takes it away, as the setting says.

@@ -53,14 +53,27 @@ pub fn registry_client() -> Result<reqwest::Client, String> {
 /// # Errors
 /// Both ways failed: a sentence for each.
 pub async fn discover(client: &reqwest::Client, node: &Url, own: Option<&Host>) -> Result<Found, String> {
+    either_way(node, own, |base| async move {
+        let peers = PeerSet::new(PeerSource::Discovered, ask(client, &base).await?, own);
+        Ok(Found { peers, via: base.to_string() })
+    })
+    .await
+}
+
+/// Asks the node at its own URL, failing that at self's public URL.
+///
+/// # Errors
+/// Both ways failed: a sentence for each.
+pub(super) async fn either_way<T, Asked: Future<Output = Result<T, String>>>(
+    node: &Url,
+    own: Option<&Host>,
+    ask: impl Fn(Url) -> Asked,
+) -> Result<T, String> {
     let public = own.and_then(|host| Url::parse(host.as_str()).ok());
     let mut misses = Vec::new();
     for base in std::iter::once(node.clone()).chain(public) {
-        match ask(client, &base).await {
-            Ok(peers) => {
-                let peers = PeerSet::new(PeerSource::Discovered, peers, own);
-                return Ok(Found { peers, via: base.to_string() });
-            }
+        match ask(base.clone()).await {
+            Ok(told) => return Ok(told),
             Err(why) => misses.push(format!("{base}: {why}")),
         }
     }

@@ -1,7 +1,7 @@
 //! Asks the node whether it still serves sweeps: newer ones answer 404.
 
 use super::client::shown;
-use super::discover::ask;
+use super::discover::{ask, either_way};
 use crate::values::{Host, SweepRoute, names};
 use reqwest::StatusCode;
 use std::time::Duration;
@@ -22,15 +22,7 @@ pub async fn sweep_route(
     node: &Url,
     own: Option<&Host>,
 ) -> Result<SweepRoute, String> {
-    let public = own.and_then(|host| Url::parse(host.as_str()).ok());
-    let mut misses = Vec::new();
-    for base in std::iter::once(node.clone()).chain(public) {
-        match at(client, &base).await {
-            Ok(route) => return Ok(route),
-            Err(why) => misses.push(format!("{base}: {why}")),
-        }
-    }
-    Err(misses.join("; "))
+    either_way(node, own, |base| async move { at(client, &base).await }).await
 }
 
 async fn at(client: &reqwest::Client, base: &Url) -> Result<SweepRoute, String> {

@@ -13,6 +13,7 @@ use crate::settings::Policy;
 use crate::values::{Beginning, Host, OpUlid, is_plausible, unix_ms};
 use crate::work::Work;
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -90,12 +91,10 @@ pub struct Done {
 /// ops is not what a swap can carry, it was told to stop, or the database's.
 pub async fn carry_out(work: &Work, lease: &mut Lease, beginning: Beginning) -> Result<Done> {
     let request = Request { reset: Some(Box::new(beginning)), pace: Some(100), ..Request::default() };
-    // The proof stands for the gate: it is never asked.
-    let ask = || async { Ok(Gate::default()) }.boxed();
     if is_left(lease).await? {
         undo(work, lease).await?;
     }
-    let report = match super::run(work, lease, &request, &ask).await {
+    let report = match super::run(work, lease, &request, &unasked).await {
         Ok(report) => report,
         Err(error) => match is_left(lease).await? {
             // Where the swap had been made, it is done.
@@ -107,6 +106,11 @@ pub async fn carry_out(work: &Work, lease: &mut Lease, beginning: Beginning) -> 
         return Err(Error::refused(format!("{why}: nothing was done"), ""));
     }
     Ok(Done { kept: reset::rows(&*lease.client()?).await?, report })
+}
+
+/// The proof stands for the gate.
+fn unasked() -> BoxFuture<'static, db::Result<Gate>> {
+    std::future::ready(Ok(Gate::default())).boxed()
 }
 
 /// Whether there is something of a reset that did not come to its end.
@@ -121,14 +125,13 @@ async fn is_left(lease: &mut Lease) -> Result<bool> {
 async fn undo(work: &Work, lease: &mut Lease) -> Result<Option<Report>> {
     let work = Work { stop: CancellationToken::new(), ..work.clone() };
     let request = Request { action: Action::Abort, ..Request::default() };
-    let ask = || async { Ok(Gate::default()) }.boxed();
     let late = async {
         sleep(UNDO_AT_MOST).await;
         work.stop.cancel();
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        done = super::run(&work, lease, &request, &ask) => done.map(Some),
+        done = super::run(&work, lease, &request, &unasked) => done.map(Some),
         () = late => Ok(None),
     }
 }

@@ -41,6 +41,7 @@ mod sim;
 mod statements;
 mod states;
 mod supervision;
+mod versions;
 mod walks;
 mod watched;
 mod wire_test;

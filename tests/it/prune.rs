@@ -323,14 +323,25 @@ async fn a_second_run_finds_the_lease_held() {
 
 #[tokio::test]
 async fn a_locked_row_is_passed_over_and_goes_later() {
-    let bench = Bench::new().await;
+    let mut bench = Bench::new().await;
+    let waited = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told = waited.clone();
+    bench.work.tell = Arc::new(move |progress: Progress| told.lock().unwrap().extend(progress.waiting));
     let made = Ops::new(4).take(1_200);
     bench.log(&made).await;
     let (below, held) = (middle(&made), made[100].ulid);
     let mut node = bench.database.client().await;
     let tx = node.transaction().await.unwrap();
     tx.execute("SELECT FROM ops WHERE ulid = $1 FOR UPDATE", &[&held.as_str()]).await.unwrap();
+    let pid: i32 = tx.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
     let report = bench.delete(&order(below)).await.unwrap();
+    // Who holds it is told while the run goes on, in its report and in the history.
+    let name = format!("process {pid} (");
+    assert!(waited.lock().unwrap().iter().any(|what| what.contains(&name)), "{waited:?}");
+    assert!(report.locked_by.join("").contains(&name), "{report:?}");
+    let outcome = bench.text("SELECT string_agg(DISTINCT outcome, '') FROM opsward.history").await.unwrap();
+    assert!(outcome.contains("1 rows were locked") && outcome.contains(&name), "{outcome}");
+    assert_eq!(bench.number("SELECT count(*) FROM opsward.waiting").await, 0, "it waits no more");
     assert_eq!((report.rows(), report.ended), (599, Ended::Done { locked: 1 }));
     assert_eq!(bench.text("SELECT ulid FROM opsward.watermark").await, Some(held.to_string()));
     bench.holds_together(below).await;
@@ -381,7 +392,9 @@ async fn a_pause_ends_it_and_is_said() {
     bench.run("INSERT INTO opsward.pace (percent, paused_at, set_at) VALUES (25, now(), now())").await;
     let report = bench.delete(&order(middle(&made))).await.unwrap();
     assert_eq!(report.rows(), 0);
-    assert!(report.ended.words().contains("opsward resume"), "{report:?}");
+    assert!(matches!(&report.ended, Ended::Halted(why) if why.contains("opsward resume")), "{report:?}");
+    // The history outlives the pause.
+    assert!(!report.ended.words().contains("opsward resume"), "{report:?}");
 }
 
 #[tokio::test]
@@ -528,6 +541,57 @@ async fn a_look_for_recent_ops_goes_on_where_it_was_stopped() {
     assert_eq!(bench.number("SELECT count(*) FROM opsward.dormancy").await, 0);
 }
 
+/// What somebody else deleted before is dead and stays in the index as long as a snapshot needs
+/// it: it is crossed in parts, and what was crossed stays crossed whatever happens.
+#[tokio::test]
+async fn a_dead_region_is_crossed_in_parts_each_for_good() {
+    let mut bench = Bench::with(|settings| settings.bounding.batch_limit = 10_000).await;
+    // 200,000 ops of 139 days, which the node deletes while somebody looks on.
+    bench
+        .run(&format!(
+            "INSERT INTO ops SELECT (
+                 SELECT string_agg(substr('0123456789ABCDEFGHJKMNPQRSTVWXYZ',
+                     ((({START} + n * 60000) >> (45 - 5 * i)) & 31)::int + 1, 1), '' ORDER BY i)
+                 FROM generate_series(0, 9) i) || '0000000000000000', 'h', 'create', 'uploads', '[]'
+             FROM generate_series(1::bigint, 200000) n"
+        ))
+        .await;
+    let made = Ops::new(13).starting_at(START + 200_001 * 60_000).take(1_000);
+    bench.log(&made).await;
+    let _held = bench.database.old_snapshot().await;
+    bench.run(&format!("DELETE FROM ops WHERE ulid < '{}'; ANALYZE ops", made[0].ulid)).await;
+    let order = order(middle(&made));
+    bench.run(&format!("UPDATE opsward.watermark SET ulid = '{}'", OpUlid::first_of_ms(START))).await;
+    let (told, batches) = (Arc::new(tokio::sync::Notify::new()), std::sync::atomic::AtomicU64::new(0));
+    let second = told.clone();
+    bench.work.tell = Arc::new(move |_| {
+        if batches.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 1 {
+            second.notify_one();
+        }
+    });
+    let came = tokio::select! {
+        report = bench.delete(&order) => Some(report.unwrap()),
+        () = told.notified() => None,
+    };
+    assert_eq!(came, None, "it was all one batch");
+    let crossed = bench.text("SELECT ulid FROM opsward.watermark").await.unwrap();
+    assert!(
+        *crossed > *OpUlid::first_of_ms(START).to_string() && *crossed < *made[0].ulid.as_str(),
+        "{crossed}"
+    );
+    // The next run goes on from there.
+    let before = blocks(&bench).await["public.ops"];
+    let mut lease = bench.lease().await;
+    let report = bench.delete_with(&mut lease, &order).await.unwrap();
+    assert_eq!((report.rows(), report.scanned), (500, 500));
+    lease.client().unwrap().batch_execute("SELECT pg_stat_force_next_flush()").await.unwrap();
+    println!("{} batches, {} blocks", report.batches, blocks(&bench).await["public.ops"] - before);
+    assert_eq!(
+        bench.text("SELECT ulid FROM opsward.watermark").await.unwrap(),
+        order.cuts[0].below.to_string()
+    );
+}
+
 /// What a batch reads does not grow with the batches before it, though a snapshot from before
 /// the first keeps all that they deleted and all versions of our own rows.
 #[tokio::test]
@@ -538,7 +602,7 @@ async fn a_batch_reads_no_more_than_the_first_under_an_old_snapshot() {
     bench.run("ANALYZE").await;
     let reader = bench.database.client().await;
     reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM ops").await.unwrap();
-    let (order, mut read) = (order(middle(&made)), Vec::new());
+    let (order, mut read, mut small) = (order(middle(&made)), Vec::new(), Vec::new());
     for _ in 0..8 {
         // So many batches, then it is stopped.
         let (stop, batches) = (CancellationToken::new(), std::sync::atomic::AtomicU64::new(0));
@@ -563,9 +627,12 @@ async fn a_batch_reads_no_more_than_the_first_under_an_old_snapshot() {
             .collect();
         println!("{} batches: {by:?}", report.batches);
         read.push(by.values().sum::<i64>());
+        small.push(of(&"opsward.watermark".into()) + of(&"opsward.unvacuumed".into()));
     }
     println!("blocks a batch: {read:?}");
     assert!(read[7] < read[1] * 3 / 2, "{read:?}");
+    println!("blocks of watermark and unvacuumed, 50 batches each: {small:?}");
+    assert!(small[7] < small[0] * 5 / 4, "{small:?}");
     reader.batch_execute("COMMIT").await.unwrap();
 }
 

@@ -29,6 +29,7 @@ async fn every_metric_of_rules_and_dashboard_is_on_a_live_page() {
     };
     let page = tokio::time::timeout(std::time::Duration::from_secs(60), guarded).await.unwrap();
     let whole = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    assert!(DASHBOARD.contains("opsward_waits_seconds_total"), "what bulk work waits for is shown");
     let asked = format!("{RULES}\n{DASHBOARD}");
     let asked = asked.split(|c| !whole(c)).filter(|w| w.starts_with("opsward_") || w.starts_with("process_"));
     for name in asked {

@@ -263,7 +263,7 @@ pub async fn unvacuumed(client: &Client) -> Result<u64> {
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
 
-const UNVACUUMED: &str = "SELECT coalesce(sum(rows), 0)::bigint FROM opsward.unvacuumed";
+const UNVACUUMED: &str = "SELECT rows FROM opsward.unvacuumed ORDER BY n DESC LIMIT 1";
 
 /// Whether a VACUUM pays: a hundredth of the log was deleted since the last one,
 /// or anything at all more than a day ago.

@@ -23,6 +23,7 @@ pub const MIGRATIONS: &[(&str, &str)] = &[
     ("remembered", include_str!("../migrations/0012_remembered.sql")),
     ("seen", include_str!("../migrations/0013_seen.sql")),
     ("told", include_str!("../migrations/0014_told.sql")),
+    ("versions", include_str!("../migrations/0015_versions.sql")),
 ];
 
 /// One number in Postgres' space of advisory locks: "opsward" in ASCII.

@@ -65,7 +65,7 @@ const BEGIN: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeo
 const WITNESS: &str = r#"
     WITH floors AS (SELECT table_name, greatest(floor, foreign_floor, horizon) AS floor FROM opsward.floors),
     starts AS (SELECT DISTINCT greatest($1::text, w.ulid, f.floor) AS at
-               FROM opsward.watermark w,
+               FROM (SELECT ulid FROM opsward.watermark ORDER BY n DESC LIMIT 1) w,
                     (SELECT floor FROM floors UNION ALL SELECT NULL) f)
     SELECT o.ulid, o.name
     FROM starts s
@@ -76,7 +76,7 @@ const WITNESS: &str = r#"
     ORDER BY o.ulid LIMIT 100"#;
 const MINIMUM: &str = r#"
     SELECT ulid, '' FROM public.ops
-    WHERE ulid >= greatest($1::text, (SELECT ulid FROM opsward.watermark)) AND ulid <= $2::text
+    WHERE ulid >= greatest($1::text, (SELECT ulid FROM opsward.watermark ORDER BY n DESC LIMIT 1)) AND ulid <= $2::text
     ORDER BY ulid LIMIT 100"#;
 const NEWEST: &str = "SELECT ulid, '' FROM public.ops WHERE ulid <= $1::text ORDER BY ulid DESC LIMIT 100";
 
@@ -171,5 +171,5 @@ pub async fn lower_watermark(client: &mut Client) -> Result<Option<OpUlid>> {
 const BRIEFLY: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '1s'";
 const BELOW: &str = "
     SELECT ulid FROM public.ops
-    WHERE ulid >= $1::text AND ulid < (SELECT ulid FROM opsward.watermark) ORDER BY ulid LIMIT 100";
+    WHERE ulid >= $1::text AND ulid < (SELECT ulid FROM opsward.watermark ORDER BY n DESC LIMIT 1) ORDER BY ulid LIMIT 100";
 const LOWER: &str = "UPDATE opsward.watermark SET ulid = $1 WHERE ulid > $1";

@@ -9,7 +9,7 @@ use crate::db::census;
 use crate::db::error::{Doing, Error, Result};
 pub use crate::db::error::{Trouble, trouble};
 use crate::db::lease::bound;
-pub use crate::db::prune_run::{active, begin_at, end, settle, swept};
+pub use crate::db::prune_run::{active, begin_at, end, lockers, settle, swept};
 use crate::db::prune_sql::{cuts_sql, doomed_sql, sql, stays_sql};
 pub use crate::db::remember::Places;
 use crate::db::remember::{FLOORS, raise, remember};
@@ -386,12 +386,13 @@ async fn advance(tx: &Transaction<'_>, span: Span<'_>, something_is_left: bool) 
 }
 
 const ADVANCE: &str = "
-    UPDATE opsward.watermark SET ulid = $3::text
-    WHERE greatest(ulid, $2::text) >= $1::text AND ulid < $3::text";
+    UPDATE opsward.watermark SET ulid = $3::text, n = n + 1
+    WHERE n = (SELECT n FROM opsward.watermark ORDER BY n DESC LIMIT 1)
+      AND greatest(ulid, $2::text) >= $1::text AND ulid < $3::text";
 const ADVANCE_TO_FIRST_LEFT: &str = "
-    UPDATE opsward.watermark w SET ulid = f.ulid
+    UPDATE opsward.watermark w SET ulid = f.ulid, n = w.n + 1
     FROM (SELECT o.ulid FROM public.ops o
           WHERE o.ulid >= $1 AND o.ulid < $3 AND o.ulid <> ALL ($4::text[])
-            AND (SELECT greatest(ulid, $2::text) >= $1 FROM opsward.watermark)
+            AND (SELECT greatest(ulid, $2::text) >= $1 FROM opsward.watermark ORDER BY n DESC LIMIT 1)
           ORDER BY o.ulid LIMIT 1) f
-    WHERE w.ulid < f.ulid";
+    WHERE w.n = (SELECT n FROM opsward.watermark ORDER BY n DESC LIMIT 1) AND w.ulid < f.ulid";

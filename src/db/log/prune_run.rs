@@ -1,5 +1,6 @@
 //! Where a run of deletions begins and ends.
 
+use crate::db::activity::process;
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result};
 use crate::db::prune::TableCut;
@@ -15,6 +16,20 @@ pub async fn end(client: &Client, run: &str, outcome: &str) -> Result<()> {
 
 const END: &str = "UPDATE opsward.history SET outcome = $2 WHERE run = $1";
 
+/// The sessions that hold these rows locked: the server writes the last of them into the row.
+pub async fn lockers(client: &Client, ulids: &[OpUlid]) -> Result<Vec<String>> {
+    let ulids: Vec<&str> = ulids.iter().map(OpUlid::as_str).collect();
+    let rows = client.query(LOCKERS, &[&ulids]).await.doing("look who holds rows of ops")?;
+    Ok(rows.iter().map(process).collect())
+}
+
+const LOCKERS: &str = "
+    SELECT DISTINCT a.pid, coalesce(a.usename, a.backend_type), a.application_name, a.xact_start, a.query
+    FROM public.ops o
+    JOIN pg_locks l ON l.locktype = 'transactionid' AND l.transactionid = o.xmax AND l.granted
+    JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE o.ulid = ANY ($1::text[]) AND a.pid <> pg_backend_pid() LIMIT 5";
+
 /// Where a run over these tables begins: below it nothing is left of them. It
 /// is the watermark, or where their last run ended, unless the census has seen
 /// rows below that since.
@@ -24,7 +39,7 @@ pub async fn begin_at(client: &Client, tables: &[&str]) -> Result<String> {
 
 const BEGIN_AT: &str = "
     SELECT greatest($2::text, least(
-        greatest((SELECT ulid FROM opsward.watermark), min(coalesce(f.swept, ''))),
+        greatest((SELECT ulid FROM opsward.watermark ORDER BY n DESC LIMIT 1), min(coalesce(f.swept, ''))),
         (SELECT min(c.oldest COLLATE \"default\") FROM opsward.census c
          WHERE c.table_name = ANY ($1) AND c.rows > c.owed AND NOT c.estimated)))
     FROM unnest($1::text[]) AS t(name) LEFT JOIN opsward.floors f ON f.table_name = t.name";

@@ -143,4 +143,6 @@ const ADD: &str = "
     SET rows = h.rows + excluded.rows, bytes = h.bytes + excluded.bytes, traces = h.traces + excluded.traces,
         ended_at = excluded.ended_at, took_ms = excluded.took_ms
     RETURNING table_name, h.ctid::text";
-const UNVACUUMED: &str = "UPDATE opsward.unvacuumed SET rows = rows + $1";
+const UNVACUUMED: &str = "
+    UPDATE opsward.unvacuumed SET rows = rows + $1, n = n + 1
+    WHERE n = (SELECT n FROM opsward.unvacuumed ORDER BY n DESC LIMIT 1)";

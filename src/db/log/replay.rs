@@ -101,7 +101,7 @@ pub async fn lower_watermark(tx: &Transaction<'_>, ulid: OpUlid) -> Result<()> {
     Ok(())
 }
 
-const WATERMARK: &str = "SELECT ulid FROM opsward.watermark FOR SHARE";
+const WATERMARK: &str = "SELECT ulid FROM opsward.watermark ORDER BY n DESC LIMIT 1 FOR SHARE";
 const LOWER: &str = "UPDATE opsward.watermark SET ulid = $1 WHERE ulid > $1";
 
 /// What the guard did so far: ops refused, and ops passed after an error.

@@ -17,7 +17,7 @@ const LOOKS: usize = 100;
 /// order are the column's own collation.
 pub(in crate::db) const MINIMUM: &str = "
     SELECT ulid FROM public.ops
-    WHERE ulid >= greatest($1::text, (SELECT ulid FROM opsward.watermark))
+    WHERE ulid >= greatest($1::text, (SELECT ulid FROM opsward.watermark ORDER BY n DESC LIMIT 1))
     ORDER BY ulid LIMIT 100";
 
 /// Prepares the look for the minimum.

@@ -15,16 +15,20 @@ pub async fn load(client: &impl GenericClient) -> Result<Option<(Value, Timestam
     rows::maybe(client, LOAD, &[], "read the checkpoint").await
 }
 
-const LOAD: &str = "SELECT checkpoint, updated_at FROM opsward.reclaim";
+const LOAD: &str = "SELECT checkpoint, updated_at FROM opsward.reclaim ORDER BY n DESC LIMIT 1";
 
-/// Writes it.
+/// Writes it. Planned anew each time: the plan of an empty table reads all versions.
 pub async fn save(client: &impl GenericClient, checkpoint: &Value) -> Result<()> {
-    rows::write_cached(client, SAVE, &[&checkpoint.to_string()], "write the checkpoint").await
+    rows::write(client, SAVE, &[&checkpoint.to_string()], "write the checkpoint").await
 }
 
 pub(in crate::db) const SAVE: &str = "
-    INSERT INTO opsward.reclaim (checkpoint, updated_at) VALUES ($1::text::jsonb, clock_timestamp())
-    ON CONFLICT (one) DO UPDATE SET checkpoint = excluded.checkpoint, updated_at = excluded.updated_at";
+    WITH last AS (SELECT n FROM opsward.reclaim ORDER BY n DESC LIMIT 1),
+    first AS (
+        INSERT INTO opsward.reclaim (checkpoint, updated_at)
+        SELECT $1::text::jsonb, clock_timestamp() WHERE NOT EXISTS (SELECT FROM last))
+    UPDATE opsward.reclaim SET checkpoint = $1::text::jsonb, updated_at = clock_timestamp(), n = n + 1
+    WHERE n = (SELECT n FROM last)";
 
 /// The reclaim is over.
 pub async fn forget(client: &impl GenericClient) -> Result<()> {
@@ -76,7 +80,7 @@ const UNFINISHED: &str = "
     SELECT coalesce(checkpoint ->> 'mode', '') AS mode, coalesce(checkpoint ->> 'phase', '') AS phase,
            coalesce((checkpoint ->> 'hold')::boolean AND checkpoint ->> 'phase' = 'swap', false) AS held,
            updated_at AS since
-    FROM opsward.reclaim";
+    FROM opsward.reclaim ORDER BY n DESC LIMIT 1";
 
 /// Adds to the history how a reclaim ended: its mode, and the bytes that the
 /// filesystem got back.

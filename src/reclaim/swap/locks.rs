@@ -14,14 +14,22 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// Whether a try is due, with nobody in the way whom it would wait for in vain. Else who
 /// is in the way is told, and waited for a moment.
 pub(super) async fn is_due(run: &mut Run<'_>, target: Target<'_>) -> Result<bool> {
-    let client = run.lease.client()?;
+    if !has_paused(run, target).await? {
+        return Ok(false);
+    }
+    let Some(who) = short_lock::held(&*run.lease.client()?, target).await? else { return Ok(true) };
+    run.wait(WaitFor::Lock, who.to_string(), AT_ONCE).await;
+    Ok(false)
+}
+
+/// Whether the pause after the last try is over. Else who is in the way is told meanwhile.
+async fn has_paused(run: &mut Run<'_>, target: Target<'_>) -> Result<bool> {
     let left = run.next_try.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
-    let in_the_way = match left.is_zero() {
-        true => short_lock::held(&*client, target).await?,
-        false => Some(short_lock::holders(&*client, target).await?),
-    };
-    let Some(who) = in_the_way else { return Ok(true) };
-    run.wait(WaitFor::Lock, who.to_string(), if left.is_zero() { AT_ONCE } else { left.min(AT_ONCE) }).await;
+    if left.is_zero() {
+        return Ok(true);
+    }
+    let who = short_lock::holders(&*run.lease.client()?, target).await?;
+    run.wait(WaitFor::Lock, who.to_string(), left.min(AT_ONCE)).await;
     Ok(false)
 }
 
@@ -31,7 +39,7 @@ pub(in crate::reclaim) async fn locked<T>(
     target: Target<'_>,
     change: impl AsyncFnOnce(&Transaction<'_>) -> db::Result<T>,
 ) -> Result<Option<T>> {
-    if !is_due(run, target).await? {
+    if !has_paused(run, target).await? {
         return Ok(None);
     }
     let came = short_lock::briefly(run.lease, target, change).await?;

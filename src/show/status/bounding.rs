@@ -77,6 +77,21 @@ impl BoundingStatus {
         }
     }
 
+    /// What is waited for: once, though several tasks wait for it.
+    fn waited_for(&self) -> Vec<(&'static str, String)> {
+        let mut all: Vec<(&WaitStatus, Vec<&str>)> = Vec::new();
+        for wait in &self.waits {
+            match all.iter_mut().find(|(first, _)| first.what == wait.what) {
+                Some((_, works)) => works.push(&wait.work),
+                None => all.push((wait, vec![&wait.work])),
+            }
+        }
+        let line = |(w, works): &(&WaitStatus, Vec<&str>)| {
+            ("waits", format!("{}, since {:.0}: {}", works.join(", "), w.since, w.what))
+        };
+        all.iter().map(line).collect()
+    }
+
     /// The census and the pace as a person reads them.
     pub fn facts(&self) -> Vec<(&'static str, String)> {
         let census = self.census.as_ref().map_or("not yet".to_owned(), |c| {
@@ -101,14 +116,54 @@ impl BoundingStatus {
             });
             let waiting = job.progress.as_ref().and_then(|p| p.waiting.as_ref());
             let waiting = waiting.filter(|_| self.waits.is_empty());
-            let waits = waiting.map(|what| format!("; waiting: {what}")).unwrap_or_default();
-            facts.push(("job", format!("{} {}: {far}{waits}", job.kind, job.id)));
+            let rest = match (&self.lease, waiting) {
+                (None, _) if job.progress.is_some() => "; cut off, nobody does it now".to_owned(),
+                (_, Some(what)) => format!("; waiting: {what}"),
+                (_, None) => String::new(),
+            };
+            facts.push(("job", format!("{} {}: {far}{rest}", job.kind, job.id)));
         }
-        let wait = |w: &WaitStatus| ("waits", format!("{}, since {:.0}: {}", w.work, w.since, w.what));
-        facts.extend(self.waits.iter().map(wait));
+        facts.extend(self.waited_for());
         if let Some(unfinished) = &self.unfinished_reclaim {
             facts.push(("reclaim", unfinished.clone()));
         }
         facts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::values::Progress;
+
+    #[test]
+    fn what_several_tasks_wait_for_is_told_once_and_a_job_that_nobody_does_waits_for_nothing() {
+        let wait = |work: &str, what: &str| WaitStatus {
+            work: work.into(),
+            what: what.into(),
+            since: Timestamp::UNIX_EPOCH,
+        };
+        let progress = Progress {
+            phase: "copy".into(),
+            unit: "rows".into(),
+            waiting: Some("paused".into()),
+            ..Progress::default()
+        };
+        let job = JobStatus { id: 7, kind: "reclaim".into(), progress: Some(progress) };
+        let mut status = BoundingStatus { job: Some(job), ..BoundingStatus::default() };
+        let told = |status: &BoundingStatus| {
+            let all = status.facts().into_iter().filter(|(name, _)| matches!(*name, "job" | "waits"));
+            all.map(|(_, text)| text).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&status), ["reclaim 7: copy: 0 rows; cut off, nobody does it now"]);
+        status.lease = Some("opsward".into());
+        assert_eq!(told(&status), ["reclaim 7: copy: 0 rows; waiting: paused"]);
+        status.waits = vec![wait("census", "a"), wait("index", "b"), wait("retention", "a")];
+        let expected = [
+            "reclaim 7: copy: 0 rows",
+            "census, retention, since 1970-01-01T00:00:00Z: a",
+            "index, since 1970-01-01T00:00:00Z: b",
+        ];
+        assert_eq!(told(&status), expected);
     }
 }

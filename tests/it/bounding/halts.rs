@@ -23,8 +23,18 @@ async fn a_daemon_goes_on_after_resume_not_at_its_next_tick() {
     };
     // The first one comes within a minute of the start.
     tokio::time::timeout(std::time::Duration::from_secs(120), said).await.unwrap();
+    // What the daemon's own tasks wait for is told as what jobs wait for is.
+    bench
+        .until(
+            "SELECT count(*) > 0 FROM opsward.waiting WHERE work = 'retention' AND what LIKE 'paused since%'",
+        )
+        .await;
+    let (_, status) = bench.json(&["status"]).await;
+    let waits = status["result"]["bounding"]["waits"].to_string();
+    assert!(waits.contains("retention") && waits.contains("opsward resume"), "{status}");
     assert_eq!(bench.json(&["resume"]).await.0, 0);
     bench.until("SELECT count(*) = 20 FROM ops").await;
+    bench.until("SELECT count(*) = 0 FROM opsward.waiting WHERE work = 'retention'").await;
 }
 
 #[tokio::test]

@@ -98,6 +98,23 @@ async fn settings_that_differ_from_the_daemon_s_are_named() {
 }
 
 #[tokio::test]
+async fn a_reclaim_names_the_settings_that_the_daemon_has_not() {
+    let bench = Bench::new().await;
+    bench.log(100, 20).await;
+    let _daemon = bench.daemon().await;
+    bench.json(&["census"]).await;
+    let reclaim = ["reclaim", "--yes", "--mode", "in-place", "--policy", "window"];
+    let (code, refused) = bench.start(&reclaim).env(DAYS, "29").json().await;
+    let line = format!("{DAYS} is 29 here and 30 there");
+    assert!(code != 0 && refused["error"].to_string().contains(&line), "{refused}");
+    let every = "OPENAUDIO_MEDIORUM_OPS_RETENTION_SWEEP_INTERVAL";
+    let (code, done) = bench.start(&reclaim).env(every, "2h").json().await;
+    assert_eq!(code, 0, "{done}");
+    let warnings = done["warnings"].to_string();
+    assert!(warnings.contains("settings_differ") && warnings.contains(every), "{done}");
+}
+
+#[tokio::test]
 async fn the_lease_is_one() {
     let bench = Bench::new().await.with(BATCH, "100");
     bench.log(2_000, 20).await;
