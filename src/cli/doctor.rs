@@ -33,7 +33,7 @@ async fn run(context: &Context, _: &ArgMatches) -> Outcome {
         status.daemon = answer.result.daemon;
     }
     let mut checks = doctor::settings(&context.warnings);
-    checks.extend(doctor::mode(settings));
+    checks.extend(doctor::mode(settings, &context.origins));
     let (mut remembered, mut by) = (None, None);
     match &db {
         Ok(db) => match in_database(db, &status, context).await {

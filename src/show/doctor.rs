@@ -6,7 +6,7 @@ use super::{advice, format};
 use crate::db::privileges::{Lacking, Need};
 use crate::db::stats::Fitness;
 use crate::db::{self, Kind, migrate, node};
-use crate::settings::Settings;
+use crate::settings::{Settings, Shown, entry};
 use crate::values::{Finding, Notice, Replication};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -210,14 +210,14 @@ pub fn node(
 }
 
 /// What READ_ONLY prevents.
-pub fn mode(settings: &Settings) -> Option<Check> {
-    settings.read_only.then(|| {
-        Check::warn(
-            "mode",
-            "READ-ONLY: nothing outside the schema opsward is written, no peer is pulled",
-            "set OPENAUDIO_MEDIORUM_READ_ONLY=false once the rest here is well",
-        )
-    })
+pub fn mode(settings: &Settings, origins: &[Shown]) -> Option<Check> {
+    let origin = origins.iter().find(|shown| shown.key == "read_only").map(|shown| &shown.origin);
+    let (entry, origin) = entry("read_only").zip(origin).filter(|_| settings.read_only)?;
+    Some(Check::warn(
+        "mode",
+        "READ-ONLY: nothing outside the schema opsward is written, no peer is pulled",
+        format!("set {} to false ({origin}) once the rest here is well", origin.written(entry)),
+    ))
 }
 
 /// Another clock against ours.

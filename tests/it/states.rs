@@ -120,9 +120,11 @@ async fn a_standby_is_told_as_one() {
         "{said}"
     );
     assert_eq!(said["result"]["database"]["up"], true);
-    let ran = start(&url, &["doctor"]).output().await;
+    let ran = start(&url, &["doctor", "--read-only"]).output().await;
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(ran.stdout.contains("standby"), "{}", ran.stdout);
+    // Set elsewhere, the variable would not be what has to be changed.
+    assert!(ran.stdout.contains("set --read-only to false (command line)"), "{}", ran.stdout);
     let primary = format!("{url}?target_session_attrs=read-write");
     let (code, said) = start(&primary, &["plan"]).json().await;
     assert_eq!((code, &said["error"]["code"]), (1, &Value::from("database_read_only")), "{said}");
