@@ -80,7 +80,6 @@ const LIMITS: &[(&str, usize)] = &[
     ("main.rs", 40),
     ("lib.rs", 80),
     ("bound/delete.rs", 410),
-    ("work.rs", 425),
     ("db/log/prune.rs", 500),
     ("db/log/copy.rs", 470),
 ];

@@ -389,8 +389,7 @@ impl<'a> Deleting<'a> {
             }
         }
         if still > 0 {
-            let by = self.skipped.by.join("; ");
-            warn!(rows = still, task = self.order.task, by, "rows stayed locked: the next run finds them");
+            warn!(rows = still, task = self.order.task, by = ?self.skipped.by, "rows stayed locked");
         }
         self.settle(lease, still == 0).await?;
         Ok(Ended::Done { locked: still })
