@@ -11,7 +11,7 @@ use crate::db::lease::Lease;
 use crate::db::prune::{self, Batch, Doomed, Locked, Places, Range, Run, TableCut, Trouble};
 use crate::db::{self, Error, guard, maintain};
 use crate::values::{OpUlid, Progress, latest_plausible};
-use crate::work::{BatchSize, Halt, Pacer, Stop, Work};
+use crate::work::{BatchSize, Pacer, Stop, Work};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -33,8 +33,6 @@ const LOOK_EVERY: u64 = 50;
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// Failed batches in a row after which a run gives up.
 const TRIES: u32 = 20;
-/// Between two tries of what is locked.
-const RETRY_AFTER: Duration = Duration::from_millis(200);
 
 /// What a run deletes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -352,20 +350,10 @@ impl<'a> Deleting<'a> {
         match trouble {
             Trouble::TooLong => self.size.too_long(),
             // Somebody has the whole table, not a row of it: that passes.
-            _ if self.locked == Locked::Skip => {
-                self.skipped.table(self.work, lease, RETRY_AFTER).await?;
-                self.rest().await?;
-            }
+            _ if self.locked == Locked::Skip => self.skipped.table(self.work, lease).await?,
             _ => self.locked = Locked::Skip,
         }
         Ok(())
-    }
-
-    async fn rest(&self) -> Result<(), Stop> {
-        tokio::select! {
-            () = tokio::time::sleep(RETRY_AFTER) => Ok(()),
-            () = self.work.stop.cancelled() => Err(Halt::Stopped.into()),
-        }
     }
 
     /// Tries once more what was locked when its batch came.

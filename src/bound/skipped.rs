@@ -1,18 +1,19 @@
 //! Rows that another session has locked: a run passes them over, names who holds them, and
 //! tries them once more at its end.
 
-use crate::db::Error;
 use crate::db::clone::OPS;
 use crate::db::lease::Lease;
 use crate::db::prune::{self, Batch};
 use crate::db::short_lock::{Behind, holders};
 use crate::values::OpUlid;
-use crate::work::{WaitFor, Waits, Work};
+use crate::work::{Halt, Stop, WaitFor, Waits, Work};
 use std::time::Duration;
 use tracing::debug;
 
 /// Skipped rows that are remembered: the next run finds the others.
 const KEPT: usize = 10_000;
+/// Between two tries of a table that is locked.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// Of so many it is looked who holds them.
 const LOOKED_AT: usize = 20;
 
@@ -62,16 +63,14 @@ impl Skipped {
         self.waits.tell(work, lease.pid(), (WaitFor::Lock, &what), Duration::ZERO).await;
     }
 
-    /// Tells who holds the whole table.
-    pub(super) async fn table(
-        &mut self,
-        work: &Work,
-        lease: &mut Lease,
-        pause: Duration,
-    ) -> Result<(), Error> {
+    /// Tells who holds the whole table, and waits a moment.
+    pub(super) async fn table(&mut self, work: &Work, lease: &mut Lease) -> Result<(), Stop> {
         let who = holders(&*lease.client()?, (&[OPS], Behind::Everybody)).await?;
-        self.waits.tell(work, lease.pid(), (WaitFor::Lock, &who.to_string()), pause).await;
-        Ok(())
+        self.waits.tell(work, lease.pid(), (WaitFor::Lock, &who.to_string()), RETRY_AFTER).await;
+        tokio::select! {
+            () = tokio::time::sleep(RETRY_AFTER) => Ok(()),
+            () = work.stop.cancelled() => Err(Halt::Stopped.into()),
+        }
     }
 
     /// Nothing is waited for.
