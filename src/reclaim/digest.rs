@@ -141,7 +141,7 @@ pub async fn write<W: Write>(
     tell: Tell<'_>,
 ) -> Result<(W, BTreeMap<String, u64>), Error> {
     let mut writer = Writer::new(out, header)?;
-    for model in models() {
+    for model in models().iter() {
         let Some(table) = header.tables.iter().find(|t| t.table == model.table) else { continue };
         // What the header says is what is read: a newer node has more columns.
         let touched = model.touched.map(|place| model.columns[place].name.clone());

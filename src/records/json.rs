@@ -9,21 +9,22 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
-/// What is done with the records of an op, one entry after another.
-pub(super) trait Records<'a> {
+/// What the walk over the records of an op meets.
+pub(super) enum Event<'k, 'a> {
     /// One entry of the record being read, in order of appearance.
-    fn entry(&mut self, key: &str, value: &'a str) -> Result<(), RejectReason>;
-
+    Entry(&'k str, &'a str),
     /// The record being read has ended.
-    fn end(&mut self) -> Result<(), RejectReason>;
+    End,
 }
 
 /// Walks an array of objects, which must not be empty.
-pub(super) fn records<'a>(data: &'a str, into: &mut dyn Records<'a>) -> Result<(), RejectReason> {
+pub(super) fn records<'a>(
+    data: &'a str,
+    into: &mut dyn FnMut(Event<'_, 'a>) -> Result<(), RejectReason>,
+) -> Result<(), RejectReason> {
     let mut stop = None;
     let mut json = serde_json::Deserializer::from_str(data);
-    let seed = Array { into, stop: &mut stop };
-    let walked = seed.deserialize(&mut json).and_then(|()| json.end());
+    let walked = json.deserialize_seq(Array { into, stop: &mut stop }).and_then(|()| json.end());
     walked.map_err(|error| stop.unwrap_or_else(|| not_records(&error)))
 }
 
@@ -34,8 +35,7 @@ pub(super) fn object<'a>(
 ) -> Result<(), RejectReason> {
     let mut stop = None;
     let mut json = serde_json::Deserializer::from_str(raw);
-    let seed = Object { entry, stop: &mut stop };
-    let walked = seed.deserialize(&mut json);
+    let walked = json.deserialize_map(Object { entry, stop: &mut stop });
     walked.map_err(|_| stop.unwrap_or_else(|| wrong_type("an object", raw)))
 }
 
@@ -130,16 +130,8 @@ impl<'a> Visitor<'a> for Object<'_, 'a> {
 }
 
 struct Array<'f, 'a> {
-    into: &'f mut dyn Records<'a>,
+    into: &'f mut dyn FnMut(Event<'_, 'a>) -> Result<(), RejectReason>,
     stop: &'f mut Option<RejectReason>,
-}
-
-impl<'a> DeserializeSeed<'a> for Array<'_, 'a> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'a>>(self, json: D) -> Result<(), D::Error> {
-        json.deserialize_seq(self)
-    }
 }
 
 impl<'a> Visitor<'a> for Array<'_, 'a> {
@@ -152,12 +144,13 @@ impl<'a> Visitor<'a> for Array<'_, 'a> {
     fn visit_seq<A: SeqAccess<'a>>(self, mut seq: A) -> Result<(), A::Error> {
         let mut count = 0_usize;
         loop {
-            let record = Object { entry: &mut |key, value| self.into.entry(key, value), stop: self.stop };
+            let record =
+                Object { entry: &mut |key, value| (self.into)(Event::Entry(key, value)), stop: self.stop };
             if seq.next_element_seed(record)?.is_none() {
                 break;
             }
             count += 1;
-            if let Err(reason) = self.into.end() {
+            if let Err(reason) = (self.into)(Event::End) {
                 *self.stop = Some(reason);
                 return Err(A::Error::custom("refused"));
             }

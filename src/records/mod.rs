@@ -15,7 +15,7 @@ mod statement;
 
 pub use convert::{Row, check, convert, time_text};
 pub use jsonb::fit_for_jsonb;
-pub use model::{Column, Field, FieldKind, Kind, Model, Models, Struct, models};
+pub use model::{Kind, Model, Models, models};
 pub use statement::{delete_sql, insert_sql, quote_ident, upsert_sql};
 
 /// The codes of the reasons that this room gives.

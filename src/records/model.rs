@@ -3,13 +3,13 @@
 use super::names::Names;
 use crate::values::Action;
 use serde::Deserialize;
-use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 const COMPILED_IN: &str = include_str!("../../config/models.toml");
 
 /// How a JSON value becomes a column.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Kind {
     /// A string; '' when left out.
     Text,
@@ -46,62 +46,60 @@ impl Kind {
     }
 }
 
-/// An object of known fields, in the order in which they are written.
-#[derive(Clone, Debug)]
+/// An object of known fields: texts, floats and such objects.
+#[derive(Clone, Debug, Deserialize)]
 pub struct Struct {
-    /// The fields, in order.
-    pub fields: Vec<Field>,
+    /// In the order in which they are written.
+    pub fields: Vec<Column>,
+    #[serde(skip)]
     pub(super) names: Names,
 }
 
-/// One field of a serialised object.
-#[derive(Clone, Debug)]
-pub struct Field {
-    /// Its JSON key.
-    pub name: String,
-    /// What it holds.
-    pub kind: FieldKind,
-    /// Whether it is left out when it is ''.
-    pub omit_empty: bool,
-}
-
-/// What a field of a serialised object holds.
-#[derive(Clone, Debug)]
-pub enum FieldKind {
-    /// A string.
-    Text,
-    /// A number.
-    Float,
-    /// An object.
-    Struct(Struct),
-}
-
-/// One column of a table.
-#[derive(Clone, Debug)]
+/// One column of a table, or one field of a serialised object.
+#[derive(Clone, Debug, Deserialize)]
 pub struct Column {
     /// Its name in the relation.
     pub name: String,
-    /// Its key in the JSON of an op.
+    /// Its key in JSON.
+    #[serde(default)]
     pub json: String,
     /// How JSON becomes the column.
+    #[serde(flatten)]
     pub kind: Kind,
+    /// It is part of the primary key.
+    #[serde(default)]
+    key: bool,
+    /// An update sets it to the time of writing.
+    #[serde(default)]
+    touched: bool,
+    /// Only newer nodes have it.
+    #[serde(default)]
+    newer: bool,
+    /// It is left out of its object when it is ''.
+    #[serde(default)]
+    pub omit_empty: bool,
 }
 
 /// A replicated table.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Model {
     /// The name of the relation, in schema public, and of the table in an op.
     pub table: String,
     /// Its columns, in the order of the relation.
     pub columns: Vec<Column>,
     /// The places in `columns` of the primary key's columns, in its order.
+    #[serde(skip)]
     pub key: Vec<usize>,
     /// Whether nodes only ever add rows, under keys that are never used again.
+    #[serde(default)]
     pub append_only: bool,
     /// The place of the column that an update sets to the time of writing.
+    #[serde(skip)]
     pub touched: Option<usize>,
+    #[serde(skip)]
     pub(super) names: Names,
     /// The same with the columns that only newer nodes have.
+    #[serde(skip)]
     newer: Option<Box<Model>>,
 }
 
@@ -149,188 +147,59 @@ impl Model {
         };
         NODE_PARAMETERS / parameters
     }
+
+    /// Finds the places that the columns name.
+    fn indexed(mut self) -> Self {
+        self.names = index(&mut self.columns);
+        self.key = (0..self.columns.len()).filter(|place| self.columns[*place].key).collect();
+        self.touched = self.columns.iter().position(|column| column.touched);
+        self
+    }
 }
 
-#[derive(Clone, Debug, Default)]
+/// Gives every column its JSON key, and finds the columns by them.
+fn index(columns: &mut [Column]) -> Names {
+    for column in columns.iter_mut() {
+        if column.json.is_empty() {
+            column.json.clone_from(&column.name);
+        }
+        if let Kind::Struct(of) = &mut column.kind {
+            of.names = index(&mut of.fields);
+        }
+    }
+    Names::new(columns.iter().map(|column| column.json.as_str()))
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
 pub struct Models {
-    by_table: HashMap<String, usize>,
-    all: Vec<Model>,
+    model: Vec<Model>,
 }
 
 impl Models {
     /// The model of a table, by its exact name.
     pub fn get(&self, table: &str) -> Option<&Model> {
-        self.all.get(*self.by_table.get(table)?)
+        self.model.iter().find(|model| model.table == table)
     }
 
     /// All models, in the order of the file.
     pub fn iter(&self) -> std::slice::Iter<'_, Model> {
-        self.all.iter()
+        self.model.iter()
     }
 }
 
-impl<'a> IntoIterator for &'a Models {
-    type Item = &'a Model;
-    type IntoIter = std::slice::Iter<'a, Model>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
-}
-
-/// The models that are compiled in, read once.
+/// The models that are compiled in, read once; tests below hold that the file is sound.
 pub fn models() -> &'static Models {
-    static MODELS: OnceLock<Models> = OnceLock::new();
-    // that the compiled-in file is sound is held by a test below
-    MODELS.get_or_init(|| parse(COMPILED_IN).unwrap_or_default())
-}
-
-/// The file as written.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    model: Vec<FileModel>,
-    #[serde(default, rename = "struct")]
-    structs: Vec<FileStruct>,
-}
-
-#[derive(Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileModel {
-    table: String,
-    key: Vec<String>,
-    touched: Option<String>,
-    #[serde(default)]
-    append_only: bool,
-    columns: Vec<FileValue>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileStruct {
-    name: String,
-    fields: Vec<FileValue>,
-}
-
-/// A column or a field.
-#[derive(Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileValue {
-    name: String,
-    json: Option<String>,
-    kind: String,
-    #[serde(rename = "struct")]
-    of: Option<String>,
-    #[serde(default)]
-    omit_empty: bool,
-    #[serde(default)]
-    newer: bool,
-}
-
-type Structs = HashMap<String, Struct>;
-
-fn parse(text: &str) -> Result<Models, String> {
-    let file: File = toml::from_str(text).map_err(|e| e.to_string())?;
-    let mut structs = Structs::new();
-    for one in file.structs {
-        // only structs above it are known, so none can hold itself
-        let built = build_struct(&one, &structs)?;
-        if structs.insert(one.name.clone(), built).is_some() {
-            return Err(format!("struct {} is there twice", one.name));
+    static MODELS: LazyLock<Models> = LazyLock::new(|| {
+        let mut models: Models = toml::from_str(COMPILED_IN).unwrap_or_default();
+        for model in &mut models.model {
+            let newer = model.columns.iter().any(|column| column.newer);
+            let newer = newer.then(|| Box::new(model.clone().indexed()));
+            model.columns.retain(|column| !column.newer);
+            *model = Model { newer, ..model.clone().indexed() };
         }
-    }
-    let mut models = Models::default();
-    for (place, one) in file.model.into_iter().enumerate() {
-        let model = build_model(one, &structs)?;
-        let table = model.table.clone();
-        if models.by_table.insert(table.clone(), place).is_some() {
-            return Err(format!("model {table} is there twice"));
-        }
-        models.all.push(model);
-    }
-    Ok(models)
-}
-
-fn build_struct(one: &FileStruct, structs: &Structs) -> Result<Struct, String> {
-    let mut fields = Vec::with_capacity(one.fields.len());
-    for field in &one.fields {
-        let kind = match field.kind.as_str() {
-            "text" => FieldKind::Text,
-            "float" => FieldKind::Float,
-            "struct" => FieldKind::Struct(named_struct(field, structs)?),
-            other => return Err(format!("{}.{}: no kind {other}", one.name, field.name)),
-        };
-        fields.push(Field {
-            name: field.json.as_ref().unwrap_or(&field.name).clone(),
-            kind,
-            omit_empty: field.omit_empty,
-        });
-    }
-    let names = Names::new(fields.iter().map(|f| f.name.as_str()))
-        .ok_or_else(|| format!("{}: two fields of one name", one.name))?;
-    Ok(Struct { fields, names })
-}
-
-/// The model without the columns of newer nodes, and with them beside it.
-fn build_model(mut one: FileModel, structs: &Structs) -> Result<Model, String> {
-    let newer = match one.columns.iter().any(|c| c.newer) {
-        true => Some(Box::new(build_variant(one.clone(), structs)?)),
-        false => None,
-    };
-    one.columns.retain(|c| !c.newer);
-    Ok(Model { newer, ..build_variant(one, structs)? })
-}
-
-fn build_variant(one: FileModel, structs: &Structs) -> Result<Model, String> {
-    let table = one.table;
-    let mut columns = Vec::with_capacity(one.columns.len());
-    for column in one.columns {
-        columns.push(Column {
-            kind: column_kind(&column, structs).map_err(|e| format!("{table}: {e}"))?,
-            json: column.json.unwrap_or_else(|| column.name.clone()),
-            name: column.name,
-        });
-    }
-    let place = |name: &String| {
-        let found = columns.iter().position(|c| c.name == *name);
-        found.ok_or_else(|| format!("{table}: no column {name}"))
-    };
-    let key = one.key.iter().map(place).collect::<Result<Vec<_>, _>>()?;
-    let touched = one.touched.as_ref().map(place).transpose()?;
-    let names = Names::new(columns.iter().map(|c| c.json.as_str()))
-        .ok_or_else(|| format!("{table}: two columns of one JSON key"))?;
-
-    if key.is_empty() || key.len() == columns.len() {
-        return Err(format!("{table}: needs a key, and a column besides it"));
-    }
-    if !key.iter().all(|k| matches!(columns[*k].kind, Kind::Text | Kind::Time)) {
-        return Err(format!("{table}: a key is a text or a time"));
-    }
-    if touched.is_some_and(|t| key.contains(&t) || !matches!(columns[t].kind, Kind::Time)) {
-        return Err(format!("{table}: `touched` is a time outside the key"));
-    }
-    Ok(Model { table, columns, key, append_only: one.append_only, touched, names, newer: None })
-}
-
-fn column_kind(column: &FileValue, structs: &Structs) -> Result<Kind, String> {
-    Ok(match column.kind.as_str() {
-        "text" => Kind::Text,
-        "nullable_text" => Kind::NullableText,
-        "integer" => Kind::Integer,
-        "nullable_integer" => Kind::NullableInteger,
-        "unsigned" => Kind::Unsigned,
-        "float" => Kind::Float,
-        "time" => Kind::Time,
-        "strings" => Kind::Strings,
-        "string_map" => Kind::StringMap,
-        "struct" => Kind::Struct(named_struct(column, structs)?),
-        other => return Err(format!("{}: no kind {other}", column.name)),
-    })
-}
-
-fn named_struct(value: &FileValue, structs: &Structs) -> Result<Struct, String> {
-    let found = value.of.as_ref().and_then(|name| structs.get(name));
-    found.cloned().ok_or_else(|| format!("{}: which struct, defined above?", value.name))
+        models
+    });
+    &MODELS
 }
 
 #[cfg(test)]
@@ -339,15 +208,44 @@ mod tests {
 
     #[test]
     fn the_compiled_in_file_is_sound() {
-        parse(COMPILED_IN).unwrap();
         let tables: Vec<_> = models().iter().map(|m| m.table.as_str()).collect();
         assert_eq!(tables, ["uploads", "qm_audio_analyses", "audio_previews", "storage_and_db_sizes"]);
         let uploads = models().get("uploads").unwrap();
         assert_eq!(uploads.columns[uploads.touched.unwrap()].name, "updated_at");
         assert!(models().get("Uploads").is_none());
-        let only: Vec<_> = models().into_iter().filter(|m| m.append_only).collect();
+        let only: Vec<_> = models().iter().filter(|m| m.append_only).collect();
         assert_eq!(only.len(), 1);
         assert_eq!(only[0].table, "storage_and_db_sizes");
+        for model in models().iter().flat_map(|m| [Some(m), m.newer.as_deref()]).flatten() {
+            let Model { table, columns, key, .. } = model;
+            assert!(
+                !key.is_empty() && key.len() < columns.len(),
+                "{table} needs a key, and a column besides"
+            );
+            let is_key = |k: &usize| matches!(columns[*k].kind, Kind::Text | Kind::Time);
+            assert!(key.iter().all(is_key), "{table}: a key is a text or a time");
+            let touches = |t: usize| !key.contains(&t) && matches!(columns[t].kind, Kind::Time);
+            assert!(model.touched.is_none_or(touches), "{table}: `touched` is a time outside the key");
+            assert_eq!(model.names.len(), columns.len(), "{table}: two columns of one JSON key");
+        }
+    }
+
+    /// Flattened types ignore what they do not know: a misspelt key of the file is found here.
+    #[test]
+    fn every_key_of_the_file_is_known() {
+        fn check(value: &toml::Value, known: &[&str]) {
+            for (key, value) in value.as_table().unwrap() {
+                assert!(known.contains(&key.as_str()), "{key}");
+                for one in value.as_array().into_iter().flatten().filter(|one| one.is_table()) {
+                    check(one, &["name", "json", "kind", "fields", "key", "touched", "newer", "omit_empty"]);
+                }
+            }
+        }
+        let file: toml::Table = COMPILED_IN.parse().unwrap();
+        assert_eq!(file.keys().collect::<Vec<_>>(), ["model"]);
+        for model in file["model"].as_array().unwrap() {
+            check(model, &["table", "append_only", "columns"]);
+        }
     }
 
     #[test]
@@ -363,43 +261,5 @@ mod tests {
         assert!(uploads.fitting(&older[1..]).unwrap_err().contains("lacks columns of the model: id"));
         let most = [Action::Create, Action::Update, Action::Delete].map(|a| fitting.most_records(a));
         assert_eq!(most, [2_427, 2_427, 65_535]);
-    }
-
-    #[test]
-    fn a_malformed_file_says_where() {
-        let model = |rest: &str| parse(&format!("[[model]]\ntable = \"t\"\n{rest}")).unwrap_err();
-        let two = r#"columns = [{name="a",kind="text"},{name="b",kind="text"}]"#;
-        assert!(model(&format!("key=[\"c\"]\n{two}")).contains("no column c"));
-        assert!(model(&format!("key=[]\n{two}")).contains("needs a key"));
-        assert!(model(&format!("key=[\"a\",\"b\"]\n{two}")).contains("needs a key"));
-        assert!(model(&format!("key=[\"a\"]\ntouched=\"b\"\n{two}")).contains("touched"));
-        assert!(
-            model(
-                r#"columns=[{name="a",kind="blob"}]
-            key=["a"]"#
-            )
-            .contains("no kind blob")
-        );
-        assert!(
-            model(
-                r#"columns=[{name="a",kind="struct",struct="x"}]
-            key=["a"]"#
-            )
-            .contains("which struct")
-        );
-        assert!(
-            model(
-                r#"columns=[{name="a",kind="text"},{name="A",kind="text"}]
-            key=["a"]"#
-            )
-            .contains("one JSON key")
-        );
-        assert!(
-            model(
-                r#"columns=[{name="a",kind="float"},{name="b",kind="text"}]
-            key=["a"]"#
-            )
-            .contains("a key is")
-        );
     }
 }

@@ -16,8 +16,9 @@ mod fixtures;
 mod properties;
 
 use super::code::{KEY_TWICE, NO_KEY, TOO_MANY};
+use super::fit_for_jsonb;
+use super::json::{self, Event};
 use super::model::Model;
-use super::{fit_for_jsonb, json};
 use crate::values::{Action, RejectReason};
 use jiff::Timestamp;
 use slot::Slot;
@@ -59,7 +60,10 @@ pub fn time_text(at: Timestamp) -> String {
 pub fn convert(model: &Model, action: Action, data: &str, now: Timestamp) -> Result<Vec<Row>, RejectReason> {
     fit_for_jsonb(data)?;
     let mut reader = Reader { model, action, now, slots: Vec::new(), rows: Vec::new() };
-    json::records(data, &mut reader)?;
+    json::records(data, &mut |event| match event {
+        Event::Entry(key, value) => reader.entry(key, value),
+        Event::End => reader.end(),
+    })?;
     let rows = reader.rows;
     if action == Action::Update && rows.len() > 1 {
         let mut seen = HashSet::with_capacity(rows.len());
@@ -77,20 +81,7 @@ pub fn convert(model: &Model, action: Action, data: &str, now: Timestamp) -> Res
 /// It is no array of objects, an empty one, or nothing that jsonb can hold.
 pub fn check(data: &str) -> Result<(), RejectReason> {
     fit_for_jsonb(data)?;
-    json::records(data, &mut Unread)
-}
-
-/// Records of a table that has no model.
-struct Unread;
-
-impl<'a> json::Records<'a> for Unread {
-    fn entry(&mut self, _: &str, _: &'a str) -> Result<(), RejectReason> {
-        Ok(())
-    }
-
-    fn end(&mut self) -> Result<(), RejectReason> {
-        Ok(())
-    }
+    json::records(data, &mut |_| Ok(()))
 }
 
 /// Collects rows; `slots` is the record being read, empty between records.
@@ -102,8 +93,8 @@ struct Reader<'m> {
     rows: Vec<Row>,
 }
 
-impl<'a> json::Records<'a> for Reader<'_> {
-    fn entry(&mut self, key: &str, value: &'a str) -> Result<(), RejectReason> {
+impl Reader<'_> {
+    fn entry(&mut self, key: &str, value: &str) -> Result<(), RejectReason> {
         let Some(place) = self.model.names.find(key) else {
             return Ok(());
         };
@@ -142,9 +133,7 @@ impl<'a> json::Records<'a> for Reader<'_> {
         self.rows.push(Row { key, values });
         Ok(())
     }
-}
 
-impl Reader<'_> {
     /// Begins a record, if none is begun.
     fn fill(&mut self) {
         if self.slots.is_empty() {

@@ -2,10 +2,7 @@
 
 use super::super::code::OUT_OF_RANGE;
 use super::super::json;
-use super::super::names::Names;
-use super::text::boolean;
 use crate::values::RejectReason;
-use std::sync::OnceLock;
 
 /// A whole number of signed 64 bits; fractions and exponents are refused.
 pub(super) fn integer(raw: &str) -> Result<i64, RejectReason> {
@@ -23,38 +20,6 @@ pub(super) fn bigint(value: u64) -> Result<String, RejectReason> {
         Ok(value) => Ok(value.to_string()),
         Err(_) => Err(out_of_range(&value.to_string())),
     }
-}
-
-/// Go's `sql.NullInt64`.
-#[derive(Default)]
-pub(super) struct NullableInteger {
-    number: i64,
-    valid: bool,
-}
-
-impl NullableInteger {
-    /// Decodes `{"Int64","Valid"}`: other keys are ignored, null leaves a value.
-    pub(super) fn set(&mut self, raw: &str) -> Result<(), RejectReason> {
-        json::object(raw, &mut |key, value| {
-            match names().find(key) {
-                _ if value == "null" => {}
-                Some(0) => self.number = integer(value)?,
-                Some(_) => self.valid = boolean(value)?,
-                None => {}
-            }
-            Ok(())
-        })
-    }
-
-    /// The number, if valid.
-    pub(super) fn into_text(self) -> Option<String> {
-        self.valid.then(|| self.number.to_string())
-    }
-}
-
-fn names() -> &'static Names {
-    static NAMES: OnceLock<Names> = OnceLock::new();
-    NAMES.get_or_init(|| Names::new(["Int64", "Valid"].into_iter()).unwrap_or_default())
 }
 
 /// A double; one beyond the largest is refused.
@@ -120,24 +85,6 @@ mod tests {
         }
         assert!(bigint(i64::MAX as u64).is_ok());
         assert_eq!(bigint(i64::MAX as u64 + 1).unwrap_err().code, OUT_OF_RANGE);
-    }
-
-    #[test]
-    fn nullable_numbers_as_go_reads_them() {
-        let read = |raw: &str| {
-            let mut value = NullableInteger::default();
-            value.set(raw).map(|()| value.into_text()).ok()
-        };
-        assert_eq!(read(r#"{"Int64":7,"Valid":true}"#), Some(Some("7".into())));
-        assert_eq!(read(r#"{"int64":-7,"valid":true}"#), Some(Some("-7".into())));
-        for null in ["{}", r#"{"Int64":7}"#, r#"{"Int64":7,"Valid":false}"#, r#"{"Int64":7,"Valid":null}"#] {
-            assert_eq!(read(null), Some(None), "{null}");
-        }
-        let zero = read(r#"{"Valid":true}"#);
-        assert_eq!(zero, Some(Some("0".into())));
-        for bad in ["7", "\"7\"", "[]", r#"{"Int64":"7"}"#, r#"{"Int64":1.5}"#, r#"{"Valid":1}"#] {
-            assert_eq!(read(bad), None, "{bad}");
-        }
     }
 
     #[test]

@@ -1,41 +1,7 @@
-//! Strings: nullable ones, and how Go writes one as JSON.
+//! Booleans, and how Go writes a string as JSON.
 
 use super::super::json;
-use super::super::names::Names;
 use crate::values::RejectReason;
-use std::sync::OnceLock;
-
-/// Go's `sql.NullString`.
-#[derive(Default)]
-pub(super) struct Nullable {
-    pub(super) string: String,
-    pub(super) valid: bool,
-}
-
-impl Nullable {
-    /// Decodes `{"String","Valid"}`: other keys are ignored, null leaves a value.
-    pub(super) fn set(&mut self, raw: &str) -> Result<(), RejectReason> {
-        json::object(raw, &mut |key, value| {
-            match nullable_names().find(key) {
-                _ if value == "null" => {}
-                Some(0) => self.string = json::string(value)?.into_owned(),
-                Some(_) => self.valid = boolean(value)?,
-                None => {}
-            }
-            Ok(())
-        })
-    }
-
-    /// The string, if valid.
-    pub(super) fn into_text(self) -> Option<String> {
-        self.valid.then_some(self.string)
-    }
-}
-
-fn nullable_names() -> &'static Names {
-    static NAMES: OnceLock<Names> = OnceLock::new();
-    NAMES.get_or_init(|| Names::new(["String", "Valid"].into_iter()).unwrap_or_default())
-}
 
 pub(super) fn boolean(raw: &str) -> Result<bool, RejectReason> {
     match raw {

@@ -55,7 +55,7 @@ async fn a_cut_history_sent_again_changes_nothing() {
 #[tokio::test]
 async fn traces_have_the_models_keys() {
     let bench = Bench::new().await;
-    for model in opsward::records::models() {
+    for model in opsward::records::models().iter() {
         let key = &model.columns[model.key[0]].json;
         let sql = |key: &str| {
             format!(
