@@ -5,7 +5,7 @@ use crate::bound::census::{self, Finished, Scope};
 use crate::bound::decide::Facts;
 use crate::bound::facts;
 use crate::bound::guard;
-use crate::bound::tick::{self, TaskOutcome, Which};
+use crate::bound::tick::{self, Pruned, TaskOutcome, Which};
 use crate::db;
 use crate::db::jobs;
 use crate::db::lease::{Holder, Lease};
@@ -208,7 +208,9 @@ async fn beside<T>(work: impl Future<Output = T>, other: impl Future<Output = In
 async fn perform(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
     let report = match job {
         Job::Census { scope, percent } => count(work, lease, *scope, *percent).boxed().await,
-        Job::Prune { tasks, percent } => prune(work, lease, tasks, *percent).boxed().await,
+        Job::Prune { tasks, percent } => {
+            prune(work, lease, tasks, *percent).boxed().await.map(|pruned| json!(pruned))
+        }
         Job::Reclaim(request) => give_back(work, lease, request).boxed().await,
     };
     report.map_or_else(Ended::Trouble, Ended::Report)
@@ -219,15 +221,16 @@ async fn prune(
     lease: &mut Lease,
     tasks: &[Which],
     percent: Option<u8>,
-) -> Result<Value, Failure> {
+) -> Result<Pruned, Failure> {
     let mut pacer = Pacer::new(work, percent);
     match tick::tick(work, lease, &mut pacer, tasks, PRUNE_RUN).boxed().await {
         Ok(outcomes) => {
             let is_cut = outcomes.iter().any(TaskOutcome::is_halted);
-            Ok(json!({ "tasks": outcomes, "interrupted": is_cut && work.stop.is_cancelled() }))
+            let interrupted = is_cut && work.stop.is_cancelled();
+            Ok(Pruned { tasks: outcomes, interrupted, ..Pruned::default() })
         }
         Err(Stop::Halt(Halt::Stopped)) => Err(Stop::Halt(Halt::Stopped).into()),
-        Err(Stop::Halt(halt)) => Ok(json!({ "tasks": [], "halted": halt.to_string() })),
+        Err(Stop::Halt(halt)) => Ok(Pruned { halted: Some(halt.to_string()), ..Pruned::default() }),
         Err(Stop::Db(error)) => Err(error.into()),
     }
 }

@@ -18,7 +18,7 @@ pub use facts::{ClockFact, Facts, PeerFact, ReaderFact};
 pub use gate::{Gate, gate, reset_from};
 use jiff::civil::Date;
 pub use node::{Seen, recognise};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 const HOUR_MS: u64 = 3_600_000;
@@ -37,7 +37,7 @@ const SIZE_CENSUS_MS: u64 = 48 * HOUR_MS;
 const BLOBS: &str = "blobs";
 
 /// What is to be deleted of one table: its ops below a ULID.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Cut {
     /// The table, as ops name it.
     pub table: String,
@@ -46,7 +46,7 @@ pub struct Cut {
 }
 
 /// A cut, and what keeps it from going further.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Bounded {
     /// What is deleted.
     #[serde(flatten)]
@@ -56,7 +56,7 @@ pub struct Bounded {
 }
 
 /// What a task does.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "decision", rename_all = "snake_case")]
 pub enum Decision {
     /// It deletes below each cut; there may be none.
@@ -233,7 +233,7 @@ fn size_window(facts: &Facts) -> Option<(u64, bool)> {
 /// Whether only a newer census could tell what a task may delete; a window by
 /// age needs none.
 pub fn wants_census(facts: &Facts, is_dormant: bool) -> bool {
-    let is_count = |b: &Blocker| ["no_census", "census_estimated", "census_old"].contains(&b.code);
+    let is_count = |b: &Blocker| ["no_census", "census_estimated", "census_old"].contains(&&*b.code);
     match if is_dormant { dormant(facts) } else { retention(facts) } {
         Decision::Skip { blockers } => blockers.iter().all(is_count),
         Decision::Prune { .. } => {
@@ -247,7 +247,9 @@ pub fn size_notice(facts: &Facts) -> Option<Notice> {
     if facts.settings.retention_bytes == 0 {
         return None;
     }
-    let notice = |code, text: &str| Some(Notice { code, text: text.into(), ..Notice::default() });
+    let notice = |code: &'static str, text: &str| {
+        Some(Notice { code: code.into(), text: text.into(), ..Notice::default() })
+    };
     match (uncounted(facts, SIZE_CENSUS_MS), size_window(facts)) {
         (Some(why), _) => notice(
             "size_not_counted",
@@ -266,7 +268,7 @@ pub fn window_notice(facts: &Facts) -> Option<Notice> {
     let days = facts.settings.retention_days;
     let least = least_window(facts);
     (days > 0 && u64::from(days) * DAY_MS < least).then(|| Notice {
-        code: "window_raised",
+        code: "window_raised".into(),
         text: format!(
             "the window is {} days, not OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS={days}: without the replay guard \
              a block that is executed again puts old state over new; \
@@ -310,7 +312,7 @@ fn off(facts: &Facts, task: &str, setting: &str) -> Blocker {
 fn blocker(facts: &Facts, (code, subject): (&'static str, &str), text: String, fix: &str) -> Blocker {
     let since = facts.since.get(&(code.to_owned(), subject.to_owned())).copied();
     Blocker {
-        code,
+        code: code.into(),
         subject: subject.to_owned(),
         text,
         fix: fix.to_owned(),

@@ -12,7 +12,7 @@ use crate::db::prune::{self, Batch, Doomed, Locked, Places, Range, Run, TableCut
 use crate::db::{self, Error, guard, maintain};
 use crate::values::{OpUlid, Progress, latest_plausible};
 use crate::work::{BatchSize, Pacer, Stop, Work};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -48,7 +48,7 @@ pub struct Order {
 }
 
 /// How a run came to its end.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "ended", content = "why", rename_all = "snake_case")]
 pub enum Ended {
     /// Nothing is left to delete, but rows that stayed locked: so many.
@@ -76,7 +76,7 @@ impl Ended {
 }
 
 /// What went of one table.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Sum {
     /// Rows.
     pub rows: u64,
@@ -87,7 +87,7 @@ pub struct Sum {
 }
 
 /// What a run did.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// By table.
     pub tables: BTreeMap<String, Sum>,

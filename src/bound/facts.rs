@@ -103,11 +103,11 @@ pub async fn note(client: &Client, facts: &Facts, now: Timestamp) -> db::Result<
     let notices = decide::gate(facts).notices;
     let mut found = Vec::new();
     if !on.is_empty() {
-        found.extend(notices.iter().map(|n| [n.code, &n.subject, &n.text, &n.fix]));
+        found.extend(notices.iter().map(|n| [&*n.code, &n.subject, &n.text, &n.fix]));
     }
     for decision in &on {
         if let Decision::Skip { blockers } = decision {
-            found.extend(blockers.iter().map(|b| [b.code, &b.subject, &b.text, &b.fix]));
+            found.extend(blockers.iter().map(|b| [&*b.code, &b.subject, &b.text, &b.fix]));
         }
     }
     gate::note_blockers(client, &found, now).await

@@ -65,7 +65,8 @@ pub async fn gone(work: &Work) -> db::Result<Option<String>> {
 
 fn missing(work: &Work, code: &'static str, text: String, fix: String) -> Blocker {
     let unset = "OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=false deletes without it";
-    Blocker { code, subject: String::new(), text, fix: format!("{fix}; {unset}"), since: work.clock.now() }
+    let fix = format!("{fix}; {unset}");
+    Blocker { code: code.into(), subject: String::new(), text, fix, since: work.clock.now() }
 }
 
 /// Has the guard on the log, as this binary makes it.

@@ -7,7 +7,7 @@ use crate::db::maintain::Ended;
 use crate::db::{self, Db, activity, index};
 use crate::values::Progress;
 use crate::work::{Halt, Pacer, Room, Stop, WaitFor, Waits, Work};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::time::Duration;
 use tracing::{info, warn};
@@ -16,7 +16,7 @@ use tracing::{info, warn};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What came of it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "outcome", content = "detail", rename_all = "snake_case")]
 pub enum Ensured {
     /// It was there, under this name.

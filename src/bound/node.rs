@@ -71,7 +71,9 @@ pub fn given_back(facts: &Facts, figures: &Figures, deleted: u64) -> u64 {
 pub fn notices(facts: &Facts, figures: &Figures) -> Vec<Notice> {
     let Some(node) = prunes(facts) else { return Vec::new() };
     let mut found = Vec::new();
-    let mut say = |code, text: String| found.push(Notice { code, text, ..Notice::default() });
+    let mut say = |code: &'static str, text: String| {
+        found.push(Notice { code: code.into(), text, ..Notice::default() })
+    };
     let days = node.keeps_seconds * 1_000 / DAY_MS;
     let back = given_back(facts, figures, 0);
     if node.rows > 0 || back > figures.ops_bytes / 10 {
@@ -164,7 +166,7 @@ mod tests {
     }
 
     fn codes(facts: &Facts) -> Vec<&'static str> {
-        notices(facts, &figures(90 * GB)).into_iter().map(|n| n.code).collect()
+        notices(facts, &figures(90 * GB)).into_iter().map(|n| crate::values::fixed(&n.code)).collect()
     }
 
     #[test]

@@ -261,8 +261,8 @@ fn is_estimated(facts: &Facts) -> bool {
 
 /// What keeps a task from writing to the log: the mode, a missing privilege.
 fn may_not(around: &Surroundings, need: Need) -> Vec<Blocker> {
-    let blocker = |code, text: &str, fix: String| Blocker {
-        code,
+    let blocker = |code: &'static str, text: &str, fix: String| Blocker {
+        code: code.into(),
         subject: String::new(),
         text: text.into(),
         fix,
@@ -296,7 +296,7 @@ fn index(facts: &Facts, around: &Surroundings) -> TaskPlan {
     blockers.extend(
         no_room(around.index.bytes, around.index.wal_bytes, around.free_bytes, set.min_free_disk).map(
             |text| Blocker {
-                code: "no_room",
+                code: "no_room".into(),
                 subject: String::new(),
                 text,
                 fix: "make room, or lower OPENAUDIO_MEDIORUM_MIN_FREE_DISK".into(),

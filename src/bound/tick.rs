@@ -14,7 +14,7 @@ use crate::db::prune::TableCut;
 use crate::db::{self, known};
 use crate::values::{Notice, OpUlid, millis, words};
 use crate::work::{Pacer, Stop, Work};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -33,8 +33,22 @@ words! {
     }
 }
 
+/// What came of a run of `opsward prune`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Pruned {
+    pub tasks: Vec<TaskOutcome>,
+    /// It was told to stop before all was done.
+    pub interrupted: bool,
+    /// Why nothing was begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halted: Option<String>,
+    /// Settings in which the command differs from the daemon: name, the command's, the daemon's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings_differ: Vec<[String; 3]>,
+}
+
 /// What came of a task.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct TaskOutcome {
     /// The task.
     pub task: Which,
@@ -42,7 +56,7 @@ pub struct TaskOutcome {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decision: Option<Decision>,
     /// Overrides in force and stalled peers, where it decides.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notices: Vec<Notice>,
     /// What it deleted, where it did.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,6 +88,11 @@ impl TaskOutcome {
             halted: None,
             read_only,
         }
+    }
+
+    /// Rows that it deleted.
+    pub fn rows(&self) -> u64 {
+        self.deleted.as_ref().map_or(0, Report::rows)
     }
 
     /// Whether it was to do more, and something kept it from that.

@@ -1,44 +1,40 @@
 //! `opsward census`: brings the census up to date and shows it.
 
-use super::args::flag;
-use super::{Command, Context, Output, Run, lease};
+use super::{Context, lease};
 use crate::bound::census::{Total, totals};
 use crate::db::census::{Entry, Implausible, day_of, implausible, load};
 use crate::job::{CensusScope, Job};
 use crate::show::format::{bytes, count, lines};
-use crate::show::{Changed, Done, Outcome};
+use crate::show::{Done, Outcome};
 use crate::values::OpUlid;
-use clap::ArgMatches;
 use serde_json::json;
 
-pub(super) const COMMAND: Command = Command {
-    name: "census",
-    args: |command| {
-        command
-            .about("Count the log by table and day: days that may have changed, or all of it")
-            .arg(flag("full", "Count all of the log again"))
-            .arg(flag("days", "Show every day, not only sums"))
-            .arg(lease::wait_flag())
-            .arg(lease::pace_flag())
-    },
-    output: Output::Envelope,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
+/// Count the log by table and day: days that may have changed, or all of it
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Count all of the log again
+    #[arg(long)]
+    full: bool,
+    /// Show every day, not only sums
+    #[arg(long)]
+    days: bool,
+    #[command(flatten)]
+    lease: lease::Flags,
+}
 
-async fn run(context: &Context, args: &ArgMatches) -> Outcome {
-    let scope = if args.get_flag("full") { CensusScope::Full } else { CensusScope::Now };
-    let job = Job::Census { scope, percent: lease::pace(args) };
-    let Some(_) = lease::have_done::<serde_json::Value>(context, args, job).await? else {
+pub(super) async fn run(context: &Context, args: Args) -> Outcome {
+    let scope = if args.full { CensusScope::Full } else { CensusScope::Now };
+    let job = Job::Census { scope, percent: args.lease.pace };
+    let Some(_) = lease::have_done::<serde_json::Value>(context, args.lease.wait, job).await? else {
         return Ok(lease::detached());
     };
     let db = context.open_db("census", 1).await?;
     let client = db.client().await?;
     let warning = lease::disk_warning(context).await?;
-    Ok(done(&load(&client).await?, &implausible(&client).await?, args).warn(warning))
+    Ok(done(&load(&client).await?, &implausible(&client).await?, args.days).warn(warning))
 }
 
-fn done(entries: &[Entry], implausible: &[Implausible], args: &ArgMatches) -> Done {
-    let days = args.get_flag("days");
+fn done(entries: &[Entry], implausible: &[Implausible], days: bool) -> Done {
     let totals = totals(entries, implausible);
     let mut text = match totals.is_empty() {
         true => "the log is empty".to_owned(),
@@ -69,7 +65,7 @@ fn done(entries: &[Entry], implausible: &[Implausible], args: &ArgMatches) -> Do
     if days {
         result["days"] = json!(entries);
     }
-    Done::new(result, text).changed(Changed::Yes)
+    Done::new(result, text).changed(true)
 }
 
 fn sum(totals: &[Total], of: fn(&Total) -> u64) -> u64 {

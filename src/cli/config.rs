@@ -1,56 +1,49 @@
 //! `opsward config check` and `config show`: what the settings are, where each
 //! came from, and what is wrong with them.
 
-use super::{Command, Early, Output, Run};
-use crate::settings::{Loaded, Origin, Problem, Problems, entry};
+use super::Early;
+use crate::settings::{Loaded, Problems};
 use crate::show::{self, Done, ExitCode, Failure, Outcome};
-use clap::ArgMatches;
 use serde_json::json;
 use std::collections::BTreeMap;
 
-pub(super) const COMMAND: Command = Command {
-    name: "config",
-    args: |command| {
-        command
-            .about("Check or show the settings")
-            .subcommand_required(true)
-            .arg_required_else_help(true)
-            .subcommand(clap::Command::new("check").about("Say whether the settings can be used"))
-            .subcommand(clap::Command::new("show").about("Show every setting and where it came from"))
-    },
-    output: Output::Envelope,
-    run: Run::Early(run),
-};
+/// Check or show the settings
+#[derive(clap::Subcommand)]
+#[command(arg_required_else_help = true)]
+pub(super) enum Action {
+    /// Say whether the settings can be used
+    Check,
+    /// Show every setting and where it came from
+    Show,
+}
 
-fn run(early: &Early, args: &ArgMatches) -> Outcome {
-    match (args.subcommand_name(), &early.loaded) {
-        (Some("check"), loaded) => Ok(check(loaded)),
-        (_, Ok(loaded)) => Ok(show(loaded)),
-        (_, Err(problems)) => Err(Failure::from(problems.clone())),
+pub(super) fn run(early: &Early, action: &Action) -> Outcome {
+    match (action, &early.loaded) {
+        (Action::Check, loaded) => Ok(check(loaded)),
+        (Action::Show, Ok(loaded)) => Ok(show(loaded)),
+        (Action::Show, Err(problems)) => Err(Failure::from(problems.clone())),
     }
 }
 
 fn check(loaded: &Result<Loaded, Problems>) -> Done {
-    let loaded = match loaded {
-        Ok(loaded) => for_run(loaded).map_or(Ok(loaded), Err),
-        Err(found) => Err(found.clone()),
-    };
-    match loaded {
+    let usable = loaded.clone().and_then(|loaded| {
+        // `run` would have this problem with the settings: it needs this validator's URL.
+        match loaded.settings.node_endpoint {
+            Some(_) => Ok(loaded),
+            None => Err(Problems::unset(
+                "node_endpoint",
+                "it is not set, and `run` has to know this validator's own URL",
+            )),
+        }
+    });
+    match usable {
         Ok(loaded) => Done::new(
             json!({ "ok": true, "file": loaded.file, "problems": [] }),
-            format!("the settings can be used; {}", read_from(loaded)),
+            format!("the settings can be used; {}", read_from(&loaded)),
         ),
         Err(found) => Done::new(json!({ "ok": false, "problems": found.problems }), found.to_string())
             .exit(ExitCode::Settings),
     }
-}
-
-/// The problem that `run` would have with these settings: it needs this validator's URL.
-fn for_run(loaded: &Loaded) -> Option<Problems> {
-    let entry = entry("node_endpoint").filter(|_| loaded.settings.node_endpoint.is_none())?;
-    let why = "it is not set, and `run` has to know this validator's own URL".to_owned();
-    let problem = Problem { value: None, ..Problem::of(entry, (&Origin::Default, ""), why) };
-    Some(Problems { problems: vec![problem], warnings: Vec::new() })
 }
 
 fn show(loaded: &Loaded) -> Done {

@@ -2,7 +2,7 @@
 
 use crate::clock::Clock;
 use crate::db::Db;
-use crate::settings::{Loaded, Origin, Problem, Problems, Settings, Shown, entry};
+use crate::settings::{Loaded, Problems, Settings, Shown};
 use crate::show::{Failure, OutputMode};
 use crate::values::{Finding, Host};
 
@@ -48,20 +48,8 @@ impl Context {
     /// # Errors
     /// The setting is missing: exit 64.
     pub fn self_host(&self) -> Result<&Host, Failure> {
-        if let Some(host) = &self.settings.node_endpoint {
-            return Ok(host);
-        }
-        let entry = entry("node_endpoint");
-        Err(Failure::from(Problems {
-            problems: vec![Problem {
-                setting: entry.map_or("", |entry| entry.variable()).to_owned(),
-                value: None,
-                origin: Origin::Default,
-                why: "it is not set, and this command must know which validator it is".to_owned(),
-                allowed: entry.map_or("", |entry| entry.allowed).to_owned(),
-            }],
-            warnings: Vec::new(),
-        }))
+        let why = "it is not set, and this command must know which validator it is";
+        self.settings.node_endpoint.as_ref().ok_or_else(|| Problems::unset("node_endpoint", why).into())
     }
 
     /// Opens the node's database with at most `size` connections that the

@@ -1,12 +1,10 @@
 //! `opsward digest`: writes what another validator's `verify` compares with.
 
-use super::args::{flag, option};
-use super::progress::{Shown, rows as read};
-use super::{Command, Context, Output, Run};
+use super::Context;
+use super::progress::Shown;
 use crate::reclaim::digest::{Error, header, scope, write};
 use crate::records::Model;
 use crate::show::{Done, ExitCode, Failure, Outcome, OutputMode, format};
-use clap::{ArgAction, ArgMatches, value_parser};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::json;
@@ -14,25 +12,41 @@ use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 
-pub(super) const COMMAND: Command = Command {
-    name: "digest",
-    args: |command| {
-        scope_flags(command)
-            .about("Write what another validator compares its records with: opsward digest > FILE")
-            .arg(
-                option("out", "FILE", "Write it into this file; --output json then tells what it holds")
-                    .value_parser(value_parser!(PathBuf)),
-            )
-            .arg(flag("gzip", "Compress it: some 40 bytes a record"))
-    },
-    output: Output::Envelope,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
+/// Write what another validator compares its records with: opsward digest > FILE
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    scope: Scope,
+    /// Write it into this file; --output json then tells what it holds
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Compress it: some 40 bytes a record
+    #[arg(long)]
+    gzip: bool,
+}
 
-async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+/// Which record tables are compared.
+#[derive(clap::Args)]
+pub(super) struct Scope {
+    /// Only these record tables
+    #[arg(long, value_name = "TABLE", value_delimiter = ',')]
+    tables: Vec<String>,
+    /// Not this record table, such as storage_and_db_sizes
+    #[arg(long, value_name = "TABLE", value_delimiter = ',')]
+    leave_out: Vec<String>,
+}
+
+impl Scope {
+    pub(super) fn models(&self) -> Result<Vec<&'static Model>, Failure> {
+        scope(&self.tables, &self.leave_out)
+            .map_err(|why| Failure::usage(format!("{why}: see --tables and --leave-out"), ""))
+    }
+}
+
+pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     let own = context.self_host()?;
-    let mut scope = chosen(args)?;
-    let file = args.get_one::<PathBuf>("out");
+    let mut scope = args.scope.models()?;
+    let file = args.out.as_deref();
     if file.is_none() && context.output == OutputMode::Json {
         let why = "the envelope goes to stdout, and so would the digest";
         return Err(Failure::usage(why, "name a file for it: --out FILE"));
@@ -49,8 +63,8 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     };
     let out = BufWriter::with_capacity(1 << 16, out);
     let shown = Shown::new(context.output);
-    let tell = |table: &str, rows: u64, place: &'static str| shown.tell(&read(table, rows, place));
-    let written = match args.get_flag("gzip") {
+    let tell = |table: &str, rows: u64, place: &'static str| shown.rows(table, rows, place);
+    let written = match args.gzip {
         true => write(&db, &header, GzEncoder::new(out, Compression::fast()), &tell)
             .await
             .and_then(|(zip, tables)| zip.finish()?.flush().map(|()| tables).map_err(Error::from)),
@@ -68,23 +82,6 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         }
         None => Done::silent(),
     })
-}
-
-/// `--tables` and `--leave-out`.
-pub(super) fn scope_flags(command: clap::Command) -> clap::Command {
-    let tables = |name: &'static str, help: &'static str| {
-        option(name, "TABLE", help).value_delimiter(',').action(ArgAction::Append)
-    };
-    command
-        .arg(tables("tables", "Only these record tables"))
-        .arg(tables("leave-out", "Not this record table, such as storage_and_db_sizes"))
-}
-
-/// The tables that are named, by [`scope_flags`].
-pub(super) fn chosen(args: &ArgMatches) -> Result<Vec<&'static Model>, Failure> {
-    let named = |flag: &str| -> Vec<String> { args.get_many(flag).unwrap_or_default().cloned().collect() };
-    scope(&named("tables"), &named("leave-out"))
-        .map_err(|why| Failure::usage(format!("{why}: see --tables and --leave-out"), ""))
 }
 
 impl From<Error> for Failure {

@@ -1,6 +1,6 @@
 //! `opsward doctor`: looks at everything that the daemon needs.
 
-use super::{Command, Context, Output, Run, outside};
+use super::{Context, outside};
 use crate::bound::{self, facts};
 use crate::clock::Clock;
 use crate::db::guard::{self, Found};
@@ -13,18 +13,10 @@ use crate::show::gather::gather;
 use crate::show::status::Status;
 use crate::show::{Done, ExitCode, Outcome, ask};
 use crate::values::{Host, PeerSet, Replication};
-use clap::ArgMatches;
 use serde_json::json;
 
-pub(super) const COMMAND: Command = Command {
-    name: "doctor",
-    args: |command| command.about("Look at everything that the daemon needs, say what is wrong"),
-    output: Output::Envelope,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
-
 /// Fails when a check does.
-async fn run(context: &Context, _: &ArgMatches) -> Outcome {
+pub(super) async fn run(context: &Context) -> Outcome {
     let settings = &context.settings;
     let clock = context.clock.clone();
     let db = Db::open(&settings.db, "opsward doctor", 2).await;

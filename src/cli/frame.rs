@@ -1,13 +1,13 @@
 //! What surrounds every command: the settings as flags, `--config`, `--output`, and writing
 //! the result.
 
-use super::{COMMANDS, Early, Output, help};
+use super::{Command, Early, OWN_OUTPUT, help};
 use crate::settings::{self, DEFAULT_FILE, Entry, Shape, Source, TABLE};
 use crate::show::{self, ExitCode, Failure, Frame, Outcome, OutputMode};
 use crate::values::Finding;
 use clap::builder::PossibleValuesParser;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Subcommand, value_parser};
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ const SEE_SETTINGS: &str = "Every setting is a flag, too: see `opsward help sett
 
 /// The whole command line.
 pub fn command() -> clap::Command {
-    let mut command = clap::Command::new("opsward")
+    let command = clap::Command::new("opsward")
         .version(env!("CARGO_PKG_VERSION"))
         .about(env!("CARGO_PKG_DESCRIPTION"))
         .subcommand_required(true)
@@ -34,18 +34,15 @@ pub fn command() -> clap::Command {
                 .help(format!("Settings file [default {DEFAULT_FILE}, where it exists]")),
         )
         .args(TABLE.iter().map(flag));
-    for of_list in COMMANDS {
-        let after = match help::examples(of_list.name) {
+    Command::augment_subcommands(command).mut_subcommands(|sub| {
+        let name = sub.get_name().to_owned();
+        let after = match help::examples(&name) {
             "" => SEE_SETTINGS.to_owned(),
             examples => format!("Examples:\n{examples}\n\n{SEE_SETTINGS}"),
         };
-        let mut sub = (of_list.args)(clap::Command::new(of_list.name)).after_help(after);
-        if of_list.output == Output::Envelope {
-            sub = sub.arg(output_flag());
-        }
-        command = command.subcommand(sub);
-    }
-    command
+        let is_own = OWN_OUTPUT.contains(&name.as_str());
+        sub.after_help(after).args((!is_own).then(output_flag))
+    })
 }
 
 /// The settings, as the flags that every command takes.
@@ -109,20 +106,19 @@ fn innermost(mut args: &ArgMatches) -> &ArgMatches {
 }
 
 /// The command's words: `config show`.
-pub(super) fn words(name: &str, mut args: &ArgMatches) -> String {
-    let mut words = name.to_owned();
+pub(super) fn words(mut args: &ArgMatches) -> String {
+    let mut words = Vec::new();
     while let Some((name, inner)) = args.subcommand() {
-        words.push(' ');
-        words.push_str(name);
+        words.push(name);
         args = inner;
     }
-    words
+    words.join(" ")
 }
 
 /// How the result is to be written.
 pub(super) fn output(args: &ArgMatches) -> OutputMode {
-    match innermost(args).get_one::<String>(OUTPUT).map(String::as_str) {
-        Some("json") => OutputMode::Json,
+    match innermost(args).try_get_one::<String>(OUTPUT) {
+        Ok(Some(format)) if format == "json" => OutputMode::Json,
         _ => OutputMode::Text,
     }
 }
@@ -142,18 +138,17 @@ pub(super) fn with_flags(mut source: Source, args: &ArgMatches) -> Source {
 }
 
 /// Writes the outcome where it belongs and says how the process ends.
-pub(super) fn finish(command: &str, output: Output, early: &Early, outcome: Outcome) -> ExitCode {
+pub(super) fn finish(command: &str, is_own: bool, early: &Early, outcome: Outcome) -> ExitCode {
     let exit = match &outcome {
         Ok(done) => done.exit,
         Err(failure) => failure.exit,
     };
-    let warnings: &[Finding] = match (&early.loaded, output) {
-        (Ok(loaded), Output::Envelope) => &loaded.warnings,
-        (Err(found), Output::Envelope) => &found.warnings,
+    let warnings: &[Finding] = match &early.loaded {
         // These were logged before the command ran.
-        (Ok(_), Output::Own) => &[],
-        (Err(found), Output::Own) if outcome.is_err() => &found.warnings,
-        (Err(_), Output::Own) => &[],
+        Ok(_) if is_own => &[],
+        Ok(loaded) => &loaded.warnings,
+        Err(_) if is_own && outcome.is_ok() => &[],
+        Err(found) => &found.warnings,
     };
     let text = match early.output {
         OutputMode::Json => {
@@ -205,11 +200,9 @@ mod tests {
     use super::*;
 
     fn source(line: &[&str]) -> Source {
-        let matches = command().try_get_matches_from(line).unwrap();
-        let (_, args) = matches.subcommand().unwrap();
         let mut source = Source::process();
         source.env.clear();
-        with_flags(source, args)
+        with_flags(source, &command().try_get_matches_from(line).unwrap())
     }
 
     #[test]
@@ -256,17 +249,16 @@ mod tests {
         let line = as_help(["opsward", "reclaim", "--help", "settings"].map(OsString::from));
         assert_eq!(line, ["opsward", "help", "settings"]);
         assert!(settings_help().contains("--db-url"));
-        for of_list in COMMANDS {
-            assert!(!help::examples(of_list.name).is_empty(), "{}", of_list.name);
+        for sub in command().get_subcommands() {
+            assert!(!help::examples(sub.get_name()).is_empty(), "{}", sub.get_name());
         }
     }
 
     #[test]
     fn words_and_output() {
         let matches = command().try_get_matches_from(["opsward", "config", "--output=json", "show"]).unwrap();
-        let (name, args) = matches.subcommand().unwrap();
-        assert_eq!(words(name, args), "config show");
-        assert_eq!(output(args), OutputMode::Json);
+        assert_eq!(words(&matches), "config show");
+        assert_eq!(output(&matches), OutputMode::Json);
     }
 
     #[test]

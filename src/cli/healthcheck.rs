@@ -1,24 +1,19 @@
 //! `opsward healthcheck`: for a container's HEALTHCHECK. Quick and quiet.
 
-use super::args::flag;
-use super::{Command, Context, Output, Run};
+use super::Context;
 use crate::show::{Done, ExitCode, Failure, Outcome, ask};
-use clap::ArgMatches;
 
-pub(super) const COMMAND: Command = Command {
-    name: "healthcheck",
-    args: |command| {
-        command
-            .about("Exit 0 when the daemon lives: for a container's HEALTHCHECK")
-            .arg(flag("ready", "Only when its database answers too"))
-    },
-    output: Output::Own,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
+/// Exit 0 when the daemon lives: for a container's HEALTHCHECK
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Only when its database answers too
+    #[arg(long)]
+    ready: bool,
+}
 
 /// Asks the daemon; says nothing where all is well.
-async fn run(context: &Context, args: &ArgMatches) -> Outcome {
-    let path = match args.get_flag("ready") {
+pub(super) async fn run(context: &Context, args: Args) -> Outcome {
+    let path = match args.ready {
         false => "/healthz",
         true => "/readyz",
     };

@@ -1,35 +1,31 @@
 //! `opsward help`: shows the help of opsward, of one command, or of the settings. Every
 //! command takes every setting as a flag, so the help of a command leaves them out.
 
-use super::{Command, Output, Run, frame};
-use crate::show::{Done, ExitCode, Failure};
-use clap::{Arg, ArgMatches};
+use super::frame;
+use crate::show::{Done, Failure, Outcome};
 
 /// `opsward help settings`.
 pub(super) const SETTINGS: &str = "settings";
 
-pub(super) const COMMAND: Command = Command {
-    name: "help",
-    args: |command| {
-        command
-            .about("Show the help of a command, or of the settings")
-            .arg(Arg::new("of").value_name("COMMAND").num_args(0..).help("A command, or `settings`"))
-    },
-    output: Output::Own,
-    run: Run::Early(|_, args| of(args)),
-};
+/// Show the help of a command, or of the settings
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// A command, or `settings`
+    #[arg(value_name = "COMMAND", num_args = 0..)]
+    of: Vec<String>,
+}
 
-fn of(args: &ArgMatches) -> Result<Done, Failure> {
+pub(super) fn run(args: &Args) -> Outcome {
     let mut command = frame::command();
     command.build();
-    for word in args.get_many::<String>("of").unwrap_or_default() {
+    for word in &args.of {
         if word == SETTINGS {
             return Ok(Done::new(serde_json::Value::Null, frame::settings_help()));
         }
-        command = command.find_subcommand(word).cloned().ok_or_else(|| {
-            Failure::new(ExitCode::Usage, "usage", format!("there is no command {word:?}"))
-                .fix("see `opsward --help`")
-        })?;
+        command = command
+            .find_subcommand(word)
+            .cloned()
+            .ok_or_else(|| Failure::usage(format!("there is no command {word:?}"), "see `opsward --help`"))?;
     }
     Ok(Done::new(serde_json::Value::Null, command.render_long_help().to_string()))
 }

@@ -1,34 +1,29 @@
 //! `opsward history`: what was deleted, by run and table.
 
-use super::args::limit;
-use super::{Command, Context, Output, Run};
+use super::Context;
 use crate::db::{history, migrate};
 use crate::show::{Done, Outcome, format};
-use clap::ArgMatches;
+use clap::value_parser;
 use serde_json::json;
 
-pub(super) const COMMAND: Command = Command {
-    name: "history",
-    args: |command| {
-        command
-            .about("Show what was deleted, when, and what bounded it")
-            .arg(limit("50", "How many runs and tables at most, the newest first"))
-    },
-    output: Output::Envelope,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
+/// Show what was deleted, when, and what bounded it
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// How many runs and tables at most, the newest first
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = value_parser!(i64).range(1..=100_000))]
+    limit: i64,
+}
 
 /// The first version of the schema with a history.
 const HISTORY_SINCE: i32 = 2;
 
-async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     let db = context.open_db("history", 1).await?;
     let client = db.client().await?;
-    let limit = args.get_one::<i64>("limit").copied().unwrap_or(50);
     // This command only reads: it does not create the schema.
     let entries = match migrate::version(&client).await? {
         version if version < HISTORY_SINCE => Vec::new(),
-        _ => history::latest(&client, limit).await?,
+        _ => history::latest(&client, args.limit).await?,
     };
     let text = match entries.is_empty() {
         true => "nothing was deleted yet".to_owned(),

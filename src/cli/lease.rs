@@ -1,7 +1,6 @@
 //! Commands that need the lease. A command takes the lease and does the job itself, or hands
 //! the job to the daemon that holds the lease, and shows the progress.
 
-use super::args::{flag, option};
 use super::{Context, progress::Shown};
 use crate::db::lease::{Holder, Lease, daemon_is_there, holder};
 use crate::db::{Db, jobs, migrate, stats};
@@ -10,7 +9,6 @@ use crate::metrics::Metrics;
 use crate::show::{Done, ExitCode, Failure};
 use crate::values::Finding;
 use crate::work::Work;
-use clap::{Arg, ArgMatches};
 use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -27,18 +25,18 @@ const STOP_WITHIN: Duration = Duration::from_secs(27);
 /// Pooled connections: the lease's, a watcher's, readers'.
 const POOL: usize = 5;
 
-pub(super) fn wait_flag() -> Arg {
-    flag("wait", "Wait where the lease is held elsewhere")
-}
-
-pub(super) fn pace_flag() -> Arg {
-    let help = "gentle, full or N%: share of the time at work [default: as `opsward pace` says]";
-    option("pace", "PACE", help).value_parser(percent)
-}
-
-/// The share of time at work that `--pace` says.
-pub(super) fn pace(args: &ArgMatches) -> Option<u8> {
-    args.get_one::<u8>("pace").copied()
+#[derive(clap::Args)]
+pub(super) struct Flags {
+    #[arg(
+        long,
+        value_name = "PACE",
+        value_parser = percent,
+        help = "gentle, full or N%: share of the time at work [default: as `opsward pace` says]"
+    )]
+    pub(super) pace: Option<u8>,
+    /// Wait where the lease is held elsewhere
+    #[arg(long)]
+    pub(super) wait: bool,
 }
 
 /// `gentle`, `full` or `N%`.
@@ -62,13 +60,12 @@ pub(super) fn percent(text: &str) -> Result<u8, String> {
 /// The lease is held elsewhere (exit 4), or the job failed.
 pub(super) async fn have_done<Report: DeserializeOwned>(
     context: &Context,
-    args: &ArgMatches,
+    wait: bool,
     job: Job,
 ) -> Result<Option<(Report, Option<Finding>)>, Failure> {
     let own = context.self_host()?.clone();
     let db = context.open_db(job.kind(), POOL).await?;
     migrate::migrate(&mut db.client().await?).await?;
-    let wait = args.get_flag("wait");
     let mut said = false;
     let ended = loop {
         match Lease::take(&db).await? {
@@ -134,10 +131,10 @@ pub(super) fn detached() -> Done {
 ///
 /// # Errors
 /// Another command holds the lease and `--wait` was not given: exit 4.
-pub(super) async fn is_waited_for(context: &Context, args: &ArgMatches) -> Result<bool, Failure> {
+pub(super) async fn is_waited_for(context: &Context, wait: bool) -> Result<bool, Failure> {
     let db = context.open_db("lease", 1).await?;
     match holder(&db.client().await?).await? {
-        Some(holder) if !holder.is_daemon() && !args.get_flag("wait") => Err(refused(Some(&holder))),
+        Some(holder) if !holder.is_daemon() && !wait => Err(refused(Some(&holder))),
         holder => Ok(holder.is_some_and(|holder| !holder.is_daemon())),
     }
 }
@@ -146,7 +143,8 @@ fn refused(holder: Option<&Holder>) -> Failure {
     Failure::new(ExitCode::Held, "lease_held", held(holder)).fix("wait until it is done, or say --wait")
 }
 
-fn held(holder: Option<&Holder>) -> String {
+/// Who holds the lease, in a sentence.
+pub(super) fn held(holder: Option<&Holder>) -> String {
     match holder {
         Some(holder) => format!("the lease is held by {holder}"),
         None => "the lease is held by a session that this role cannot see".to_owned(),

@@ -1,45 +1,21 @@
 //! `opsward pause`, `resume` and `pace`: bulk work obeys them at its next batch, whichever
 //! process runs it.
 
-use super::{Command, Context, Output, Run};
+use super::Context;
 use crate::db::{Client, migrate, pace};
-use crate::show::{Changed, Done, Outcome};
-use clap::{Arg, ArgMatches};
+use crate::show::{Done, Outcome};
 use serde_json::json;
 
-/// Stops bulk work.
-pub(super) const PAUSE: Command = Command {
-    name: "pause",
-    args: |command| command.about("Stop bulk work at its next batch, until `resume`"),
-    output: Output::Envelope,
-    run: Run::Settled(|context, _| Box::pin(pause(context, Pause::Yes))),
-};
-
-/// Lets bulk work go on.
-pub(super) const RESUME: Command = Command {
-    name: "resume",
-    args: |command| command.about("Let bulk work go on"),
-    output: Output::Envelope,
-    run: Run::Settled(|context, _| Box::pin(pause(context, Pause::No))),
-};
-
-/// Shows or sets the pace.
-pub(super) const PACE: Command = Command {
-    name: "pace",
-    args: |command| {
-        command.about("Show or set how much of the time bulk work is at work").arg(
-            Arg::new("pace")
-                .value_name("gentle|full|N%")
-                .value_parser(super::lease::percent)
-                .help("gentle is 25%, full is 100%; without it the pace is shown"),
-        )
-    },
-    output: Output::Envelope,
-    run: Run::Settled(|context, args| Box::pin(set(context, args))),
-};
+/// Show or set how much of the time bulk work is at work
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// gentle is 25%, full is 100%; without it the pace is shown
+    #[arg(value_name = "gentle|full|N%", value_parser = super::lease::percent)]
+    pace: Option<u8>,
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Pause {
+pub(super) enum Pause {
     Yes,
     No,
 }
@@ -50,25 +26,25 @@ async fn client(context: &Context, command: &str) -> Result<Client, crate::show:
     Ok(client)
 }
 
-async fn pause(context: &Context, pause: Pause) -> Outcome {
+pub(super) async fn pause(context: &Context, pause: Pause) -> Outcome {
     let client = client(context, "pause").await?;
     let was = pace::signs(&client).await?.paused_at;
     if was.is_some() != (pause == Pause::Yes) {
         let now = context.clock.now();
         pace::pause(&client, (pause == Pause::Yes).then_some(now), now).await?;
-        return Ok(shown(&client).await?.changed(Changed::Yes));
+        return Ok(shown(&client).await?.changed(true));
     }
     shown(&client).await
 }
 
-async fn set(context: &Context, args: &ArgMatches) -> Outcome {
+pub(super) async fn set(context: &Context, args: Args) -> Outcome {
     let client = client(context, "pace").await?;
-    match args.get_one::<u8>("pace") {
+    match args.pace {
         None => shown(&client).await,
         Some(percent) => {
             let was = pace::signs(&client).await?.percent;
-            pace::set(&client, *percent, context.clock.now()).await?;
-            Ok(shown(&client).await?.changed(was != *percent))
+            pace::set(&client, percent, context.clock.now()).await?;
+            Ok(shown(&client).await?.changed(was != percent))
         }
     }
 }

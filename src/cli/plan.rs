@@ -1,7 +1,7 @@
 //! `opsward plan`: shows what each task would delete now, and what keeps it from deleting
 //! more. Deletes nothing.
 
-use super::{Command, Context, Output, Run, lease, outside};
+use super::{Context, lease, outside};
 use crate::bound::census::{self, Scope};
 use crate::bound::facts;
 use crate::bound::plan::{self, Routed};
@@ -10,7 +10,6 @@ use crate::db::{Db, gate, migrate};
 use crate::show::{Done, Failure, Outcome, plan_text};
 use crate::values::Host;
 use crate::work::{Pacer, Stop};
-use clap::ArgMatches;
 use std::time::Duration;
 
 /// Time for a first look at the log, which begins with a sample.
@@ -20,14 +19,7 @@ const ASK_WITHIN: Duration = Duration::from_secs(3);
 /// Pooled connections: the lease's, the pace's, the plan's own.
 pub(super) const POOL: usize = 4;
 
-pub(super) const COMMAND: Command = Command {
-    name: "plan",
-    args: |command| command.about("Show what each task would delete now, and what stands in the way"),
-    output: Output::Envelope,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
-
-async fn run(context: &Context, _: &ArgMatches) -> Outcome {
+pub(super) async fn run(context: &Context) -> Outcome {
     let own = context.self_host()?;
     let db = context.open_db("plan", POOL).await?;
     let mut client = db.client().await?;

@@ -38,6 +38,12 @@ impl Shown {
         }
     }
 
+    /// Shows how many rows of `what` were read at `place` so far.
+    pub(super) fn rows(&self, what: &str, rows: u64, place: &str) {
+        let phase = format!("{what}, {place}");
+        self.tell(&Progress { phase, done: rows, unit: "rows".into(), ..Progress::default() });
+    }
+
     /// Shows how far it is.
     pub(super) fn tell(&self, progress: &Progress) {
         if self.quiet {
@@ -57,11 +63,6 @@ impl Shown {
             *last = Some((Instant::now(), progress.phase.clone()));
         }
     }
-}
-
-/// The progress of reading `what` at `place`: so many rows so far.
-pub(super) fn rows(what: &str, rows: u64, place: &str) -> Progress {
-    Progress { phase: format!("{what}, {place}"), done: rows, unit: "rows".into(), ..Progress::default() }
 }
 
 fn line(progress: &Progress) -> String {

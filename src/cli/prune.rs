@@ -1,68 +1,59 @@
 //! `opsward prune`: one tick of the tasks that are on.
 
-use super::args::{choice, flag, option};
-use super::{Command, Context, Output, Run, lease};
-use crate::bound::tick::Which;
+use super::args::one_of;
+use super::{Context, lease};
+use crate::bound::decide::Decision;
+use crate::bound::delete::Ended;
+use crate::bound::index::Ensured;
+use crate::bound::tick::{Pruned, TaskOutcome, Which};
+use crate::bound::vacuum::Vacuumed;
 use crate::job::Job;
 use crate::show::{Done, ExitCode, Outcome, format};
-use crate::values::Finding;
-use clap::{ArgAction, ArgMatches};
-use serde_json::Value;
+use crate::values::{Blocker, Finding};
 
-pub(super) const COMMAND: Command = Command {
-    name: "prune",
-    args: |command| {
-        command
-            .about("Run one tick of the tasks that are on: delete what may go, now")
-            .arg(choice(
-                option("task", "TASK", "retention, dormant or index; may be given again [default: all]")
-                    .action(ArgAction::Append),
-                Which::parse,
-                "a task is retention, dormant or index",
-            ))
-            .arg(flag("strict", "End with 3 where something stood in the way"))
-            .arg(lease::pace_flag())
-            .arg(lease::wait_flag())
-    },
-    output: Output::Envelope,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
+/// Run one tick of the tasks that are on: delete what may go, now
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[arg(
+        long,
+        value_name = "TASK",
+        value_parser = one_of(Which::parse, "a task is retention, dormant or index"),
+        help = "retention, dormant or index; may be given again [default: all]"
+    )]
+    task: Vec<Which>,
+    /// End with 3 where something stood in the way
+    #[arg(long)]
+    strict: bool,
+    #[command(flatten)]
+    lease: lease::Flags,
+}
 
-async fn run(context: &Context, args: &ArgMatches) -> Outcome {
-    let tasks = match args.get_many::<Which>("task") {
-        Some(named) => named.copied().collect(),
-        None => Which::ALL.to_vec(),
-    };
-    let job = Job::Prune { tasks, percent: lease::pace(args) };
-    let Some((report, differ)) = lease::have_done::<Value>(context, args, job).await? else {
+pub(super) async fn run(context: &Context, args: Args) -> Outcome {
+    let tasks = if args.task.is_empty() { Which::ALL.to_vec() } else { args.task };
+    let job = Job::Prune { tasks, percent: args.lease.pace };
+    let Some((report, differ)) = lease::have_done::<Pruned>(context, args.lease.wait, job).await? else {
         return Ok(lease::detached());
     };
-    let tasks = report["tasks"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let halted = report["halted"].as_str().map(|why| format!("nothing was done: {why}"));
+    let Pruned { tasks, interrupted, halted, .. } = &report;
+    let mut text: Vec<String> = tasks.iter().map(lines).collect();
+    text.extend(halted.iter().map(|why| format!("nothing was done: {why}")));
     // What was deleted before an interruption stays, and is reported.
-    let interrupted = report["interrupted"] == true;
-    let stopped =
-        interrupted.then(|| "interrupted: what was done so far stays; `opsward prune` goes on".to_owned());
-    let text: Vec<String> = tasks.iter().map(told).chain(halted).chain(stopped).collect();
-    let is_blocked = |task: &Value| {
-        let blockers = task["decision"]["blockers"].as_array();
-        task["read_only"] == true
-            || task["halted"].is_string()
-            || (task["deleted"]["ended"] == "halted" && rows(task) == 0)
-            || task["index"]["outcome"] == "refused"
-            || blockers.is_some_and(|all| !all.iter().any(is_off))
-    };
-    let refused = args.get_flag("strict") && (tasks.iter().any(is_blocked) || report["halted"].is_string());
-    let changed = tasks.iter().any(|t| rows(t) > 0 || t["index"]["outcome"] == "made");
-    let denied = tasks.iter().any(|t| t["deleted"]["vacuum"] == "denied" || t["vacuum"] == "denied");
-    let warning = denied.then(|| {
+    if *interrupted {
+        text.push("interrupted: what was done so far stays; `opsward prune` goes on".to_owned());
+    }
+    let refused = args.strict && (tasks.iter().any(is_blocked) || halted.is_some());
+    let changed = tasks.iter().any(|t| t.rows() > 0 || t.index == Some(Ensured::Made));
+    let vacuums = tasks.iter().flat_map(|t| [t.vacuum, t.deleted.as_ref().and_then(|d| d.vacuum)]);
+    let is_denied = vacuums.flatten().any(|vacuum| vacuum == Vacuumed::Denied);
+    let denied = is_denied.then(|| {
         Finding::new(
             "vacuum_denied",
             "this role does not own public.ops and may not VACUUM it",
             "use the node's own role in OPENAUDIO_DB_URL",
         )
     });
-    Ok(Done::new(report.clone(), text.join("\n"))
+    let result = serde_json::to_value(&report).map_err(anyhow::Error::from)?;
+    Ok(Done::new(result, text.join("\n"))
         .changed(changed)
         .exit(match (interrupted, refused) {
             (true, _) => ExitCode::Failed,
@@ -70,62 +61,67 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
             (false, false) => ExitCode::Done,
         })
         .warn(differ)
-        .warn(warning)
+        .warn(denied)
         // The report is shown even when the database cannot be asked for its volume now.
         .warn(lease::disk_warning(context).await.ok().flatten()))
 }
 
-fn is_off(blocker: &Value) -> bool {
-    blocker["code"] == "off" || blocker["code"] == "keep_dormant"
+/// Whether something kept a task that is on from its work.
+fn is_blocked(task: &TaskOutcome) -> bool {
+    let halted = task.deleted.as_ref().is_some_and(|d| matches!(d.ended, Ended::Halted(_)));
+    let skipped = task.decision.as_ref().is_some_and(|d| matches!(d, Decision::Skip { .. }) && !d.is_off());
+    task.read_only
+        || task.halted.is_some()
+        || (halted && task.rows() == 0)
+        || matches!(task.index, Some(Ensured::Refused(_)))
+        || skipped
 }
 
-fn rows(task: &Value) -> u64 {
-    let tables = task["deleted"]["tables"].as_object();
-    tables.map_or(0, |all| all.values().filter_map(|sum| sum["rows"].as_u64()).sum())
-}
-
-fn told(task: &Value) -> String {
-    let name = task["task"].as_str().unwrap_or_default();
+/// What came of a task, a line each.
+fn lines(task: &TaskOutcome) -> String {
     let mut lines = Vec::new();
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let blockers = task["decision"]["blockers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    // Where a task is off, its other blockers do not matter.
-    let off = blockers.iter().find(|b| is_off(b)).map(std::slice::from_ref);
-    for blocker in off.unwrap_or(blockers) {
-        lines.push(format!("skipped: {}; {}", text(&blocker["text"]), text(&blocker["fix"])));
+    if let Some(Decision::Skip { blockers }) = &task.decision {
+        // Where a task is off, its other blockers do not matter.
+        let off = blockers.iter().find(|b| b.is_off()).map(std::slice::from_ref);
+        let skipped = |b: &Blocker| format!("skipped: {}; {}", b.text, b.fix);
+        lines.extend(off.unwrap_or(blockers).iter().map(skipped));
     }
-    for notice in task["notices"].as_array().into_iter().flatten() {
-        let fix = notice["fix"].as_str().map(|fix| format!("; {fix}")).unwrap_or_default();
-        lines.push(format!("note: {}{fix}", text(&notice["text"])));
+    lines.extend(task.notices.iter().map(|n| match n.fix.as_str() {
+        "" => format!("note: {}", n.text),
+        fix => format!("note: {}; {fix}", n.text),
+    }));
+    if let Some(Decision::Prune { cuts }) = &task.decision {
+        lines.extend(cuts.iter().map(|of| {
+            let table = &of.cut.table;
+            let sum = task.deleted.as_ref().and_then(|d| d.tables.get(table)).copied().unwrap_or_default();
+            let (rows, bytes) = (format::many(sum.rows, "op"), format::bytes(sum.bytes));
+            format!(
+                "{table}: {rows} deleted, {bytes}, below {} (bound by {})",
+                of.cut.below,
+                of.bound_by.word()
+            )
+        }));
     }
-    for cut in task["decision"]["cuts"].as_array().into_iter().flatten() {
-        let (table, by) = (text(&cut["table"]), text(&cut["bound_by"]["by"]));
-        let sum = &task["deleted"]["tables"][&table];
-        let number = |key: &str| sum[key].as_u64().unwrap_or(0);
-        lines.push(format!(
-            "{table}: {} deleted, {}, below {} (bound by {by})",
-            format::many(number("rows"), "op"),
-            format::bytes(number("bytes")),
-            text(&cut["below"]),
-        ));
+    match task.deleted.as_ref().map(|deleted| &deleted.ended) {
+        Some(Ended::OutOfTime) => lines.push("ended: out_of_time".into()),
+        Some(Ended::Halted(why)) => lines.push(format!("ended: halted {why}")),
+        Some(Ended::Done { .. }) | None => {}
     }
-    if let Some(ended) = task["deleted"]["ended"].as_str().filter(|ended| *ended != "done") {
-        lines.push(format!("ended: {ended} {}", text(&task["deleted"]["why"])));
-    }
-    if let Some(outcome) = task["vacuum"].as_str() {
-        lines.push(format!("a VACUUM was due after earlier deletions: {outcome}"));
-    }
-    if let Some(why) = task["halted"].as_str() {
-        lines.push(format!("halted: {why}"));
-    }
-    if let Some(outcome) = task["index"]["outcome"].as_str() {
-        lines.push(format!("{outcome} {}", text(&task["index"]["detail"])));
-    }
-    if task["read_only"] == true {
+    lines.extend(task.vacuum.map(|v| format!("a VACUUM was due after earlier deletions: {}", v.word())));
+    lines.extend(task.halted.iter().map(|why| format!("halted: {why}")));
+    lines.extend(task.index.as_ref().map(|index| match index {
+        Ensured::There(name) => format!("there {name}"),
+        Ensured::Made => "made".to_owned(),
+        Ensured::Yielded => "yielded".to_owned(),
+        Ensured::Stopped => "stopped".to_owned(),
+        Ensured::Refused(why) => format!("refused {why}"),
+    }));
+    if task.read_only {
         lines.push("READ_ONLY is set: nothing was done".into());
     }
     if lines.is_empty() {
         lines.push("off, or nothing to do".into());
     }
+    let name = task.task.word();
     lines.iter().map(|line| format!("{name}: {line}")).collect::<Vec<_>>().join("\n")
 }

@@ -1,72 +1,91 @@
 //! `opsward reclaim`: gives the disk back.
 
-use super::args::{choice, flag, option};
-use super::confirm::{self, confirm};
+use super::args::one_of;
+use super::confirm::confirm;
 use super::plan::{POOL, first_look};
-use super::{Command, Context, Output, Run, lease};
+use super::{Context, lease};
 use crate::db::migrate;
 use crate::job::{Job, gate_of_reclaim};
 use crate::reclaim::decide::{Mode, OldSnapshots};
 use crate::reclaim::plan::Plan;
 use crate::reclaim::{self, Action, Report, Request};
 use crate::settings::Policy;
-use crate::show::{Changed, Done, ExitCode, Failure, Outcome, format};
+use crate::show::{Done, ExitCode, Failure, Outcome, format};
 use crate::values::{OpUlid, day_of};
-use clap::ArgMatches;
 
-pub(super) const COMMAND: Command = Command {
-    name: "reclaim",
-    args: |command| {
-        let of_mode = option("mode", "MODE", "swap or in-place [default: swap where it fits]");
-        let of_policy = option("policy", "POLICY", "window or compact [default: as settings say]");
-        let old_snapshots = option(
-            "old-snapshots",
-            "WHAT",
-            "Snapshots older than the copy would read an emptied log after the swap: \
-             wait until they end, or ignore them [default: wait]",
-        );
-        command
-            .about("Give disk back: leave in the log only what survives, while the node runs")
-            .arg(flag("plan", "Show what it would do and what stands in the way; do nothing"))
-            .arg(option("apply", "HASH", "Do it only if the plan is still the one of this hash"))
-            .arg(choice(of_mode, Mode::parse, "a mode is swap or in-place"))
-            .arg(choice(of_policy, Policy::parse, "there is no such policy; there are window and compact"))
-            .arg(flag(
-                "fit",
-                "Keep the longest window, 7 days at least, that fits on the disk beside the log",
-            ))
-            .arg(flag("hold", "Stop before the swap, until --swap"))
-            .arg(flag("set-logged", "Put a LOGGED table in the place of an UNLOGGED one, by a swap"))
-            .arg(flag("swap", "Do the swap that --hold stopped before").conflicts_with_all(["plan", "hold"]))
-            .arg(flag("resume", "Go on with an interrupted one").conflicts_with_all(["plan", "swap"]))
-            .arg(flag("abort", "Undo an interrupted one").conflicts_with_all(["plan", "swap", "resume"]))
-            .arg(choice(old_snapshots, OldSnapshots::parse, "it is wait or ignore"))
-            .arg(lease::pace_flag())
-            .arg(lease::wait_flag())
-            .arg(confirm::flag())
-    },
-    output: Output::Envelope,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
+/// Give disk back: leave in the log only what survives, while the node runs
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Show what it would do and what stands in the way; do nothing
+    #[arg(long)]
+    plan: bool,
+    /// Do it only if the plan is still the one of this hash
+    #[arg(long, value_name = "HASH")]
+    apply: Option<String>,
+    #[arg(
+        long,
+        value_name = "MODE",
+        value_parser = one_of(Mode::parse, "a mode is swap or in-place"),
+        help = "swap or in-place [default: swap where it fits]"
+    )]
+    mode: Option<Mode>,
+    #[arg(
+        long,
+        value_name = "POLICY",
+        value_parser = one_of(Policy::parse, "there is no such policy; there are window and compact"),
+        help = "window or compact [default: as settings say]"
+    )]
+    policy: Option<Policy>,
+    /// Keep the longest window, 7 days at least, that fits on the disk beside the log
+    #[arg(long)]
+    fit: bool,
+    /// Stop before the swap, until --swap
+    #[arg(long)]
+    hold: bool,
+    /// Put a LOGGED table in the place of an UNLOGGED one, by a swap
+    #[arg(long)]
+    set_logged: bool,
+    /// Do the swap that --hold stopped before
+    #[arg(long, conflicts_with_all = ["plan", "hold"])]
+    swap: bool,
+    /// Go on with an interrupted one
+    #[arg(long, conflicts_with_all = ["plan", "swap"])]
+    resume: bool,
+    /// Undo an interrupted one
+    #[arg(long, conflicts_with_all = ["plan", "swap", "resume"])]
+    abort: bool,
+    #[arg(
+        long,
+        value_name = "WHAT",
+        value_parser = one_of(OldSnapshots::parse, "it is wait or ignore"),
+        help = "Snapshots older than the copy would read an emptied log after the swap: \
+                wait until they end, or ignore them [default: wait]"
+    )]
+    old_snapshots: Option<OldSnapshots>,
+    #[command(flatten)]
+    lease: lease::Flags,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
 
-async fn run(context: &Context, args: &ArgMatches) -> Outcome {
-    let is = |flag: &str| args.get_flag(flag);
+pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     let action = match () {
-        () if is("resume") => Action::Resume,
-        () if is("abort") => Action::Abort,
-        () if is("swap") => Action::Swap,
+        () if args.resume => Action::Resume,
+        () if args.abort => Action::Abort,
+        () if args.swap => Action::Swap,
         () => Action::Start,
     };
     let mut request = Request {
         action,
-        mode: args.get_one("mode").copied(),
-        policy: args.get_one("policy").copied(),
-        fit: is("fit"),
-        hold: is("hold"),
-        set_logged: is("set-logged"),
-        old_snapshots: args.get_one("old-snapshots").copied(),
-        pace: lease::pace(args),
-        apply: args.get_one("apply").cloned(),
+        mode: args.mode,
+        policy: args.policy,
+        fit: args.fit,
+        hold: args.hold,
+        set_logged: args.set_logged,
+        old_snapshots: args.old_snapshots,
+        pace: args.lease.pace,
+        apply: args.apply,
         ..Request::default()
     };
     if request.fit && (request.mode == Some(Mode::InPlace) || request.policy == Some(Policy::Compact)) {
@@ -80,11 +99,11 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     if action == Action::Start {
         let plan = planned(context, &mut request).await?;
         let text = shown(&plan);
-        if is("plan") {
+        if args.plan {
             return Ok(Done::new(serde_json::to_value(&plan).map_err(anyhow::Error::from)?, text));
         }
         let under_way = plan.obstacles.iter().any(|o| o.code == "unfinished");
-        let waits = under_way && lease::is_waited_for(context, args).await?;
+        let waits = under_way && lease::is_waited_for(context, args.lease.wait).await?;
         if let Some(obstacle) = plan.obstacles.iter().find(|o| !waits || o.code != "unfinished") {
             return Err(
                 Failure::new(ExitCode::Refused, obstacle.code.clone(), &obstacle.text).fix(&obstacle.fix)
@@ -92,21 +111,22 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         }
         // With --apply the operator has read the plan already.
         if request.apply.is_none() {
-            confirm(context, args, &text)?;
+            confirm(context, args.yes, &text)?;
             request.apply = Some(plan.hash);
             // The question that was answered showed the risks.
             request.at_risk = true;
         }
-        request.at_risk |= is("yes");
+        request.at_risk |= args.yes;
     }
-    let Some((report, differ)) = lease::have_done::<Report>(context, args, Job::Reclaim(request)).await?
+    let Some((report, differ)) =
+        lease::have_done::<Report>(context, args.lease.wait, Job::Reclaim(request)).await?
     else {
         return Ok(lease::detached());
     };
     let is_undone = matches!(report.outcome, reclaim::Outcome::Aborted(_)) && action != Action::Abort;
     let exit = if is_undone { ExitCode::Failed } else { ExitCode::Done };
     let result = serde_json::to_value(&report).map_err(anyhow::Error::from)?;
-    Ok(Done::new(result, ended(&report, action)).changed(Changed::Yes).exit(exit).warn(differ))
+    Ok(Done::new(result, ended(&report, action)).changed(true).exit(exit).warn(differ))
 }
 
 /// How it came out, for people.

@@ -1,14 +1,13 @@
 //! `opsward rejected list|retry|drop`: ops that were refused on the way in.
 
-use super::args::{flag, limit, peer};
-use super::confirm::{self, confirm};
-use super::{Command, Context, Output, Run};
+use super::confirm::confirm;
+use super::{Context, args};
 use crate::db::rejected::{self, Kept, Name};
 use crate::db::{Client, migrate};
 use crate::pull::retry::{Retried, retry};
 use crate::show::{self, Done, ExitCode, Failure, Outcome};
 use crate::values::Host;
-use clap::{Arg, ArgMatches, value_parser};
+use clap::value_parser;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -17,73 +16,82 @@ const WHY: usize = 90;
 /// Bytes of ops that are tried together; they are held some three times over.
 const AT_ONCE: u64 = 8 << 20;
 
-pub(super) const COMMAND: Command = Command {
-    name: "rejected",
-    args: |command| {
-        command
-            .about("List, retry or drop the ops that were refused")
-            .subcommand_required(true)
-            .arg_required_else_help(true)
-            .subcommand(
-                clap::Command::new("list")
-                    .about("Show refused ops, the oldest first")
-                    .arg(peer(OF_PEER))
-                    .arg(limit("100", "How many at most"))
-                    .arg(flag("whole", "Print each op whole, as it was received, a line each")),
-            )
-            .subcommand(which(
-                clap::Command::new("retry")
-                    .about("Try refused ops as if they came now; those that apply are no longer kept"),
-            ))
-            .subcommand(
-                which(clap::Command::new("drop").about("Forget refused ops for good")).arg(confirm::flag()),
-            )
+/// List, retry or drop the ops that were refused
+#[derive(clap::Subcommand)]
+#[command(arg_required_else_help = true)]
+pub(super) enum Action {
+    /// Show refused ops, the oldest first
+    List(List),
+    /// Try refused ops as if they came now; those that apply are no longer kept
+    Retry(Which),
+    /// Forget refused ops for good
+    Drop {
+        #[command(flatten)]
+        which: Which,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
-    output: Output::Envelope,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
+}
 
-const OF_PEER: &str = "Only those that this peer sent first";
+#[derive(clap::Args)]
+pub(super) struct List {
+    /// Only those that this peer sent first
+    #[arg(long, value_name = "URL", value_parser = args::peer)]
+    peer: Option<Host>,
+    /// How many at most
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = value_parser!(i64).range(1..=100_000))]
+    limit: i64,
+    /// Print each op whole, as it was received, a line each
+    #[arg(long)]
+    whole: bool,
+}
 
 /// Selects ops by id, by peer, or all; one of the three is required.
-fn which(command: clap::Command) -> clap::Command {
-    command
-        .arg(
-            Arg::new("id")
-                .value_name("ID")
-                .num_args(0..)
-                .value_parser(value_parser!(i64))
-                .help("Ids as `rejected list` shows them"),
-        )
-        .arg(peer(OF_PEER))
-        .arg(flag("all", "All of them"))
-        .group(clap::ArgGroup::new("which").args(["id", "peer", "all"]).required(true))
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Which {
+    /// Ids as `rejected list` shows them
+    #[arg(value_name = "ID", num_args = 0..)]
+    id: Vec<i64>,
+    /// Only those that this peer sent first
+    #[arg(long, value_name = "URL", value_parser = args::peer)]
+    peer: Option<Host>,
+    /// All of them
+    #[arg(long)]
+    all: bool,
 }
 
-async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+pub(super) async fn run(context: &Context, action: Action) -> Outcome {
     let db = context.open_db("rejected", 2).await?;
     let mut client = db.client().await?;
-    match args.subcommand() {
-        // `list` only reads: it does not create the schema.
-        Some(("list", args)) if migrate::version(&client).await? == 0 => return Ok(listed(&[], args)),
-        Some(("list", args)) => return list(&client, args).await,
-        _ => migrate::migrate(&mut client).await?,
-    }
-    match args.subcommand() {
-        Some(("retry", args)) => retry_all(context, &mut client, args).await,
-        Some(("drop", args)) => drop_all(context, &client, args).await,
-        _ => Err(Failure::usage("say list, retry or drop", "")),
+    match action {
+        Action::List(of) => {
+            // It only reads: it does not create the schema.
+            let ops = match migrate::version(&client).await? {
+                0 => Vec::new(),
+                _ => rejected::list(&client, of.peer.as_ref(), 0, of.limit).await?,
+            };
+            Ok(listed(&ops, of.whole))
+        }
+        Action::Retry(which) => {
+            migrate::migrate(&mut client).await?;
+            retry_all(context, &mut client, &which).await
+        }
+        Action::Drop { which, yes } => {
+            migrate::migrate(&mut client).await?;
+            let ids: Vec<i64> = which.names(&client).await?.iter().map(|op| op.id).collect();
+            let many = |n: u64| show::format::many(n, "refused op");
+            confirm(context, yes, &format!("This forgets {} for good.", many(ids.len() as u64)))?;
+            let dropped = rejected::drop(&client, &ids).await?;
+            let text = format!("forgotten: {}", many(dropped));
+            Ok(Done::new(json!({ "dropped": dropped }), text).changed(dropped > 0))
+        }
     }
 }
 
-async fn list(client: &Client, args: &ArgMatches) -> Outcome {
-    let limit = args.get_one::<i64>("limit").copied().unwrap_or(100);
-    let ops = rejected::list(client, args.get_one::<Host>("peer"), 0, limit).await?;
-    Ok(listed(&ops, args))
-}
-
-fn listed(ops: &[Kept], args: &ArgMatches) -> Done {
-    let text = match (ops.is_empty(), args.get_flag("whole")) {
+fn listed(ops: &[Kept], is_whole: bool) -> Done {
+    let text = match (ops.is_empty(), is_whole) {
         (true, _) => "no op was refused".to_owned(),
         (false, true) => ops.iter().map(whole).collect::<Vec<_>>().join("\n"),
         (false, false) => show::format::lines(
@@ -125,16 +133,18 @@ fn as_json(op: &Kept) -> Value {
     })
 }
 
-/// The selected ops, the oldest first; an unknown id is an error.
-async fn named(client: &Client, args: &ArgMatches) -> Result<Vec<Name>, Failure> {
-    let ids: Option<Vec<i64>> = args.get_many("id").map(|ids| ids.copied().collect());
-    let names = rejected::names(client, ids.as_deref(), args.get_one::<Host>("peer")).await?;
-    match ids.iter().flatten().find(|id| names.iter().all(|name| name.id != **id)) {
-        Some(id) => {
-            Err(Failure::new(ExitCode::Failed, "no_such_op", format!("no refused op has the id {id}"))
-                .fix("see `opsward rejected list`"))
+impl Which {
+    /// The selected ops, the oldest first; an unknown id is an error.
+    async fn names(&self, client: &Client) -> Result<Vec<Name>, Failure> {
+        let ids = (!self.id.is_empty()).then_some(&self.id[..]);
+        let names = rejected::names(client, ids, self.peer.as_ref()).await?;
+        match self.id.iter().find(|id| names.iter().all(|name| name.id != **id)) {
+            Some(id) => {
+                Err(Failure::new(ExitCode::Failed, "no_such_op", format!("no refused op has the id {id}"))
+                    .fix("see `opsward rejected list`"))
+            }
+            None => Ok(names),
         }
-        None => Ok(names),
     }
 }
 
@@ -148,11 +158,11 @@ fn first_of(names: &[Name]) -> usize {
     fit.count().clamp(1, names.len())
 }
 
-async fn retry_all(context: &Context, client: &mut Client, args: &ArgMatches) -> Outcome {
+async fn retry_all(context: &Context, client: &mut Client, which: &Which) -> Outcome {
     if context.settings.read_only {
         return Err(Failure::read_only("retrying writes ops and records, so nothing was tried", "retry"));
     }
-    let names = named(client, args).await?;
+    let names = which.names(client).await?;
     let mut retried = Vec::with_capacity(names.len());
     while retried.len() < names.len() {
         let next = &names[retried.len()..];
@@ -193,16 +203,4 @@ fn told(result: &Retried) -> String {
         }
         Retried::Refused(why) => format!("still refused: {why}"),
     }
-}
-
-async fn drop_all(context: &Context, client: &Client, args: &ArgMatches) -> Outcome {
-    let ids: Vec<i64> = named(client, args).await?.iter().map(|op| op.id).collect();
-    let question = format!("This forgets {} for good.", show::format::many(ids.len() as u64, "refused op"));
-    confirm(context, args, &question)?;
-    let dropped = rejected::drop(client, &ids).await?;
-    Ok(Done::new(
-        json!({ "dropped": dropped }),
-        format!("forgotten: {}", show::format::many(dropped, "refused op")),
-    )
-    .changed(dropped > 0))
 }

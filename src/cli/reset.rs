@@ -1,11 +1,11 @@
 //! `opsward reset`: begins the log anew, once another validator is proven to
 //! hold the same records.
 
-use super::confirm::{self, confirm};
-use super::digest::{chosen, scope_flags};
-use super::progress::{Shown, rows as read};
-use super::verify::{differences, duration_flag, reference, reference_flag, result, settle_flag};
-use super::{Command, Context, Output, Run, lease};
+use super::confirm::confirm;
+use super::digest::Scope;
+use super::progress::Shown;
+use super::verify::{REFERENCE, SETTLE, differences, reference, result};
+use super::{Context, lease};
 use crate::bound::decide::reset_from;
 use crate::bound::{facts, guard};
 use crate::db::lease::Lease;
@@ -15,59 +15,57 @@ use crate::reclaim::Error;
 use crate::reclaim::reset::{self, behind, complete, plan};
 use crate::reclaim::verify::{Reference, Report, Verify};
 use crate::records::models;
-use crate::show::{Changed, Done, ExitCode, Failure, Outcome, format};
+use crate::settings::duration;
+use crate::show::{Done, ExitCode, Failure, Outcome, format};
 use crate::values::{Beginning, Finding};
-use clap::ArgMatches;
 use serde_json::json;
+use std::borrow::Cow;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// How many differences are shown; `verify` lists all.
 const SHOWN: usize = 10;
 
-pub(super) const COMMAND: Command = Command {
-    name: "reset",
-    args: |command| {
-        scope_flags(command)
-            .about("Empty the log, once another validator is proven to hold the same records")
-            .arg(reference_flag("reference"))
-            .arg(settle_flag())
-            .arg(duration_flag("max-age", "1h", "How old the reference may be"))
-            // Kept for old scripts: the lock once grew with the rows that stay.
-            .arg(
-                duration_flag("max-lock", "200ms", "Of no effect: a reset locks ops for 200 ms at most")
-                    .hide(true),
-            )
-            .arg(confirm::flag())
-    },
-    output: Output::Envelope,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
+/// Empty the log, once another validator is proven to hold the same records
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    scope: Scope,
+    #[arg(long, value_name = "FILE|URL", help = REFERENCE)]
+    reference: String,
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration, help = SETTLE)]
+    settle: Duration,
+    /// How old the reference may be
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    max_age: Duration,
+    /// Of no effect: a reset locks ops for 200 ms at most. Kept for old scripts
+    #[arg(long, value_name = "DURATION", default_value = "200ms", value_parser = duration, hide = true)]
+    max_lock: Duration,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
 
-async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     let own = context.self_host()?.clone();
     if context.settings.read_only {
         return Err(Failure::read_only("nothing was done", "begin the log anew"));
     }
-    let scope = chosen(args)?;
+    let scope = args.scope.models()?;
     let left_out = models().iter().filter(|m| !scope.iter().any(|s| s.table == m.table));
     complete(&left_out.map(|m| m.table.clone()).collect::<Vec<_>>())?;
-    let named = args.get_one::<String>("reference").map_or("", String::as_str);
-    let reference = reference(named, "reference", "reset").await?;
+    let reference = reference(&args.reference, "reference", "reset").await?;
     let db = context.open_db("reset", 3).await?;
     migrate::migrate(&mut db.client().await?).await?;
-    let mut held = Lease::take(&db).await?.map_err(|holder| {
-        let who = holder.map_or_else(|| "another session".to_owned(), |holder| holder.to_string());
-        is_held(format!("the lease is held by {who}: nothing was done"))
-    })?;
-
-    let duration = |flag: &str| args.get_one::<Duration>(flag).copied().unwrap_or_default();
+    let mut held = Lease::take(&db)
+        .await?
+        .map_err(|holder| is_held(format!("{}: nothing was done", lease::held(holder.as_ref()))))?;
     let verify = Verify {
         db: &db,
         own: Some(&own),
         scope,
-        settle: duration("settle"),
-        max_age: Some(duration("max-age")),
+        settle: args.settle,
+        max_age: Some(args.max_age),
         clock: context.clock.clone(),
     };
     let report = proven(&verify, &reference, Shown::new(context.output)).await?;
@@ -76,7 +74,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         plan.reference = db.shown().to_owned();
     }
     of_the_node(context, &db, &mut plan).await?;
-    confirm(context, args, &said(&plan, db.shown()))?;
+    confirm(context, args.yes, &said(&plan, db.shown()))?;
     // The question may have waited long for its answer.
     verify.is_fresh(&report.reference)?;
     if !is_alone(held.client()?).await? {
@@ -101,13 +99,12 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     let proof = result(&report);
     let result = json!({ "kept": done.kept, "bytes_before": after.bytes_before, "bytes_after": after.bytes_after,
         "locked_ms": after.locked_ms, "floor": plan.young, "cursors": plan.cursors.len(), "proof": proof });
-    Ok(Done::new(result, text).changed(Changed::Yes).warn(peers_behind(&plan)))
+    Ok(Done::new(result, text).changed(true).warn(peers_behind(&plan)))
 }
 
 /// Compares the records; refuses when they differ.
 async fn proven(verify: &Verify<'_>, reference: &Reference, shown: Shown) -> Result<Report, Failure> {
-    let report =
-        verify.clone().run(reference, &|what, rows, place| shown.tell(&read(what, rows, place))).await;
+    let report = verify.clone().run(reference, &|what, rows, place| shown.rows(what, rows, place)).await;
     shown.end();
     let report = report?;
     if report.matches {
@@ -188,7 +185,7 @@ fn peers_behind(plan: &Beginning) -> Option<Finding> {
     })
 }
 
-fn refused(code: &'static str, text: String) -> Failure {
+fn refused(code: impl Into<Cow<'static, str>>, text: String) -> Failure {
     Failure::new(ExitCode::Refused, code, text)
 }
 

@@ -1,18 +1,10 @@
 //! `opsward run`: the daemon.
 
-use super::{Command, Context, Output, Run};
+use super::Context;
 use crate::daemon::{self, End, StartError};
 use crate::show::{Done, ExitCode, Failure, Outcome};
-use clap::ArgMatches;
 
-pub(super) const COMMAND: Command = Command {
-    name: "run",
-    args: |command| command.about("Run the daemon: serve, pull, watch"),
-    output: Output::Own,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
-
-async fn run(context: &Context, _: &ArgMatches) -> Outcome {
+pub(super) async fn run(context: &Context) -> Outcome {
     context.self_host()?;
     match daemon::run(context.settings.clone()).await {
         Ok(End::Stopped) => Ok(Done::silent()),

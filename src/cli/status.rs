@@ -1,23 +1,15 @@
 //! `opsward status`: the daemon's own view, or the database's.
 
-use super::{Command, Context, Output, Run};
+use super::Context;
 use crate::db::{Db, Kind};
 use crate::settings::Settings;
 use crate::show::gather::gather;
 use crate::show::status::Status;
 use crate::show::{Done, ExitCode, Outcome, advice, ask, exit, status_text};
 use crate::values::Finding;
-use clap::ArgMatches;
-
-pub(super) const COMMAND: Command = Command {
-    name: "status",
-    args: |command| command.about("Show what there is, how far it is, and what needs you"),
-    output: Output::Envelope,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
 
 /// Fails only when neither the daemon nor the database answers.
-async fn run(context: &Context, _: &ArgMatches) -> Outcome {
+pub(super) async fn run(context: &Context) -> Outcome {
     let (status, warnings) = find(context).await;
     let ends = match (&status.daemon, &status.database) {
         (Some(_), _) => ExitCode::Done,

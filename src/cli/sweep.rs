@@ -1,29 +1,24 @@
 //! `opsward sweep`: pulls one page of each peer, prints what happened.
 
-use super::args::peer;
-use super::{Command, Context, Output, Run};
+use super::{Context, args};
 use crate::db::{Db, migrate, peers};
 use crate::metrics::Metrics;
 use crate::pull::{Failure as PullFailure, Pulled, Puller, discover};
 use crate::settings::Settings;
 use crate::show::{self, Done, ExitCode, Failure, Outcome};
 use crate::values::{Host, OpUlid};
-use clap::{ArgAction, ArgMatches};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-pub(super) const COMMAND: Command = Command {
-    name: "sweep",
-    args: |command| {
-        command
-            .about("Pull one page of each peer now, print what happened, exit")
-            .arg(peer("Pull this one instead; may be given again").action(ArgAction::Append))
-    },
-    output: Output::Envelope,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
+/// Pull one page of each peer now, print what happened, exit
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Pull this one instead; may be given again
+    #[arg(long, value_name = "URL", value_parser = args::peer)]
+    peer: Vec<Host>,
+}
 
-async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     let settings = &context.settings;
     let own = context.self_host()?.clone();
     if settings.read_only {
@@ -31,9 +26,9 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     }
     let db = context.open_db("sweep", 4).await?;
     migrate::migrate(&mut db.client().await?).await?;
-    let hosts: Vec<Host> = match args.get_many::<Host>("peer") {
-        Some(named) => named.cloned().collect(),
-        None => active(settings, &own, &db).await?,
+    let hosts = match args.peer.is_empty() {
+        false => args.peer,
+        true => active(settings, &own, &db).await?,
     };
     let metrics = Metrics::new().map_err(anyhow::Error::from)?;
     let puller = Puller::of_settings(settings, db, own, context.clock.clone(), metrics)

@@ -1,13 +1,12 @@
 //! `opsward uninstall`: removes everything that opsward made.
 
-use super::confirm::{self, confirm};
-use super::{Command, Context, Output, Run};
+use super::confirm::confirm;
+use super::{Context, lease};
 use crate::db::lease::Lease;
 use crate::db::maintain::{Ended, watched};
 use crate::db::uninstall::{Found, Owned, PAUSE, Removal, TRIES, find, leftovers, remove};
 use crate::db::{Db, activity};
-use crate::show::{Changed, Done, ExitCode, Failure, Outcome};
-use clap::ArgMatches;
+use crate::show::{Done, ExitCode, Failure, Outcome};
 use serde_json::json;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -15,18 +14,19 @@ use tokio_util::sync::CancellationToken;
 /// Pooled connections: the lease's, a watcher's, one to look.
 const POOL: usize = 3;
 
-pub(super) const COMMAND: Command = Command {
-    name: "uninstall",
-    args: |command| command.about("Remove everything that opsward made in the database").arg(confirm::flag()),
-    output: Output::Envelope,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
+/// Remove everything that opsward made in the database
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
 
-async fn run(context: &Context, args: &ArgMatches) -> Outcome {
+pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     let db = context.open_db("uninstall", POOL).await?;
     let owned = match find(&db.client().await?).await? {
         Found::Nothing => {
-            return Ok(done(Changed::No, &[], format!("{} holds nothing of opsward.", db.shown())));
+            return Ok(done(false, &[], format!("{} holds nothing of opsward.", db.shown())));
         }
         Found::Foreign => {
             let text = format!("the schema opsward in {} was made by no opsward", db.shown());
@@ -46,13 +46,12 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
         db.shown(),
         listed(&owned)
     );
-    confirm(context, args, &what)?;
+    confirm(context, args.yes, &what)?;
     let mut lease = match Lease::take(&db).await? {
         Ok(lease) => lease,
         Err(Some(holder)) if holder.is_daemon() => return Err(daemon_connected(&db)),
         Err(holder) => {
-            let holder = holder.map_or("a session not to be seen".into(), |h| h.to_string());
-            let text = format!("the lease is held by {holder}: nothing was removed");
+            let text = format!("{}: nothing was removed", lease::held(holder.as_ref()));
             return Err(Failure::new(ExitCode::Held, "lease_held", text).fix("wait until it ends"));
         }
     };
@@ -60,7 +59,7 @@ async fn run(context: &Context, args: &ArgMatches) -> Outcome {
     match remove(&mut lease, &owned).await? {
         Removal::Done => {
             let text = format!("Removed from {}: {}.", db.shown(), listed(&owned));
-            Ok(done(Changed::Yes, &owned, text))
+            Ok(done(true, &owned, text))
         }
         Removal::DaemonConnected => Err(daemon_connected(&db)),
         Removal::Blocked(who) => Err(blocked(&format!("it waited in vain for {who}"))),
@@ -114,7 +113,7 @@ fn listed(owned: &[Owned]) -> String {
     all.join(", ")
 }
 
-fn done(changed: Changed, owned: &[Owned], text: String) -> Done {
-    let result = json!({ "schema": changed == Changed::Yes, "outside": names(owned) });
+fn done(changed: bool, owned: &[Owned], text: String) -> Done {
+    let result = json!({ "schema": changed, "outside": names(owned) });
     Done::new(result, text).changed(changed)
 }

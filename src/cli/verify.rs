@@ -1,75 +1,61 @@
 //! `opsward verify`: whether another validator holds the same records.
 
-use super::args::option;
-use super::digest::{chosen, scope_flags};
-use super::progress::{Shown, rows as read};
-use super::{Command, Context, Output, Run};
+use super::Context;
+use super::digest::Scope;
+use super::progress::Shown;
 use crate::db::Db;
 use crate::reclaim::digest::Error;
 use crate::reclaim::file::{Bad, DigestFile};
 use crate::reclaim::verify::{Found, Reference, Report, Verify};
 use crate::settings;
 use crate::show::{self, Done, ExitCode, Failure, Outcome, format};
-use clap::{Arg, ArgAction, ArgMatches};
 use serde_json::json;
 use std::fs::File;
 use std::io;
 use std::time::Duration;
 
-pub(super) const COMMAND: Command = Command {
-    name: "verify",
-    args: |command| {
-        scope_flags(command)
-            .about("Prove that another validator holds the same records, or list those that differ")
-            .arg(reference_flag("against").action(ArgAction::Append))
-            .arg(settle_flag())
-    },
-    output: Output::Envelope,
-    run: Run::Settled(|context, args| Box::pin(run(context, args))),
-};
-
-/// The flag that names the other validator.
-pub(super) fn reference_flag(name: &'static str) -> Arg {
-    let help =
-        "What `opsward digest` wrote on the other validator (- for stdin), or its database, postgres://…";
-    option(name, "FILE|URL", help).required(true)
+/// Prove that another validator holds the same records, or list those that differ
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    scope: Scope,
+    #[arg(long, value_name = "FILE|URL", required = true, help = REFERENCE)]
+    against: Vec<String>,
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = settings::duration, help = SETTLE)]
+    settle: Duration,
 }
 
-/// `--settle`: how long records that differ are read again.
-pub(super) fn settle_flag() -> Arg {
-    duration_flag("settle", "60s", "How long records that differ are read again, as both sides live on")
-}
+/// What the flag says that names the other validator.
+pub(super) const REFERENCE: &str =
+    "What `opsward digest` wrote on the other validator (- for stdin), or its database, postgres://…";
+/// What `--settle` says.
+pub(super) const SETTLE: &str = "How long records that differ are read again, as both sides live on";
 
-pub(super) fn duration_flag(name: &'static str, default: &'static str, help: &'static str) -> Arg {
-    option(name, "DURATION", help).default_value(default).value_parser(settings::duration)
-}
-
-async fn run(context: &Context, args: &ArgMatches) -> Outcome {
-    let scope = chosen(args)?;
+pub(super) async fn run(context: &Context, args: Args) -> Outcome {
+    let scope = args.scope.models()?;
     let db = context.open_db("verify", 2).await?;
-    let named: Vec<&String> = args.get_many("against").into_iter().flatten().collect();
     let one = async |named: &str| -> Result<Report, Failure> {
         let reference = reference(named, "against", "verify").await?;
         let verify = Verify {
             db: &db,
             own: context.settings.node_endpoint.as_ref(),
             scope: scope.clone(),
-            settle: args.get_one::<Duration>("settle").copied().unwrap_or_default(),
+            settle: args.settle,
             max_age: None,
             clock: context.clock.clone(),
         };
         let shown = Shown::new(context.output);
-        let report = verify.run(&reference, &|what, rows, place| shown.tell(&read(what, rows, place))).await;
+        let report = verify.run(&reference, &|what, rows, place| shown.rows(what, rows, place)).await;
         shown.end();
         Ok(report?)
     };
-    if let [only] = named[..] {
+    if let [only] = &args.against[..] {
         let report = one(only).await?;
         let exit = if report.matches { ExitCode::Done } else { ExitCode::Failed };
         return Ok(Done::new(result(&report), text(&report)).exit(exit));
     }
     let mut reports = Vec::new();
-    for named in named {
+    for named in &args.against {
         reports.push(one(named).await?);
     }
     Ok(several(&reports))

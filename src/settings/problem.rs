@@ -1,7 +1,7 @@
 //! Problems of the settings. All are reported together, so that the operator can correct them
 //! in one go.
 
-use super::table::Entry;
+use super::table::{Entry, entry};
 use crate::values::Finding;
 use serde::Serialize;
 use std::fmt;
@@ -113,6 +113,15 @@ pub struct Problems {
     pub problems: Vec<Problem>,
     /// What does not keep it from starting.
     pub warnings: Vec<Finding>,
+}
+
+impl Problems {
+    /// The setting of a key is not set, and has to be.
+    pub fn unset(key: &str, why: &str) -> Self {
+        let problem =
+            |entry| Problem { value: None, ..Problem::of(entry, (&Origin::Default, ""), why.to_owned()) };
+        Self { problems: entry(key).map(problem).into_iter().collect(), warnings: Vec::new() }
+    }
 }
 
 impl fmt::Display for Problems {

@@ -132,7 +132,7 @@ pub fn privileges(role: &str, lacking: &[Lacking]) -> Vec<Check> {
 
 /// What the plan notes of the node's own pruner.
 pub fn pruner(notices: Vec<Notice>) -> Vec<Check> {
-    let check = |notice: Notice| match notice.code {
+    let check = |notice: Notice| match &*notice.code {
         "node_prunes" => Check::ok("node_pruner", notice.text),
         code => {
             let name = if code == "owed_pruned" { "owed_ops" } else { "node_pruner" };

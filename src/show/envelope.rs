@@ -63,28 +63,13 @@ pub enum OutputMode {
     Json,
 }
 
-/// Whether a command changed anything.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Changed {
-    /// It did.
-    Yes,
-    /// It did not.
-    No,
-}
-
-impl From<bool> for Changed {
-    fn from(changed: bool) -> Self {
-        if changed { Self::Yes } else { Self::No }
-    }
-}
-
 /// The result of a command that did its work.
 #[derive(Clone, Debug)]
 pub struct Done {
     /// How the process ends.
     pub exit: ExitCode,
     /// Whether anything was changed.
-    pub changed: Changed,
+    pub changed: bool,
     /// What should be known.
     pub warnings: Vec<Finding>,
     /// The result for programs.
@@ -96,7 +81,7 @@ pub struct Done {
 impl Done {
     /// A result that changed nothing and ends with 0.
     pub fn new(result: Value, text: impl Into<String>) -> Self {
-        Self { exit: ExitCode::Done, changed: Changed::No, warnings: Vec::new(), result, text: text.into() }
+        Self { exit: ExitCode::Done, changed: false, warnings: Vec::new(), result, text: text.into() }
     }
 
     /// Nothing to show: for commands that have no envelope.
@@ -110,8 +95,8 @@ impl Done {
     }
 
     /// The same, having changed something or not.
-    pub fn changed(self, changed: impl Into<Changed>) -> Self {
-        Self { changed: changed.into(), ..self }
+    pub fn changed(self, changed: bool) -> Self {
+        Self { changed, ..self }
     }
 
     /// The same with warnings.
@@ -264,7 +249,7 @@ pub fn json(frame: Frame<'_>, outcome: &Outcome) -> String {
         command: frame.command,
         at: frame.at,
         own: frame.own,
-        changed: done.is_some_and(|done| done.changed == Changed::Yes),
+        changed: done.is_some_and(|done| done.changed),
         warnings: frame.warnings.iter().chain(done.map_or(&[][..], |done| &done.warnings)).collect(),
         result: done.map_or(&nothing, |done| &done.result),
         error: outcome.as_ref().err().map(|failure| Error {
@@ -315,9 +300,8 @@ mod tests {
     #[test]
     fn a_result() {
         let own = Host::parse("https://a.example").unwrap();
-        let done = Done::new(json!({"rows": 3}), "")
-            .changed(Changed::Yes)
-            .warn([Finding::new("w", "it is so", "do this")]);
+        let done =
+            Done::new(json!({"rows": 3}), "").changed(true).warn([Finding::new("w", "it is so", "do this")]);
         let first = [Finding::new("v", "first", "that")];
         let frame = Frame { warnings: &first, ..frame(Some(&own)) };
         insta::assert_snapshot!(json(frame, &Ok(done)), @r#"{"schema":1,"command":"config show","at":"2023-11-14T22:13:20Z","self":"https://a.example","changed":true,"warnings":[{"code":"v","text":"first","fix":"that"},{"code":"w","text":"it is so","fix":"do this"}],"result":{"rows":3}}"#);

@@ -14,4 +14,4 @@ pub mod status;
 pub mod status_text;
 pub mod view;
 
-pub use envelope::{Changed, Done, ExitCode, Failure, Frame, Outcome, OutputMode, exit, json, write_lines};
+pub use envelope::{Done, ExitCode, Failure, Frame, Outcome, OutputMode, exit, json, write_lines};

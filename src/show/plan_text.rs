@@ -84,7 +84,7 @@ fn facts(plan: &Plan) -> Vec<(&'static str, String)> {
 /// A blocker of several tasks is explained once: under the first task that is on, else under
 /// the first.
 fn told_under<'a>(blocker: &Blocker, plan: &'a Plan) -> Option<&'a TaskPlan> {
-    let same = |b: &Blocker| (b.code, &b.subject) == (blocker.code, &blocker.subject);
+    let same = |b: &Blocker| (&b.code, &b.subject) == (&blocker.code, &blocker.subject);
     let mut having = plan.tasks.iter().filter(|task| task.blockers.iter().any(same));
     having.clone().find(|task| task.state != State::Off).or_else(|| having.next())
 }

@@ -4,7 +4,7 @@
 
 mod bounding;
 
-pub use crate::db::overview::{BlockerStatus, CensusStatus, JobStatus, RunStatus};
+pub use crate::db::overview::{CensusStatus, JobStatus, RunStatus};
 pub use crate::db::readers::ReaderStatus;
 pub use crate::db::replication::{GapStatus, HoldStatus, PeerStatus, RejectedStatus};
 pub use crate::db::stats::RelationStatus;

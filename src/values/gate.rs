@@ -5,6 +5,7 @@ use super::{Host, OpUlid, timestamp};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// What the census knows of one table on one UTC day.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
@@ -24,7 +25,7 @@ pub struct TableDay {
 }
 
 /// What bounds a cut.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "by", content = "host", rename_all = "snake_case")]
 pub enum BoundBy {
     /// The window, or the dormant threshold.
@@ -61,16 +62,18 @@ impl std::fmt::Display for BoundBy {
     }
 }
 
-/// Something that stands in the way.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// Something that stands in the way, or that `status` shows as worth knowing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Blocker {
     /// Stable.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// Whom or what it is about; may be empty.
     pub subject: String,
     /// What stands in the way.
+    #[serde(default)]
     pub text: String,
     /// What lifts it, with the setting's name.
+    #[serde(default)]
     pub fix: String,
     /// Since when; now where it is new.
     pub since: Timestamp,
@@ -79,7 +82,7 @@ pub struct Blocker {
 impl Blocker {
     /// Whether the task is off or vetoed: nobody asked for it.
     pub fn is_off(&self) -> bool {
-        ["off", "keep_dormant"].contains(&self.code)
+        ["off", "keep_dormant"].contains(&&*self.code)
     }
 }
 
@@ -100,16 +103,25 @@ pub fn own_ahead(op: OpUlid) -> String {
 }
 
 /// Worth saying wherever a decision is shown.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Notice {
     /// Stable: `cursor_spelling`, `ignored_peer`, `ignored_reader`, `lagging_peer`,
     /// `peer_removed`, `peer_stalled`, `size_not_counted`, `size_not_reached`.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// Whom it is about; may be empty.
     pub subject: String,
     /// What there is to say.
     pub text: String,
     /// What ends it; empty where the text says so.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub fix: String,
+}
+
+/// The code of something that was found in this process.
+#[cfg(test)]
+pub(crate) fn fixed(code: &Cow<'static, str>) -> &'static str {
+    match code {
+        Cow::Borrowed(code) => code,
+        Cow::Owned(_) => "",
+    }
 }

@@ -27,6 +27,8 @@ pub use beginning::Beginning;
 pub use bytes::bytes;
 pub use cursors::{IgnoredRow, NodeWrite, StoredCursors};
 pub use finding::Finding;
+#[cfg(test)]
+pub(crate) use gate::fixed;
 pub use gate::{Blocker, BoundBy, GATE_NOTICES, Notice, OWN_AHEAD_MS, TableDay, own_ahead};
 pub use host::Host;
 pub use json_key::fold_key;

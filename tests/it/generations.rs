@@ -79,7 +79,7 @@ async fn decided(database: &Database, env: &[(&str, &str)]) -> (Replication, Res
             let cut = &cuts[0];
             Ok(format!("{} {}", (ago(0).ms() - cut.cut.below.ms()) / DAY, cut.bound_by))
         }
-        Decision::Skip { blockers } => Err(blockers.into_iter().map(|b| b.code.to_owned()).collect()),
+        Decision::Skip { blockers } => Err(blockers.into_iter().map(|b| b.code.into_owned()).collect()),
     };
     (facts.replication, decision)
 }

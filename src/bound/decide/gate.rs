@@ -99,7 +99,7 @@ impl Gate {
                 let is_peer = |host: &Host| *host != facts.own && peers.iter().any(|peer| peer.host == *host);
                 for row in facts.ignored_rows.iter().filter(|row| is_peer(&Host::normalise(&row.host))) {
                     self.notices.push(Notice {
-                        code: "cursor_spelling",
+                        code: "cursor_spelling".into(),
                         subject: row.host.clone(),
                         text: row.text(),
                         fix: row.fix.clone(),
@@ -221,7 +221,7 @@ impl Gate {
     }
 
     fn note(&mut self, code: &'static str, host: &Host, text: String) {
-        self.notices.push(Notice { code, subject: host.to_string(), text, ..Notice::default() });
+        self.notices.push(Notice { code: code.into(), subject: host.to_string(), text, ..Notice::default() });
     }
 
     /// The cut of a window, and what bounds it: the lowest of the window, the

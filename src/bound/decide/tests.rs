@@ -113,7 +113,7 @@ fn uploads(facts: &Facts) -> (OpUlid, BoundBy) {
 fn codes(decision: Decision) -> Vec<&'static str> {
     match decision {
         Decision::Prune { cuts } => panic!("{cuts:?}"),
-        Decision::Skip { blockers } => blockers.iter().map(|b| b.code).collect(),
+        Decision::Skip { blockers } => blockers.iter().map(|b| crate::values::fixed(&b.code)).collect(),
     }
 }
 
@@ -121,8 +121,8 @@ fn notices(facts: &Facts) -> Vec<(&'static str, String)> {
     let found = gate(facts).notices.into_iter();
     // `status` knows them by their codes.
     found
-        .inspect(|n| assert!(crate::values::GATE_NOTICES.contains(&n.code)))
-        .map(|n| (n.code, n.subject))
+        .inspect(|n| assert!(crate::values::GATE_NOTICES.contains(&&*n.code)))
+        .map(|n| (crate::values::fixed(&n.code), n.subject))
         .collect()
 }
 
@@ -549,7 +549,7 @@ fn by_the_chain_peers_and_readers_hold_nothing() {
 fn the_window_is_ten_days_without_the_guard() {
     let days = |days, guarded| chained(|f| (f.settings.retention_days, f.guarded) = (days, guarded));
     assert_eq!(uploads(&days(5, false)), BY_AGE(10));
-    assert_eq!(window_notice(&days(5, false)).map(|n| n.code), Some("window_raised"));
+    assert_eq!(window_notice(&days(5, false)).map(|n| n.code), Some("window_raised".into()));
     assert_eq!(uploads(&days(5, true)), BY_AGE(5));
     assert_eq!((window_notice(&days(5, true)), window_notice(&days(10, false))), (None, None));
     let of = |replication| uploads(&with(|f| (f.settings.retention_days, f.replication) = (5, replication)));
@@ -603,7 +603,9 @@ fn both_gates_hold_where_ops_come_both_ways() {
 
 #[test]
 fn a_reset_keeps_what_the_gate_of_the_chain_keeps() {
-    let hours = |facts: &Facts| reset_from(facts).map(|from| (NOW - from.ms()) / HOUR_MS).map_err(|b| b.code);
+    let hours = |facts: &Facts| {
+        reset_from(facts).map(|from| (NOW - from.ms()) / HOUR_MS).map_err(|b| crate::values::fixed(&b.code))
+    };
     assert_eq!(hours(&with(|_| {})), Ok(2));
     assert_eq!(hours(&chained(|_| {})), Ok(240));
     assert_eq!(hours(&chained(|f| f.guarded = true)), Ok(2));
@@ -678,7 +680,7 @@ fn an_unfinished_swap_holds_back_what_is_on() {
     let swapping = with(|facts| facts.swapping = Some("copy".into()));
     for decision in [retention(&swapping), dormant(&swapping)] {
         let Decision::Skip { blockers } = decision else { panic!("{decision:?}") };
-        assert_eq!(blockers.iter().map(|b| b.code).collect::<Vec<_>>(), ["reclaim"]);
+        assert_eq!(blockers.iter().map(|b| &*b.code).collect::<Vec<_>>(), ["reclaim"]);
         assert!(blockers[0].text.contains("copy") && blockers[0].fix.contains("--abort"));
     }
     let off = with(|facts| {

@@ -14,9 +14,9 @@ pub fn measure(plan: &Plan, metrics: &Metrics) {
     let retention = plan.task("retention");
     let lowest = retention.and_then(TaskPlan::lowest);
     let blockers = retention.map_or(&[][..], |task| &task.blockers);
-    let mut codes: BTreeSet<&str> = blockers.iter().map(|b| b.code).collect();
+    let mut codes: BTreeSet<&str> = blockers.iter().map(|b| &*b.code).collect();
     if retention.is_some_and(|task| task.state != State::Off) {
-        codes.extend(plan.notices.iter().map(|n| n.code).filter(|code| HALTS.contains(code)));
+        codes.extend(plan.notices.iter().map(|n| &*n.code).filter(|code| HALTS.contains(code)));
     }
     for code in &codes {
         metrics.retention_decision.with_label_values(&["", code]).set(1);

@@ -12,7 +12,9 @@ pub(super) fn notices(facts: &Facts, around: &Surroundings) -> Vec<Notice> {
     notices.extend(decide::window_notice(facts));
     notices.extend(node::notices(facts, &around.figures));
     let set = &facts.settings;
-    let mut say = |code, text: String| notices.push(Notice { code, text, ..Notice::default() });
+    let mut say = |code: &'static str, text: String| {
+        notices.push(Notice { code: code.into(), text, ..Notice::default() })
+    };
     let lacks = match (set.replay_guard, around.guard) {
         (true, Found::Right) => None,
         (true, _) => Some(

@@ -71,8 +71,12 @@ fn what_two_tasks_delete_counts_once() {
 
 #[test]
 fn states_of_tasks() {
-    let state =
-        |plan: &Plan| (retention(plan).state, retention(plan).blockers.iter().map(|b| b.code).collect());
+    let state = |plan: &Plan| {
+        (
+            retention(plan).state,
+            retention(plan).blockers.iter().map(|b| crate::values::fixed(&b.code)).collect(),
+        )
+    };
     let old = |f: &mut Facts| f.census = vec![day("uploads", 50, 1)];
     let on = with(old);
     assert_eq!(state(&plan(&on, &around())), (State::WouldRun, vec![]));
@@ -95,7 +99,7 @@ fn what_prune_would_refuse_is_blocked() {
         let made = plan(&facts, around);
         ["retention", "index", "replay_guard"].map(|name| {
             let task = made.task(name).unwrap().clone();
-            (task.state, task.blockers.first().map(|b| b.code))
+            (task.state, task.blockers.first().map(|b| crate::values::fixed(&b.code)))
         })
     };
     let room = Surroundings { free_bytes: Some(110), ..around() };

@@ -5,7 +5,7 @@ use crate::db::error::Result;
 use crate::db::reclaim::{self, Unfinished};
 use crate::db::waiting::{self, WaitStatus};
 use crate::db::{lease, rows};
-use crate::values::{GATE_NOTICES, Progress};
+use crate::values::{Blocker, GATE_NOTICES, Progress};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -35,13 +35,13 @@ pub struct Overview {
     pub runs: Vec<RunStatus>,
     /// What stands in the way of tasks that are on.
     #[serde(skip)]
-    pub blockers: Vec<BlockerStatus>,
+    pub blockers: Vec<Blocker>,
     /// What bulk work waits for now.
     #[serde(skip)]
     pub waits: Vec<WaitStatus>,
     /// Overrides in force and stalled peers.
     #[serde(skip)]
-    pub notices: Vec<BlockerStatus>,
+    pub notices: Vec<Blocker>,
 }
 
 /// What the census knows.
@@ -59,23 +59,6 @@ pub struct CensusStatus {
     pub estimated: bool,
     /// When the last whole pass ended.
     pub finished_at: Option<Timestamp>,
-}
-
-/// Something that stands in the way, or is worth knowing.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct BlockerStatus {
-    /// As `plan` has it.
-    pub code: String,
-    /// Whom or what it is about; may be empty.
-    pub subject: String,
-    /// Since when.
-    pub since: Timestamp,
-    /// What stands in the way, or is worth knowing.
-    #[serde(default)]
-    pub text: String,
-    /// What lifts it; empty where the text says so.
-    #[serde(default)]
-    pub fix: String,
 }
 
 /// A job.
@@ -111,8 +94,8 @@ pub struct RunStatus {
 /// Reads it.
 pub async fn overview(client: &Client) -> Result<Overview> {
     let doing = "read what bounds the log";
-    let noted: Vec<BlockerStatus> = rows::all(client, NOTED, &[], doing).await?;
-    let (notices, blockers) = noted.into_iter().partition(|n| GATE_NOTICES.contains(&n.code.as_str()));
+    let noted: Vec<Blocker> = rows::all(client, NOTED, &[], doing).await?;
+    let (notices, blockers) = noted.into_iter().partition(|n| GATE_NOTICES.contains(&&*n.code));
     let holder = lease::holder(client).await?;
     Ok(Overview {
         blockers,

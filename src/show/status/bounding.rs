@@ -1,9 +1,10 @@
 //! What bounds the log, as `status` shows it.
 
-use crate::db::overview::{BlockerStatus, CensusStatus, JobStatus, Overview, RunStatus};
+use crate::db::overview::{CensusStatus, JobStatus, Overview, RunStatus};
 use crate::db::waiting::WaitStatus;
 use crate::settings::Settings;
 use crate::show::format::{bytes, count};
+use crate::values::Blocker;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -38,10 +39,10 @@ pub struct BoundingStatus {
     pub guard_set: bool,
     /// What stood in the way of retention or dormant cleanup at the last look.
     #[serde(default)]
-    pub blockers: Vec<BlockerStatus>,
+    pub blockers: Vec<Blocker>,
     /// Overrides in force and stalled peers at the last look.
     #[serde(default)]
-    pub notices: Vec<BlockerStatus>,
+    pub notices: Vec<Blocker>,
     /// What bulk work waits for now, the longest first.
     #[serde(default)]
     pub waits: Vec<WaitStatus>,
