@@ -18,7 +18,7 @@ use opsward::clock::Clock;
 use opsward::db::{Db, migrate};
 use opsward::metrics::Metrics;
 use opsward::pull::Puller;
-use opsward::pull::client::{Certificates, http_client};
+use opsward::pull::client::http_client;
 use opsward::records;
 use opsward::values::{Action, Host, Op};
 use std::borrow::Cow;
@@ -113,7 +113,7 @@ async fn pull(cluster: &Cluster, name: &str, body: &str) -> Duration {
     let puller = Puller::new(
         db,
         own,
-        http_client(Certificates::Verified).unwrap(),
+        http_client(opsward::tls::Verify::Full).unwrap(),
         Clock::System,
         Metrics::new().unwrap(),
     );

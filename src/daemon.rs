@@ -264,7 +264,7 @@ impl Parts {
             (_, false) => Some("OPENAUDIO_MEDIORUM_SWEEP_PEERS=true turns it on".to_owned()),
             _ => self.lift(Need::Pull),
         };
-        let http = discover::registry_client().map_err(StartError::Machine)?;
+        let registry = discover::registry_client().map_err(StartError::Machine)?;
         let interval = settings.sweep_interval;
         let pulls = match off {
             Some(why) => {
@@ -273,16 +273,16 @@ impl Parts {
             }
             None => Some(Pulls::new(
                 self.supervisor.clone(),
-                Puller::of_settings(&settings, db.clone(), own.clone(), clock.clone(), metrics.clone())
+                Puller::of_settings(&settings, db, own, clock, metrics.clone())
                     .map_err(StartError::Machine)?,
                 Schedule::Every { interval, first: FIRST_PULL },
-                metrics.clone(),
+                metrics,
             )),
         };
-        let (by, why) = node::at_start(&db, &settings).await?;
-        let peers = Arc::new(Peers { work: self.work.clone(), registry: http.clone(), tell, pulls });
+        let (by, why) = node::at_start(&self.work).await?;
+        let peers = Arc::new(Peers { work: self.work.clone(), registry, tell, pulls });
         peers.follow(by, &why).await;
-        let node = Arc::new(Node { settings, own, db, http, clock, metrics, peers: peers.clone() });
+        let node = Arc::new(Node { work: self.work.clone(), peers: peers.clone() });
         self.every("node", (NODE_EVERY.min(interval), Duration::ZERO), move |_| {
             let node = node.clone();
             async move { node.run_once().await }

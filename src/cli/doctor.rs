@@ -6,6 +6,7 @@ use crate::clock::Clock;
 use crate::db::guard::{self, Found};
 use crate::db::privileges::{Lacking, Need};
 use crate::db::{self, Client, Db, catalog, lease, migrate, node, order, privileges, stats};
+use crate::pull::client;
 use crate::records;
 use crate::settings::Settings;
 use crate::show::doctor::{self, Check};
@@ -141,7 +142,7 @@ async fn outside(
         looked_up.as_ref().map(|found| (found.peers.peers.len(), found.via.as_str())).map_err(String::as_str),
         remembered.is_some(),
     ));
-    let http = match outside::client(settings) {
+    let http = match client::of_settings(settings) {
         Ok(http) => http,
         Err(why) => {
             let fix = "see the system's certificates (ca-certificates)";

@@ -2,9 +2,9 @@
 //! validator's public URL, and to a few peers for their time.
 
 use crate::clock::Clock;
-use crate::pull::client::{Certificates, http_client, shown};
+use crate::pull::client::shown;
 use crate::pull::discover::{Found, discover, registry_client, static_peers};
-use crate::settings::{Env, Settings};
+use crate::settings::Settings;
 use crate::show::doctor::{self, Check};
 use crate::values::{Host, OpUlid, names};
 use futures_util::future::join_all;
@@ -28,15 +28,6 @@ pub(super) async fn peers(settings: &Settings) -> Result<Found, String> {
         Some(hosts) => Ok(static_peers(hosts, own)),
         None => discover(&registry_client()?, &settings.node_url, own).await,
     }
-}
-
-/// An HTTP client that trusts the same certificates as the daemon's.
-pub(super) fn client(settings: &Settings) -> Result<Client, String> {
-    http_client(if settings.tls_self_signed && settings.env == Env::Dev {
-        Certificates::SelfSigned
-    } else {
-        Certificates::Verified
-    })
 }
 
 /// The version of the opsward that answers at a public URL; `None` when something else answers.

@@ -7,6 +7,7 @@ use crate::bound::facts;
 use crate::bound::plan::{self, Routed};
 use crate::db::lease::Lease;
 use crate::db::{Db, gate, migrate};
+use crate::pull::client;
 use crate::show::{Done, Failure, Outcome, plan_text};
 use crate::values::Host;
 use crate::work::{Pacer, Stop};
@@ -36,7 +37,7 @@ pub(super) async fn run(context: &Context) -> Outcome {
 
 /// Asks the public URL whether peers' sweeps reach opsward.
 async fn routed(context: &Context, own: &Host) -> Routed {
-    let Ok(http) = outside::client(&context.settings) else {
+    let Ok(http) = client::of_settings(&context.settings) else {
         return Routed::NotKnown;
     };
     match outside::version(&http, own, &context.clock, ASK_WITHIN).await {

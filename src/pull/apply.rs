@@ -2,14 +2,17 @@
 //! its ops one by one in order would have. A batch that fails is split until
 //! the bad op stands alone.
 
+use super::decide::{self, Unfit};
 use super::late::{self, Late};
 use super::replay::{self, Acting, Chosen};
-use super::{decide, waves};
+use super::waves;
 use crate::db::Transaction;
 use crate::db::apply::{self, Failure};
+use crate::db::catalog::Relations;
+use crate::db::pulls::Hold;
 use crate::db::rejected::Refused;
 use crate::db::{self, Client, Doing, census, replay as traces};
-use crate::records::{self, Model, Row};
+use crate::records::{self, Model, Row, models};
 use crate::values::{Op, OpUlid, RejectReason, unix_ms};
 use jiff::Timestamp;
 use std::collections::HashSet;
@@ -49,6 +52,13 @@ pub struct Fitting {
     pub late: Option<Late>,
 }
 
+/// An op that is not applied.
+pub(super) enum Unapplied {
+    Refused(Refused),
+    /// The peer's cursor stays before it.
+    Held(Hold),
+}
+
 impl Fitting {
     /// Fits an op's records to their table.
     ///
@@ -60,10 +70,26 @@ impl Fitting {
             Err(reason) => Err(refused(&op, reason)),
         }
     }
+
+    /// Fits an op to the node's tables as they are now.
+    ///
+    /// # Errors
+    /// It is refused, or held until an opsward understands it.
+    pub(super) fn to(relations: &Relations, op: Op, now: Timestamp) -> Result<Self, Unapplied> {
+        match decide::table(&op.table, models(), relations.columns(&op.table)) {
+            Ok(model) => Self::new(op, model, now).map_err(Unapplied::Refused),
+            Err(Unfit::Refused(reason)) => Err(Unapplied::Refused(refused(&op, reason))),
+            // No node understands an op without records, whatever its table.
+            Err(Unfit::Held(reason)) => Err(match records::check(&op.data) {
+                Err(reason) => Unapplied::Refused(refused(&op, reason)),
+                Ok(()) => Unapplied::Held(Hold { ulid: op.ulid, table: op.table, reason }),
+            }),
+        }
+    }
 }
 
 /// An op as it is kept, whole, with the reason.
-pub(super) fn refused(op: &Op, reason: RejectReason) -> Refused {
+fn refused(op: &Op, reason: RejectReason) -> Refused {
     let bytes = op.data.whole().as_bytes().to_vec();
     Refused { ulid: Some(op.ulid), table: op.table.clone(), code: reason.code, detail: reason.detail, bytes }
 }
@@ -81,6 +107,16 @@ pub struct Outcome {
     pub refused: Vec<Refused>,
 }
 
+impl Outcome {
+    /// Adds what became of further ops.
+    pub fn add(&mut self, more: Self) {
+        self.applied += more.applied;
+        self.duplicates += more.duplicates;
+        self.replays += more.replays;
+        self.refused.extend(more.refused);
+    }
+}
+
 /// Applies ops in their order, at `now`.
 ///
 /// # Errors
@@ -96,11 +132,7 @@ pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::
         }
         let batch = &ops[range.clone()];
         match patiently(client, batch, now, USUAL).await {
-            Ok((applied, replays)) => {
-                outcome.applied += applied;
-                outcome.replays += replays;
-                outcome.duplicates += batch.len() as u64 - applied - replays;
-            }
+            Ok(done) => outcome.add(done),
             Err(error) => match apply::sort(&error) {
                 Failure::BadOp if batch.len() == 1 => {
                     let reason = RejectReason::new("refused_by_database", error.to_string());
@@ -124,10 +156,8 @@ async fn alone(client: &mut Client, op: &[Fitting], now: Timestamp, outcome: &mu
     let mut tries = 1;
     loop {
         match patiently(client, op, now, ALONE).await {
-            Ok((applied, replays)) => {
-                outcome.applied += applied;
-                outcome.replays += replays;
-                outcome.duplicates += 1 - applied - replays;
+            Ok(done) => {
+                outcome.add(done);
                 return Ok(());
             }
             Err(error) => match apply::sort(&error) {
@@ -152,7 +182,7 @@ async fn patiently(
     batch: &[Fitting],
     now: Timestamp,
     bound: Bound,
-) -> db::Result<(u64, u64)> {
+) -> db::Result<Outcome> {
     let mut tries = 1;
     loop {
         match once(client, batch, now, bound).await {
@@ -165,13 +195,8 @@ async fn patiently(
     }
 }
 
-/// The ops that were applied, and those that are replays.
-async fn once(
-    client: &mut Client,
-    batch: &[Fitting],
-    now: Timestamp,
-    bound: Bound,
-) -> db::Result<(u64, u64)> {
+/// One transaction; no op is refused in it.
+async fn once(client: &mut Client, batch: &[Fitting], now: Timestamp, bound: Bound) -> db::Result<Outcome> {
     let began = Instant::now();
     let tx = apply::begin(client, bound.statement).await?;
     let floors = traces::floors(&tx).await?;
@@ -207,7 +232,8 @@ async fn once(
     }
     late::not_overtaken(&tx, batch).await?;
     tx.commit().await.doing("commit a batch")?;
-    Ok((applied, replays))
+    let duplicates = batch.len() as u64 - applied - replays;
+    Ok(Outcome { applied, duplicates, replays, refused: Vec::new() })
 }
 
 /// Those of the ops that are applied and not stored that are not in the log.

@@ -3,15 +3,14 @@
 //! in memory. Records are converted when their batch has its turn to be
 //! applied, some thousands at a time.
 
-use super::apply::{self, Fitting, Outcome};
-use super::decide::{self, Table};
+use super::apply::{self, Fitting, Outcome, Unapplied};
+use super::decide;
 use super::sweep::{Ended, Sweep};
 use super::{Failure, Puller};
-use crate::db::catalog::{self, Relations};
+use crate::db::Client;
+use crate::db::catalog;
 use crate::db::pulls::{Hold, PageSums};
 use crate::db::rejected::{self, Keeping, Refused};
-use crate::db::{self, Client};
-use crate::records::{self, models};
 use crate::values::{Host, OWN_AHEAD_MS, Op, OpUlid, RejectReason, own_ahead, unix_ms};
 use crate::wire::body::{Element, Envelope, read_envelope};
 use futures_util::future::{BoxFuture, Either, select};
@@ -254,6 +253,7 @@ async fn carry_out(puller: &Puller, peer: &Host, items: Vec<Item>, now: Timestam
     let _turn = puller.appliers.acquire().await.map_err(|_| Failure::Stopped)?;
     let mut client = puller.db.client().await?;
     let relations = catalog::relations(&client).await?;
+    let on_chain = relations.columns("ops").is_some_and(|c| c.iter().any(|c| c == "core_tx_status"));
     let mut done = Done::default();
     let (mut ops, mut rows) = (Vec::new(), 0);
     let longest = items.iter().map(Item::bytes).max().unwrap_or(0);
@@ -264,13 +264,16 @@ async fn carry_out(puller: &Puller, peer: &Host, items: Vec<Item>, now: Timestam
             Item::Skipped(ulid) => Some(*ulid),
         };
         match item {
-            Item::Op(op) => match sort(op, &relations, &puller.own, now) {
-                Sorted::Fits(op) => {
+            Item::Op(op) => match Fitting::to(&relations, op, now) {
+                Ok(mut op) => {
+                    let is_transient =
+                        |f: &Fitting| decide::is_transient(&f.op, f.model, &f.rows, &puller.own);
+                    op.transient = on_chain && is_transient(&op);
                     rows += op.rows.len();
-                    ops.push(*op);
+                    ops.push(op);
                 }
-                Sorted::Refused(refused) => done.outcome.refused.push(refused),
-                Sorted::Held(hold) => {
+                Err(Unapplied::Refused(refused)) => done.outcome.refused.push(refused),
+                Err(Unapplied::Held(hold)) => {
                     done.hold = Some(hold);
                     break;
                 }
@@ -280,11 +283,11 @@ async fn carry_out(puller: &Puller, peer: &Host, items: Vec<Item>, now: Timestam
         }
         done.settled = done.settled.max(ulid);
         if rows >= ROWS {
-            done.apply(&mut client, &mut ops, now).await?;
+            done.outcome.add(apply::apply(&mut client, &std::mem::take(&mut ops), now).await?);
             rows = 0;
         }
     }
-    done.apply(&mut client, &mut ops, now).await?;
+    done.outcome.add(apply::apply(&mut client, &ops, now).await?);
     if !done.outcome.refused.is_empty() {
         done.keeping = rejected::keep(&mut client, peer, &done.outcome.refused, now).await?;
     }
@@ -301,52 +304,5 @@ impl Item {
             Self::Refused(refused) => refused.bytes.len(),
             Self::Skipped(_) => 0,
         }
-    }
-}
-
-impl Done {
-    async fn apply(&mut self, client: &mut Client, ops: &mut Vec<Fitting>, now: Timestamp) -> db::Result<()> {
-        let outcome = apply::apply(client, &std::mem::take(ops), now).await?;
-        self.outcome.applied += outcome.applied;
-        self.outcome.duplicates += outcome.duplicates;
-        self.outcome.replays += outcome.replays;
-        self.outcome.refused.extend(outcome.refused);
-        Ok(())
-    }
-}
-
-/// What becomes of an op of sound envelope.
-enum Sorted {
-    Fits(Box<Fitting>),
-    Refused(Refused),
-    Held(Hold),
-}
-
-fn sort(op: Op, relations: &Relations, own: &Host, now: Timestamp) -> Sorted {
-    match decide::table(&op.table, models(), relations.columns(&op.table)) {
-        Table::Known(model) => match Fitting::new(op, model, now) {
-            Ok(mut fitting) => {
-                let on_chain =
-                    relations.columns("ops").is_some_and(|c| c.iter().any(|c| c == "core_tx_status"));
-                fitting.transient =
-                    on_chain && decide::is_transient(&fitting.op, fitting.model, &fitting.rows, own);
-                Sorted::Fits(Box::new(fitting))
-            }
-            Err(refused) => Sorted::Refused(refused),
-        },
-        Table::Nowhere => {
-            let reason = RejectReason::new("table", format!("there is no table {:?}", op.table));
-            Sorted::Refused(apply::refused(&op, reason))
-        }
-        Table::Past => {
-            let reason =
-                RejectReason::new("table_of_the_past", "no node of today writes or reads this table");
-            Sorted::Refused(apply::refused(&op, reason))
-        }
-        // No node understands an op without records, whatever its table.
-        Table::Hold(reason) => match records::check(&op.data) {
-            Err(reason) => Sorted::Refused(apply::refused(&op, reason)),
-            Ok(()) => Sorted::Held(Hold { ulid: op.ulid, table: op.table, reason }),
-        },
     }
 }

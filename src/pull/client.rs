@@ -1,5 +1,6 @@
 //! Asks a peer for a page, and reads it in bounded pieces.
 
+use crate::settings::{Env, Settings};
 use crate::tls::{self, Verify};
 use crate::values::{Host, OpUlid, SweepHeaders};
 use crate::wire::body::{BodyError, Element, Scanner, Unzip};
@@ -19,30 +20,30 @@ const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// Redirects followed on the same host.
 const MAX_REDIRECTS: usize = 3;
 
-/// Which certificates of peers are accepted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Certificates {
-    /// Those that the system's authorities signed.
-    Verified,
-    /// Any: for a developer's network.
-    SelfSigned,
-}
-
-/// An HTTP client for peers: no proxy, redirects on the same host only.
+/// A client for peers as the settings say: a developer's network may have certificates that
+/// nobody signed.
 ///
 /// # Errors
 /// TLS cannot be set up; says why.
-pub fn http_client(certificates: Certificates) -> Result<reqwest::Client, String> {
-    let verify = match certificates {
-        Certificates::Verified => Verify::Full,
-        Certificates::SelfSigned => Verify::Nothing,
-    };
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls::client_config(verify, None, None)?)
+pub fn of_settings(settings: &Settings) -> Result<reqwest::Client, String> {
+    let is_lax = settings.env == Env::Dev && settings.tls_self_signed;
+    http_client(if is_lax { Verify::Nothing } else { Verify::Full })
+}
+
+/// What every client is: HTTP/1.1 without a proxy.
+pub(super) fn builder(verify: Verify) -> Result<reqwest::ClientBuilder, String> {
+    let tls = tls::client_config(verify, None, None)?;
+    Ok(reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().http1_only())
+}
+
+/// An HTTP client for peers: redirects on the same host only.
+///
+/// # Errors
+/// TLS cannot be set up; says why.
+pub fn http_client(verify: Verify) -> Result<reqwest::Client, String> {
+    builder(verify)?
         .redirect(Policy::custom(same_host))
-        .no_proxy()
         .connect_timeout(CONNECT_TIME)
-        .http1_only()
         .pool_max_idle_per_host(1)
         .pool_idle_timeout(Duration::from_secs(30))
         .build()

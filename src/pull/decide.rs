@@ -2,7 +2,7 @@
 //! is to us, what happens to the node's cursor, when to come again.
 
 use crate::records::{Model, Models, Row};
-use crate::values::{Action, Host, NodeWrite, Op, OpUlid, StoredCursors, is_plausible};
+use crate::values::{Action, Host, NodeWrite, Op, OpUlid, RejectReason, StoredCursors, is_plausible};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -78,39 +78,39 @@ pub fn healed(before: Option<&str>, now_ms: u64) -> bool {
     before.is_some_and(|t| !t.is_empty() && usable(t, now_ms).is_none())
 }
 
-/// What a table named by an op is to us.
+/// Why an op of a table is not applied.
 #[derive(Clone, Debug)]
-pub enum Table<'m> {
-    /// One of the models, and its relation is as the model says.
-    Known(&'m Model),
+pub enum Unfit {
+    /// No node of today understands it.
+    Refused(RejectReason),
     /// The node may understand it, we do not: why, and what lifts it.
-    Hold(String),
-    /// It exists nowhere.
-    Nowhere,
-    /// Nodes wrote it once, and none of today reads it.
-    Past,
+    Held(String),
 }
 
 /// Tables that nodes of 2023 replicated. Their relations are still there, and
 /// nothing reads them: an op of one is kept as refused, it does not hold a peer.
 const PAST: [&str; 2] = ["server_healths", "log_lines"];
 
-/// Sorts a table by the models and by the columns of its relation, where there
-/// is one. Never guesses: what the node may understand and we do not is held.
-pub fn table<'m>(name: &str, models: &'m Models, columns: Option<&[String]>) -> Table<'m> {
+/// The model of a table, where its relation has the columns that the model says.
+///
+/// # Errors
+/// Never guesses: what the node may understand and we do not is held.
+pub fn table<'m>(name: &str, models: &'m Models, columns: Option<&[String]>) -> Result<&'m Model, Unfit> {
+    let refused = |code, detail: String| Err(Unfit::Refused(RejectReason::new(code, detail)));
     match (models.get(name), columns) {
-        (None, _) if PAST.contains(&name) => Table::Past,
-        (None, None) => Table::Nowhere,
-        (None, Some(_)) => Table::Hold(format!(
+        (None, _) if PAST.contains(&name) => {
+            refused("table_of_the_past", "no node of today writes or reads this table".into())
+        }
+        (None, None) => refused("table", format!("there is no table {name:?}")),
+        (None, Some(_)) => Err(Unfit::Held(format!(
             "the node's database has a relation {name} that this opsward has no model of: a newer opsward may have one"
-        )),
-        (Some(_), None) => Table::Hold(format!(
+        ))),
+        (Some(_), None) => Err(Unfit::Held(format!(
             "the node's database has no relation {name}: start the node once so that it makes its tables"
-        )),
-        (Some(model), Some(columns)) => match model.fitting(columns) {
-            Ok(model) => Table::Known(model),
-            Err(why) => Table::Hold(format!("{why}: a newer opsward may know it")),
-        },
+        ))),
+        (Some(model), Some(columns)) => {
+            model.fitting(columns).map_err(|why| Unfit::Held(format!("{why}: a newer opsward may know it")))
+        }
     }
 }
 

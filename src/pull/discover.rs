@@ -1,6 +1,7 @@
 //! Finds the active peers: a static list, or the node's own registry.
 
-use super::client::shown;
+use super::client::{builder, shown};
+use crate::tls::Verify;
 use crate::values::{Host, Peer, PeerSet, PeerSource};
 use reqwest::redirect::Policy;
 use serde::Deserialize;
@@ -37,15 +38,8 @@ pub fn static_peers(hosts: &[Host], own: Option<&Host>) -> Found {
 /// # Errors
 /// TLS cannot be set up; says why.
 pub fn registry_client() -> Result<reqwest::Client, String> {
-    let tls = crate::tls::client_config(crate::tls::Verify::Full, None, None)?;
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .redirect(Policy::none())
-        .no_proxy()
-        .timeout(REGISTRY_TIME)
-        .http1_only()
-        .build()
-        .map_err(|e| shown(&e))
+    let client = builder(Verify::Full)?.redirect(Policy::none()).timeout(REGISTRY_TIME).build();
+    client.map_err(|e| shown(&e))
 }
 
 /// Asks the node's registry at its own URL, failing that at self's public URL.

@@ -20,11 +20,11 @@ use crate::clock::Clock;
 use crate::db::pulls::{Hold, PageSums};
 use crate::db::{self, Db, cursors, pulls};
 use crate::metrics::Metrics;
-use crate::settings::{Env, Settings};
+use crate::settings::Settings;
 use crate::values::{Host, NodeWrite, OpUlid};
 use crate::wire::body::{BodyError, Element, Limits, Scanner};
 use batch::Batch;
-use client::{Certificates, Page, PageError, http_client};
+use client::{Page, PageError};
 use std::sync::Arc;
 use std::time::Duration;
 use sweep::{Ended, Sweep};
@@ -137,11 +137,7 @@ impl Puller {
         clock: Clock,
         metrics: Metrics,
     ) -> Result<Self, String> {
-        let certificates = match (settings.env, settings.tls_self_signed) {
-            (Env::Dev, true) => Certificates::SelfSigned,
-            _ => Certificates::Verified,
-        };
-        Ok(Self::new(db, own, http_client(certificates)?, clock, metrics))
+        Ok(Self::new(db, own, client::of_settings(settings)?, clock, metrics))
     }
 
     /// Pulls one page of `peer`, records what came of it and counts it. `stop`

@@ -3,13 +3,11 @@
 //! A retried op comes late. It obeys the rule for late arrivals: on a record of
 //! which something newer is in the log or in a trace, it does not act.
 
-use super::apply::{self, Fitting};
-use super::decide::{self, Table};
+use super::apply::{self, Fitting, Unapplied};
 use super::late::Newer;
 use crate::clock::Clock;
 use crate::db::rejected::{self, Kept};
 use crate::db::{self, Client, catalog, newer};
-use crate::records::models;
 use crate::values::Op;
 use crate::wire::body::{Element, Envelope, read_envelope};
 
@@ -69,17 +67,10 @@ async fn fit(client: &Client, kept: &Kept, clock: &Clock) -> db::Result<Result<F
         Err(e) => return Ok(Err(e.to_string())),
     };
     let relations = catalog::relations(client).await?;
-    let model = match decide::table(&op.table, models(), relations.columns(&op.table)) {
-        Table::Known(model) => model,
-        Table::Hold(why) => return Ok(Err(why)),
-        Table::Past => {
-            return Ok(Err("table_of_the_past: no node of today writes or reads this table".into()));
-        }
-        Table::Nowhere => return Ok(Err(format!("table: there is no table {:?}", op.table))),
-    };
-    let fitting = match Fitting::new(op, model, clock.now()) {
+    let fitting = match Fitting::to(&relations, op, clock.now()) {
         Ok(fitting) => fitting,
-        Err(refused) => return Ok(Err(format!("{}: {}", refused.code, refused.detail))),
+        Err(Unapplied::Held(hold)) => return Ok(Err(hold.reason)),
+        Err(Unapplied::Refused(refused)) => return Ok(Err(format!("{}: {}", refused.code, refused.detail))),
     };
     // One that jsonb can't hold must not keep the others from being looked at.
     match newer::keys(client, &[&fitting.op]).await {

@@ -17,14 +17,14 @@ pub use held::BUDGET;
 use crate::clock::Clock;
 use crate::db::ops::Lent;
 use crate::db::{Db, ops, readers};
-use crate::http::{Body, Conn, Handler};
+use crate::http::{self, Body, Conn, Handler};
 use crate::metrics::Metrics;
 use crate::values::{Host, OpUlid, PeerSet, is_plausible};
 use build::{Built, Failure, Order};
 use doors::{Doors, Standing};
 use futures_util::FutureExt;
 use held::{Memory, Reserved};
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use request::{Ask, Refusal, Wants};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -42,6 +42,10 @@ const BUILD: Duration = Duration::from_secs(9);
 /// How long noting a reader may take; the page does not wait for it.
 const NOTE: Duration = Duration::from_secs(3);
 
+/// Seconds after which to ask again: the database takes some to come back,
+/// a queue of pages is shorter by then.
+const RETRY_AWAY: u16 = 30;
+const RETRY_OVERLOADED: u16 = 5;
 /// How often the log is told of misses of one kind, in ms.
 const TOLD_EVERY_MS: u64 = 60_000;
 
@@ -139,9 +143,14 @@ impl Serve {
     /// learns no more than that it should come again.
     fn missed(&self, miss: &Miss) -> (&'static str, Response<Body>) {
         let (outcome, why, response) = match miss {
-            Miss::Away(error) => ("away", error, respond::away()),
-            Miss::Overloaded(reason) => ("overloaded", reason, respond::overloaded()),
-            Miss::Failed(error) => ("failed", error, respond::failed()),
+            Miss::Away(error) => ("away", error, respond::later("the database is away", RETRY_AWAY)),
+            Miss::Overloaded(reason) => {
+                ("overloaded", reason, respond::later("overloaded", RETRY_OVERLOADED))
+            }
+            Miss::Failed(error) => {
+                let words = "the log could not be read";
+                ("failed", error, http::error(StatusCode::INTERNAL_SERVER_ERROR, words))
+            }
         };
         if self.is_due(outcome) {
             tracing::warn!(outcome, error = %why, "a page could not be served; more of this kind are counted, and told once a minute");
@@ -248,8 +257,8 @@ fn miss(failure: Failure) -> Miss {
 
 fn refused(refusal: &Refusal) -> (&'static str, Response<Body>) {
     match refusal {
-        Refusal::NotFound => ("not_found", respond::not_found()),
-        Refusal::Method => ("method", respond::method()),
-        Refusal::After(words) => ("bad_request", respond::bad_request(words)),
+        Refusal::NotFound => ("not_found", http::error(StatusCode::NOT_FOUND, "not found")),
+        Refusal::Method => ("method", http::read_only("method not allowed")),
+        Refusal::After(words) => ("bad_request", http::error(StatusCode::BAD_REQUEST, words)),
     }
 }

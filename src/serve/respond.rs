@@ -5,15 +5,9 @@ use crate::http::{self, Body};
 use crate::values::{format_table_floors, names};
 use crate::wire::page::Encoding;
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue,
-    RETRY_AFTER, VARY,
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY,
 };
 use hyper::{Response, StatusCode};
-
-/// Seconds after which to ask again: the database takes some to come back,
-/// a queue of pages is shorter by then.
-const RETRY_AWAY: &str = "30";
-const RETRY_OVERLOADED: &str = "5";
 
 /// The headers of a page, without its length.
 pub fn page_headers(built: &Built, encoding: Encoding) -> Response<Body> {
@@ -53,43 +47,10 @@ pub fn versioned(mut response: Response<Body>) -> Response<Body> {
     response
 }
 
-/// 404.
-pub fn not_found() -> Response<Body> {
-    http::error(StatusCode::NOT_FOUND, "not found")
-}
-
-/// 405.
-pub fn method() -> Response<Body> {
-    let mut response = http::error(StatusCode::METHOD_NOT_ALLOWED, "method not allowed");
-    let allowed = HeaderValue::from_static("GET, HEAD");
-    response.headers_mut().insert(ALLOW, allowed);
-    response
-}
-
-/// 400.
-pub fn bad_request(words: &str) -> Response<Body> {
-    http::error(StatusCode::BAD_REQUEST, words)
-}
-
-/// 503: the database.
-pub fn away() -> Response<Body> {
-    later("the database is away", RETRY_AWAY)
-}
-
-/// 503: too much at once.
-pub fn overloaded() -> Response<Body> {
-    later("overloaded", RETRY_OVERLOADED)
-}
-
-/// 500.
-pub fn failed() -> Response<Body> {
-    http::error(StatusCode::INTERNAL_SERVER_ERROR, "the log could not be read")
-}
-
-fn later(words: &str, seconds: &'static str) -> Response<Body> {
+/// 503, and when to ask again.
+pub fn later(words: &str, seconds: u16) -> Response<Body> {
     let mut response = http::error(StatusCode::SERVICE_UNAVAILABLE, words);
-    let seconds = HeaderValue::from_static(seconds);
-    response.headers_mut().insert(RETRY_AFTER, seconds);
+    response.headers_mut().insert(RETRY_AFTER, seconds.into());
     response
 }
 

@@ -1,5 +1,6 @@
 //! Where the database is and how to reach it, as a pgx URL says it.
 
+use crate::values::words;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,19 +27,20 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// libpq's sslmode.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TlsMode {
-    /// Never.
-    Disable,
-    /// Where the server offers it, unverified (`allow` is read as this too).
-    Prefer,
-    /// Always; verified against a root certificate where one is named.
-    Require,
-    /// Always, by a certificate of a known authority.
-    VerifyCa,
-    /// Always, by a certificate of a known authority for this very host.
-    VerifyFull,
+words! {
+    /// libpq's sslmode.
+    pub enum TlsMode {
+        /// Never.
+        Disable = "disable",
+        /// Where the server offers it, unverified (`allow` is read as this too).
+        Prefer = "prefer",
+        /// Always; verified against a root certificate where one is named.
+        Require = "require",
+        /// Always, by a certificate of a known authority.
+        VerifyCa = "verify-ca",
+        /// Always, by a certificate of a known authority for this very host.
+        VerifyFull = "verify-full",
+    }
 }
 
 /// A database as a pgx URL names it.
@@ -86,13 +88,7 @@ impl DbTarget {
                 false => format!("{host}:{port}"),
             })
             .collect();
-        let mode = match self.tls {
-            TlsMode::Disable => "disable",
-            TlsMode::Prefer => "prefer",
-            TlsMode::Require => "require",
-            TlsMode::VerifyCa => "verify-ca",
-            TlsMode::VerifyFull => "verify-full",
-        };
+        let mode = self.tls.word();
         let attrs = if self.primary_only { "&target_session_attrs=read-write" } else { "" };
         format!(
             "postgresql://{}{password}@{}/{}?sslmode={mode}{attrs}",

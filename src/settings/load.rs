@@ -221,5 +221,4 @@ fn at_line(text: &str, error: &toml::de::Error) -> String {
 }
 
 #[cfg(test)]
-#[path = "load_tests.rs"]
 mod tests;

@@ -116,14 +116,9 @@ fn connect_timeout(raw: &mut Raw, notes: &mut Vec<String>) -> Result<Duration, S
 
 fn tls(raw: &mut Raw, hosts: &[(String, u16)]) -> Result<(TlsMode, Option<PathBuf>), String> {
     let mode = match take(raw, "sslmode").as_deref() {
-        Some("disable") => TlsMode::Disable,
-        None | Some("allow" | "prefer") => TlsMode::Prefer,
-        Some("require") => TlsMode::Require,
-        Some("verify-ca") => TlsMode::VerifyCa,
-        Some("verify-full") => TlsMode::VerifyFull,
-        Some(_) => {
-            return Err("sslmode is none of disable, allow, prefer, require, verify-ca, verify-full".into());
-        }
+        None | Some("allow") => TlsMode::Prefer,
+        Some(mode) => TlsMode::parse(mode)
+            .ok_or("sslmode is none of disable, allow, prefer, require, verify-ca, verify-full")?,
     };
     let root = take(raw, "sslrootcert");
     let root = match root.as_deref() {
@@ -201,5 +196,4 @@ fn params(mut raw: Raw, notes: &mut Vec<String>) -> Result<Vec<(String, String)>
 }
 
 #[cfg(test)]
-#[path = "pg_url_tests.rs"]
 mod tests;

@@ -10,7 +10,7 @@ use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::values::signed;
 use futures_util::FutureExt;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, RETRY_AFTER};
+use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -64,9 +64,7 @@ impl Admin {
             return error(StatusCode::NOT_FOUND, "there is / /metrics /healthz /readyz /status");
         }
         if ![Method::GET, Method::HEAD].contains(request.method()) {
-            let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "this port is for reading: GET or HEAD");
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
+            return http::read_only("this port is for reading: GET or HEAD");
         }
         let mut response = match path {
             "/metrics" => self.metrics(),

@@ -123,7 +123,7 @@ fn disk(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) {
 
 fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) {
     let Some(bounding) = &status.bounding else { return };
-    if let Some(at) = bounding.paused_at {
+    if let Some(at) = bounding.known.paused_at {
         let text = format!("bulk work is paused since {at}: the log grows");
         warn("paused", text, "`opsward resume` lets it go on");
     }
@@ -141,23 +141,23 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
             },
         );
     }
-    for blocker in &bounding.blockers {
+    for blocker in &bounding.known.blockers {
         let text = format!("in the way of deleting since {:.0}: {}", blocker.since, blocker.text);
         warn("blocked", text, &blocker.fix);
     }
-    for row in bounding.notices.iter().filter(|n| n.code == "cursor_spelling") {
+    for row in bounding.known.notices.iter().filter(|n| n.code == "cursor_spelling") {
         warn("cursor_spelling", row.text.clone(), &row.fix);
     }
     for (code, what, fix) in NOTICES {
         let about: Vec<&str> =
-            bounding.notices.iter().filter(|n| n.code == code).map(|n| n.subject.as_str()).collect();
+            bounding.known.notices.iter().filter(|n| n.code == code).map(|n| n.subject.as_str()).collect();
         if !about.is_empty() {
             warn(code, format!("{what}: {}", about.join(", ")), fix);
         }
     }
     // A reclaim that was killed leaves its job behind, but not the lease.
-    let is_at_work =
-        bounding.lease.is_some() && bounding.job.as_ref().is_some_and(|job| job.kind == "reclaim");
+    let is_at_work = bounding.known.lease.is_some()
+        && bounding.known.job.as_ref().is_some_and(|job| job.kind == "reclaim");
     if let Some(unfinished) = bounding.unfinished_reclaim.as_ref().filter(|_| !is_at_work) {
         let fix = "`opsward reclaim --resume` goes on with it, `--abort` ends it";
         warn("reclaim_unfinished", format!("a reclaim is unfinished: {unfinished}"), fix);

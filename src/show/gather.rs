@@ -56,28 +56,11 @@ pub async fn gather(
         daemon: daemon.map(|d| d.at(now)),
         database: DatabaseStatus {
             shown: db.map_or_else(|_| settings.db.shown(), |db| db.shown().to_owned()),
-            up: false,
-            away: false,
-            error: None,
             state: "ready".to_owned(),
-            fix: String::new(),
-            server_version: None,
-            schema_version: None,
-            ops_bytes: None,
-            index_bytes: None,
-            dead_rows: None,
-            free_disk_bytes: None,
-            free_disk_path: None,
             min_free_disk_bytes: Some(settings.bounding.min_free_disk),
-            foreign_floor: None,
-            relations: Vec::new(),
-            log_replaced: None,
+            ..DatabaseStatus::default()
         },
-        node: None,
-        peers: PeersStatus::default(),
-        readers: Vec::new(),
-        rejected: Vec::new(),
-        bounding: None,
+        ..Status::default()
     };
     let told = |error: &db::Error| (error.kind(), error.to_string());
     let read = match db {

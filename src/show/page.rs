@@ -45,7 +45,7 @@ impl Page<'_> {
     pub fn html(&self) -> String {
         let status = self.status;
         let own = escaped(status.own.as_deref().unwrap_or("opsward"));
-        let at_work = status.bounding.as_ref().is_some_and(|b| b.job.is_some());
+        let at_work = status.bounding.as_ref().is_some_and(|b| b.known.job.is_some());
         let refresh = if at_work { REFRESH.1 } else { REFRESH.0 };
         let mut out = format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -102,7 +102,7 @@ impl Page<'_> {
 
     /// What is under way, with how far it is.
     fn work(&self, out: &mut String) {
-        let Some(job) = self.status.bounding.as_ref().and_then(|b| b.job.as_ref()) else {
+        let Some(job) = self.status.bounding.as_ref().and_then(|b| b.known.job.as_ref()) else {
             return;
         };
         let _ = write!(out, "<section class=\"job\"><strong>{}</strong>", escaped(&words::job(&job.kind)));
@@ -137,7 +137,7 @@ impl Page<'_> {
     /// The log's figures, each with the exact number, and the rest of the facts.
     fn figures(&self, out: &mut String) {
         let database = &self.status.database;
-        let census = self.status.bounding.as_ref().and_then(|b| b.census.as_ref());
+        let census = self.status.bounding.as_ref().and_then(|b| b.known.census.as_ref());
         let figures = [
             ("ops_bytes", "the table ops on disk", database.ops_bytes),
             ("index_bytes", "its indexes", database.index_bytes),
@@ -207,12 +207,8 @@ impl Page<'_> {
                 ago(e.ended_at, self.status.at),
             ]
         };
-        Grid {
-            header: &["was deleted by", "of", "ops", "bytes", "bound by", "outcome", "when"],
-            figures: &[2, 3, 6],
-            rows: self.history.iter().map(row).collect(),
-            notes: Vec::new(),
-        }
+        let header = &["was deleted by", "of", "ops", "bytes", "bound by", "outcome", "when"];
+        Grid::of(header, &[2, 3, 6], self.history, row)
     }
 }
 

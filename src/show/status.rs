@@ -4,7 +4,7 @@
 
 mod bounding;
 
-pub use crate::db::overview::{CensusStatus, JobStatus, RunStatus};
+pub use crate::db::overview::{CensusStatus, JobStatus, Overview, RunStatus};
 pub use crate::db::readers::ReaderStatus;
 pub use crate::db::replication::{GapStatus, HoldStatus, PeerStatus, RejectedStatus};
 pub use crate::db::stats::RelationStatus;
@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// What there is to know at one moment.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
     /// Nothing outside the schema `opsward` is written.
     pub read_only: bool,
@@ -59,7 +59,7 @@ pub struct DaemonStatus {
     pub tasks: Vec<TaskReport>,
 }
 
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct DatabaseStatus {
     /// `host:port/database`.
     pub shown: String,

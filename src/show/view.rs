@@ -17,6 +17,18 @@ pub struct Grid {
     pub notes: Vec<String>,
 }
 
+impl Grid {
+    /// A table of what a list holds, without notes.
+    pub fn of<'a, T: 'a>(
+        header: &'static [&'static str],
+        figures: &'static [usize],
+        list: impl IntoIterator<Item = &'a T>,
+        row: impl Fn(&'a T) -> Vec<String>,
+    ) -> Self {
+        Self { header, figures, rows: list.into_iter().map(row).collect(), notes: Vec::new() }
+    }
+}
+
 /// What is shown first, name and value.
 pub fn facts(status: &Status) -> Vec<(&'static str, String)> {
     let own = status.own.as_deref().unwrap_or("(self is not set)");
@@ -103,36 +115,26 @@ fn peers(status: &Status) -> Grid {
             count(p.gap_advances),
         ]
     };
-    Grid {
-        header: &["peer", "lag", "last pull", "outcome", "applied", "gaps"],
-        figures: &[1, 2, 4, 5],
-        rows: status.peers.list.iter().map(row).collect(),
-        notes: Vec::new(),
-    }
+    Grid::of(
+        &["peer", "lag", "last pull", "outcome", "applied", "gaps"],
+        &[1, 2, 4, 5],
+        &status.peers.list,
+        row,
+    )
 }
 
 fn readers(status: &Status) -> Grid {
     let row = |r: &super::status::ReaderStatus| {
         vec![r.host.clone(), or_dash(r.lag_seconds, span), ago(r.last_at, status.at), count(r.requests)]
     };
-    Grid {
-        header: &["reader (24 h)", "lag", "last asked", "requests"],
-        figures: &[1, 2, 3],
-        rows: status.readers.iter().map(row).collect(),
-        notes: Vec::new(),
-    }
+    Grid::of(&["reader (24 h)", "lag", "last asked", "requests"], &[1, 2, 3], &status.readers, row)
 }
 
 fn rejected(status: &Status) -> Grid {
     let row = |r: &super::status::RejectedStatus| {
         vec![r.peer.clone(), r.code.clone(), count(r.ops), ago(r.last_seen, status.at)]
     };
-    Grid {
-        header: &["refused ops of", "reason", "kept", "last"],
-        figures: &[2, 3],
-        rows: status.rejected.iter().map(row).collect(),
-        notes: Vec::new(),
-    }
+    Grid::of(&["refused ops of", "reason", "kept", "last"], &[2, 3], &status.rejected, row)
 }
 
 fn runs(status: &Status) -> Grid {
@@ -147,22 +149,19 @@ fn runs(status: &Status) -> Grid {
             ago(r.at, status.at),
         ]
     };
-    Grid {
-        header: &["deleted by", "of", "rows", "bytes", "bound by", "outcome", "when"],
-        figures: &[2, 3, 6],
-        rows: status.bounding.iter().flat_map(|b| &b.runs).map(row).collect(),
-        notes: Vec::new(),
-    }
+    Grid::of(
+        &["deleted by", "of", "rows", "bytes", "bound by", "outcome", "when"],
+        &[2, 3, 6],
+        status.bounding.iter().flat_map(|b| &b.known.runs),
+        row,
+    )
 }
 
 /// The node's largest tables: shown, and never touched.
 fn relations(status: &Status) -> Grid {
-    Grid {
-        header: &["largest tables", "bytes"],
-        figures: &[1],
-        rows: status.database.relations.iter().map(|r| vec![r.name.clone(), bytes(r.bytes)]).collect(),
-        notes: Vec::new(),
-    }
+    Grid::of(&["largest tables", "bytes"], &[1], &status.database.relations, |r| {
+        vec![r.name.clone(), bytes(r.bytes)]
+    })
 }
 
 /// Tasks that pull peers without failures share one line: the peers' table has each of them.

@@ -3,8 +3,9 @@
 use std::fmt;
 
 /// A node's URL, lower-cased, without trailing slashes. Self and peers are
-/// compared in this form only.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// compared in this form only, and read into it whatever the text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(from = "String")]
 pub struct Host(String);
 
 impl Host {
@@ -50,16 +51,9 @@ impl fmt::Debug for Host {
     }
 }
 
-impl<'de> serde::Deserialize<'de> for Host {
-    /// In the comparable form, whatever the text.
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self::normalise(&String::deserialize(deserializer)?))
-    }
-}
-
-impl serde::Serialize for Host {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
+impl From<String> for Host {
+    fn from(text: String) -> Self {
+        Self::normalise(&text)
     }
 }
 

@@ -5,12 +5,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// Where a task is in its life.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskState {
     /// Switched off; `note` says by what.
     Off,
     /// Waits for its next run.
+    #[default]
     Waiting,
     /// Runs.
     Running,
@@ -21,7 +22,7 @@ pub enum TaskState {
 }
 
 /// What is known of one task.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct TaskReport {
     /// Its name, one of its own.
     pub name: String,
@@ -53,19 +54,6 @@ pub struct TaskReport {
 impl TaskReport {
     /// A task that has not run yet.
     pub fn new(name: String, state: TaskState) -> Self {
-        Self {
-            name,
-            state,
-            note: None,
-            runs: 0,
-            failures: 0,
-            panics: 0,
-            failures_in_a_row: 0,
-            last_start: None,
-            last_end: None,
-            last_success: None,
-            last_error: None,
-            next_run: None,
-        }
+        Self { name, state, ..Self::default() }
     }
 }

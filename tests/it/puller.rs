@@ -5,7 +5,7 @@ use opsward::clock::Clock;
 use opsward::db::Db;
 use opsward::metrics::Metrics;
 use opsward::pull::Puller;
-use opsward::pull::client::{Certificates, http_client};
+use opsward::pull::client::http_client;
 use opsward::values::Host;
 
 /// The node that the tests pull for.
@@ -19,7 +19,7 @@ pub fn puller(db: &Db) -> Puller {
 /// A puller with a clock and metrics of the test's.
 pub fn puller_with(db: &Db, clock: Clock, metrics: &Metrics) -> Puller {
     let own = Host::parse(OWN).unwrap();
-    let http = http_client(Certificates::Verified).unwrap();
+    let http = http_client(opsward::tls::Verify::Full).unwrap();
     Puller::new(db.clone(), own, http, clock, metrics.clone())
 }
 

@@ -10,12 +10,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// What bounds the log, at one moment.
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Overview {
-    /// Who holds the lease.
-    #[serde(skip)]
+    /// Who holds the lease; `null` when nobody does.
+    #[serde(default)]
     pub lease: Option<String>,
     /// The share of time at work, 1 to 100.
+    #[serde(rename = "pace_percent")]
     pub percent: u64,
     /// Since when the work is paused.
     pub paused_at: Option<Timestamp>,
@@ -24,6 +25,7 @@ pub struct Overview {
     /// Records that traces are kept of, as the history counted them.
     pub traces: u64,
     /// Whether the replay guard is in place.
+    #[serde(rename = "replay_guard")]
     pub guarded: bool,
     /// The job under way or waiting.
     pub job: Option<JobStatus>,
@@ -31,16 +33,16 @@ pub struct Overview {
     #[serde(skip)]
     pub reclaim: Option<Unfinished>,
     /// The last runs that deleted something, newest first.
-    #[serde(skip)]
+    #[serde(default)]
     pub runs: Vec<RunStatus>,
     /// What stands in the way of tasks that are on.
-    #[serde(skip)]
+    #[serde(default)]
     pub blockers: Vec<Blocker>,
     /// What bulk work waits for now.
-    #[serde(skip)]
+    #[serde(default)]
     pub waits: Vec<WaitStatus>,
     /// Overrides in force and stalled peers.
-    #[serde(skip)]
+    #[serde(default)]
     pub notices: Vec<Blocker>,
 }
 
@@ -110,10 +112,10 @@ pub async fn overview(client: &Client) -> Result<Overview> {
 
 /// 25: gentle.
 const STATE: &str = "
-    SELECT coalesce(p.percent, 25) AS percent, p.paused_at,
+    SELECT coalesce(p.percent, 25) AS pace_percent, p.paused_at,
            (SELECT coalesce(sum(traces), 0)::bigint FROM opsward.history) AS traces,
            EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('public.ops')
-                   AND tgname LIKE 'opsward%guard' AND tgenabled <> 'D') AS guarded,
+                   AND tgname LIKE 'opsward%guard' AND tgenabled <> 'D') AS replay_guard,
            (SELECT to_jsonb(c) FROM (
                 SELECT coalesce(sum(rows), 0)::bigint AS rows, coalesce(sum(bytes), 0)::bigint AS bytes,
                        min(day) AS oldest, max(day) AS newest, coalesce(bool_or(estimated), false) AS estimated,

@@ -21,7 +21,7 @@ pub(super) fn state(status: &Status, plan: Option<&Plan>) -> String {
     };
     let log = ops + index;
     let bounding = status.bounding.as_ref();
-    let counted = bounding.and_then(|b| b.census.as_ref());
+    let counted = bounding.and_then(|b| b.known.census.as_ref());
     let mut out = format!("The log takes {}", bytes(log));
     match (bounding.and_then(|b| b.unfinished_reclaim.as_ref()), counted) {
         (Some(_), _) => out.push_str("; a reclaim is unfinished: `opsward reclaim --resume` or `--abort`."),

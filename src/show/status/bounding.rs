@@ -1,87 +1,53 @@
 //! What bounds the log, as `status` shows it.
 
-use crate::db::overview::{CensusStatus, JobStatus, Overview, RunStatus};
+use crate::db::overview::Overview;
 use crate::db::waiting::WaitStatus;
 use crate::settings::Settings;
 use crate::show::format::{bytes, count};
-use crate::values::Blocker;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// What bounds the log.
+/// What bounds the log: what the database knows of it, and what the settings say.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct BoundingStatus {
-    /// Who holds the lease; `null` when nobody does.
-    pub lease: Option<String>,
-    /// The share of time that bulk work takes, in percent.
-    pub pace_percent: u64,
-    /// Since when `opsward pause` holds.
-    pub paused_at: Option<Timestamp>,
+    #[serde(flatten)]
+    pub known: Overview,
     /// The maintenance window, where one is set.
     pub window: Option<String>,
     /// Whether bulk work may run at this time of day.
     pub in_window: bool,
-    /// What the census knows; `null` before its first answer.
-    pub census: Option<CensusStatus>,
-    /// Records with a trace of a deleted op, about.
-    pub traces: u64,
-    /// Whether the replay guard is in place.
-    pub replay_guard: bool,
-    /// A job under way, or waiting for its turn.
-    pub job: Option<JobStatus>,
-    /// The last runs that deleted something, newest first.
-    pub runs: Vec<RunStatus>,
     /// Retention is set without the replay guard, or the guard is not on the log.
     #[serde(default)]
     pub unguarded: bool,
     /// The replay guard is switched on.
     #[serde(default)]
     pub guard_set: bool,
-    /// What stood in the way of retention or dormant cleanup at the last look.
-    #[serde(default)]
-    pub blockers: Vec<Blocker>,
-    /// Overrides in force and stalled peers at the last look.
-    #[serde(default)]
-    pub notices: Vec<Blocker>,
-    /// What bulk work waits for now, the longest first.
-    #[serde(default)]
-    pub waits: Vec<WaitStatus>,
     /// A reclaim that was begun and has not ended, in a sentence.
     pub unfinished_reclaim: Option<String>,
 }
 
 impl BoundingStatus {
     /// From own state and the settings.
-    pub fn new(found: Overview, settings: &Settings, now: Timestamp) -> Self {
-        let window = settings.bounding.window;
+    pub fn new(known: Overview, settings: &Settings, now: Timestamp) -> Self {
+        let set = &settings.bounding;
+        let retains = set.retention_days > 0 || set.retention_bytes > 0;
         Self {
-            lease: found.lease,
-            pace_percent: found.percent,
-            paused_at: found.paused_at,
-            window: window.map(|w| w.to_string()),
-            in_window: window.is_none_or(|w| w.contains(now.as_second())),
-            census: found.census,
-            traces: found.traces,
-            replay_guard: found.guarded,
-            job: found.job,
-            runs: found.runs,
-            unguarded: (settings.bounding.retention_days > 0 || settings.bounding.retention_bytes > 0)
-                && !(settings.bounding.replay_guard && found.guarded),
-            guard_set: settings.bounding.replay_guard,
-            blockers: found.blockers,
-            notices: found.notices,
-            waits: found.waits,
-            unfinished_reclaim: found.reclaim.map(|r| {
+            window: set.window.map(|w| w.to_string()),
+            in_window: set.window.is_none_or(|w| w.contains(now.as_second())),
+            unguarded: retains && !(set.replay_guard && known.guarded),
+            guard_set: set.replay_guard,
+            unfinished_reclaim: known.reclaim.as_ref().map(|r| {
                 let done = if r.held { "waits for `opsward reclaim --swap`" } else { "has not ended" };
                 format!("mode {}, phase {}, {done}; it last did something at {}", r.mode, r.phase, r.since)
             }),
+            known,
         }
     }
 
     /// What is waited for: once, though several tasks wait for it.
     fn waited_for(&self) -> Vec<(&'static str, String)> {
         let mut all: Vec<(&WaitStatus, Vec<&str>)> = Vec::new();
-        for wait in &self.waits {
+        for wait in &self.known.waits {
             match all.iter_mut().find(|(first, _)| first.what == wait.what) {
                 Some((_, works)) => works.push(&wait.work),
                 None => all.push((wait, vec![&wait.work])),
@@ -95,29 +61,29 @@ impl BoundingStatus {
 
     /// The census and the pace as a person reads them.
     pub fn facts(&self) -> Vec<(&'static str, String)> {
-        let census = self.census.as_ref().map_or("not yet".to_owned(), |c| {
+        let census = self.known.census.as_ref().map_or("not yet".to_owned(), |c| {
             let about = if c.estimated { "about " } else { "" };
             let days = c.oldest.as_ref().zip(c.newest.as_ref());
             let days = days.map_or(String::new(), |(oldest, newest)| format!(", {oldest} to {newest}"));
             format!("{about}{} rows, {about}{}{days}", count(c.rows), bytes(c.bytes))
         });
-        let mut pace = match (self.paused_at, self.in_window) {
+        let mut pace = match (self.known.paused_at, self.in_window) {
             (Some(at), _) => format!("PAUSED since {at}"),
             (None, false) => "waits for its window".to_owned(),
-            (None, true) => format!("{} % of the time", self.pace_percent),
+            (None, true) => format!("{} % of the time", self.known.percent),
         };
         if let Some(window) = &self.window {
             pace.push_str(&format!("; window {window}"));
         }
         let mut facts = vec![("census", census), ("pace", pace)];
-        if let Some(job) = &self.job {
+        if let Some(job) = &self.known.job {
             let far = job.progress.as_ref().map_or("waits for its turn".to_owned(), |p| match p.total {
                 Some(total) if total > 0 => format!("{}: {} %", p.phase, p.done.min(total) * 100 / total),
                 _ => format!("{}: {} {}", p.phase, count(p.done), p.unit),
             });
             let waiting = job.progress.as_ref().and_then(|p| p.waiting.as_ref());
-            let waiting = waiting.filter(|_| self.waits.is_empty());
-            let rest = match (&self.lease, waiting) {
+            let waiting = waiting.filter(|_| self.known.waits.is_empty());
+            let rest = match (&self.known.lease, waiting) {
                 (None, _) if job.progress.is_some() => "; cut off, nobody does it now".to_owned(),
                 (_, Some(what)) => format!("; waiting: {what}"),
                 (_, None) => String::new(),
@@ -135,6 +101,7 @@ impl BoundingStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::show::status::JobStatus;
     use crate::values::Progress;
 
     #[test]
@@ -151,15 +118,16 @@ mod tests {
             ..Progress::default()
         };
         let job = JobStatus { id: 7, kind: "reclaim".into(), progress: Some(progress) };
-        let mut status = BoundingStatus { job: Some(job), ..BoundingStatus::default() };
+        let known = Overview { job: Some(job), ..Overview::default() };
+        let mut status = BoundingStatus { known, ..BoundingStatus::default() };
         let told = |status: &BoundingStatus| {
             let all = status.facts().into_iter().filter(|(name, _)| matches!(*name, "job" | "waits"));
             all.map(|(_, text)| text).collect::<Vec<_>>()
         };
         assert_eq!(told(&status), ["reclaim 7: copy: 0 rows; cut off, nobody does it now"]);
-        status.lease = Some("opsward".into());
+        status.known.lease = Some("opsward".into());
         assert_eq!(told(&status), ["reclaim 7: copy: 0 rows; waiting: paused"]);
-        status.waits = vec![wait("census", "a"), wait("index", "b"), wait("retention", "a")];
+        status.known.waits = vec![wait("census", "a"), wait("index", "b"), wait("retention", "a")];
         let expected = [
             "reclaim 7: copy: 0 rows",
             "census, retention, since 1970-01-01T00:00:00Z: a",

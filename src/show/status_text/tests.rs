@@ -73,21 +73,13 @@ fn status() -> Status {
         database: DatabaseStatus {
             shown: "localhost:5432/openaudio".into(),
             up: true,
-            away: false,
-            error: None,
             state: "ready".into(),
-            fix: String::new(),
             server_version: Some("15.20".into()),
             schema_version: Some(1),
             ops_bytes: Some(90_000_000_000),
             index_bytes: Some(12_000_000_000),
             dead_rows: Some(1_234),
-            free_disk_bytes: None,
-            free_disk_path: None,
-            min_free_disk_bytes: None,
-            foreign_floor: None,
-            relations: Vec::new(),
-            log_replaced: None,
+            ..DatabaseStatus::default()
         },
         node: None,
         peers: PeersStatus {
@@ -110,27 +102,30 @@ fn status() -> Status {
             last_seen: at(70),
         }],
         bounding: Some(BoundingStatus {
-            pace_percent: 25,
             window: Some("01:00-05:00 UTC".into()),
             in_window: true,
-            census: Some(CensusStatus {
-                rows: 250_000_000,
-                bytes: 90_000_000_000,
-                oldest: Some("2023-03-01".into()),
-                newest: Some("2026-11-23".into()),
-                estimated: true,
-                finished_at: None,
-            }),
-            job: Some(JobStatus { id: 7, kind: "prune".into(), progress: None }),
-            runs: vec![RunStatus {
-                at: at(3_000),
-                task: "retention".into(),
-                table: "storage_and_db_sizes".into(),
-                rows: 1_234_567,
-                bytes: 1 << 31,
-                bound_by: "age".into(),
-                outcome: "done".into(),
-            }],
+            known: Overview {
+                percent: 25,
+                census: Some(CensusStatus {
+                    rows: 250_000_000,
+                    bytes: 90_000_000_000,
+                    oldest: Some("2023-03-01".into()),
+                    newest: Some("2026-11-23".into()),
+                    estimated: true,
+                    finished_at: None,
+                }),
+                job: Some(JobStatus { id: 7, kind: "prune".into(), progress: None }),
+                runs: vec![RunStatus {
+                    at: at(3_000),
+                    task: "retention".into(),
+                    table: "storage_and_db_sizes".into(),
+                    rows: 1_234_567,
+                    bytes: 1 << 31,
+                    bound_by: "age".into(),
+                    outcome: "done".into(),
+                }],
+                ..Overview::default()
+            },
             ..BoundingStatus::default()
         }),
     }
