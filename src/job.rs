@@ -82,14 +82,14 @@ impl Job {
 /// How a job came out, as it stands in `opsward.jobs`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ended {
+pub enum JobEnd {
     /// Its report.
     Report(Value),
     /// Why there is none.
     Trouble(Failure),
 }
 
-impl Ended {
+impl JobEnd {
     /// Tells which settings of the command are others than those that the job was done with.
     pub fn tell(&mut self, job: &Job, differ: &[[String; 3]]) {
         if differ.is_empty() || matches!(job, Job::Census { .. }) {
@@ -132,7 +132,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const LEAST_OFTEN: Duration = Duration::from_secs(10);
 
 /// Notes a job in `opsward.jobs` and does it: `status` tells of it whoever does it.
-pub async fn begin(job: &Job, work: &Work, lease: &mut Lease) -> db::Result<Ended> {
+pub async fn begin(job: &Job, work: &Work, lease: &mut Lease) -> db::Result<JobEnd> {
     let args = serde_json::to_value(job).unwrap_or_default();
     let client = work.db.client().await?;
     // The holder of the lease does the only job: any other that was begun is lost.
@@ -151,7 +151,7 @@ pub async fn begin(job: &Job, work: &Work, lease: &mut Lease) -> db::Result<Ende
 /// Does the job `id` of `opsward.jobs` and writes its progress meanwhile. A reclaim also stops
 /// at its next batch when somebody hands over its abort: the abort needs the lease, and would
 /// wait for hours while the reclaim is paused.
-pub async fn carry_out(id: i64, job: &Job, work: &Work, lease: &mut Lease) -> Ended {
+pub async fn carry_out(id: i64, job: &Job, work: &Work, lease: &mut Lease) -> JobEnd {
     let (told, progress) = watch::channel(Progress::default());
     let tell = work.tell.clone();
     let own = Work {
@@ -205,7 +205,7 @@ async fn beside<T>(work: impl Future<Output = T>, other: impl Future<Output = In
 }
 
 /// Does a job's work on the lease; the report is the command's.
-async fn perform(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
+async fn perform(job: &Job, work: &Work, lease: &mut Lease) -> JobEnd {
     let report = match job {
         Job::Census { scope, percent } => count(work, lease, *scope, *percent).boxed().await,
         Job::Prune { tasks, percent } => {
@@ -213,7 +213,7 @@ async fn perform(job: &Job, work: &Work, lease: &mut Lease) -> Ended {
         }
         Job::Reclaim(request) => give_back(work, lease, request).boxed().await,
     };
-    report.map_or_else(Ended::Trouble, Ended::Report)
+    report.map_or_else(JobEnd::Trouble, JobEnd::Report)
 }
 
 async fn prune(

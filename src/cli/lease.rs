@@ -4,7 +4,7 @@
 use super::{Context, progress::Shown};
 use crate::db::lease::{Holder, Lease, daemon_is_there, holder};
 use crate::db::{Db, jobs, migrate, stats};
-use crate::job::{self, Ended, Job};
+use crate::job::{self, Job, JobEnd};
 use crate::metrics::Metrics;
 use crate::show::{Done, ExitCode, Failure};
 use crate::values::Finding;
@@ -74,7 +74,7 @@ pub(super) async fn have_done<Report: DeserializeOwned>(
                 break until_signalled(&work.stop, job::begin(&job, &work, &mut lease).boxed()).await??;
             }
             Err(Some(holder)) if holder.is_daemon() => match by_daemon(context, &db, &job, &holder).await? {
-                Handed::Ended(ended) => break ended,
+                Handed::JobEnd(ended) => break ended,
                 Handed::Detached => return Ok(None),
                 Handed::DaemonGone => {}
             },
@@ -88,11 +88,11 @@ pub(super) async fn have_done<Report: DeserializeOwned>(
         }
     };
     match ended {
-        Ended::Report(report) => {
+        JobEnd::Report(report) => {
             let differ = settings_differ(&report);
             Ok(Some((serde_json::from_value(report).map_err(anyhow::Error::from)?, differ)))
         }
-        Ended::Trouble(failure) => Err(failure),
+        JobEnd::Trouble(failure) => Err(failure),
     }
 }
 
@@ -203,7 +203,7 @@ async fn asked_to_stop() {
 
 /// What became of a job that was handed over.
 enum Handed {
-    Ended(Ended),
+    JobEnd(JobEnd),
     Detached,
     /// The daemon ended before it began the job.
     DaemonGone,
@@ -232,7 +232,7 @@ async fn by_daemon(context: &Context, db: &Db, job: &Job, to: &Holder) -> Result
         };
         if let Some(outcome) = found.outcome {
             let ended = serde_json::from_value(outcome).map_err(anyhow::Error::from)?;
-            return Ok(Handed::Ended(ended));
+            return Ok(Handed::JobEnd(ended));
         }
         if let Some(progress) = found.progress.and_then(|p| serde_json::from_value(p).ok()) {
             shown.tell(&progress);

@@ -3,7 +3,7 @@
 
 use crate::clock::Clock;
 use crate::pull::client::shown;
-use crate::pull::discover::{Found, discover, registry_client, static_peers};
+use crate::pull::discover::{FoundPeers, discover, registry_client, static_peers};
 use crate::settings::Settings;
 use crate::show::doctor::{self, Check};
 use crate::values::{Host, OpUlid, names};
@@ -22,7 +22,7 @@ const CLOCKS: usize = 5;
 const USER_AGENT: &str = concat!("opsward-doctor/", env!("CARGO_PKG_VERSION"));
 
 /// The peers, as the daemon would look them up now.
-pub(super) async fn peers(settings: &Settings) -> Result<Found, String> {
+pub(super) async fn peers(settings: &Settings) -> Result<FoundPeers, String> {
     let own = settings.node_endpoint.as_ref();
     match &settings.peers {
         Some(hosts) => Ok(static_peers(hosts, own)),

@@ -3,7 +3,7 @@
 use super::{Context, args};
 use crate::db::{Db, migrate, peers};
 use crate::metrics::Metrics;
-use crate::pull::{Failure as PullFailure, Pulled, Puller, discover};
+use crate::pull::{PullFailure, Pulled, Puller, discover};
 use crate::settings::Settings;
 use crate::show::{self, Done, ExitCode, Failure, Outcome};
 use crate::values::{Host, OpUlid};

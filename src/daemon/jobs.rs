@@ -7,7 +7,7 @@ use crate::bound::tick::{self, TaskOutcome, Which};
 use crate::bound::vacuum;
 use crate::db::jobs;
 use crate::db::lease::{Slot, Turn};
-use crate::job::{Ended, Handed, carry_out};
+use crate::job::{Handed, JobEnd, carry_out};
 use crate::pull::retry::apply_partial;
 use crate::show::Failure;
 use crate::supervisor::{Next, Outcome};
@@ -113,14 +113,14 @@ impl Bulk {
                 ended.tell(&job, &self.work.settings.differing(&settings));
                 ended
             }
-            Err(e) => Ended::Trouble(Failure::refused(
+            Err(e) => JobEnd::Trouble(Failure::refused(
                 format!("the daemon does not know this job: {e}"),
                 "run the same version of opsward as the daemon",
             )),
         };
         match &ended {
-            Ended::Report(_) => info!(job = found.id, "the job is done"),
-            Ended::Trouble(t) => warn!(job = found.id, fix = t.fix, "the job ended: {}", t.text),
+            JobEnd::Report(_) => info!(job = found.id, "the job is done"),
+            JobEnd::Trouble(t) => warn!(job = found.id, fix = t.fix, "the job ended: {}", t.text),
         }
         let client = self.work.db.client().await?;
         jobs::finish(&client, found.id, &serde_json::to_value(&ended)?, self.work.clock.now()).await?;

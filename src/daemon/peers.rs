@@ -3,8 +3,8 @@
 
 use crate::db;
 use crate::metrics::Metrics;
-use crate::pull::discover::{Found, discover, static_peers};
-use crate::pull::{Failure, Puller};
+use crate::pull::discover::{FoundPeers, discover, static_peers};
+use crate::pull::{PullFailure, Puller};
 use crate::supervisor::{Handle, Next, Outcome, Schedule, Stage, Supervisor, Task};
 use crate::values::{Host, PeerSet, Replication, signed};
 use crate::work::Work;
@@ -46,7 +46,7 @@ impl Peers {
         }
     }
 
-    async fn find(&self) -> Result<Found, String> {
+    async fn find(&self) -> Result<FoundPeers, String> {
         if let Some(hosts) = &self.work.settings.peers {
             return Ok(static_peers(hosts, Some(&self.work.own)));
         }
@@ -101,7 +101,7 @@ impl Peers {
         });
     }
 
-    async fn keep(&self, found: &Found) -> db::Result<()> {
+    async fn keep(&self, found: &FoundPeers) -> db::Result<()> {
         let mut client = self.work.db.client().await?;
         db::peers::replace(&mut client, &found.peers, &found.via, self.work.clock.now()).await
     }
@@ -183,7 +183,7 @@ impl Pulls {
             async move {
                 match puller.run_once(&peer, &stop).await {
                     Ok(pulled) => Ok(pulled.next.map_or(Next::Scheduled, Next::After)),
-                    Err(Failure::Stopped) => Ok(Next::Done),
+                    Err(PullFailure::Stopped) => Ok(Next::Done),
                     Err(failure) => Err(failure.into()),
                 }
             }

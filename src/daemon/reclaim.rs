@@ -3,7 +3,7 @@
 
 use super::jobs::Bulk;
 use crate::db::reclaim as state;
-use crate::job::{self, Ended, Job, gate_of_reclaim};
+use crate::job::{self, Job, JobEnd, gate_of_reclaim};
 use crate::reclaim::plan::Plan;
 use crate::reclaim::{self, Request};
 use crate::settings::When;
@@ -65,8 +65,8 @@ pub(super) async fn when(bulk: Bulk, when: When, said: Said, stop: CancellationT
     info!(mode = plan.mode.word(), policy = plan.policy.word(), "a reclaim is due");
     drop(client);
     match job::begin(&Job::Reclaim(request), &work, turn.lease()?).await? {
-        Ended::Report(report) => info!(%report, "the reclaim ended"),
-        Ended::Trouble(trouble) => warn!(fix = trouble.fix, "the reclaim ended: {}", trouble.text),
+        JobEnd::Report(report) => info!(%report, "the reclaim ended"),
+        JobEnd::Trouble(trouble) => warn!(fix = trouble.fix, "the reclaim ended: {}", trouble.text),
     }
     Ok(Next::Scheduled)
 }

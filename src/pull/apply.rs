@@ -96,7 +96,7 @@ fn refused(op: &Op, reason: RejectReason) -> Refused {
 
 /// What became of ops.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Outcome {
+pub struct Applied {
     /// Ops that were new and are applied now.
     pub applied: u64,
     /// Ops that were already in the log; their records are left alone.
@@ -107,7 +107,7 @@ pub struct Outcome {
     pub refused: Vec<Refused>,
 }
 
-impl Outcome {
+impl Applied {
     /// Adds what became of further ops.
     pub fn add(&mut self, more: Self) {
         self.applied += more.applied;
@@ -122,8 +122,8 @@ impl Outcome {
 /// # Errors
 /// The database's, when it is nothing about a single op: what was committed
 /// before stays, and finds itself a duplicate when it comes again.
-pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::Result<Outcome> {
-    let mut outcome = Outcome::default();
+pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::Result<Applied> {
+    let mut outcome = Applied::default();
     // Ranges still to be applied, the next one last.
     let mut ranges: Vec<_> = std::iter::once(0..ops.len()).collect();
     while let Some(range) = ranges.pop() {
@@ -152,7 +152,7 @@ pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::
 }
 
 /// One op that took too long: tried with a longer bound, and then refused.
-async fn alone(client: &mut Client, op: &[Fitting], now: Timestamp, outcome: &mut Outcome) -> db::Result<()> {
+async fn alone(client: &mut Client, op: &[Fitting], now: Timestamp, outcome: &mut Applied) -> db::Result<()> {
     let mut tries = 1;
     loop {
         match patiently(client, op, now, ALONE).await {
@@ -182,7 +182,7 @@ async fn patiently(
     batch: &[Fitting],
     now: Timestamp,
     bound: Bound,
-) -> db::Result<Outcome> {
+) -> db::Result<Applied> {
     let mut tries = 1;
     loop {
         match once(client, batch, now, bound).await {
@@ -196,7 +196,7 @@ async fn patiently(
 }
 
 /// One transaction; no op is refused in it.
-async fn once(client: &mut Client, batch: &[Fitting], now: Timestamp, bound: Bound) -> db::Result<Outcome> {
+async fn once(client: &mut Client, batch: &[Fitting], now: Timestamp, bound: Bound) -> db::Result<Applied> {
     let began = Instant::now();
     let tx = apply::begin(client, bound.statement).await?;
     let floors = traces::floors(&tx).await?;
@@ -233,7 +233,7 @@ async fn once(client: &mut Client, batch: &[Fitting], now: Timestamp, bound: Bou
     late::not_overtaken(&tx, batch).await?;
     tx.commit().await.doing("commit a batch")?;
     let duplicates = batch.len() as u64 - applied - replays;
-    Ok(Outcome { applied, duplicates, replays, refused: Vec::new() })
+    Ok(Applied { applied, duplicates, replays, refused: Vec::new() })
 }
 
 /// Those of the ops that are applied and not stored that are not in the log.

@@ -3,10 +3,10 @@
 //! in memory. Records are converted when their batch has its turn to be
 //! applied, some thousands at a time.
 
-use super::apply::{self, Fitting, Outcome, Unapplied};
+use super::apply::{self, Applied, Fitting, Unapplied};
 use super::decide;
-use super::sweep::{Ended, Sweep};
-use super::{Failure, Puller};
+use super::sweep::{Sweep, SweepEnd};
+use super::{PullFailure, Puller};
 use crate::db::Client;
 use crate::db::catalog;
 use crate::db::pulls::{Hold, PageSums};
@@ -52,7 +52,7 @@ pub(super) struct Batch<'a> {
     bytes: usize,
     /// The part of the budget for all pulls that `items` take.
     reserved: Option<OwnedSemaphorePermit>,
-    under_way: Option<BoxFuture<'static, Result<Done, Failure>>>,
+    under_way: Option<BoxFuture<'static, Result<Done, PullFailure>>>,
     last: Option<OpUlid>,
     hold: Option<Hold>,
     sums: PageSums,
@@ -61,7 +61,7 @@ pub(super) struct Batch<'a> {
 /// A batch that is in the database, its refused ops kept.
 #[derive(Default)]
 struct Done {
-    outcome: Outcome,
+    outcome: Applied,
     keeping: Keeping,
     /// The highest ULID of what was applied, refused or skipped.
     settled: Option<OpUlid>,
@@ -86,7 +86,7 @@ impl<'a> Batch<'a> {
 
     /// Waits for `other` while the batch under way goes on. It may be dropped
     /// in the middle without loss.
-    pub(super) async fn alongside<T>(&mut self, other: impl Future<Output = T>) -> Result<T, Failure> {
+    pub(super) async fn alongside<T>(&mut self, other: impl Future<Output = T>) -> Result<T, PullFailure> {
         let mut other = pin!(other);
         if let Some(under_way) = &mut self.under_way {
             match select(under_way, other.as_mut()).await {
@@ -101,12 +101,12 @@ impl<'a> Batch<'a> {
     }
 
     /// Takes one element of the page; `false` when the page ends here for us.
-    pub(super) async fn take(&mut self, element: Element, now: Timestamp) -> Result<bool, Failure> {
+    pub(super) async fn take(&mut self, element: Element, now: Timestamp) -> Result<bool, PullFailure> {
         if self.hold.is_some() {
             return Ok(false);
         }
         let now_ms = unix_ms(now);
-        let envelope = read_envelope(&element, now_ms).map_err(|e| Failure::Peer(e.to_string()))?;
+        let envelope = read_envelope(&element, now_ms).map_err(|e| PullFailure::Peer(e.to_string()))?;
         let (size, ulid) = (element.bytes.len() + OP_BYTES, envelope.ulid());
         if let Some(ulid) = ulid {
             self.sweep.received(ulid);
@@ -145,7 +145,7 @@ impl<'a> Batch<'a> {
 
     /// Takes so many bytes more of the budget, waiting for them. A large op takes
     /// a part of its size only: there is one at a time.
-    async fn reserve(&mut self, bytes: usize, now: Timestamp) -> Result<(), Failure> {
+    async fn reserve(&mut self, bytes: usize, now: Timestamp) -> Result<(), PullFailure> {
         let bytes = bytes.min(4 * super::LARGE_OP);
         let has = self.reserved.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) * 1024;
         if self.bytes.min(BATCH_BYTES) + bytes <= has {
@@ -159,7 +159,7 @@ impl<'a> Batch<'a> {
                 // Whoever waits holds nothing that is not on its way out.
                 self.hand_over(now).await?;
                 let more = self.alongside(budget.acquire_many_owned(step)).await?;
-                more.map_err(|_| Failure::Stopped)?
+                more.map_err(|_| PullFailure::Stopped)?
             }
         };
         match &mut self.reserved {
@@ -171,7 +171,11 @@ impl<'a> Batch<'a> {
 
     /// The page goes on, but not for us: what was taken so far counts. With a
     /// reason, the peer is held there.
-    pub(super) async fn stop_here(&mut self, held: Option<String>, now: Timestamp) -> Result<(), Failure> {
+    pub(super) async fn stop_here(
+        &mut self,
+        held: Option<String>,
+        now: Timestamp,
+    ) -> Result<(), PullFailure> {
         self.flush(now).await?;
         if self.hold.is_some() {
             return Ok(());
@@ -186,7 +190,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Starts to apply and keep what was taken, once the batch before is done.
-    pub(super) async fn hand_over(&mut self, now: Timestamp) -> Result<(), Failure> {
+    pub(super) async fn hand_over(&mut self, now: Timestamp) -> Result<(), PullFailure> {
         if let Some(under_way) = &mut self.under_way {
             let done = under_way.await;
             self.under_way = None;
@@ -208,7 +212,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Applies and keeps what was taken, and waits for it.
-    pub(super) async fn flush(&mut self, now: Timestamp) -> Result<(), Failure> {
+    pub(super) async fn flush(&mut self, now: Timestamp) -> Result<(), PullFailure> {
         self.hand_over(now).await?;
         // With nothing left to start, this waits for the last one.
         self.hand_over(now).await
@@ -240,7 +244,10 @@ impl<'a> Batch<'a> {
     }
 
     /// All of the page is settled: where it ended, its sums, and the hold.
-    pub(super) async fn finish(mut self, now: Timestamp) -> Result<(Ended, PageSums, Option<Hold>), Failure> {
+    pub(super) async fn finish(
+        mut self,
+        now: Timestamp,
+    ) -> Result<(SweepEnd, PageSums, Option<Hold>), PullFailure> {
         self.flush(now).await?;
         Ok((self.sweep.ended(), self.sums, self.hold))
     }
@@ -249,8 +256,13 @@ impl<'a> Batch<'a> {
 /// Applies ops and keeps the refused ones, in this order. It ends before the
 /// first op that the node may understand and we do not: the node's tables are
 /// looked at anew for each batch.
-async fn carry_out(puller: &Puller, peer: &Host, items: Vec<Item>, now: Timestamp) -> Result<Done, Failure> {
-    let _turn = puller.appliers.acquire().await.map_err(|_| Failure::Stopped)?;
+async fn carry_out(
+    puller: &Puller,
+    peer: &Host,
+    items: Vec<Item>,
+    now: Timestamp,
+) -> Result<Done, PullFailure> {
+    let _turn = puller.appliers.acquire().await.map_err(|_| PullFailure::Stopped)?;
     let mut client = puller.db.client().await?;
     let relations = catalog::relations(&client).await?;
     let on_chain = relations.columns("ops").is_some_and(|c| c.iter().any(|c| c == "core_tx_status"));

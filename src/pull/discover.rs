@@ -19,7 +19,7 @@ const SERVICE_TYPES: [&str; 2] = ["content-node", "validator"];
 
 /// A peer set and the way it was found.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Found {
+pub struct FoundPeers {
     /// The peers.
     pub peers: PeerSet,
     /// The URL that answered; empty for a static list.
@@ -27,9 +27,9 @@ pub struct Found {
 }
 
 /// A set of static peers.
-pub fn static_peers(hosts: &[Host], own: Option<&Host>) -> Found {
+pub fn static_peers(hosts: &[Host], own: Option<&Host>) -> FoundPeers {
     let peers = hosts.iter().map(|h| Peer { host: h.clone(), wallet: String::new() }).collect();
-    Found { peers: PeerSet::new(PeerSource::Static, peers, own), via: String::new() }
+    FoundPeers { peers: PeerSet::new(PeerSource::Static, peers, own), via: String::new() }
 }
 
 /// A client for the registry: follows no redirect, uses no proxy. A stock node
@@ -46,10 +46,14 @@ pub fn registry_client() -> Result<reqwest::Client, String> {
 ///
 /// # Errors
 /// Both ways failed: a sentence for each.
-pub async fn discover(client: &reqwest::Client, node: &Url, own: Option<&Host>) -> Result<Found, String> {
+pub async fn discover(
+    client: &reqwest::Client,
+    node: &Url,
+    own: Option<&Host>,
+) -> Result<FoundPeers, String> {
     either_way(node, own, |base| async move {
         let peers = PeerSet::new(PeerSource::Discovered, ask(client, &base).await?, own);
-        Ok(Found { peers, via: base.to_string() })
+        Ok(FoundPeers { peers, via: base.to_string() })
     })
     .await
 }

@@ -27,7 +27,7 @@ use batch::Batch;
 use client::{Page, PageError};
 use std::sync::Arc;
 use std::time::Duration;
-use sweep::{Ended, Sweep};
+use sweep::{Sweep, SweepEnd};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -66,15 +66,15 @@ pub struct Puller {
     budget: Arc<Semaphore>,
 }
 
-fn slow_op() -> Failure {
+fn slow_op() -> PullFailure {
     let seconds = LARGE_OP_TIME.as_secs();
-    Failure::Peer(format!("an op of over {LARGE_OP} bytes did not arrive within {seconds} s"))
+    PullFailure::Peer(format!("an op of over {LARGE_OP} bytes did not arrive within {seconds} s"))
 }
 
 /// Why a page was not taken; nothing of it counts but what was applied, which
 /// finds itself a duplicate next time.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum PullFailure {
     /// The peer's doing.
     #[error("{0}")]
     Peer(String),
@@ -86,7 +86,7 @@ pub enum Failure {
     Stopped,
 }
 
-impl From<PageError> for Failure {
+impl From<PageError> for PullFailure {
     fn from(error: PageError) -> Self {
         Self::Peer(error.to_string())
     }
@@ -145,14 +145,14 @@ impl Puller {
     ///
     /// # Errors
     /// The peer's or the database's; recorded where the database allows it.
-    pub async fn run_once(&self, peer: &Host, stop: &CancellationToken) -> Result<Pulled, Failure> {
+    pub async fn run_once(&self, peer: &Host, stop: &CancellationToken) -> Result<Pulled, PullFailure> {
         let began = Instant::now();
         let result = self.page(peer, stop).await;
         self.record(peer, &result).await;
         result.map(|pulled| Pulled { next: pulled.next.map(|_| decide::pause(began.elapsed())), ..pulled })
     }
 
-    async fn page(&self, peer: &Host, stop: &CancellationToken) -> Result<Pulled, Failure> {
+    async fn page(&self, peer: &Host, stop: &CancellationToken) -> Result<Pulled, PullFailure> {
         let client = self.db.client().await?;
         let stored = cursors::load(&client, peer).await?;
         let start = decide::start(&stored, self.clock.now_ms());
@@ -168,7 +168,7 @@ impl Puller {
         drop(client);
 
         let ask = Page::ask(&self.http, peer, start.cursor, &self.own);
-        let mut page = stoppable(stop, ask).await?.map_err(Failure::Peer)?;
+        let mut page = stoppable(stop, ask).await?.map_err(PullFailure::Peer)?;
         let answered_at = self.clock.now();
         let sweep = Sweep::answered(start.cursor, page.headers.clone(), self.clock.now_ms());
         let mut batch = Batch::new(self, peer, sweep);
@@ -200,7 +200,7 @@ impl Puller {
         page: &mut Page,
         batch: &mut Batch<'_>,
         stop: &CancellationToken,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), PullFailure> {
         let mut scanner = Scanner::new(LIMITS);
         let mut elements = Vec::new();
         let mut large = None;
@@ -249,7 +249,7 @@ impl Puller {
                 return batch.stop_here(None, now).await;
             }
         }
-        scanner.finish().map_err(|e| Failure::Peer(e.to_string()))
+        scanner.finish().map_err(|e| PullFailure::Peer(e.to_string()))
     }
 
     /// The turn to read a large op, and when it began. Whoever waits for it
@@ -258,10 +258,10 @@ impl Puller {
         &self,
         batch: &mut Batch<'_>,
         stop: &CancellationToken,
-    ) -> Result<(OwnedSemaphorePermit, Instant), Failure> {
+    ) -> Result<(OwnedSemaphorePermit, Instant), PullFailure> {
         batch.hand_over(self.clock.now()).await?;
         let turn = batch.alongside(self.large_op.clone().acquire_owned());
-        let turn = stoppable(stop, turn).await??.map_err(|_| Failure::Stopped)?;
+        let turn = stoppable(stop, turn).await??.map_err(|_| PullFailure::Stopped)?;
         Ok((turn, Instant::now()))
     }
 
@@ -273,7 +273,7 @@ impl Puller {
         batch: &mut Batch<'_>,
         scanner: &mut Scanner,
         elements: &mut Vec<Element>,
-    ) -> Result<Result<bool, PageError>, Failure> {
+    ) -> Result<Result<bool, PageError>, PullFailure> {
         let mut read_on = std::pin::pin!(page.read_on(scanner, elements));
         loop {
             match timeout(IDLE, batch.alongside(read_on.as_mut())).await {
@@ -284,7 +284,12 @@ impl Puller {
     }
 
     /// Writes the cursor; says where it stands now, `None` where it was dropped.
-    async fn store(&self, peer: &Host, ended: &Ended, read: Option<&str>) -> Result<Option<OpUlid>, Failure> {
+    async fn store(
+        &self,
+        peer: &Host,
+        ended: &SweepEnd,
+        read: Option<&str>,
+    ) -> Result<Option<OpUlid>, PullFailure> {
         let Some(cursor) = ended.cursor else {
             return Ok(None);
         };
@@ -306,7 +311,7 @@ impl Puller {
         Ok(Some(cursor))
     }
 
-    async fn reset(&self, peer: &Host, client: &db::Client) -> Result<(), Failure> {
+    async fn reset(&self, peer: &Host, client: &db::Client) -> Result<(), PullFailure> {
         cursors::drop_own(client, peer).await?;
         self.metrics.cursors_reset.inc();
         info!(%peer, "the node's cursor was removed by an operator: the peer's log is read anew");
@@ -314,18 +319,18 @@ impl Puller {
     }
 
     /// Counts, logs and keeps what came of a page.
-    async fn record(&self, peer: &Host, result: &Result<Pulled, Failure>) {
+    async fn record(&self, peer: &Host, result: &Result<Pulled, PullFailure>) {
         let outcome = match result {
             Ok(p) if p.hold.is_some() => "held",
             Ok(_) => "ok",
-            Err(Failure::Stopped) => return,
+            Err(PullFailure::Stopped) => return,
             Err(_) => "failed",
         };
         self.metrics.sweeps_pulled.with_label_values(&[peer.as_str(), outcome]).inc();
         if let Ok(pulled) = result {
             self.count(peer, pulled);
         }
-        let away = matches!(result, Err(Failure::Db(error)) if error.is_away());
+        let away = matches!(result, Err(PullFailure::Db(error)) if error.is_away());
         if let Err(error) = self.keep(peer, result, outcome).await
             // Then the failure itself tells it.
             && !away
@@ -351,7 +356,7 @@ impl Puller {
         }
     }
 
-    async fn keep(&self, peer: &Host, result: &Result<Pulled, Failure>, outcome: &str) -> db::Result<()> {
+    async fn keep(&self, peer: &Host, result: &Result<Pulled, PullFailure>, outcome: &str) -> db::Result<()> {
         let client = self.db.client().await?;
         let now = self.clock.now();
         match result {
@@ -370,6 +375,6 @@ impl Puller {
 }
 
 /// A future that is given up when we stop.
-async fn stoppable<T>(stop: &CancellationToken, future: impl Future<Output = T>) -> Result<T, Failure> {
-    stop.run_until_cancelled(future).await.ok_or(Failure::Stopped)
+async fn stoppable<T>(stop: &CancellationToken, future: impl Future<Output = T>) -> Result<T, PullFailure> {
+    stop.run_until_cancelled(future).await.ok_or(PullFailure::Stopped)
 }

@@ -22,7 +22,7 @@ pub struct Sweep {
 
 /// Where a sweep ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Ended {
+pub struct SweepEnd {
     /// The cursor to store; `None` where there is none yet.
     pub cursor: Option<OpUlid>,
     /// A gap that storing it crosses: from our cursor to the peer's minimum.
@@ -82,7 +82,7 @@ impl Sweep {
     }
 
     /// All that was received is settled, and the body was read to its end.
-    pub fn ended(self) -> Ended {
+    pub fn ended(self) -> SweepEnd {
         let bound = self.stopped.flatten();
         let below = |ulid: &OpUlid| bound.is_none_or(|b| *ulid < b);
         // What was announced or scanned beyond the last op counts for whole
@@ -101,7 +101,7 @@ impl Sweep {
         let table_gaps = self.floors.into_iter().filter(|(_, floor)| crossed(floor)).collect();
         let catching_up = self.settled.is_some_and(|u| u.ms() + CATCH_UP_AGE_MS < self.now_ms);
         let full = self.stopped == Some(None);
-        Ended {
+        SweepEnd {
             cursor,
             gap,
             table_gaps,
@@ -126,7 +126,7 @@ mod tests {
         SweepHeaders { gap: true, gap_min: Some(min), ..SweepHeaders::default() }
     }
 
-    fn run(cursor: Option<OpUlid>, headers: SweepHeaders, ops: &[OpUlid]) -> Ended {
+    fn run(cursor: Option<OpUlid>, headers: SweepHeaders, ops: &[OpUlid]) -> SweepEnd {
         let mut sweep = Sweep::answered(cursor, headers, NOW);
         for op in ops {
             sweep.received(*op);

@@ -59,7 +59,7 @@ pub struct Built {
 
 /// Why there is no page.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum NoPage {
     /// The database's.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -72,7 +72,7 @@ pub enum Failure {
 ///
 /// # Errors
 /// The database's, or no memory for the first op.
-pub async fn build(lent: &mut Lent, order: &Order<'_>, reserved: &Reserved) -> Result<Built, Failure> {
+pub async fn build(lent: &mut Lent, order: &Order<'_>, reserved: &Reserved) -> Result<Built, NoPage> {
     let snapshot = lent.snapshot(LOCK_WAIT, order.budget.reading).await?;
     let mut page = Reading {
         order,
@@ -121,15 +121,15 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     /// Scans until the log or the page ends.
-    async fn read(&mut self, snapshot: &Snapshot<'_>) -> Result<Option<Limit>, Failure> {
+    async fn read(&mut self, snapshot: &Snapshot<'_>) -> Result<Option<Limit>, NoPage> {
         match self.scans(snapshot).await {
             // Out of time: what was read so far is the page.
-            Err(Failure::Db(e)) if ops::is_out_of_time(&e) && self.scanned > 0 => Ok(Some(Limit::Time)),
+            Err(NoPage::Db(e)) if ops::is_out_of_time(&e) && self.scanned > 0 => Ok(Some(Limit::Time)),
             ended => ended,
         }
     }
 
-    async fn scans(&mut self, snapshot: &Snapshot<'_>) -> Result<Option<Limit>, Failure> {
+    async fn scans(&mut self, snapshot: &Snapshot<'_>) -> Result<Option<Limit>, NoPage> {
         loop {
             let scan = snapshot.scan(&self.position, self.order.self_host).await?;
             let (mut left, mut came, mut bytes) = (SCAN_ROWS, 0, 0);
@@ -162,7 +162,7 @@ impl Reading<'_> {
         scan: &Scan,
         left: &mut usize,
         (came, bytes): (usize, usize),
-    ) -> Result<Option<(usize, Rows<'s>)>, Failure> {
+    ) -> Result<Option<(usize, Rows<'s>)>, NoPage> {
         if *left == 0 {
             return Ok(None);
         }
@@ -178,7 +178,7 @@ impl Reading<'_> {
     }
 
     /// Puts a row where it belongs; `Some` when the page ended before it.
-    async fn take(&mut self, row: &LogRow) -> Result<Option<Limit>, Failure> {
+    async fn take(&mut self, row: &LogRow) -> Result<Option<Limit>, NoPage> {
         let fields = row.fields()?;
         // An implausible ULID is never served: a reader might take it as its cursor.
         let parsed = OpUlid::parse(fields.ulid);
@@ -198,7 +198,7 @@ impl Reading<'_> {
             Some(op) => {
                 if !self.has_memory_for(op.weight()).await {
                     return match progress.ops {
-                        0 => Err(Failure::Memory),
+                        0 => Err(NoPage::Memory),
                         _ => Ok(Some(Limit::Memory)),
                     };
                 }

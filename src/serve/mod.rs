@@ -20,7 +20,7 @@ use crate::db::{Db, ops, readers};
 use crate::http::{self, Body, Conn, Handler};
 use crate::metrics::Metrics;
 use crate::values::{Host, OpUlid, PeerSet, is_plausible};
-use build::{Built, Failure, Order};
+use build::{Built, NoPage, Order};
 use doors::{Doors, Standing};
 use futures_util::FutureExt;
 use held::{Memory, Reserved};
@@ -244,14 +244,12 @@ async fn note(
     Ok(())
 }
 
-fn miss(failure: Failure) -> Miss {
+fn miss(failure: NoPage) -> Miss {
     match failure {
-        Failure::Memory => Miss::Overloaded(failure.to_string()),
-        Failure::Db(e) if ops::is_locked(&e) => Miss::Overloaded("ops is locked".into()),
-        Failure::Db(e) if ops::is_out_of_time(&e) || e.is_away() || e.is_denied() => {
-            Miss::Away(e.to_string())
-        }
-        Failure::Db(e) => Miss::Failed(e.to_string()),
+        NoPage::Memory => Miss::Overloaded(failure.to_string()),
+        NoPage::Db(e) if ops::is_locked(&e) => Miss::Overloaded("ops is locked".into()),
+        NoPage::Db(e) if ops::is_out_of_time(&e) || e.is_away() || e.is_denied() => Miss::Away(e.to_string()),
+        NoPage::Db(e) => Miss::Failed(e.to_string()),
     }
 }
 

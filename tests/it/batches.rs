@@ -3,7 +3,7 @@
 
 use crate::harness::{Database, Dice};
 use opsward::db::Client;
-use opsward::pull::apply::{Fitting, Outcome, apply};
+use opsward::pull::apply::{Applied, Fitting, apply};
 use opsward::records::models;
 use opsward::values::{Action, Op, OpUlid};
 use std::ops::Range;
@@ -70,10 +70,10 @@ impl Dice {
     }
 }
 
-async fn end_of(client: &mut Client, ops: &[Fitting], batches: &[Range<usize>]) -> (String, Outcome) {
+async fn end_of(client: &mut Client, ops: &[Fitting], batches: &[Range<usize>]) -> (String, Applied) {
     client.batch_execute("TRUNCATE ops, uploads, audio_previews, storage_and_db_sizes").await.unwrap();
     let now = "2026-01-01T00:00:00Z".parse().unwrap();
-    let mut sum = Outcome::default();
+    let mut sum = Applied::default();
     for batch in batches {
         let outcome = apply(client, &ops[batch.clone()], now).await.unwrap();
         sum.applied += outcome.applied;

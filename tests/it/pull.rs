@@ -6,7 +6,7 @@ use crate::harness::peer::{Answer, Peer, gzip, head};
 use crate::puller::{OWN, host, puller_with};
 use opsward::clock::Clock;
 use opsward::metrics::Metrics;
-use opsward::pull::{Failure, Pulled, Puller};
+use opsward::pull::{PullFailure, Pulled, Puller};
 use opsward::values::OpUlid;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -61,7 +61,7 @@ impl Bench {
         Self { client, database, db, peer: Peer::scripted([]).await, metrics, puller }
     }
 
-    async fn pull(&self, answer: Answer) -> Result<Pulled, Failure> {
+    async fn pull(&self, answer: Answer) -> Result<Pulled, PullFailure> {
         self.peer.then(answer);
         self.puller.run_once(&host(&self.peer), &CancellationToken::new()).await
     }
@@ -431,7 +431,7 @@ async fn hostile_answers_move_nothing() {
     for answer in answers {
         let shown = format!("{answer:?}");
         let failure = bench.pull(answer).await.expect_err(&shown);
-        assert!(matches!(failure, Failure::Peer(_)), "{failure}");
+        assert!(matches!(failure, PullFailure::Peer(_)), "{failure}");
         assert_eq!(bench.own().await, None, "{shown}");
     }
     assert_eq!(elsewhere.requests().len(), 0);
@@ -513,7 +513,7 @@ async fn a_hanging_peer_ends_when_we_stop() {
         bench.peer.asked(1).await;
         stop.cancel();
     });
-    assert!(matches!(pulled, Err(Failure::Stopped)));
+    assert!(matches!(pulled, Err(PullFailure::Stopped)));
 }
 
 #[tokio::test]
@@ -522,7 +522,7 @@ async fn the_node_is_never_waited_for_over_its_row() {
     bench.set_node(Some(ago(60).as_str())).await;
     bench.client.batch_execute("BEGIN; UPDATE cursors SET last_ulid = last_ulid").await.unwrap();
     let busy = bench.pull(Answer::json(&page(&[op(ago(30), "a")]))).await;
-    assert!(matches!(busy, Err(Failure::Db(_))), "{busy:?}");
+    assert!(matches!(busy, Err(PullFailure::Db(_))), "{busy:?}");
     bench.client.batch_execute("ROLLBACK").await.unwrap();
     bench.pull(Answer::json(&page(&[op(ago(30), "a")]))).await.unwrap();
     assert_eq!(bench.node().await, Some(ago(30).to_string()));

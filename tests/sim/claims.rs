@@ -4,7 +4,7 @@
 use super::glue::{MARGIN, READER_HOLD, WINDOW};
 use super::model::*;
 use super::world::{Done, World};
-use opsward::pull::sweep::Ended;
+use opsward::pull::sweep::SweepEnd;
 use opsward::values::Blocker;
 use opsward::values::NodeWrite;
 
@@ -252,7 +252,7 @@ impl World {
         &mut self,
         (node, peer): (usize, usize),
         pull: &Pull,
-        (ended, to): (&Ended, U),
+        (ended, to): (&SweepEnd, U),
         write: NodeWrite,
     ) -> Done {
         let now = self.clock(node);
@@ -332,7 +332,7 @@ impl World {
         Ok(())
     }
 
-    fn gaps_are_true(&mut self, (node, peer): (usize, usize), pull: &Pull, ended: &Ended) -> Done {
+    fn gaps_are_true(&mut self, (node, peer): (usize, usize), pull: &Pull, ended: &SweepEnd) -> Done {
         let now = self.clock(node);
         if let Some((from, min)) = ended.gap.map(|(from, min)| (from.ms(), min.ms())) {
             if pull.asked != Some(from) {
