@@ -43,7 +43,7 @@ pub enum Job {
     /// Brings the census up to date.
     Census {
         /// What is counted.
-        scope: CensusScope,
+        scope: Scope,
         /// `--pace`, 1 to 100.
         percent: Option<u8>,
     },
@@ -56,16 +56,6 @@ pub enum Job {
     },
     /// Gives the disk back.
     Reclaim(reclaim::Request),
-}
-
-/// What a census counts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CensusScope {
-    /// The days that may have changed.
-    Now,
-    /// All of the log.
-    Full,
 }
 
 impl Job {
@@ -334,17 +324,8 @@ const PRUNE_RUN: Duration = Duration::from_secs(3600);
 /// One run of a census that takes turns with others; they follow each other.
 const CENSUS_RUN: Duration = Duration::from_secs(60);
 
-async fn count(
-    work: &Work,
-    lease: &mut Lease,
-    scope: CensusScope,
-    percent: Option<u8>,
-) -> Result<Value, Failure> {
+async fn count(work: &Work, lease: &mut Lease, scope: Scope, percent: Option<u8>) -> Result<Value, Failure> {
     let mut pacer = Pacer::new(work, percent);
-    let scope = match scope {
-        CensusScope::Now => Scope::Now,
-        CensusScope::Full => Scope::Full,
-    };
     loop {
         let report = census::run_once(work, lease, &mut pacer, scope, CENSUS_RUN).await?;
         if report.finished == Finished::All {

@@ -31,7 +31,8 @@ const FULL_EVERY: Duration = Duration::from_secs(7 * 86_400);
 const DAYS_EVERY: Duration = Duration::from_secs(3_600);
 
 /// What is to be counted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// What is due: for the daemon, however often it asks.
     Due,

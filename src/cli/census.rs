@@ -1,9 +1,9 @@
 //! `opsward census`: brings the census up to date and shows it.
 
 use super::{Context, lease};
-use crate::bound::census::{Total, totals};
+use crate::bound::census::{Scope, Total, totals};
 use crate::db::census::{Entry, Implausible, day_of, implausible, load};
-use crate::job::{CensusScope, Job};
+use crate::job::Job;
 use crate::show::format::{bytes, count, lines};
 use crate::show::{Done, Outcome};
 use crate::values::OpUlid;
@@ -23,7 +23,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(context: &Context, args: Args) -> Outcome {
-    let scope = if args.full { CensusScope::Full } else { CensusScope::Now };
+    let scope = if args.full { Scope::Full } else { Scope::Now };
     let job = Job::Census { scope, percent: args.lease.pace };
     let Some(_) = lease::have_done::<serde_json::Value>(context, args.lease.wait, job).await? else {
         return Ok(lease::detached());

@@ -30,11 +30,11 @@ struct Bound {
 
 /// A batch that takes longer is halved. No transaction of ours lives over 5 s.
 const USUAL: Bound = Bound { statement: Duration::from_secs(2), whole: Duration::from_millis(2_500) };
-/// An op that takes too long alone gets this bound, its last statement included.
+/// A single op that took too long is tried with this bound; it includes the last statement.
 const ALONE: Bound = Bound { statement: Duration::from_millis(4_500), whole: Duration::from_millis(4_500) };
-/// How often it gets it, before it is refused: the database may be busy.
+/// Tries of a single slow op before it is refused: the database may only be busy.
 const TRIES_ALONE: u32 = 2;
-/// How often a batch that met a lock is tried again.
+/// Tries of a batch that meets somebody else's lock.
 const TRIES: u32 = 6;
 
 /// An op whose records fit their table.
@@ -120,8 +120,8 @@ impl Applied {
 /// Applies ops in their order, at `now`.
 ///
 /// # Errors
-/// The database's, when it is nothing about a single op: what was committed
-/// before stays, and finds itself a duplicate when it comes again.
+/// A database error that no single op caused. Batches that were committed before stay; their
+/// ops are duplicates when they come again.
 pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::Result<Applied> {
     let mut outcome = Applied::default();
     // Ranges still to be applied, the next one last.
@@ -151,7 +151,7 @@ pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::
     Ok(outcome)
 }
 
-/// One op that took too long: tried with a longer bound, and then refused.
+/// Tries one slow op with a longer bound, then refuses it.
 async fn alone(client: &mut Client, op: &[Fitting], now: Timestamp, outcome: &mut Applied) -> db::Result<()> {
     let mut tries = 1;
     loop {
@@ -176,7 +176,7 @@ async fn alone(client: &mut Client, op: &[Fitting], now: Timestamp, outcome: &mu
     }
 }
 
-/// One batch; a lock of somebody else's is met by trying again a little later.
+/// Applies one batch; tries again a little later while somebody else holds a lock.
 async fn patiently(
     client: &mut Client,
     batch: &[Fitting],
@@ -215,7 +215,7 @@ async fn once(client: &mut Client, batch: &[Fitting], now: Timestamp, bound: Bou
         new.extend(new_transient(&tx, &chosen).await?);
         applied += new.len() as u64;
         not_overtaken(&tx, &chosen, &new, now).await?;
-        // Of one ULID twice in a batch the first is the new one.
+        // Where a batch holds one ULID twice, the first counts as new.
         let fresh = chosen.acting.iter().filter(|a| new.remove(&a.fitting.op.ulid));
         let records = fresh.flat_map(|a| a.rows().map(|row| (a.fitting.model, a.action, row)));
         let now = records::time_text(now);
@@ -247,9 +247,9 @@ async fn new_transient(tx: &Transaction<'_>, chosen: &Chosen<'_>) -> db::Result<
     Ok(ulids.into_iter().collect())
 }
 
-/// Whoever deleted an op between our judging and our inserting it has
-/// committed by now, as the insert waited for that: then it is judged anew.
-/// Nobody can delete it from here on.
+/// Judges old ops again after the insert. Another session may have deleted one between the
+/// first judgement and the insert; the insert waited for its commit. From here on nobody can
+/// delete it.
 async fn not_overtaken(
     tx: &Transaction<'_>,
     chosen: &Chosen<'_>,

@@ -30,10 +30,9 @@ const STEP_KIB: u32 = 64;
 /// Converted records in memory at most, beyond those of one op: 26 columns are
 /// about 700 bytes.
 const ROWS: usize = 2_500;
-/// A connection that carried a longer op is closed: its buffers would stay as
-/// large for as long as it lives.
+/// A connection that carried a longer op is closed, because its buffers never shrink.
 const LONG: usize = 256 << 10;
-/// A hold needs a ULID: this one where nothing came before an op that is too large.
+/// Placeholder ULID for a hold when the page's first op is too large.
 const BEGINNING: &str = "00000000000000000000000000";
 
 /// One element of the page, in its place.
@@ -84,8 +83,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Waits for `other` while the batch under way goes on. It may be dropped
-    /// in the middle without loss.
+    /// Waits for `other` while the batch under way goes on. Safe to cancel.
     pub(super) async fn alongside<T>(&mut self, other: impl Future<Output = T>) -> Result<T, PullFailure> {
         let mut other = pin!(other);
         if let Some(under_way) = &mut self.under_way {
@@ -100,7 +98,7 @@ impl<'a> Batch<'a> {
         Ok(other.await)
     }
 
-    /// Takes one element of the page; `false` when the page ends here for us.
+    /// Takes one element of the page; `false` when no more of the page is wanted.
     pub(super) async fn take(&mut self, element: Element, now: Timestamp) -> Result<bool, PullFailure> {
         if self.hold.is_some() {
             return Ok(false);
@@ -136,15 +134,15 @@ impl<'a> Batch<'a> {
         Ok(self.hold.is_none())
     }
 
-    /// Who sent an op of this host that lies ahead: it blocks what deletes.
+    /// Logs which peer sent an op of this host from the future: it blocks deletion.
     fn tell_own_ahead(&self, op: &Op, now_ms: u64) {
         if op.ulid.ms() > now_ms + OWN_AHEAD_MS && Host::normalise(&op.host) == self.puller.own {
             warn!(peer = %self.peer, "a peer sent it: {}", own_ahead(op.ulid));
         }
     }
 
-    /// Takes so many bytes more of the budget, waiting for them. A large op takes
-    /// a part of its size only: there is one at a time.
+    /// Reserves `bytes` more of the memory budget, and waits until they are free. A large op
+    /// reserves only a part of its size: there is one at a time.
     async fn reserve(&mut self, bytes: usize, now: Timestamp) -> Result<(), PullFailure> {
         let bytes = bytes.min(4 * super::LARGE_OP);
         let has = self.reserved.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) * 1024;
@@ -156,7 +154,7 @@ impl<'a> Batch<'a> {
         let more = match budget.clone().try_acquire_many_owned(step) {
             Ok(more) => more,
             Err(_) => {
-                // Whoever waits holds nothing that is not on its way out.
+                // Hand over first: a pull that waits must not keep memory that another waits for.
                 self.hand_over(now).await?;
                 let more = self.alongside(budget.acquire_many_owned(step)).await?;
                 more.map_err(|_| PullFailure::Stopped)?
@@ -169,8 +167,8 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// The page goes on, but not for us: what was taken so far counts. With a
-    /// reason, the peer is held there.
+    /// Leaves the rest of the page unread; what was taken so far counts. With a reason, the peer
+    /// is held there.
     pub(super) async fn stop_here(
         &mut self,
         held: Option<String>,
@@ -214,7 +212,7 @@ impl<'a> Batch<'a> {
     /// Applies and keeps what was taken, and waits for it.
     pub(super) async fn flush(&mut self, now: Timestamp) -> Result<(), PullFailure> {
         self.hand_over(now).await?;
-        // With nothing left to start, this waits for the last one.
+        // Nothing is left to start: this waits for the last batch.
         self.hand_over(now).await
     }
 
@@ -253,9 +251,8 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Applies ops and keeps the refused ones, in this order. It ends before the
-/// first op that the node may understand and we do not: the node's tables are
-/// looked at anew for each batch.
+/// Applies ops, then keeps the refused ones. Stops before the first op that the node may
+/// understand and opsward does not. Reads the node's tables anew for each batch.
 async fn carry_out(
     puller: &Puller,
     peer: &Host,

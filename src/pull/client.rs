@@ -10,10 +10,10 @@ use reqwest::redirect::{Attempt, Policy};
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
-/// How long a page may keep us waiting in all; applying what came does not count.
+/// Total time to wait for a page; the time to apply it does not count.
 const PAGE_TIME: Duration = Duration::from_secs(60);
-/// Compressed bytes of a page at most: what they unpack to has a bound of its
-/// own, but they may unpack to nothing.
+/// Most compressed bytes of a page. The unpacked size has its own bound, but a stream may unpack
+/// to nothing.
 const PACKED_BYTES: u64 = 64 << 20;
 /// How long a peer may take to accept a connection.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
@@ -159,7 +159,7 @@ impl Page {
                 if self.unzip.is_some() && self.packed > PACKED_BYTES {
                     return Err(BodyError::TooLong(PACKED_BYTES).into());
                 }
-                // What was left of the last chunk is less than a gzip code.
+                // Less than one gzip code is left of the last chunk.
                 self.chunk = match self.chunk.is_empty() {
                     true => chunk,
                     false => [self.chunk.clone(), chunk].concat().into(),

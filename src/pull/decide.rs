@@ -16,8 +16,8 @@ pub const CATCH_UP_AGE_MS: u64 = 15 * 60_000;
 /// The least pause between two pages of one peer: nodes serve one at a time.
 pub const LEAST_PAUSE: Duration = Duration::from_secs(2);
 
-/// An op older than this may lie below a floor that is raised meanwhile:
-/// floors stay two hours behind now, an hour of it is left to clocks that differ.
+/// A floor may be raised above an op older than this while the op is applied: floors stay two
+/// hours behind now, and one of them is kept for clocks that differ.
 pub const OLD_MS: u64 = 3_600_000;
 
 /// Where a sweep starts.
@@ -73,7 +73,7 @@ pub fn node_write(read: Option<&str>, found: Option<&str>, cursor: OpUlid, now_m
     }
 }
 
-/// Whether a value that we replaced in the node's row was an implausible one.
+/// Whether the value that was replaced in the node's row was implausible.
 pub fn healed(before: Option<&str>, now_ms: u64) -> bool {
     before.is_some_and(|t| !t.is_empty() && usable(t, now_ms).is_none())
 }
@@ -136,8 +136,7 @@ pub fn is_transient(op: &Op, model: &Model, rows: &[Row], own: &Host) -> bool {
 /// A node stores retries up to this many errors.
 const MOST_ERRORS: i64 = 5;
 
-/// How long to wait before the next page while catching up: at least as long
-/// as the last one took.
+/// The pause before the next page while catching up: at least as long as the last page took.
 pub fn pause(took: Duration) -> Duration {
     took.max(LEAST_PAUSE)
 }

@@ -71,14 +71,13 @@ fn slow_op() -> PullFailure {
     PullFailure::Peer(format!("an op of over {LARGE_OP} bytes did not arrive within {seconds} s"))
 }
 
-/// Why a page was not taken; nothing of it counts but what was applied, which
-/// finds itself a duplicate next time.
+/// Why a page was not taken. What was applied of it stays; those ops are duplicates next time.
 #[derive(Debug, thiserror::Error)]
 pub enum PullFailure {
-    /// The peer's doing.
+    /// The peer failed.
     #[error("{0}")]
     Peer(String),
-    /// The database's.
+    /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
     /// We are stopping.
@@ -237,7 +236,7 @@ impl Puller {
                 Err(e) => return Err(e.into()),
             }
             match &large {
-                // The next peer's turn begins when the op's memory is free.
+                // Give the turn to the next peer once this op's memory is free.
                 Some(_) if scanner.pending() <= LARGE_OP => {
                     batch.flush(now).await?;
                     large = None;
@@ -252,8 +251,8 @@ impl Puller {
         scanner.finish().map_err(|e| PullFailure::Peer(e.to_string()))
     }
 
-    /// The turn to read a large op, and when it began. Whoever waits for it
-    /// holds nothing that the one before it may wait for.
+    /// Waits for the turn to read a large op; returns it and when it began. Hands over the batch
+    /// first, so that the pull before this one never waits for its memory.
     async fn large_op(
         &self,
         batch: &mut Batch<'_>,
@@ -283,7 +282,7 @@ impl Puller {
         }
     }
 
-    /// Writes the cursor; says where it stands now, `None` where it was dropped.
+    /// Writes the cursor and returns it; `None` if it was dropped.
     async fn store(
         &self,
         peer: &Host,
@@ -332,7 +331,7 @@ impl Puller {
         }
         let away = matches!(result, Err(PullFailure::Db(error)) if error.is_away());
         if let Err(error) = self.keep(peer, result, outcome).await
-            // Then the failure itself tells it.
+            // The failure itself says so already.
             && !away
         {
             warn!(%peer, %error, "what came of a pull could not be recorded");
@@ -350,7 +349,7 @@ impl Puller {
             self.metrics.table_gaps.with_label_values(&[label]).inc();
             warn!(%peer, table, %floor, "the peer has pruned ops of this table that we had not read");
         }
-        // One that is sent again with every page was told when it was new.
+        // Log an op only when it is refused for the first time: peers send it with every page.
         if pulled.sums.rejected_new > 0 {
             warn!(%peer, ops = pulled.sums.rejected_new, unkept = pulled.sums.rejected_unkept, "ops were refused: see `opsward rejected list`");
         }
@@ -374,7 +373,7 @@ impl Puller {
     }
 }
 
-/// A future that is given up when we stop.
+/// Cancels a future when opsward stops.
 async fn stoppable<T>(stop: &CancellationToken, future: impl Future<Output = T>) -> Result<T, PullFailure> {
     stop.run_until_cancelled(future).await.ok_or(PullFailure::Stopped)
 }

@@ -29,7 +29,7 @@ impl<'a> Acting<'a> {
     }
 }
 
-/// What becomes of the ops of a run: these act, the rest is known or replays.
+/// The ops of a run that act; the others are known or replays.
 #[derive(Debug)]
 pub struct Chosen<'a> {
     /// In their order.
@@ -48,7 +48,7 @@ pub fn runs<'a>(batch: &'a [Fitting], floors: &Floors) -> impl Iterator<Item = &
 pub fn choose<'a>(run: &'a [Fitting], floors: &Floors, judged: Vec<Judged>) -> Chosen<'a> {
     let mut judged = judged.into_iter();
     let mut chosen = Chosen { acting: Vec::with_capacity(run.len()), replays: 0 };
-    // Below a foreign floor: what an op of this run puts there is there.
+    // Below a foreign floor a record that an earlier op of this run created exists.
     let (mut put, mut taken) = (HashSet::new(), HashSet::new());
     for fitting in run {
         let op = &fitting.op;

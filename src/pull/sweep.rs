@@ -85,13 +85,13 @@ impl Sweep {
     pub fn ended(self) -> SweepEnd {
         let bound = self.stopped.flatten();
         let below = |ulid: &OpUlid| bound.is_none_or(|b| *ulid < b);
-        // What was announced or scanned beyond the last op counts for whole
-        // pages only: the first op itself may be what the page was left before.
+        // What the headers say beyond the last op counts only if the page was read whole: it may
+        // have been left before its first op.
         let scanned = self.last_scanned.filter(|u| self.stopped.is_none() && Some(*u) >= self.settled);
         let staged = self.staged.filter(|_| self.stopped.is_none());
         let reached = [staged, self.settled, scanned].into_iter().flatten().filter(below).max();
-        // A gap whose end cannot be stored yet is not entered: by the next page
-        // the peer's minimum may lie below the cursor, and nothing tell of it.
+        // Do not enter a gap whose end cannot be stored yet: by the next page the peer's minimum
+        // may lie below the cursor, and nobody would learn of the gap.
         let latest = latest_storable(self.now_ms);
         let reached = reached.filter(|_| staged.is_none_or(|min| min <= latest));
         let storable = reached.map(|u| u.min(latest));

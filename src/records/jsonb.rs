@@ -4,9 +4,8 @@ use super::code::NOT_STORABLE;
 use crate::values::RejectReason;
 use memchr::memchr;
 
-/// Whether jsonb takes the strings of a JSON text, keys included. Looks at
-/// escapes only: in JSON a backslash stands nowhere but in a string, and that
-/// the text is JSON is for its parser to say.
+/// Checks that jsonb can store all strings of a JSON text, keys included. Looks only at escapes:
+/// in JSON a backslash occurs only in strings. Whether the text is JSON is checked by its parser.
 ///
 /// # Errors
 /// `not_storable`, for an escape that is NUL or half a surrogate pair.

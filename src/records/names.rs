@@ -7,8 +7,8 @@ use std::collections::HashMap;
 /// The keys of an object and which place each stands for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names {
-    /// The names of each length, with their places: a few comparisons cost less
-    /// than a hash, and this is asked for every key of every record.
+    /// Names by length, with their places. A few comparisons cost less than a hash, and every key
+    /// of every record is looked up.
     by_length: Vec<Vec<(String, usize)>>,
     folded: HashMap<String, usize>,
 }
@@ -39,7 +39,8 @@ impl Names {
         if let Some((_, place)) = same_length.iter().find(|(name, _)| name == key) {
             return Some(*place);
         }
-        // the Kelvin sign, the longest character that folds to ASCII, has three bytes
+        // No longer key can match: the longest character that folds to ASCII, the Kelvin sign, has
+        // three bytes.
         if key.len() >= 3 * self.by_length.len() {
             return None;
         }

@@ -10,13 +10,13 @@ use crate::wire::page::{Encoding, PageOp, PageWriter, is_array_of_objects};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a page waits for the table's lock, e.g. behind a swap of it. With
-/// the time to read it stays under the 5 s that a transaction may live.
+/// Timeout for the lock on the table, for example behind a swap. Together with the time to read,
+/// the transaction stays under 5 s.
 const LOCK_WAIT: Duration = Duration::from_millis(500);
-/// A reservation that is too small grows by at least this.
+/// The least step by which a reservation grows.
 const GROWTH: usize = 1024 * 1024;
-/// How long a page that holds an op waits for memory before it ends: the
-/// snapshot waits with it.
+/// A page that holds an op waits this long for memory, then ends: its snapshot stays open while
+/// it waits.
 const GROWTH_WAIT: Duration = Duration::from_millis(50);
 
 /// What is reserved before a page is begun: a full one of ordinary ops.
@@ -177,7 +177,7 @@ impl Reading<'_> {
         Ok(Some((want, rows)))
     }
 
-    /// Puts a row where it belongs; `Some` when the page ended before it.
+    /// Adds a row to the page or leaves it out; `Some` when the page ends before the row.
     async fn take(&mut self, row: &LogRow) -> Result<Option<Limit>, NoPage> {
         let fields = row.fields()?;
         // An implausible ULID is never served: a reader might take it as its cursor.

@@ -69,9 +69,9 @@ impl Doors {
         }
     }
 
-    /// Lets a request in; `None` where its address has too many already. While
-    /// no peers are known nobody is a stranger. A node asks one page at a time:
-    /// a second one in its name is a stranger's.
+    /// Admits a request; `None` if its address has too many already. While no peers are known,
+    /// every client counts as a peer. A node asks for one page at a time, so a second request in
+    /// its name counts as a stranger's.
     pub(super) fn enter(&self, ask: &Ask, conn: &Conn, peers: Option<&PeerSet>) -> Option<Entered<'_>> {
         let entered = |standing, host, address| Entered { doors: self, standing, host, address };
         let Some(peers) = peers else {
@@ -131,8 +131,8 @@ impl Drop for Entered<'_> {
     }
 }
 
-/// The address that counts: the other end's, or where that is a proxy's the one
-/// that it names. A proxy that names none leaves nothing to count by.
+/// The client's address: the other end's, or the one that a proxy there names. `None` if the
+/// proxy names none.
 fn address(from: IpAddr, forwarded: Option<IpAddr>) -> Option<IpAddr> {
     let nearby = match from.to_canonical() {
         IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local(),

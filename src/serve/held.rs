@@ -115,7 +115,7 @@ impl Pages {
         others.map(|(_, page)| page.bytes).sum()
     }
 
-    /// Pages that are being sent to such as these, by id, and how.
+    /// Pages being sent to clients of this standing: ids and progress.
     fn candidates(&self, standing: Standing, now: Instant) -> (Vec<u64>, Vec<Sending>) {
         let live = self.by_id.iter().filter(|(_, page)| !page.dying && page.standing == standing);
         live.filter_map(|(id, page)| {
@@ -130,7 +130,7 @@ impl Pages {
         .unzip()
     }
 
-    /// When the next page can be judged that cannot yet.
+    /// The earliest time at which another page's speed can be judged.
     fn next_judged(&self, now: Instant) -> Option<Instant> {
         let sending = self.by_id.values().filter_map(|p| p.sending.as_ref());
         let judged = sending.map(|since| since.handed + GRACE);
@@ -146,8 +146,8 @@ pub struct Reserved {
 }
 
 impl Reserved {
-    /// Raises the reservation to `bytes`, ending the slowest connections where
-    /// it has to; whether there was room by `until`.
+    /// Raises the reservation to `bytes`; closes the slowest connections if it must. False if there
+    /// was no room by `until`.
     pub async fn grow(&self, bytes: usize, until: Instant) -> bool {
         loop {
             let mut freed = std::pin::pin!(self.shared.freed.notified());

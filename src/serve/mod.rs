@@ -46,7 +46,7 @@ const NOTE: Duration = Duration::from_secs(3);
 /// a queue of pages is shorter by then.
 const RETRY_AWAY: u16 = 30;
 const RETRY_OVERLOADED: u16 = 5;
-/// How often the log is told of misses of one kind, in ms.
+/// Misses of one kind are logged at most this often, in ms.
 const TOLD_EVERY_MS: u64 = 60_000;
 
 /// The public port's handler.
@@ -59,7 +59,7 @@ pub struct Serve {
     doors: Doors,
     noting: Arc<Semaphore>,
     memory: Memory,
-    /// When the log was last told of a kind of miss, in ms.
+    /// When each kind of miss was last logged, in ms.
     told: Mutex<BTreeMap<&'static str, u64>>,
 }
 
@@ -139,8 +139,8 @@ impl Serve {
         Ok((built.unwrap_or_else(|_| Err(late()))?, reserved))
     }
 
-    /// The one place where a page that could not be built is logged. The asker
-    /// learns no more than that it should come again.
+    /// Logs a page that could not be built; nothing else does. The client only learns that it
+    /// should ask again.
     fn missed(&self, miss: &Miss) -> (&'static str, Response<Body>) {
         let (outcome, why, response) = match miss {
             Miss::Away(error) => ("away", error, respond::later("the database is away", RETRY_AWAY)),
@@ -206,9 +206,8 @@ impl Serve {
         (if rows == 0 { "empty" } else { "ok" }, response)
     }
 
-    /// A registered peer that asks is kept in `opsward.readers`, beside the
-    /// page: neither waits for the other. An implausible `after` is stored
-    /// nowhere and holds nothing.
+    /// Notes a registered peer that asks in `opsward.readers`, in parallel with the page. An
+    /// implausible `after` is not stored and holds nothing back.
     fn note_reader(&self, ask: &Ask, conn: &Conn) {
         let peers = self.peers.borrow().clone();
         let agent = ask.agent.as_ref().filter(|_| ask.wants == Wants::Page);

@@ -22,45 +22,30 @@ const TABLES: &str = "tables";
 /// `[tables.NAME]` with `keep`: tables that a model knows.
 pub(super) fn tables(file: &File, settings: &mut Settings, found: &mut Problems) {
     let (Some(path), Some(value)) = (&file.path, file.values.get(TABLES)) else { return };
-    let mut problem = |setting: String, value: Option<String>, why: String, allowed: String| {
-        let origin = Origin::File(path.clone());
-        found.problems.push(Problem { setting, value, origin, why, allowed });
+    let mut problem = |setting: &str, value: Option<String>, why: &str, allowed: &str| {
+        let (setting, why, allowed) = (setting.to_owned(), why.to_owned(), allowed.to_owned());
+        found.problems.push(Problem { setting, value, origin: Origin::File(path.clone()), why, allowed });
     };
-    let known = || MODEL_TABLES.join(", ");
     let Some(tables) = value.as_table() else {
-        return problem(
-            TABLES.into(),
-            None,
-            "it is no section".into(),
-            "[tables.uploads] and a line keep = …".into(),
-        );
+        return problem(TABLES, None, "it is no section", "[tables.uploads] and a line keep = …");
     };
     for (name, of_table) in tables {
         let at = format!("{TABLES}.{name}");
         if !MODEL_TABLES.contains(&name.as_str()) {
-            problem(
-                at,
-                None,
-                format!("no model knows the table {name:?}{}", guess(name, &MODEL_TABLES)),
-                known(),
-            );
+            let why = format!("no model knows the table {name:?}{}", guess(name, &MODEL_TABLES));
+            problem(&at, None, &why, &MODEL_TABLES.join(", "));
             continue;
         }
         for (key, value) in of_table.as_table().into_iter().flatten().filter(|(key, _)| *key != "keep") {
-            problem(
-                format!("{at}.{key}"),
-                Some(value.to_string()),
-                "there is no such key".into(),
-                "keep".into(),
-            );
+            problem(&format!("{at}.{key}"), Some(value.to_string()), "there is no such key", "keep");
         }
         let keep = of_table.get("keep").and_then(toml::Value::as_str);
         match keep.map(Keep::parse) {
             Some(Ok(keep)) => {
                 settings.bounding.tables.insert(name.clone(), keep);
             }
-            Some(Err(why)) => problem(format!("{at}.keep"), keep.map(str::to_owned), why, KEEP.into()),
-            None => problem(format!("{at}.keep"), None, "it is not set to a text".into(), KEEP.into()),
+            Some(Err(why)) => problem(&format!("{at}.keep"), keep.map(str::to_owned), &why, KEEP),
+            None => problem(&format!("{at}.keep"), None, "it is not set to a text", KEEP),
         }
     }
 }

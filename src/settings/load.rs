@@ -93,9 +93,7 @@ fn pick(entry: &Entry, source: &Source, file: &File, found: &mut Problems) -> Op
         Some(text) => Some((origin, text.trim().to_owned())),
         None => {
             let why = format!("a {} cannot be its value", value.type_str());
-            let mut problem = Problem::of(entry, (&origin, ""), why);
-            problem.value = None;
-            found.problems.push(problem);
+            found.problems.push(Problem { value: None, ..Problem::of(entry, (&origin, ""), why) });
             None
         }
     }
@@ -124,9 +122,8 @@ fn from_environment(entry: &Entry, source: &Source, found: &mut Problems) -> Opt
         };
         let origin = Origin::Environment((*name).to_owned());
         let Some(text) = value.to_str().map(str::trim) else {
-            let mut problem = Problem::of(entry, (&origin, ""), "it is not UTF-8".into());
-            problem.value = None;
-            found.problems.push(problem);
+            let why = "it is not UTF-8".into();
+            found.problems.push(Problem { value: None, ..Problem::of(entry, (&origin, ""), why) });
             continue;
         };
         match &given {

@@ -83,7 +83,7 @@ pub async fn gather(
 async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<()> {
     let mut client = db.client().await?;
     let standby = match stats::ready(&mut client).await {
-        // A standby can be read: its error is returned at the end.
+        // A standby can be read: return its error after that.
         Err(error @ db::Error::ReadOnly(_)) => Err(error),
         ready => Ok(ready?),
     };

@@ -120,7 +120,7 @@ impl Reader<'_> {
         let mut values = Vec::with_capacity(slots.len());
         for (place, slot) in slots.into_iter().enumerate() {
             let column = &self.model.columns[place];
-            // a node deletes by key: what else a delete says is decoded, never encoded
+            // A node deletes by key: it decodes the other fields of a delete but never encodes them.
             if writes || self.model.key.contains(&place) {
                 let text = slot.into_text(&column.kind);
                 values.push(text.map_err(|reason| self.named(place, reason))?);

@@ -47,8 +47,8 @@ struct Fields<'a> {
 /// Reads an element's envelope at `now_ms`.
 ///
 /// # Errors
-/// It is no JSON: a page that holds it is none, for a node neither. Invalid
-/// UTF-8 inside of strings is no matter of grammar (a node replaces it).
+/// The element is not JSON, so the whole page is not; a node refuses it too. Invalid UTF-8 inside
+/// a string is no such error: a node replaces it.
 pub fn read(element: &Element, now_ms: u64) -> Result<Envelope, BodyError> {
     let text = String::from_utf8_lossy(&element.bytes);
     // Only a replaced byte sequence makes the text an owned copy.

@@ -1,13 +1,13 @@
-//! Unpacks gzip in bounded steps: a bomb grows 64 KiB at a time, and whoever
-//! reads decides after each step whether to go on.
+//! Unpacks gzip in steps of at most 64 KiB, so that the reader can stop a gzip bomb after any
+//! step.
 
 use flate2::{Decompress, FlushDecompress, Status};
 
 /// What one step yields at most.
 const STEP: usize = 64 * 1024;
 
-/// Members of a stream at most: each costs a new decompressor, an empty one is
-/// 20 bytes. Servers send one.
+/// Most members of a stream. Servers send one; an empty member is 20 bytes and costs a new
+/// decompressor.
 const MOST_MEMBERS: u32 = 1_000;
 
 /// The first byte of a gzip member.

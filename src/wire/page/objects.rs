@@ -12,10 +12,9 @@ pub fn is_array_of_objects(text: &[u8]) -> bool {
     surely_objects(text) || scan(text)
 }
 
-/// Whether no `}, ` can be followed by an element that is none: the first
-/// element is an object, so the first that is not follows one. Where a key
-/// follows, or another object, it is the end of an object inside of one (or
-/// text in a string, which is no end of an element at all).
+/// A quick test that may answer false for a good array. The first element is an object, so the
+/// first element that is not one follows an object's `}, `. Where a key or another object follows
+/// instead, the `}` ends an inner object, or is text in a string.
 fn surely_objects(text: &[u8]) -> bool {
     memchr_iter(b'}', text).all(|at| match &text[at + 1..] {
         [b',', b' ', b'{', ..] => true,
@@ -28,7 +27,7 @@ fn surely_objects(text: &[u8]) -> bool {
     })
 }
 
-/// The same, sure: element by element, strings jumped over.
+/// The exact test: walks element by element and skips strings.
 fn scan(text: &[u8]) -> bool {
     let (mut at, mut depth) = (2, 1_usize);
     while let Some(byte) = text.get(at) {
