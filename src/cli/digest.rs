@@ -1,7 +1,7 @@
 //! `opsward digest`: writes what another validator's `verify` compares with.
 
 use super::Context;
-use super::progress::Shown;
+use super::progress::Meter;
 use crate::reclaim::digest::{Error, header, scope, write};
 use crate::records::Model;
 use crate::show::{Done, ExitCode, Failure, Outcome, OutputMode, format};
@@ -62,15 +62,15 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
         None => Box::new(std::io::stdout().lock()),
     };
     let out = BufWriter::with_capacity(1 << 16, out);
-    let shown = Shown::new(context.output);
-    let tell = |table: &str, rows: u64, place: &'static str| shown.rows(table, rows, place);
+    let meter = Meter::new(context.output);
+    let tell = |table: &str, rows: u64, place: &'static str| meter.rows(table, rows, place);
     let written = match args.gzip {
         true => write(&db, &header, GzEncoder::new(out, Compression::fast()), &tell)
             .await
             .and_then(|(zip, tables)| zip.finish()?.flush().map(|()| tables).map_err(Error::from)),
         false => write(&db, &header, out, &tell).await.map(|(_, tables)| tables),
     };
-    shown.end();
+    meter.end();
     let tables = written?;
     Ok(match file {
         Some(path) => {

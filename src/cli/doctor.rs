@@ -6,7 +6,7 @@ use crate::clock::Clock;
 use crate::db::guard::{self, Found};
 use crate::db::privileges::{Lacking, Need};
 use crate::db::{self, Client, Db, catalog, lease, migrate, node, order, privileges, stats};
-use crate::pull::client;
+use crate::pull::{client, discover};
 use crate::records;
 use crate::settings::Settings;
 use crate::show::doctor::{self, Check};
@@ -137,7 +137,7 @@ async fn outside(
     clock: &Clock,
 ) -> Vec<Check> {
     let mut checks = Vec::new();
-    let looked_up = outside::peers(settings).await;
+    let looked_up = discover::look_up(settings, settings.node_endpoint.as_ref()).await;
     checks.push(doctor::discovery(
         looked_up.as_ref().map(|found| (found.peers.peers.len(), found.via.as_str())).map_err(String::as_str),
         remembered.is_some(),

@@ -169,7 +169,7 @@ pub(super) fn finish(command: &str, is_own: bool, early: &Early, outcome: Outcom
             match outcome {
                 Ok(done) => done.text,
                 Err(failure) => {
-                    say(&told(&failure));
+                    say(&failure_text(&failure));
                     String::new()
                 }
             }
@@ -185,7 +185,7 @@ pub(super) fn finish(command: &str, is_own: bool, early: &Early, outcome: Outcom
 }
 
 /// A failure for people.
-fn told(failure: &Failure) -> String {
+fn failure_text(failure: &Failure) -> String {
     let Failure { text, fix, .. } = failure;
     if fix.is_empty() { format!("opsward: {text}") } else { format!("opsward: {text}; {fix}") }
 }

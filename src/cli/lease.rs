@@ -1,7 +1,7 @@
 //! Commands that need the lease. A command takes the lease and does the job itself, or hands
 //! the job to the daemon that holds the lease, and shows the progress.
 
-use super::{Context, progress::Shown};
+use super::{Context, progress::Meter};
 use crate::db::lease::{Holder, Lease, daemon_is_there, holder};
 use crate::db::{Db, jobs, migrate, stats};
 use crate::job::{self, Job, JobEnd};
@@ -153,7 +153,7 @@ pub(super) fn held(holder: Option<&Holder>) -> String {
 
 /// What a job in the foreground works with.
 pub(super) fn work(context: &Context, own: crate::values::Host, db: Db) -> Result<Work, Failure> {
-    let shown = Shown::new(context.output);
+    let meter = Meter::new(context.output);
     Ok(Work {
         db,
         settings: Arc::new(context.settings.clone()),
@@ -161,7 +161,7 @@ pub(super) fn work(context: &Context, own: crate::values::Host, db: Db) -> Resul
         clock: context.clock.clone(),
         metrics: Metrics::new().map_err(anyhow::Error::from)?,
         stop: CancellationToken::new(),
-        tell: Arc::new(move |progress| shown.tell(&progress)),
+        tell: Arc::new(move |progress| meter.tell(&progress)),
     })
 }
 
@@ -218,7 +218,7 @@ async fn by_daemon(context: &Context, db: &Db, job: &Job, to: &Holder) -> Result
         serde_json::to_value(job::Handed { job: job.clone(), settings }).map_err(anyhow::Error::from)?;
     let id = jobs::add(&client, job.kind(), &args, context.clock.now()).await?;
     eprintln!("opsward: handed to the daemon ({to}) as job {id}; Ctrl-C leaves it to it");
-    let shown = Shown::new(context.output);
+    let meter = Meter::new(context.output);
     loop {
         tokio::select! {
             () = sleep(LOOK_EVERY) => {}
@@ -235,7 +235,7 @@ async fn by_daemon(context: &Context, db: &Db, job: &Job, to: &Holder) -> Result
             return Ok(Handed::JobEnd(ended));
         }
         if let Some(progress) = found.progress.and_then(|p| serde_json::from_value(p).ok()) {
-            shown.tell(&progress);
+            meter.tell(&progress);
         }
         let goes_on = daemon_is_there(&client).await?;
         if !goes_on && found.started_at.is_none() && jobs::withdraw(&client, id).await? {

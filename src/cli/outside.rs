@@ -2,9 +2,7 @@
 //! validator's public URL, and to a few peers for their time.
 
 use crate::clock::Clock;
-use crate::pull::client::shown;
-use crate::pull::discover::{FoundPeers, discover, registry_client, static_peers};
-use crate::settings::Settings;
+use crate::pull::client::cause;
 use crate::show::doctor::{self, Check};
 use crate::values::{Host, OpUlid, names};
 use futures_util::future::join_all;
@@ -21,15 +19,6 @@ const CLOCKS: usize = 5;
 /// The daemon notes only clients that call themselves mediorum, so `doctor` is not noted as a reader.
 const USER_AGENT: &str = concat!("opsward-doctor/", env!("CARGO_PKG_VERSION"));
 
-/// The peers, as the daemon would look them up now.
-pub(super) async fn peers(settings: &Settings) -> Result<FoundPeers, String> {
-    let own = settings.node_endpoint.as_ref();
-    match &settings.peers {
-        Some(hosts) => Ok(static_peers(hosts, own)),
-        None => discover(&registry_client()?, &settings.node_url, own).await,
-    }
-}
-
 /// The version of the opsward that answers at a public URL; `None` when something else answers.
 /// The request asks for ops after now, so the answer is small. A 5xx answer without a version
 /// is an error: a proxy that cannot reach opsward says nothing about the route.
@@ -44,7 +33,7 @@ pub(super) async fn version(
         .get(format!("{own}/internal/crud/sweep?after={after}"))
         .header("User-Agent", USER_AGENT)
         .timeout(within);
-    let response = request.send().await.map_err(|e| shown(&e))?;
+    let response = request.send().await.map_err(|e| cause(&e))?;
     let version = response.headers().get(names::VERSION).and_then(|v| v.to_str().ok());
     match version {
         None if response.status().is_server_error() => Err(format!("it answers {}", response.status())),

@@ -32,24 +32,24 @@ pub(super) async fn pause(context: &Context, pause: Pause) -> Outcome {
     if was.is_some() != (pause == Pause::Yes) {
         let now = context.clock.now();
         pace::pause(&client, (pause == Pause::Yes).then_some(now), now).await?;
-        return Ok(shown(&client).await?.changed(true));
+        return Ok(pace_now(&client).await?.changed(true));
     }
-    shown(&client).await
+    pace_now(&client).await
 }
 
 pub(super) async fn set(context: &Context, args: Args) -> Outcome {
     let client = client(context, "pace").await?;
     match args.pace {
-        None => shown(&client).await,
+        None => pace_now(&client).await,
         Some(percent) => {
             let was = pace::signs(&client).await?.percent;
             pace::set(&client, percent, context.clock.now()).await?;
-            Ok(shown(&client).await?.changed(was != percent))
+            Ok(pace_now(&client).await?.changed(was != percent))
         }
     }
 }
 
-async fn shown(client: &Client) -> Outcome {
+async fn pace_now(client: &Client) -> Outcome {
     let signs = pace::signs(client).await?;
     let word = match signs.percent {
         pace::GENTLE => " (gentle)",

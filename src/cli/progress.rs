@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Shows progress on stderr.
-pub(super) struct Shown {
+pub(super) struct Meter {
     bar: Option<ProgressBar>,
     quiet: bool,
     last: Mutex<Option<(Instant, String)>>,
 }
 
-impl Shown {
+impl Meter {
     /// Shows nothing before the first [`Self::tell`], and nothing at all with `--output json`.
     pub(super) fn new(output: OutputMode) -> Self {
         let quiet = output == OutputMode::Json;

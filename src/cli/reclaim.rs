@@ -98,7 +98,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     }
     if action == Action::Start {
         let plan = planned(context, &mut request).await?;
-        let text = shown(&plan);
+        let text = plan_text(&plan);
         if args.plan {
             return Ok(Done::new(serde_json::to_value(&plan).map_err(anyhow::Error::from)?, text));
         }
@@ -126,11 +126,11 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     let is_undone = matches!(report.outcome, reclaim::Outcome::Aborted(_)) && action != Action::Abort;
     let exit = if is_undone { ExitCode::Failed } else { ExitCode::Done };
     let result = serde_json::to_value(&report).map_err(anyhow::Error::from)?;
-    Ok(Done::new(result, ended(&report, action)).changed(true).exit(exit).warn(differ))
+    Ok(Done::new(result, outcome_text(&report, action)).changed(true).exit(exit).warn(differ))
 }
 
 /// How it came out, for people.
-fn ended(report: &Report, action: Action) -> String {
+fn outcome_text(report: &Report, action: Action) -> String {
     let [before, after] = [report.bytes_before, report.bytes_after].map(format::bytes);
     match &report.outcome {
         reclaim::Outcome::Held => {
@@ -173,7 +173,7 @@ async fn planned(context: &Context, request: &mut Request) -> Result<Plan, Failu
     })
 }
 
-fn shown(plan: &Plan) -> String {
+fn plan_text(plan: &Plan) -> String {
     let space = &plan.space;
     let mut lines = vec![format!(
         "Mode {}, policy {}: the log takes {} now and about {} afterwards; plan {}.",

@@ -182,7 +182,9 @@ async fn retry_all(context: &Context, client: &mut Client, which: &Which) -> Out
         true => "no op is kept".to_owned(),
         false => show::format::lines(
             &["id", "ulid", "table", "outcome"],
-            results.iter().map(|(op, r)| vec![op.id.to_string(), op.ulid.clone(), op.table.clone(), told(r)]),
+            results
+                .iter()
+                .map(|(op, r)| vec![op.id.to_string(), op.ulid.clone(), op.table.clone(), outcome_text(r)]),
         ),
     };
     let json: Vec<Value> = results.iter().map(|(op, r)| json!({ "id": op.id, "retried": r })).collect();
@@ -193,7 +195,7 @@ async fn retry_all(context: &Context, client: &mut Client, which: &Which) -> Out
     }))
 }
 
-fn told(result: &Retried) -> String {
+fn outcome_text(result: &Retried) -> String {
     match result {
         Retried::Applied => "applied".into(),
         Retried::Duplicate => "in the log already".into(),

@@ -3,8 +3,8 @@
 
 use super::confirm::confirm;
 use super::digest::Scope;
-use super::progress::Shown;
-use super::verify::{REFERENCE, SETTLE, differences, reference, result};
+use super::progress::Meter;
+use super::verify::{REFERENCE, SETTLE, differences, reference, report_json};
 use super::{Context, lease};
 use crate::bound::decide::reset_from;
 use crate::bound::{facts, guard};
@@ -68,13 +68,13 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
         max_age: Some(args.max_age),
         clock: context.clock.clone(),
     };
-    let report = proven(&verify, &reference, Shown::new(context.output)).await?;
+    let report = proven(&verify, &reference, Meter::new(context.output)).await?;
     let mut plan = plan(&report, &own, context.clock.now())?;
     if let Reference::Url(db) = &reference {
         plan.reference = db.shown().to_owned();
     }
-    of_the_node(context, &db, &mut plan).await?;
-    confirm(context, args.yes, &said(&plan, db.shown()))?;
+    fit_to_node(context, &db, &mut plan).await?;
+    confirm(context, args.yes, &question(&plan, db.shown()))?;
     // The question may have waited long for its answer.
     verify.is_fresh(&report.reference)?;
     if !is_alone(held.client()?).await? {
@@ -96,16 +96,16 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
         format::bytes(after.bytes_after),
         after.locked_ms
     );
-    let proof = result(&report);
+    let proof = report_json(&report);
     let result = json!({ "kept": done.kept, "bytes_before": after.bytes_before, "bytes_after": after.bytes_after,
         "locked_ms": after.locked_ms, "floor": plan.young, "cursors": plan.cursors.len(), "proof": proof });
     Ok(Done::new(result, text).changed(true).warn(peers_behind(&plan)))
 }
 
 /// Compares the records; refuses when they differ.
-async fn proven(verify: &Verify<'_>, reference: &Reference, shown: Shown) -> Result<Report, Failure> {
-    let report = verify.clone().run(reference, &|what, rows, place| shown.rows(what, rows, place)).await;
-    shown.end();
+async fn proven(verify: &Verify<'_>, reference: &Reference, meter: Meter) -> Result<Report, Failure> {
+    let report = verify.clone().run(reference, &|what, rows, place| meter.rows(what, rows, place)).await;
+    meter.end();
     let report = report?;
     if report.matches {
         return Ok(report);
@@ -140,7 +140,7 @@ async fn analyze(lease: &mut Lease, db: &Db) {
 
 /// Adapts the plan to how ops reach the node: where they come by the chain more of them stay,
 /// and nobody reads the cursors.
-async fn of_the_node(context: &Context, db: &Db, plan: &mut Beginning) -> Result<(), Failure> {
+async fn fit_to_node(context: &Context, db: &Db, plan: &mut Beginning) -> Result<(), Failure> {
     let own = context.self_host()?;
     let facts = facts::gather(&db.client().await?, &context.settings, own, context.clock.now()).await?;
     let from = reset_from(&facts).map_err(|blocker| {
@@ -154,8 +154,8 @@ async fn of_the_node(context: &Context, db: &Db, plan: &mut Beginning) -> Result
 }
 
 /// What will be done, and what peers will notice.
-fn said(plan: &Beginning, shown: &str) -> String {
-    let mut said = format!(
+fn question(plan: &Beginning, shown: &str) -> String {
+    let mut text = format!(
         "The records in {shown} are those of {}.\nThis empties public.ops there, but for rows since {}, rows \
          that the chain has not got and rows of tables without a model; raises the floor of every record \
          table to then, and the cursors of {} to what the reference had read.\nPeers that have read less \
@@ -166,9 +166,9 @@ fn said(plan: &Beginning, shown: &str) -> String {
         plan.young
     );
     if let Some(warning) = peers_behind(plan) {
-        said.push_str(&format!("\nwarning: {warning}"));
+        text.push_str(&format!("\nwarning: {warning}"));
     }
-    said
+    text
 }
 
 fn peers_behind(plan: &Beginning) -> Option<Finding> {

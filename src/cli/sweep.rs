@@ -49,29 +49,21 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
 
 /// The active peers as the daemon would have them.
 async fn active(settings: &Settings, own: &Host, db: &Db) -> Result<Vec<Host>, Failure> {
-    let set = match &settings.peers {
-        Some(hosts) => discover::static_peers(hosts, Some(own)).peers,
-        None => {
-            let client = discover::registry_client().map_err(|e| Failure::new(ExitCode::Failed, "tls", e))?;
-            match discover::discover(&client, &settings.node_url, Some(own)).await {
-                Ok(found) => found.peers,
-                Err(why) => peers::remembered(&db.client().await?).await?.ok_or_else(|| {
-                    Failure::new(
-                        ExitCode::Away,
-                        "discovery",
-                        format!("the peers could not be looked up: {why}"),
-                    )
-                    .fix("name one with --peer, or all in OPENAUDIO_MEDIORUM_PEERS")
-                })?,
-            }
-        }
+    let set = match discover::look_up(settings, Some(own)).await {
+        Ok(found) => found.peers,
+        Err(why) => peers::remembered(&db.client().await?).await?.ok_or_else(|| {
+            let text = format!("the peers could not be looked up: {why}");
+            Failure::new(ExitCode::Away, "discovery", text)
+                .fix("name one with --peer, or all in OPENAUDIO_MEDIORUM_PEERS")
+        })?,
     };
     Ok(set.peers.into_iter().map(|p| p.host).collect())
 }
 
-type Result1 = (Host, Result<Pulled, PullFailure>);
+/// What came of a peer.
+type OfPeer = (Host, Result<Pulled, PullFailure>);
 
-fn done(results: &[Result1]) -> Done {
+fn done(results: &[OfPeer]) -> Done {
     let applied: i64 = results.iter().filter_map(|(_, r)| r.as_ref().ok()).map(|p| p.sums.applied).sum();
     let failed = results.iter().filter(|(_, r)| r.is_err()).count();
     let mut text = show::format::lines(

@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::digest::Scope;
-use super::progress::Shown;
+use super::progress::Meter;
 use crate::db::Db;
 use crate::reclaim::digest::Error;
 use crate::reclaim::file::{Bad, DigestFile};
@@ -44,15 +44,15 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
             max_age: None,
             clock: context.clock.clone(),
         };
-        let shown = Shown::new(context.output);
-        let report = verify.run(&reference, &|what, rows, place| shown.rows(what, rows, place)).await;
-        shown.end();
+        let meter = Meter::new(context.output);
+        let report = verify.run(&reference, &|what, rows, place| meter.rows(what, rows, place)).await;
+        meter.end();
         Ok(report?)
     };
     if let [only] = &args.against[..] {
         let report = one(only).await?;
         let exit = if report.matches { ExitCode::Done } else { ExitCode::Failed };
-        return Ok(Done::new(result(&report), text(&report)).exit(exit));
+        return Ok(Done::new(report_json(&report), report_text(&report)).exit(exit));
     }
     let mut reports = Vec::new();
     for named in &args.against {
@@ -64,7 +64,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
 /// Which of several validators match, and what differs in the others.
 fn several(reports: &[Report]) -> Done {
     let matches = reports.iter().all(|report| report.matches);
-    let results: Vec<_> = reports.iter().map(result).collect();
+    let results: Vec<_> = reports.iter().map(report_json).collect();
     let name = |report: &Report| report.reference.own.clone().unwrap_or_else(|| "the reference".to_owned());
     let mut lines = String::new();
     for report in reports {
@@ -78,7 +78,7 @@ fn several(reports: &[Report]) -> Done {
         lines.push_str(&format!("{}: {how}\n", name(report)));
     }
     for report in reports.iter().filter(|report| !report.matches) {
-        lines.push_str(&format!("\n{}\n", text(report)));
+        lines.push_str(&format!("\n{}\n", report_text(report)));
     }
     let exit = if matches { ExitCode::Done } else { ExitCode::Failed };
     Done::new(json!({ "match": matches, "references": results }), lines).exit(exit)
@@ -131,7 +131,7 @@ fn spooled() -> io::Result<File> {
 }
 
 /// The comparison for programs.
-pub(super) fn result(report: &Report) -> serde_json::Value {
+pub(super) fn report_json(report: &Report) -> serde_json::Value {
     let theirs = &report.reference;
     let mut result = json!(report);
     result["reference"] =
@@ -140,7 +140,7 @@ pub(super) fn result(report: &Report) -> serde_json::Value {
 }
 
 /// The comparison for people.
-pub(super) fn text(report: &Report) -> String {
+pub(super) fn report_text(report: &Report) -> String {
     let theirs = &report.reference;
     let whose = theirs.own.as_deref().unwrap_or("the reference");
     let mut text = match report.matches {

@@ -47,7 +47,7 @@ pub fn http_client(verify: Verify) -> Result<reqwest::Client, String> {
         .pool_max_idle_per_host(1)
         .pool_idle_timeout(Duration::from_secs(30))
         .build()
-        .map_err(|e| shown(&e))
+        .map_err(|e| cause(&e))
 }
 
 fn same_host(attempt: Attempt<'_>) -> reqwest::redirect::Action {
@@ -92,7 +92,7 @@ impl Page {
             .header(ACCEPT_ENCODING, "gzip");
         let began = Instant::now();
         let response = match timeout(PAGE_TIME, request.send()).await {
-            Ok(sent) => sent.map_err(|e| shown(&e))?,
+            Ok(sent) => sent.map_err(|e| cause(&e))?,
             Err(_) => return Err(late()),
         };
         if response.status() != reqwest::StatusCode::OK {
@@ -152,7 +152,7 @@ impl Page {
         self.left = self.left.saturating_sub(began.elapsed());
         match read {
             Err(_) => Err(PageError::Peer(late())),
-            Ok(Err(e)) => Err(PageError::Peer(shown(&e))),
+            Ok(Err(e)) => Err(PageError::Peer(cause(&e))),
             Ok(Ok(None)) => Ok(false),
             Ok(Ok(Some(chunk))) => {
                 self.packed += chunk.len() as u64;
@@ -187,7 +187,7 @@ fn late() -> String {
 
 /// reqwest's error with what is behind it, which it leaves out, and without
 /// the URL, which is known.
-pub fn shown(error: &reqwest::Error) -> String {
+pub fn cause(error: &reqwest::Error) -> String {
     let mut words = Vec::new();
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {

@@ -1,6 +1,7 @@
 //! Finds the active peers: a static list, or the node's own registry.
 
-use super::client::{builder, shown};
+use super::client::{builder, cause};
+use crate::settings::Settings;
 use crate::tls::Verify;
 use crate::values::{Host, Peer, PeerSet, PeerSource};
 use reqwest::redirect::Policy;
@@ -39,7 +40,18 @@ pub fn static_peers(hosts: &[Host], own: Option<&Host>) -> FoundPeers {
 /// TLS cannot be set up; says why.
 pub fn registry_client() -> Result<reqwest::Client, String> {
     let client = builder(Verify::Full)?.redirect(Policy::none()).timeout(REGISTRY_TIME).build();
-    client.map_err(|e| shown(&e))
+    client.map_err(|e| cause(&e))
+}
+
+/// The peers, as the settings say: the static list, or what the registry answers now.
+///
+/// # Errors
+/// TLS cannot be set up, or no registry answered.
+pub async fn look_up(settings: &Settings, own: Option<&Host>) -> Result<FoundPeers, String> {
+    match &settings.peers {
+        Some(hosts) => Ok(static_peers(hosts, own)),
+        None => discover(&registry_client()?, &settings.node_url, own).await,
+    }
 }
 
 /// Asks the node's registry at its own URL, failing that at self's public URL.
@@ -85,12 +97,12 @@ pub(super) async fn ask(client: &reqwest::Client, base: &Url) -> Result<Vec<Peer
         .header("Content-Type", "application/json")
         .header("X-Forwarded-Proto", "https")
         .body("{}");
-    let mut response = request.send().await.map_err(|e| shown(&e))?;
+    let mut response = request.send().await.map_err(|e| cause(&e))?;
     if response.status() != reqwest::StatusCode::OK {
         return Err(format!("it answered {}", response.status()));
     }
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|e| shown(&e))? {
+    while let Some(chunk) = response.chunk().await.map_err(|e| cause(&e))? {
         if body.len() + chunk.len() > REGISTRY_BYTES {
             return Err(format!("its answer is larger than {REGISTRY_BYTES} bytes"));
         }

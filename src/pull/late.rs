@@ -39,7 +39,7 @@ pub struct Late {
 
 impl Newer {
     /// Looks through the traces, and through the log from the lowest of `ops` to its end.
-    pub async fn look(client: &mut Client, ops: &[&Op]) -> db::Result<(Self, Vec<Vec<Option<String>>>)> {
+    pub async fn read(client: &mut Client, ops: &[&Op]) -> db::Result<(Self, Vec<Vec<Option<String>>>)> {
         let keys = newer::keys(client, ops).await?;
         let mut tables: Vec<String> = ops.iter().map(|op| op.table.clone()).collect();
         tables.sort();
@@ -99,7 +99,7 @@ impl Newer {
     }
 
     /// What is known for an op whose records have these keys.
-    pub fn of(&self, op: &Op, keys: &[Option<String>]) -> Late {
+    pub fn late(&self, op: &Op, keys: &[Option<String>]) -> Late {
         let is_newer = |key: &Option<String>| {
             key.as_ref().and_then(|key| *self.newest.get(key)?).is_some_and(|newest| newest >= op.ulid)
         };

@@ -46,7 +46,7 @@ pub async fn retry(client: &mut Client, kept: &[Kept], clock: &Clock) -> db::Res
     }
     fitting.sort_by_key(|(_, fitting)| fitting.op.ulid);
     let ops: Vec<&Op> = fitting.iter().map(|(_, fitting)| &fitting.op).collect();
-    let (mut newer, keys) = Newer::look(client, &ops).await?;
+    let (mut newer, keys) = Newer::read(client, &ops).await?;
     for ((place, fitting), keys) in fitting.into_iter().zip(keys) {
         let retried = act(client, fitting, (&mut newer, &keys), clock).await?;
         if !matches!(retried, Retried::Refused(_)) {
@@ -87,7 +87,7 @@ async fn act(
     clock: &Clock,
 ) -> db::Result<Retried> {
     for tries in 1.. {
-        let late = newer.of(&fitting.op, keys);
+        let late = newer.late(&fitting.op, keys);
         let (superseded, all) = (late.superseded.len(), keys.len());
         fitting.late = Some(late);
         let outcome = match apply::apply(client, std::slice::from_ref(&fitting), clock.now()).await {

@@ -1,6 +1,6 @@
 //! Asks the node whether it still serves sweeps: newer ones answer 404.
 
-use super::client::shown;
+use super::client::cause;
 use super::discover::{ask, either_way};
 use crate::values::{Host, SweepRoute, names};
 use reqwest::StatusCode;
@@ -28,7 +28,7 @@ pub async fn sweep_route(
 async fn at(client: &reqwest::Client, base: &Url) -> Result<SweepRoute, String> {
     let url = format!("{}/{ROUTE}", base.as_str().trim_end_matches('/'));
     let request = client.get(url).header("X-Forwarded-Proto", "https").timeout(WITHIN);
-    let response = request.send().await.map_err(|e| shown(&e))?;
+    let response = request.send().await.map_err(|e| cause(&e))?;
     if response.headers().contains_key(names::VERSION) {
         return Err("an opsward answers there, not the node".into());
     }

@@ -83,7 +83,7 @@ impl Problem {
         let (origin, text) = given;
         Self {
             setting: origin.written(entry),
-            value: entry.is_open().then(|| shown(text)),
+            value: entry.is_open().then(|| masked(text)),
             origin: origin.clone(),
             why,
             allowed: entry.allowed.to_owned(),
@@ -139,7 +139,7 @@ impl fmt::Display for Problems {
 
 /// A value as messages show it: cut, and without the text between `//` and the last `@`, which
 /// may be a password in a URL.
-fn shown(text: &str) -> String {
+fn masked(text: &str) -> String {
     let masked = match (text.find("//"), text.rfind('@')) {
         (Some(start), Some(at)) if start + 2 <= at => {
             format!("{}***{}", &text[..start + 2], &text[at..])
@@ -154,18 +154,18 @@ fn shown(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::shown;
+    use super::masked;
 
     #[test]
     fn a_shown_value_hides_what_may_be_a_password() {
-        assert_eq!(shown("https://me:secret@a.example/x"), "https://***@a.example/x");
+        assert_eq!(masked("https://me:secret@a.example/x"), "https://***@a.example/x");
         assert_eq!(
-            shown("https://a:b@c,https://d:e@f"),
+            masked("https://a:b@c,https://d:e@f"),
             "https://***@f",
             "a list is masked from its first URL to its last"
         );
-        assert_eq!(shown("plain@text"), "plain@text");
-        assert_eq!(shown("@//"), "@//");
-        assert_eq!(shown(&"é".repeat(300)).chars().count(), 201);
+        assert_eq!(masked("plain@text"), "plain@text");
+        assert_eq!(masked("@//"), "@//");
+        assert_eq!(masked(&"é".repeat(300)).chars().count(), 201);
     }
 }
