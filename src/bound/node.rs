@@ -166,7 +166,7 @@ mod tests {
     }
 
     fn codes(facts: &Facts) -> Vec<&'static str> {
-        notices(facts, &figures(90 * GB)).into_iter().map(|n| crate::values::fixed(&n.code)).collect()
+        notices(facts, &figures(90 * GB)).into_iter().map(|n| crate::values::fixed(n.code)).collect()
     }
 
     #[test]

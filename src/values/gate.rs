@@ -119,7 +119,7 @@ pub struct Notice {
 
 /// The code of something that was found in this process.
 #[cfg(test)]
-pub(crate) fn fixed(code: &Cow<'static, str>) -> &'static str {
+pub(crate) fn fixed(code: Cow<'static, str>) -> &'static str {
     match code {
         Cow::Borrowed(code) => code,
         Cow::Owned(_) => "",

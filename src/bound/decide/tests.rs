@@ -113,7 +113,7 @@ fn uploads(facts: &Facts) -> (OpUlid, BoundBy) {
 fn codes(decision: Decision) -> Vec<&'static str> {
     match decision {
         Decision::Prune { cuts } => panic!("{cuts:?}"),
-        Decision::Skip { blockers } => blockers.iter().map(|b| crate::values::fixed(&b.code)).collect(),
+        Decision::Skip { blockers } => blockers.into_iter().map(|b| crate::values::fixed(b.code)).collect(),
     }
 }
 
@@ -122,7 +122,7 @@ fn notices(facts: &Facts) -> Vec<(&'static str, String)> {
     // `status` knows them by their codes.
     found
         .inspect(|n| assert!(crate::values::GATE_NOTICES.contains(&&*n.code)))
-        .map(|n| (crate::values::fixed(&n.code), n.subject))
+        .map(|n| (crate::values::fixed(n.code), n.subject))
         .collect()
 }
 
@@ -604,7 +604,7 @@ fn both_gates_hold_where_ops_come_both_ways() {
 #[test]
 fn a_reset_keeps_what_the_gate_of_the_chain_keeps() {
     let hours = |facts: &Facts| {
-        reset_from(facts).map(|from| (NOW - from.ms()) / HOUR_MS).map_err(|b| crate::values::fixed(&b.code))
+        reset_from(facts).map(|from| (NOW - from.ms()) / HOUR_MS).map_err(|b| crate::values::fixed(b.code))
     };
     assert_eq!(hours(&with(|_| {})), Ok(2));
     assert_eq!(hours(&chained(|_| {})), Ok(240));

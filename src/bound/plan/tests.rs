@@ -74,7 +74,7 @@ fn states_of_tasks() {
     let state = |plan: &Plan| {
         (
             retention(plan).state,
-            retention(plan).blockers.iter().map(|b| crate::values::fixed(&b.code)).collect(),
+            retention(plan).blockers.iter().map(|b| crate::values::fixed(b.code.clone())).collect(),
         )
     };
     let old = |f: &mut Facts| f.census = vec![day("uploads", 50, 1)];
@@ -99,7 +99,7 @@ fn what_prune_would_refuse_is_blocked() {
         let made = plan(&facts, around);
         ["retention", "index", "replay_guard"].map(|name| {
             let task = made.task(name).unwrap().clone();
-            (task.state, task.blockers.first().map(|b| crate::values::fixed(&b.code)))
+            (task.state, task.blockers.first().map(|b| crate::values::fixed(b.code.clone())))
         })
     };
     let room = Surroundings { free_bytes: Some(110), ..around() };
