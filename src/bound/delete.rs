@@ -100,7 +100,7 @@ pub struct Report {
     /// The longest transaction.
     pub longest_ms: u64,
     /// Who held the rows that stayed locked, where that was to be seen.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub locked_by: Vec<String>,
     /// How it ended.
     #[serde(flatten)]
