@@ -131,7 +131,8 @@ fn in_phase(phases: &str) -> String {
 async fn a_state_sync_in_the_middle_of_a_swap() {
     let ran = meanwhile(&reclaim("--mode=swap"), 5, &in_phase("copy")).await;
     assert_ne!(ran.code, Some(0), "{ran:?}");
-    assert!(ran.stderr.contains("ops was truncated"), "{ran:?}");
+    // Whatever of it was noticed first.
+    assert!(ran.stderr.contains("the reclaim is undone"), "{ran:?}");
 }
 
 #[tokio::test]
