@@ -135,7 +135,7 @@ impl Verify<'_> {
                             .concat();
                     return refused(format!(
                         "the reference reads other columns of {} than this opsward: {}; \
-                         use the same version on both",
+                         use the same version on both, beside nodes of the same generation",
                         table.table,
                         columns.join(", ")
                     ));

@@ -8,8 +8,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// An unknown variable with one of these prefixes is likely a mistake.
-const NEAR: [&str; 3] =
-    ["OPENAUDIO_MEDIORUM_OPS_", "OPENAUDIO_MEDIORUM_DORMANT_", "OPENAUDIO_MEDIORUM_SIDECAR_"];
+const NEAR: [&str; 5] = [
+    "OPENAUDIO_MEDIORUM_OPS_",
+    "OPENAUDIO_MEDIORUM_DORMANT_",
+    "OPENAUDIO_MEDIORUM_SIDECAR_",
+    "OPENAUDIO_OPS_",
+    "OPENAUDIO_ARCHIV",
+];
 /// A name counts as misspelt when at most so many letters differ from one of ours.
 const NEAR_LETTERS: usize = 2;
 

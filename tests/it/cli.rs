@@ -126,6 +126,19 @@ fn config_show_says_where_from_and_hides_the_password() {
     assert!(stdout.contains("can be used"), "{stdout}");
 }
 
+/// The node's own variables, too, are told apart from what only looks like them.
+#[test]
+fn a_misspelt_variable_of_the_node_is_warned_of() {
+    let own = ("OPENAUDIO_NODE_ENDPOINT", "https://n1.example");
+    for (name, warned) in
+        [("OPENAUDIO_OPS_RETENTON", true), ("OPENAUDIO_ARCHIVED", true), ("OPENAUDIO_ARCHIVE", false)]
+    {
+        let (_, json) = envelope(&[own, (name, "true")], &["config", "check", "--output=json"]);
+        let warnings = json["warnings"].as_array().unwrap();
+        assert_eq!(warnings.iter().any(|w| w["text"].as_str().unwrap().contains(name)), warned, "{json}");
+    }
+}
+
 #[test]
 fn completions_name_the_settings() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {

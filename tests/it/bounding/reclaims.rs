@@ -371,3 +371,28 @@ async fn a_reclaim_whose_session_was_ended_goes_on() {
         drop(daemon);
     }
 }
+
+/// So it goes on where only the swap's second session is ended: its lease is its own still.
+#[tokio::test]
+async fn a_reclaim_whose_second_session_was_ended_goes_on() {
+    let bench = Bench::new().await.with(BATCH, "100");
+    bench.log(3_000, 60).await;
+    assert_eq!(bench.json(&["census"]).await.0, 0);
+    // The first traces that are not left by the lease's session end theirs, once.
+    bench
+        .run(
+            "CREATE SEQUENCE ends;
+             CREATE FUNCTION ends() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())
+                    AND nextval('ends') = 1 THEN
+                     PERFORM pg_terminate_backend(pg_backend_pid());
+                 END IF; RETURN NULL; END $$;
+             CREATE TRIGGER ends BEFORE INSERT ON opsward.traces FOR EACH STATEMENT EXECUTE FUNCTION ends()",
+        )
+        .await;
+    let line = ["reclaim", "--policy", "window", "--mode", "swap", "--yes", "--pace", "full"];
+    let (code, done) = bench.json(&line).await;
+    assert_eq!((code, &done["result"]["outcome"]), (0, &"done".into()), "{done}");
+    assert_eq!(bench.left().await, 60);
+    assert!(bench.number("SELECT last_value FROM ends").await > 1, "it was not ended");
+}
