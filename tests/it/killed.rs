@@ -366,11 +366,14 @@ async fn in_place_what_is_compacted() {
 #[tokio::test]
 async fn an_effect_commits_with_its_checkpoint() {
     let (base, (survivors, _)) = once_calm(COMBOS[0]).await;
-    for effect in ["SELECT ulid FROM public.ops WHERE ulid > $1", "RENAME TO ops_old"] {
-        let at = Matcher::CommitOf(effect.into(), 1);
+    // Of the first ranges nothing may survive, and the last one is copied twice where the
+    // second session is behind.
+    let copies = (1..=4).map(|n| ("INSERT INTO opsward.ops_next (", n));
+    for (effect, n) in copies.chain([("RENAME TO ops_old", 1)]) {
+        let at = Matcher::CommitOf(effect.into(), n);
         let plan = Plan::Stop { at, when: When::After, sessions: Sessions::Cut };
         let came = killed(base, (COMBOS[0], survivors), plan, Then::Resume).await;
-        assert_eq!(came, Ok(true), "{effect}");
+        assert!(came == Ok(true) || n > 1 && came == Ok(false), "{effect} {n}: {came:?}");
     }
 }
 
