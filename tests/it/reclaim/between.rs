@@ -178,6 +178,25 @@ async fn a_copy_in_ranges_loses_nothing_of_what_is_written_around_it() {
     bed.nothing_is_left().await;
 }
 
+/// What is written after it was decided what goes survives, where it is replayed before the
+/// copy comes to it.
+#[tokio::test]
+async fn what_is_written_below_the_cut_ahead_of_the_copy_survives() {
+    let bed = Bed::new(400).await;
+    bed.run_until(&bed.request(Policy::Window), "copy").await;
+    let ahead = [10, 20, 30].map(|n| bed.ops[n].ulid);
+    let keys = ahead.map(|ulid| format!("'{ulid}'")).join(", ");
+    let sql = format!("UPDATE ops SET host = 'new' WHERE ulid IN ({keys})");
+    bed.database.client().await.batch_execute(&sql).await.unwrap();
+    let survivors = bed.ops.iter().filter(|op| op.ulid >= bed.cut).count();
+    let report = bed.run(&bed.again(Action::Resume)).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Done);
+    assert_eq!(bed.hosts(&ahead).await, ["new", "new", "new"]);
+    // With the op that a node writes as it starts.
+    assert_eq!(bed.ulids().await.len(), survivors + 3 + 1);
+    bed.nothing_is_left().await;
+}
+
 /// Writers meet no error, and what was missed is never swapped.
 #[tokio::test]
 async fn a_capture_that_fails_undoes_it() {
