@@ -37,17 +37,19 @@ async fn copy_next(run: &mut Run<'_>, second: &mut Second, what: &Arc<What>) -> 
     let (begun, rows, now_ms) = (Instant::now(), run.kept.size.rows(), run.now_ms());
     let after = run.at.position.clone();
     let mut change = Change::begin(run.lease, &run.at).await?;
+    let is_behind = second.is_behind();
     let copied = async {
         let range = copy::range(&change.tx, &after, rows).await?;
+        // The last range is copied when all before it is dealt with.
+        if is_behind && range.until.is_none() {
+            return Ok::<_, Error>(None);
+        }
         let copied = copy::copy(&change.tx, &what.doomed(), &range).await?;
-        Ok::<_, Error>(Fresh { range, copied })
+        Ok(Some(Fresh { range, copied }))
     };
     let fresh = second.beside(copied, what).await?;
-    second.ends = fresh.range.until.is_none();
-    if second.ends && second.is_behind() {
-        // The last range is copied when all before it is dealt with.
-        return Ok(());
-    }
+    second.ends = fresh.as_ref().is_none_or(|fresh| fresh.range.until.is_none());
+    let Some(fresh) = fresh else { return Ok(()) };
     let took = begun.elapsed().max(second.told(&mut change.at, now_ms));
     change.at.done += fresh.range.rows;
     match &fresh.range.until {

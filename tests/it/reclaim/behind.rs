@@ -56,3 +56,15 @@ async fn a_copy_that_was_not_compared_is_compared() {
     assert!(matches!(&report.outcome, Outcome::Aborted(why) if why.contains("differs")), "{report:?}");
     bed.nothing_is_left().await;
 }
+
+/// Nothing is copied in vain: what is rolled back takes its room in the new table.
+#[tokio::test]
+async fn the_new_table_is_no_larger_than_its_rows() {
+    let mut bed = Bed::new(6_000).await;
+    bed.cut = bed.ops[1_000].ulid;
+    assert_eq!(bed.run(&bed.request(Policy::Window)).await.unwrap().outcome, Outcome::Done);
+    let client = bed.database.client().await;
+    client.batch_execute("CREATE TABLE again AS SELECT * FROM ops ORDER BY ulid").await.unwrap();
+    let larger = "SELECT (pg_relation_size('ops') - pg_relation_size('again')) / 8192";
+    assert!(bed.number(larger).await <= 2);
+}
