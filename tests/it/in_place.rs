@@ -303,8 +303,9 @@ async fn the_tables_end_is_not_given_up_beside_a_writer() {
     assert!(written.errors.is_empty(), "{}", written.summary());
     let (after, ideal) = (bench.size().await, bench.ideal().await);
     println!("{after:?}, could be {ideal:?}; {}", written.summary());
-    // A round is done for a hundredth of the table, or 32 pages: some of either may stay.
-    assert!(after.pages * 100 <= ideal.pages * 103 + 6_400, "{after:?}, could be {ideal:?}");
+    // A round is done for a hundredth of the table, or 32 pages: some of either may stay, and
+    // what the writer wrote to the end after the last of them.
+    assert!(after.pages * 100 <= ideal.pages * 103 + 9_600, "{after:?}, could be {ideal:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

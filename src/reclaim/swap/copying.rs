@@ -26,6 +26,10 @@ pub(super) async fn copy_range(run: &mut Run<'_>) -> Result<()> {
 
 /// Helps the second session, or waits for it, and tells what came of it.
 async fn tell(run: &mut Run<'_>, second: &mut Second, what: &Arc<What>) -> Result<()> {
+    if !second.waits() {
+        // A transaction of the lease's would stand idle for so long.
+        second.settle().await?;
+    }
     let mut change = Change::begin(run.lease, &run.at).await?;
     second.assist(&change.tx, what).await?;
     second.told(&mut change.at, run.work.clock.now().as_millisecond());

@@ -158,6 +158,11 @@ impl Second {
         self.under_way.is_some() || !self.waiting.is_empty() || !self.checked.is_empty()
     }
 
+    /// Whether a range waits to be dealt with.
+    pub(super) fn waits(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Whether nothing may be copied before it has done more.
     pub(super) fn is_waited_for(&self, at: &Checkpoint) -> bool {
         let rows = self.rows + self.waiting.iter().map(|fresh| fresh.range.rows).sum::<u64>();
@@ -183,7 +188,7 @@ impl Second {
 
     /// Lends the lease's session to it: the next range that waits is dealt with there, too.
     pub(super) async fn assist(&mut self, tx: &Transaction<'_>, what: &Arc<What>) -> Result<()> {
-        let Some(fresh) = self.waiting.pop_front() else { return self.settle().await };
+        let Some(fresh) = self.waiting.pop_front() else { return Ok(()) };
         let n = self.begun;
         self.begun += 1;
         let checked = self.beside(check(tx, what, Part::Fresh(fresh)), what).await?;
