@@ -40,7 +40,9 @@ async fn a_checkpoint_costs_the_same_whatever_was_written_before_it() {
     };
     let [first, last] = first_and_last(&db, "reclaim", save).await;
     println!("blocks of 100 checkpoints: {first} of the first, {last} of the last");
-    assert!(last < first * 3 / 2, "{first} became {last}");
+    // The server counts some of it late, and an autovacuum's reads as well: with a key that
+    // stayed the same it was 21 times as much.
+    assert!(last < first * 4, "{first} became {last}");
     // Whoever looks reads the last one, not those before it.
     let client = db.client().await.unwrap();
     let before = blocks(&db, "reclaim", &client).await;
