@@ -1,7 +1,6 @@
 //! Every command of opsward's that README, docs and runbooks name is run as it stands there.
 
 #[path = "../architecture/commands.rs"]
-#[allow(clippy::all, reason = "belongs to tests/architecture.rs")]
 mod commands;
 
 use crate::harness::{Database, Ops, Start, ops};

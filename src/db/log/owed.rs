@@ -20,10 +20,12 @@ impl Owed {
     /// Whether a row is owed to the chain, or was rejected by it: then it is
     /// the only record of an op that the network never got.
     pub(in crate::db) fn sql(self, prefix: &str) -> String {
+        self.has_status(prefix, "'pending', 'error', 'rejected'")
+    }
+
+    fn has_status(self, prefix: &str, any_of: &str) -> String {
         match self.status {
-            true => {
-                format!("coalesce({prefix}core_tx_status IN ('pending', 'error', 'rejected'), false)")
-            }
+            true => format!("coalesce({prefix}core_tx_status IN ({any_of}), false)"),
             false => "false".into(),
         }
     }
@@ -41,11 +43,7 @@ impl Owed {
     /// own pruner deletes it too. What the chain rejected was never anywhere else, and
     /// outdates nothing that comes by it.
     pub(in crate::db) fn stays_a_while(self, prefix: &str, from: &str) -> String {
-        let late = self.is_late(prefix, from);
-        match self.status {
-            true => format!("(coalesce({prefix}core_tx_status IN ('pending', 'error'), false) OR {late})"),
-            false => late,
-        }
+        format!("({} OR {})", self.has_status(prefix, "'pending', 'error'"), self.is_late(prefix, from))
     }
 
     /// Whether a row may go by all that the chain says, where what is older

@@ -84,22 +84,25 @@ pub(super) struct Checked {
 }
 
 /// A part that is being dealt with, whatever the lease's session is at: its transaction
-/// never stands idle. It gives the session back.
-type UnderWay = AbortOnDropHandle<(Helper, Result<Checked>)>;
+/// never stands idle.
+struct UnderWay {
+    /// Gives the session back.
+    ended: AbortOnDropHandle<(Helper, Result<Checked>)>,
+    /// Which of the parts it is, and how many rows it has; 0 of one that is done again.
+    number: u64,
+    rows: u64,
+}
 
 /// Parts are begun in the order of the log's key, and told in it.
 #[derive(Default)]
 pub(super) struct Second {
     idle: Option<Helper>,
     under_way: Option<UnderWay>,
-    /// Rows of the part under way.
-    rows: u64,
     /// It does again what no checkpoint told.
     again: bool,
     waiting: VecDeque<Fresh>,
-    /// How many parts were begun, which of them is under way, and how many were told.
+    /// How many parts were begun, and how many were told.
     begun: u64,
-    at: u64,
     told: u64,
     /// Dealt with, and not told yet, by the order in which they were begun.
     checked: BTreeMap<u64, Checked>,
@@ -136,7 +139,6 @@ impl Second {
         if self.under_way.is_none()
             && let Some(fresh) = self.waiting.pop_front()
         {
-            self.rows = fresh.range.rows;
             self.start(Part::Fresh(fresh), what);
         }
     }
@@ -144,13 +146,19 @@ impl Second {
     #[allow(clippy::disallowed_methods, reason = "it goes on while the lease's session does other things")]
     fn start(&mut self, part: Part, what: &Arc<What>) {
         let Some(mut helper) = self.idle.take() else { return };
-        self.at = self.begun;
-        self.begun += 1;
-        let what = what.clone();
-        self.under_way = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+        let (number, what) = (self.begin_one(), what.clone());
+        let rows = if let Part::Fresh(fresh) = &part { fresh.range.rows } else { 0 };
+        let ended = AbortOnDropHandle::new(tokio::spawn(async move {
             let checked = checked(&mut helper, &what, part).await;
             (helper, checked)
-        })));
+        }));
+        self.under_way = Some(UnderWay { ended, number, rows });
+    }
+
+    /// The number of the part that begins.
+    fn begin_one(&mut self) -> u64 {
+        self.begun += 1;
+        self.begun - 1
     }
 
     /// Whether something is not told yet.
@@ -165,7 +173,8 @@ impl Second {
 
     /// Whether nothing may be copied before it has done more.
     pub(super) fn is_waited_for(&self, at: &Checkpoint) -> bool {
-        let rows = self.rows + self.waiting.iter().map(|fresh| fresh.range.rows).sum::<u64>();
+        let under_way = self.under_way.iter().map(|under_way| under_way.rows);
+        let rows: u64 = under_way.chain(self.waiting.iter().map(|fresh| fresh.range.rows)).sum();
         let a_row = at.total.map_or(A_ROW, |total| at.bytes_before / total.max(1));
         let is_far = self.under_way.is_some() && rows.saturating_mul(a_row) > LAG;
         is_far || (self.again || self.ends) && self.is_behind()
@@ -174,25 +183,25 @@ impl Second {
     /// Waits for the part under way. Where that failed, it and all after it is done again.
     pub(super) async fn settle(&mut self) -> Result<()> {
         let Some(under_way) = &mut self.under_way else { return Ok(()) };
-        let (helper, checked) = match under_way.await.map_err(JoinError::try_into_panic) {
+        let number = under_way.number;
+        let (helper, checked) = match (&mut under_way.ended).await.map_err(JoinError::try_into_panic) {
             Ok(done) => done,
             Err(Ok(panic)) => std::panic::resume_unwind(panic),
             Err(Err(_)) => return Err(Halt::Stopped.into()),
         };
         let before = std::mem::take(self);
         let checked = checked?;
-        *self = Self { idle: Some(helper), under_way: None, rows: 0, ..before };
-        self.checked.insert(self.at, checked);
+        *self = Self { idle: Some(helper), under_way: None, ..before };
+        self.checked.insert(number, checked);
         Ok(())
     }
 
     /// Lends the lease's session to it: the next range that waits is dealt with there, too.
     pub(super) async fn assist(&mut self, tx: &Transaction<'_>, what: &Arc<What>) -> Result<()> {
         let Some(fresh) = self.waiting.pop_front() else { return Ok(()) };
-        let n = self.begun;
-        self.begun += 1;
+        let number = self.begin_one();
         let checked = self.beside(check(tx, what, Part::Fresh(fresh)), what).await?;
-        self.checked.insert(n, checked);
+        self.checked.insert(number, checked);
         Ok(())
     }
 
@@ -241,19 +250,19 @@ async fn checked(helper: &mut Helper, what: &What, part: Part) -> Result<Checked
 async fn check(tx: &Transaction<'_>, what: &What, part: Part) -> Result<Checked> {
     let begun = Instant::now();
     copy::begin(tx).await?;
-    let (range, copied, until) = match part {
+    let (range, nothing_copied, until) = match part {
         Part::Fresh(Fresh { range, copied }) => {
             let until = range.until.clone().unwrap_or_default();
-            (range, copied, until)
+            (range, copied == 0, until)
         }
         Part::Again((after, until), rows) => {
-            (copy::known_range(tx, (&after, Some(&until)), rows).await?, 1, until)
+            (copy::known_range(tx, (&after, Some(&until)), rows).await?, false, until)
         }
     };
     let gone = what.traces(tx, &range).await?;
     let rows: u64 = gone.iter().map(|gone| gone.rows).sum();
     // Where all of it goes there is nothing to compare.
-    let all_goes = copied == 0 && rows == range.rows && copy::is_empty(tx, &range).await?;
+    let all_goes = nothing_copied && rows == range.rows && copy::is_empty(tx, &range).await?;
     if !all_goes {
         trusted(&copy::verify(tx, &what.doomed(), &range).await?)?;
     }
