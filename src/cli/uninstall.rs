@@ -32,6 +32,10 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
             let text = format!("the schema opsward in {} was made by no opsward", db.shown());
             return Err(Failure::refused(text, "drop it yourself, if it is to go"));
         }
+        Found::Used(by) => {
+            let text = format!("with the schema opsward would go what opsward did not make: {}", by.join(", "));
+            return Err(Failure::refused(text, "drop it, or move it out of the schema, then uninstall"));
+        }
         Found::Ours(owned) => owned,
     };
     if context.settings.read_only && !owned.is_empty() {

@@ -2,7 +2,9 @@
 //! common: the schema's name, and `opsward.owned`.
 
 use crate::db::error::{Doing, Result};
+use crate::db::clone::{NEXT, OLD};
 use crate::db::lease::Lease;
+use crate::db::migrate::{LATEST, MIGRATIONS, version};
 use crate::db::presence::PRESENCE_LOCK;
 use crate::db::rows;
 use crate::db::short_lock::{Behind, Brief, Patience, Target, bound, briefly};
@@ -23,6 +25,8 @@ pub enum Found {
     /// The schema, and what was made outside it: kind, name, and the statement
     /// that removes it, the last made first.
     Ours(Vec<Owned>),
+    /// It would take with it what others made: each thing in words.
+    Used(Vec<String>),
 }
 
 /// A thing outside the schema.
@@ -46,9 +50,49 @@ pub async fn find(client: &impl GenericClient) -> Result<Found> {
     if !ours {
         return Ok(Found::Foreign);
     }
+    let used = others(client).await?;
+    if !used.is_empty() {
+        return Ok(Found::Used(used));
+    }
     Ok(Found::Ours(rows::all(client, OWNED, &[], "read what is owned").await?))
 }
 
+/// What others made, in the schema or on top of it: DROP … CASCADE would take it along.
+async fn others(client: &impl GenericClient) -> Result<Vec<String>> {
+    #[derive(serde::Deserialize)]
+    struct Dependent {
+        /// Its name, where it lies in the schema.
+        name: Option<String>,
+        shown: String,
+    }
+    // What a newer version made is not known here.
+    let is_newer = version(client).await? > LATEST;
+    let is_ours = |d: &Dependent| {
+        d.name.as_ref().is_some_and(|name| {
+            let name = format!("opsward.{name}");
+            is_newer || [NEXT, OLD].contains(&&*name) || MIGRATIONS.iter().any(|(_, sql)| sql.contains(&name))
+        })
+    };
+    let all: Vec<Dependent> = rows::all(client, DEPENDENTS, &[], "look for what depends on opsward").await?;
+    Ok(all.into_iter().filter(|d| !is_ours(d)).map(|d| d.shown).collect())
+}
+
+/// What goes with the schema. A view depends on tables by its rule. Our own triggers on the
+/// log are owned, and the parts of tables go with them.
+const DEPENDENTS: &str = "
+    WITH RECURSIVE gone (classid, objid) AS (
+        SELECT 'pg_namespace'::regclass::oid, 'opsward'::regnamespace::oid
+        UNION
+        SELECT CASE WHEN r.oid IS NULL THEN d.classid ELSE 'pg_class'::regclass END,
+               coalesce(r.ev_class, d.objid)
+        FROM gone g JOIN pg_depend d ON d.refclassid = g.classid AND d.refobjid = g.objid
+        LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid)
+    SELECT substring(i.identity FROM '^opsward\\.(\\w+)') AS name, i.type || ' ' || i.identity AS shown
+    FROM gone, pg_identify_object(classid, objid, 0) i
+    WHERE i.type IN ('table', 'foreign table', 'view', 'materialized view', 'function', 'procedure', 'aggregate',
+                     'table constraint', 'default value', 'trigger', 'policy')
+      AND i.identity !~ '( on|^for) opsward\\.' AND i.identity !~ '^opsward_\\w+ on public\\.ops$'
+    ORDER BY shown";
 const THERE: &str = "
     SELECT to_regnamespace('opsward') IS NOT NULL,
            to_regclass('opsward.migrations') IS NOT NULL AND to_regclass('opsward.owned') IS NOT NULL";

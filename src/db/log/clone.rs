@@ -11,6 +11,8 @@ use sha2::{Digest, Sha256};
 
 /// The new table, until it takes the log's place.
 pub const NEXT: &str = "opsward.ops_next";
+/// The former log, after a swap, until it is dropped.
+pub const OLD: &str = "opsward.ops_old";
 /// The log.
 pub const OPS: &str = "public.ops";
 

@@ -71,3 +71,45 @@ async fn uninstall_after_everything_leaves_nothing() {
         bench.run("TRUNCATE ops").await;
     }
 }
+
+/// DROP SCHEMA … CASCADE would take along whatever stands on what is dropped.
+#[tokio::test]
+async fn what_others_made_is_never_dropped_with_ours() {
+    let bench = Bench::new().await;
+    let uninstall = async || bench.start_at(&["uninstall", "--yes"], bench.database.url()).output().await;
+    assert_eq!(bench.start_at(&["census"], bench.database.url()).output().await.code, Some(0));
+    let others = [
+        ("VIEW", "public.pruned", "VIEW public.pruned AS SELECT * FROM opsward.history", "view public.pruned"),
+        ("TABLE", "opsward.notes", "TABLE opsward.notes (a int)", "table opsward.notes"),
+        ("TABLE", "public.heir", "TABLE public.heir () INHERITS (opsward.floors)", "table public.heir"),
+        (
+            "MATERIALIZED VIEW",
+            "public.seen",
+            "MATERIALIZED VIEW public.seen AS SELECT * FROM opsward.census",
+            "materialized view public.seen",
+        ),
+        (
+            "FUNCTION",
+            "public.f()",
+            "FUNCTION public.f() RETURNS SETOF opsward.history LANGUAGE sql AS 'SELECT * FROM opsward.history'",
+            "function public.f()",
+        ),
+        (
+            "TABLE",
+            "public.dated",
+            "TABLE public.dated (a text DEFAULT opsward.ulid_at(now()))",
+            "default value for public.dated.a",
+        ),
+    ];
+    for (kind, name, made, shown) in others {
+        bench.run(&format!("CREATE {made}")).await;
+        let before = dump(&bench.database);
+        let refused = uninstall().await;
+        assert_eq!(refused.code, Some(3), "{refused:?}");
+        assert!(refused.stderr.contains(shown), "{shown}: {refused:?}");
+        assert_eq!(dump(&bench.database), before, "{name}");
+        bench.run(&format!("DROP {kind} {name}")).await;
+    }
+    let ran = uninstall().await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+}
