@@ -33,7 +33,8 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
             return Err(Failure::refused(text, "drop it yourself, if it is to go"));
         }
         Found::Used(by) => {
-            let text = format!("with the schema opsward would go what opsward did not make: {}", by.join(", "));
+            let text =
+                format!("with the schema opsward would go what opsward did not make: {}", by.join(", "));
             return Err(Failure::refused(text, "drop it, or move it out of the schema, then uninstall"));
         }
         Found::Ours(owned) => owned,

@@ -95,6 +95,9 @@ pub struct Checkpoint {
     pub fingerprint: Option<String>,
     /// Swap: the capture as it was made.
     pub capture: Option<String>,
+    /// Swap: the log's file when the capture was made.
+    #[serde(default)]
+    pub file: Option<i64>,
     /// The swap is a reset: with what the log begins anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reset: Option<Beginning>,
@@ -147,6 +150,7 @@ impl Checkpoint {
             gone: BTreeMap::new(),
             fingerprint: None,
             capture: None,
+            file: None,
             reset: None,
             comparison: Comparison::default(),
             old_snapshots: OldSnapshots::Wait,
@@ -209,6 +213,8 @@ pub struct Facts {
     pub fingerprint: String,
     /// The capture.
     pub capture: Capture,
+    /// The log's file.
+    pub file: i64,
     /// What the new table in our schema is like, where it stands there.
     pub next: Option<String>,
     /// Whether the replaced table does.
@@ -269,7 +275,7 @@ pub fn next_of_swap(at: &Checkpoint, facts: &Facts) -> Step {
     }
     if let Some(why) = changed(at, facts) {
         return match why {
-            Changed::Table if at.starts < MOST_STARTS => Step::Anew(why.words()),
+            Changed::Table | Changed::File if at.starts < MOST_STARTS => Step::Anew(why.words()),
             _ => Step::Abort(why.words()),
         };
     }
@@ -290,6 +296,7 @@ fn undo(facts: &Facts, then: Step) -> Step {
 
 enum Changed {
     Table,
+    File,
     Next,
     Capture(&'static str),
     Gone(&'static str),
@@ -301,6 +308,7 @@ impl Changed {
             Self::Table => {
                 "the table ops was changed meanwhile: its columns, indexes or other attributes".into()
             }
+            Self::File => "the table ops was rewritten meanwhile".into(),
             Self::Next => "the new table opsward.ops_next was changed: its grants, indexes or other \
                 attributes are no longer those of ops"
                 .into(),
@@ -322,6 +330,9 @@ fn changed(at: &Checkpoint, facts: &Facts) -> Option<Changed> {
     if !at.phase.follows() {
         return None;
     }
+    if at.file.is_some_and(|file| file != facts.file) {
+        return Some(Changed::File);
+    }
     match &facts.capture {
         Capture::Absent => Some(Changed::Gone("the trigger that notes writes")),
         Capture::Broken(why) => Some(Changed::Capture(why)),
@@ -337,14 +348,23 @@ mod tests {
     use super::*;
 
     fn at(phase: Phase) -> Checkpoint {
-        let (fingerprint, capture) = (Some("a".into()), Some("c".into()));
+        let (fingerprint, capture, file) = (Some("a".into()), Some("c".into()), Some(7));
         let begun = Checkpoint::begin("r".into(), Mode::Swap, Policy::Window, Survivors::default());
-        Checkpoint { phase, fingerprint, capture, ..begun }
+        Checkpoint { phase, fingerprint, capture, file, ..begun }
     }
 
     fn facts() -> Facts {
         let capture = Capture::Intact("c".into());
-        Facts { fingerprint: "a".into(), capture, next: Some("a".into()), old: false }
+        Facts { fingerprint: "a".into(), capture, file: 7, next: Some("a".into()), old: false }
+    }
+
+    #[test]
+    fn a_log_that_was_rewritten_is_copied_anew() {
+        let facts = Facts { file: 8, ..facts() };
+        assert!(matches!(next_of_swap(&at(Phase::Swap), &facts), Step::Anew(_)));
+        // A checkpoint of an older version does not know the file.
+        let at = Checkpoint { file: None, ..at(Phase::Swap) };
+        assert_eq!(next_of_swap(&at, &facts), Step::Work(Phase::Swap));
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod locks;
 mod second;
 
 use super::compact;
-use super::decide::{Capture, Checkpoint, Facts, Gone, Mode, Phase, Step, next_of_swap};
+use super::decide::{Capture, Checkpoint, Facts, Gone, Mode, OldSnapshots, Phase, Step, next_of_swap};
 use super::walk::watched;
 use super::{Change, Error, Result, Run};
 use crate::db::clone::{self, NEXT, OPS, columns, traits};
@@ -24,7 +24,9 @@ use crate::values::OpUlid;
 use crate::work::{BatchSize, WaitFor};
 use copying::{copy_range, trusted, verify};
 pub(in crate::reclaim) use follow::keep_up;
-use follow::{NEARLY_ALL, ceiling, follow, follows, is_behind, wait_for_snapshots};
+use follow::{
+    NEARLY_ALL, ceiling, follow, follows, is_behind, replay_all, wait_for_reader, wait_for_snapshots,
+};
 use locks::is_due;
 pub(in crate::reclaim) use locks::locked;
 use second::Second;
@@ -39,6 +41,10 @@ const TARGET: Duration = Duration::from_millis(200);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// After a VACUUM that others waited behind.
 const REST: Duration = Duration::from_secs(2);
+/// So often a swap is tried again where something was written between the last replay and its
+/// lock, so that what is replayed under the lock is in no snapshot's past. At 500 writes a second
+/// one try in twelve finds nothing.
+const PATIENT_AFTER: u32 = 20;
 /// What a swap locks, in this order.
 const SWAPPED: Target<'static> = (&[NEXT, OPS], Behind::Everybody);
 /// Rows of the first batch, and of the largest.
@@ -56,6 +62,8 @@ pub(super) struct Kept {
     /// The transaction that every snapshot has to be younger than, and since when
     /// that is waited for.
     settled: Option<(Instant, u64)>,
+    /// Swaps that had their lock in vain.
+    tries: u32,
     /// The second session of the copy.
     second: Second,
     /// When the catalog was looked at last.
@@ -72,6 +80,7 @@ impl Default for Kept {
             kept_up: None,
             told: None,
             settled: None,
+            tries: 0,
             second: Second::default(),
             looked: None,
             phase: None,
@@ -109,7 +118,7 @@ pub(super) async fn facts(run: &mut Run<'_>) -> Result<Facts> {
         true => Some(traits(&*client, NEXT).await?.fingerprint()),
         false => None,
     };
-    Ok(Facts { fingerprint, capture, next, old: standing.old })
+    Ok(Facts { fingerprint, capture, file: standing.file, next, old: standing.old })
 }
 
 /// Whether the table or what the swap made beside it is no longer what it was:
@@ -175,7 +184,8 @@ async fn stands_free(run: &mut Run<'_>, way_out: &str) -> Result<()> {
 async fn install(run: &mut Run<'_>) -> Result<()> {
     let mut at = run.at.clone();
     let installed = locked(run, (&[OPS], Behind::Writers), async |tx| {
-        at.capture = Some(capture::install(tx).await?);
+        let made = capture::install(tx).await?;
+        (at.capture, at.file) = (made.triggers, Some(made.file));
         at.advance();
         let saved = at.json();
         tokio::try_join!(biased; short_lock::bound(tx), store::save(tx, &saved)).map(|_| ())
@@ -219,6 +229,7 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
         return run.save().await;
     }
     stands_free(run, "drop it, and try again").await?;
+    let replayed = replay_all(run).await?;
     let mut at = run.at.clone();
     at.advance();
     let (losses, saved, ceiling) = (losses(&run.at), at.json(), ceiling(&run.at));
@@ -227,6 +238,9 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
     let expected = Expected {
         fingerprint: at.fingerprint.as_deref().unwrap_or_default(),
         capture: at.capture.as_deref().unwrap_or_default(),
+        file: at.file,
+        replayed: Some(replayed).filter(|_| at.old_snapshots == OldSnapshots::Wait),
+        is_patient: run.kept.tries >= PATIENT_AFTER,
         columns: &columns,
         ceiling: &ceiling,
         after: After { run: &at.run, began, losses: &losses, checkpoint: &saved },
@@ -242,13 +256,7 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
         }
     });
     if swapped.await?.is_none() {
-        (run.kept.replayed, run.kept.settled) = (None, None);
-        return match came {
-            Some(Swapped::Differs(keys)) => trusted(&keys),
-            Some(Swapped::DaemonConnected) => Err(Error::Undo("a daemon is connected".into())),
-            // The next look at the catalog says what is changed.
-            _ => Ok(()),
-        };
+        return fell_short(run, came).await;
     }
     let metrics = &run.work.metrics;
     for Loss { table, sums: [rows, bytes, _], .. } in &losses {
@@ -260,6 +268,22 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
     info!(held_ms = run.locked_ms, "the new table is the log");
     run.at = at;
     Ok(())
+}
+
+/// What comes of a try that changed nothing; `None` where not even the lock was had.
+async fn fell_short(run: &mut Run<'_>, came: Option<Swapped>) -> Result<()> {
+    (run.kept.replayed, run.kept.settled) = (None, None);
+    run.kept.tries += u32::from(came.is_some());
+    match came {
+        Some(Swapped::Unseen(who)) if run.kept.tries > PATIENT_AFTER => {
+            wait_for_reader(run, &who).await;
+            Ok(())
+        }
+        Some(Swapped::Differs(keys)) => trusted(&keys),
+        Some(Swapped::DaemonConnected) => Err(Error::Undo("a daemon is connected".into())),
+        // The next look at the catalog says what is changed.
+        _ => Ok(()),
+    }
 }
 
 /// What is lost of each table, and up to where.

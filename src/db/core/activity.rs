@@ -76,6 +76,32 @@ pub async fn holder(client: &impl GenericClient, xid: u64, old: Old) -> Result<O
     Ok(row.doing("look for old snapshots")?.map(words))
 }
 
+/// A session that may go on to read by a snapshot from before a transaction, or by any that
+/// there is, in words. What waits for a lock of ours is left out where that is asked for: nobody
+/// can see whether its next statement has a snapshot of its own.
+pub async fn reader(
+    client: &impl GenericClient,
+    before: Option<u64>,
+    without_waiting: bool,
+) -> Result<Option<String>> {
+    let statement = client.prepare_cached(READER).await.doing("look for snapshots")?;
+    let before = before.map(|xid| i64::try_from(xid).unwrap_or(i64::MAX));
+    let row = client.query_opt(&statement, &[&before, &without_waiting]).await;
+    Ok(row.doing("look for snapshots")?.map(|row| format!("a snapshot held by {}", process(&row))))
+}
+
+/// The only statement of its transaction is no reader: it locks what it reads before its snapshot.
+pub const READER: &str = "
+    SELECT a.pid, a.usename, a.application_name, a.xact_start, a.query
+    FROM pg_stat_activity a
+    WHERE a.pid <> pg_backend_pid() AND a.datname = current_database() AND a.backend_type = 'client backend'
+      AND (a.state <> 'active' OR a.xact_start < a.query_start)
+      AND CASE WHEN $1::bigint IS NULL THEN a.backend_xmin IS NOT NULL
+               ELSE age(a.backend_xmin) > age($1::bigint::text::xid8::xid) END
+      AND NOT ($2::boolean AND pg_backend_pid() = ANY (pg_blocking_pids(a.pid)))
+      AND NOT EXISTS (SELECT FROM pg_stat_progress_vacuum v WHERE v.pid = a.pid)
+    ORDER BY age(a.backend_xmin) DESC LIMIT 1";
+
 /// A VACUUM's snapshot holds nobody up.
 const HOLDER: &str = "
     SELECT pid, who, application, since, query, kind, words FROM (

@@ -21,6 +21,8 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// Before a look whether a holder is gone, and between the first two tries.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// After a lock that was had in vain: nobody is in the way.
+const ONCE_MORE: Duration = Duration::from_millis(100);
 
 /// Whom a lock waits for, and who waits behind it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,11 +66,12 @@ pub enum Brief<T> {
     Held(Holders),
     /// The lock was tried for and not had in time.
     Refused(Holders),
+    /// It was had, and the change found that it may not be made yet ([`Error::Overtaken`]).
+    Overtaken,
 }
 
 /// Changes something under a strong lock, in one short transaction on the lease's
-/// connection, or not at all. A change that is overtaken ([`Error::Overtaken`]) is one
-/// that was not had.
+/// connection, or not at all.
 ///
 /// # Errors
 /// The lease is lost, or the database's.
@@ -105,6 +108,10 @@ pub async fn briefly<T>(
             tx.commit().await.doing("commit under a lock")?;
             return Ok(Brief::Done(value));
         }
+        Err(Error::Overtaken(_)) => {
+            tx.rollback().await.doing("give a lock back")?;
+            return Ok(Brief::Overtaken);
+        }
         Err(error) if !error.is_contended() => return Err(error),
         _ => tx.rollback().await.doing("give a lock back")?,
     }
@@ -133,6 +140,7 @@ impl Pauses {
                 pause
             }
             Brief::Held(_) => FIRST_PAUSE,
+            Brief::Overtaken => ONCE_MORE,
             Brief::Done(_) => {
                 *self = Self::default();
                 Duration::ZERO

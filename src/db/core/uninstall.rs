@@ -1,8 +1,8 @@
 //! Removes all that opsward made. Reads what versions of any age have in
 //! common: the schema's name, and `opsward.owned`.
 
-use crate::db::error::{Doing, Result};
 use crate::db::clone::{NEXT, OLD};
+use crate::db::error::{Doing, Result};
 use crate::db::lease::Lease;
 use crate::db::migrate::{LATEST, MIGRATIONS, version};
 use crate::db::presence::PRESENCE_LOCK;
@@ -78,7 +78,7 @@ async fn others(client: &impl GenericClient) -> Result<Vec<String>> {
 }
 
 /// What goes with the schema. A view depends on tables by its rule. Our own triggers on the
-/// log are owned, and the parts of tables go with them.
+/// log are owned, its sequences are freed, and the parts of tables go with them.
 const DEPENDENTS: &str = "
     WITH RECURSIVE gone (classid, objid) AS (
         SELECT 'pg_namespace'::regclass::oid, 'opsward'::regnamespace::oid
@@ -91,7 +91,7 @@ const DEPENDENTS: &str = "
     FROM gone, pg_identify_object(classid, objid, 0) i
     WHERE i.type IN ('table', 'foreign table', 'view', 'materialized view', 'function', 'procedure', 'aggregate',
                      'table constraint', 'default value', 'trigger', 'policy')
-      AND i.identity !~ '( on|^for) opsward\\.' AND i.identity !~ '^opsward_\\w+ on public\\.ops$'
+      AND i.identity !~ '( on|^for) opsward\\.|^for public\\.ops\\.' AND i.identity !~ '^opsward_\\w+ on public\\.ops$'
     ORDER BY shown";
 const THERE: &str = "
     SELECT to_regnamespace('opsward') IS NOT NULL,
@@ -184,6 +184,7 @@ async fn removed(
         match (came, pause) {
             (Brief::Done(removal), _) => return Ok(removal),
             (_, Some(pause)) => sleep(pause).await,
+            (Brief::Overtaken, None) => return Ok(Removal::Changed),
             (Brief::Held(who) | Brief::Refused(who), None) => return Ok(Removal::Blocked(who.to_string())),
         }
     }

@@ -11,10 +11,9 @@ use serde::Deserialize;
 
 /// From the commit on every write is noted: there is none that began before
 /// and ends after, as the lock waits for them. A change of [`crate::db::short_lock`].
-pub async fn install(tx: &Transaction<'_>) -> Result<String> {
+pub async fn install(tx: &Transaction<'_>) -> Result<Standing> {
     tx.batch_execute(INSTALL).await.doing("note the writes to ops")?;
-    let (_, which) = tokio::try_join!(biased; bound(tx), identity(tx))?;
-    Ok(which.unwrap_or_default())
+    Ok(tokio::try_join!(biased; bound(tx), standing(tx))?.1)
 }
 
 /// One statement, so that one timeout bounds it. Not to be rolled back,
@@ -75,6 +74,8 @@ pub struct Standing {
     pub next: bool,
     /// The replaced table is there.
     pub old: bool,
+    /// The log's file: a rewrite, which fires no trigger, gives it another one.
+    pub file: i64,
 }
 
 /// Reads it.
@@ -88,10 +89,7 @@ const STANDING: &str = "
     SELECT string_agg(t.oid::text || ':' || t.xmin::text, ',' ORDER BY t.tgname) AS triggers,
            count(*) = 4 AND bool_and(t.tgenabled = 'A') AS firing,
            (SELECT last_value FROM opsward.capture_state) AS state,
-           to_regclass('opsward.ops_next') IS NOT NULL AS next, to_regclass('opsward.ops_old') IS NOT NULL AS old
+           to_regclass('opsward.ops_next') IS NOT NULL AS next, to_regclass('opsward.ops_old') IS NOT NULL AS old,
+           pg_relation_filenode('public.ops')::bigint AS file
     FROM pg_trigger t
     WHERE t.tgrelid = 'public.ops'::regclass AND starts_with(t.tgname, 'opsward_capture')";
-
-async fn identity(tx: &Transaction<'_>) -> Result<Option<String>> {
-    Ok(standing(tx).await?.triggers)
-}

@@ -112,6 +112,9 @@ const TRAITS: &str = r#"
           AND d.objid NOT IN (SELECT k.oid FROM pg_constraint k WHERE k.conrelid = c.oid)
        OR d.classid = 'pg_class'::regclass AND d.objid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = c.oid)
     UNION ALL
+    SELECT 'subscription ' || s.subname, '' FROM c JOIN pg_subscription_rel r ON r.srrelid = c.oid
+    JOIN pg_subscription s ON s.oid = r.srsubid
+    UNION ALL
     SELECT 'parent ' || inhparent::regclass, '' FROM c JOIN pg_inherits ON inhrelid = c.oid
     UNION ALL
     SELECT 'statistics ' || s.stxname, pg_get_statisticsobjdef(s.oid)

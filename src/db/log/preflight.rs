@@ -130,6 +130,10 @@ const DEPENDENTS: &str = "
     SELECT format('table %s that it inherits from', inhparent::regclass) FROM pg_inherits
     WHERE inhrelid = 'public.ops'::regclass
     UNION ALL
+    SELECT format('subscription %s, whose writes fire no trigger of a statement', s.subname)
+    FROM pg_subscription_rel r JOIN pg_subscription s ON s.oid = r.srsubid
+    WHERE r.srrelid = 'public.ops'::regclass
+    UNION ALL
     SELECT 'publication ' || pubname || ' for all tables' FROM pg_publication WHERE puballtables
     UNION ALL
     SELECT 'publication ' || pubname FROM pg_publication_tables

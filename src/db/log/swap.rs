@@ -1,5 +1,6 @@
 //! The moment at which the new table takes the log's place.
 
+use crate::db::activity::{self, READER};
 use crate::db::clone::{Columns, NEXT, OPS, traits};
 use crate::db::copy::{Copied, NOTED, is_noted, recheck, replay};
 use crate::db::error::{Doing, Result};
@@ -19,8 +20,15 @@ const LAST_KEYS: u32 = 500;
 pub struct Expected<'a> {
     /// What the log is like.
     pub fingerprint: &'a str,
-    /// The capture as it was made.
+    /// The capture as it was made, and the log's file then.
     pub capture: &'a str,
+    pub file: Option<i64>,
+    /// Before which transaction no snapshot may be from: all that was noted by then had been
+    /// replayed. `None` where snapshots are ignored.
+    pub replayed: Option<u64>,
+    /// What was written since may be replayed under the lock, where no snapshot is seen that
+    /// would miss it.
+    pub is_patient: bool,
     /// What can be written of a row.
     pub columns: &'a Columns,
     /// Keys below it are remembered as kept.
@@ -42,6 +50,8 @@ pub enum Swapped {
     Changed,
     /// A reset found a daemon connected.
     DaemonConnected,
+    /// A snapshot would not see what it saw in the log: who holds it, in words.
+    Unseen(String),
     /// These keys differ: the copy is not to be trusted.
     Differs(Vec<String>),
 }
@@ -82,7 +92,9 @@ pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapp
     let words: [&(dyn ToSql + Sync); 4] = [run, &began.to_string(), &losses, &checkpoint.to_string()];
     tx.execute(WORDS, &words).await.doing("prepare the swap")?;
     let script = script();
-    tx.prepare_cached(NOTED).await.doing("prepare the swap")?;
+    for statement in [NOTED, READER] {
+        tx.prepare_cached(statement).await.doing("prepare the swap")?;
+    }
     if let Some((begin, now)) = expected.reset {
         if !reset::is_alone(tx).await? {
             return Ok(Swapped::DaemonConnected);
@@ -91,29 +103,11 @@ pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapp
     }
     tx.batch_execute(LOCK).await.doing("lock the log")?;
     // From here on nobody writes, and every statement sees all that was.
-    let (_, standing, of_ops, of_next) = tokio::try_join!(
-        biased;
-        short_lock::bound(tx),
-        capture::standing(tx),
-        traits(tx, OPS),
-        traits(tx, NEXT),
-    )?;
-    let noted = standing.firing && standing.state == 1 && standing.next && !standing.old;
-    if !noted || standing.triggers.as_deref() != Some(expected.capture) {
+    if !is_as_expected(tx, expected).await? {
         return Ok(Swapped::Changed);
     }
-    if of_ops.fingerprint() != expected.fingerprint || of_next.fingerprint() != expected.fingerprint {
-        return Ok(Swapped::Changed);
-    }
-    let last = replay(tx, expected.columns, Copied::All, (expected.ceiling, LAST_KEYS));
-    let (_, keys) = tokio::try_join!(biased; short_lock::bound(tx), last)?;
-    let differs = recheck(tx, expected.columns, Copied::All, &keys);
-    let (_, differs, left) = tokio::try_join!(biased; short_lock::bound(tx), differs, is_noted(tx))?;
-    if left {
-        return Ok(Swapped::Behind);
-    }
-    if !differs.is_empty() {
-        return Ok(Swapped::Differs(differs));
+    if let Some(not) = replay_last(tx, expected).await? {
+        return Ok(not);
     }
     let done = async { tx.batch_execute(&script).await.doing("swap the tables") };
     tokio::try_join!(biased; short_lock::bound(tx), done)?;
@@ -122,6 +116,48 @@ pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapp
         tokio::try_join!(biased; short_lock::bound(tx), written)?;
     }
     Ok(Swapped::Yes)
+}
+
+/// Whether tables and capture are what they were.
+async fn is_as_expected(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<bool> {
+    let (_, standing, of_ops, of_next) = tokio::try_join!(
+        biased;
+        short_lock::bound(tx),
+        capture::standing(tx),
+        traits(tx, OPS),
+        traits(tx, NEXT),
+    )?;
+    let noted = standing.firing && standing.state == 1 && standing.next && !standing.old;
+    let is_same = standing.triggers.as_deref() == Some(expected.capture)
+        && expected.file.is_none_or(|file| file == standing.file);
+    Ok(noted
+        && is_same
+        && of_ops.fingerprint() == expected.fingerprint
+        && of_next.fingerprint() == expected.fingerprint)
+}
+
+/// Replays what was noted up to the lock; says why there can be no swap now, where there can't.
+async fn replay_last(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Option<Swapped>> {
+    let last = replay(tx, expected.columns, Copied::All, (expected.ceiling, LAST_KEYS));
+    let (_, keys) = tokio::try_join!(biased; short_lock::bound(tx), last)?;
+    if let Some(replayed) = expected.replayed {
+        if !keys.is_empty() && !expected.is_patient {
+            return Ok(Some(Swapped::Behind));
+        }
+        // What is replayed now is seen by those alone whose snapshot is yet to come.
+        let before = Some(replayed).filter(|_| keys.is_empty());
+        let reader = activity::reader(tx, before, expected.is_patient);
+        if let (_, Some(who)) = tokio::try_join!(biased; short_lock::bound(tx), reader)? {
+            return Ok(Some(Swapped::Unseen(who)));
+        }
+    }
+    let differs = recheck(tx, expected.columns, Copied::All, &keys);
+    let (_, differs, left) = tokio::try_join!(biased; short_lock::bound(tx), differs, is_noted(tx))?;
+    Ok(match left {
+        true => Some(Swapped::Behind),
+        false if differs.is_empty() => None,
+        false => Some(Swapped::Differs(differs)),
+    })
 }
 
 /// The script takes no parameters.

@@ -151,7 +151,18 @@ pub(super) async fn wait_for_snapshots(run: &mut Run<'_>) -> Result<bool> {
         run.pacer.idle(LOOK_AGAIN).await;
         return Ok(true);
     }
-    let way_out = "--old-snapshots ignore swaps all the same, and then it reads an emptied log";
-    run.wait(WaitFor::Snapshot, format!("the end of {holder}; {way_out}"), LOOK_AGAIN).await;
+    wait_for_reader(run, &holder).await;
     Ok(true)
+}
+
+pub(super) async fn wait_for_reader(run: &mut Run<'_>, who: &str) {
+    let way_out = "--old-snapshots ignore swaps all the same, and then it reads an emptied log";
+    run.wait(WaitFor::Snapshot, format!("the end of {who}; {way_out}"), LOOK_AGAIN).await;
+}
+
+/// Replays what was noted up to now; returns the transaction before which no snapshot may be
+/// from to see all of it.
+pub(super) async fn replay_all(run: &mut Run<'_>) -> Result<u64> {
+    while replay(run).await? == KEYS as usize {}
+    Ok(db::in_place::next_xid(&*run.lease.client()?).await?)
 }

@@ -46,6 +46,7 @@ pub(in crate::reclaim) async fn locked<T>(
     run.next_try = Some(Instant::now() + run.pauses.after(&came));
     match came {
         Brief::Done(value) => Ok(Some(value)),
+        Brief::Overtaken => Ok(None),
         Brief::Held(who) | Brief::Refused(who) => {
             run.wait(WaitFor::Lock, who.to_string(), AT_ONCE).await;
             Ok(None)

@@ -79,7 +79,12 @@ async fn what_others_made_is_never_dropped_with_ours() {
     let uninstall = async || bench.start_at(&["uninstall", "--yes"], bench.database.url()).output().await;
     assert_eq!(bench.start_at(&["census"], bench.database.url()).output().await.code, Some(0));
     let others = [
-        ("VIEW", "public.pruned", "VIEW public.pruned AS SELECT * FROM opsward.history", "view public.pruned"),
+        (
+            "VIEW",
+            "public.pruned",
+            "VIEW public.pruned AS SELECT * FROM opsward.history",
+            "view public.pruned",
+        ),
         ("TABLE", "opsward.notes", "TABLE opsward.notes (a int)", "table opsward.notes"),
         ("TABLE", "public.heir", "TABLE public.heir () INHERITS (opsward.floors)", "table public.heir"),
         (

@@ -201,3 +201,49 @@ async fn a_node_upgraded_in_the_middle_of_the_copy_begins_it_anew() {
     assert!(bed.schema().contains("b text DEFAULT 'x'"));
     bed.nothing_is_left().await;
 }
+
+/// What a subscription writes fires no trigger of a statement: nobody would note it.
+const SUBSCRIBED: &str = "
+    CREATE SUBSCRIPTION s CONNECTION 'dbname=nowhere' PUBLICATION p WITH (connect = false);
+    SET allow_system_table_mods = on;
+    INSERT INTO pg_subscription_rel SELECT oid, 'ops'::regclass, 'r' FROM pg_subscription";
+const UNSUBSCRIBED: &str = "
+    ALTER SUBSCRIPTION s SET (slot_name = NONE);
+    DROP SUBSCRIPTION s";
+
+async fn each(client: &tokio_postgres::Client, statements: &str) {
+    for statement in statements.split(';') {
+        client.batch_execute(statement).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_a_subscription_writes_to_is_not_swapped() {
+    let bed = Bed::new(400).await;
+    let (all, client) = (bed.ulids().await, bed.database.client().await);
+    each(&client, SUBSCRIBED).await;
+    let refused = bed.run(&bed.request(Policy::Window)).await.unwrap_err();
+    assert!(matches!(&refused, Error::Refused { why, .. } if why.contains("subscription s")), "{refused}");
+    each(&client, UNSUBSCRIBED).await;
+    bed.run_until(&bed.request(Policy::Window), "swap").await;
+    each(&client, SUBSCRIBED).await;
+    let report = in_time(bed.run(&bed.again(Action::Resume))).await.unwrap();
+    assert!(matches!(&report.outcome, Outcome::Aborted(why) if why.contains("subscription s")), "{report:?}");
+    assert_eq!(bed.ulids().await, all);
+    each(&client, UNSUBSCRIBED).await;
+    bed.nothing_is_left().await;
+}
+
+/// A rewrite fires no trigger, and may leave the table as it was but for its rows.
+#[tokio::test]
+async fn a_log_that_was_rewritten_meanwhile_is_copied_anew() {
+    let bed = Bed::new(400).await;
+    let (all, client) = (bed.ulids().await, bed.database.client().await);
+    bed.held().await;
+    client.batch_execute("ALTER TABLE ops ALTER host TYPE text USING host || '/moved'").await.unwrap();
+    let report = in_time(bed.run(&bed.again(Action::Swap))).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Done);
+    assert!(bed.ulids().await.len() < all.len());
+    assert_eq!(bed.number("SELECT count(*) FROM ops WHERE host NOT LIKE '%/moved'").await, 0);
+    bed.nothing_is_left().await;
+}

@@ -92,6 +92,37 @@ async fn a_swap_waits_for_old_snapshots_and_follows_the_log_meanwhile() {
     bed.nothing_is_left().await;
 }
 
+/// What is written and replayed after a snapshot was taken is not for that snapshot to see,
+/// though it saw it in the log: however young it is, it is waited for.
+#[tokio::test]
+async fn a_snapshot_from_before_the_last_replay_is_waited_for() {
+    let bed = Bed::new(400).await;
+    bed.held().await;
+    let (work, mut told) = bed.told();
+    let client = bed.database.client().await;
+    let reader = bed.database.client().await;
+    reader.batch_execute("BEGIN; SELECT 1 FROM ops LIMIT 1").await.unwrap();
+    // Whoever has it for so long is not waited for in vain.
+    let is_old = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database()
+        AND state = 'idle in transaction' AND xact_start < clock_timestamp() - interval '1 second'";
+    until(&client, is_old).await;
+    let late = bed.ops[0].ulid;
+    let released = async {
+        told.wait_for(|p| p.waiting.as_ref().is_some_and(|w| w.contains("a lock on"))).await.unwrap();
+        client.batch_execute(&format!("UPDATE ops SET host = 'late' WHERE ulid = '{late}'")).await.unwrap();
+        let young = bed.snapshot().await;
+        reader.batch_execute("COMMIT").await.unwrap();
+        told.wait_for(|p| p.waiting.as_ref().is_some_and(|w| w.contains("a snapshot held"))).await.unwrap();
+        let seen = young.query_one("SELECT count(*) FROM ops WHERE host = 'late'", &[]).await.unwrap();
+        assert_eq!(seen.get::<_, i64>(0), 1);
+        young.batch_execute("COMMIT").await.unwrap();
+    };
+    let request = bed.again(Action::Swap);
+    let report = while_(bed.work_on(&work, &request), released).await;
+    assert_eq!(report.unwrap().outcome, Outcome::Done);
+    bed.nothing_is_left().await;
+}
+
 #[tokio::test]
 async fn old_snapshots_are_ignored_where_it_is_asked_for() {
     let bed = Bed::new(400).await;
