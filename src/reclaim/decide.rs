@@ -330,15 +330,13 @@ fn changed(at: &Checkpoint, facts: &Facts) -> Option<Changed> {
     if !at.phase.follows() {
         return None;
     }
-    if at.file.is_some_and(|file| file != facts.file) {
-        return Some(Changed::File);
-    }
     match &facts.capture {
         Capture::Absent => Some(Changed::Gone("the trigger that notes writes")),
         Capture::Broken(why) => Some(Changed::Capture(why)),
         Capture::Intact(which) if at.capture.as_ref() != Some(which) => {
             Some(Changed::Capture("its trigger was replaced or switched off for a while"))
         }
+        Capture::Intact(_) if at.file.is_some_and(|file| file < 0) => Some(Changed::File),
         Capture::Intact(_) => None,
     }
 }
