@@ -24,6 +24,7 @@ pub const MIGRATIONS: &[(&str, &str)] = &[
     ("seen", include_str!("../migrations/0013_seen.sql")),
     ("told", include_str!("../migrations/0014_told.sql")),
     ("versions", include_str!("../migrations/0015_versions.sql")),
+    ("operators", include_str!("../migrations/0016_operators.sql")),
 ];
 
 /// One number in Postgres' space of advisory locks: "opsward" in ASCII.

@@ -77,6 +77,41 @@ async fn a_nodes_insert_is_judged_alike() {
     assert!(node_applies(&mut bench.node, &log[1]).await, "a plain table again");
 }
 
+/// The guard runs with its owner's rights: nothing that the writer made is called by it.
+#[tokio::test]
+async fn a_writers_own_operators_are_not_the_guards() {
+    let bench = Bench::new().await;
+    let work = work::on(&bench.db, |_| {});
+    let mut lease = Lease::take(&bench.db).await.unwrap().unwrap();
+    bench.pull(&[upload(ulid(30, 1), "create", "a", "new"), upload(ulid(1, 2), "update", "a", "best")]).await;
+    bench.prune("uploads", ulid(2, 0)).await;
+    assert_eq!(ensure(&work, &mut lease).await.unwrap(), Outcome::Changed);
+    bench
+        .run(
+            "CREATE SCHEMA evil;
+             CREATE FUNCTION evil.called(text, text) RETURNS boolean LANGUAGE plpgsql
+             AS 'BEGIN RAISE EXCEPTION ''called''; END'",
+        )
+        .await;
+    for operator in ["=", "<", "<>", "||", ">="] {
+        let make = format!(
+            "CREATE OPERATOR evil.{operator} (leftarg = text, rightarg = text, function = evil.called)"
+        );
+        bench.run(&make).await;
+    }
+    bench.run("SET search_path = evil, pg_catalog, public").await;
+    let old = ulid(30, 1);
+    for table in ["uploads", "audio_previews", "blobs"] {
+        let data = r#"[{"id":"a"}]"#;
+        bench
+            .run(&format!("INSERT INTO public.ops VALUES ('{old}', 'h', 'create', '{table}', '{data}')"))
+            .await;
+        bench
+            .run(&format!("DELETE FROM public.ops WHERE ulid COLLATE \"C\" OPERATOR(pg_catalog.=) '{old}'"))
+            .await;
+    }
+}
+
 #[tokio::test]
 async fn the_guard_is_owned_and_leaves_nothing() {
     let bench = Bench::new().await;
