@@ -336,7 +336,7 @@ fn changed(at: &Checkpoint, facts: &Facts) -> Option<Changed> {
         Capture::Intact(which) if at.capture.as_ref() != Some(which) => {
             Some(Changed::Capture("its trigger was replaced or switched off for a while"))
         }
-        Capture::Intact(_) if at.file.is_some_and(|file| file < 0) => Some(Changed::File),
+        Capture::Intact(_) if at.file.is_some_and(|file| file != facts.file) => Some(Changed::File),
         Capture::Intact(_) => None,
     }
 }

@@ -10,7 +10,7 @@ mod space;
 
 use super::compact;
 use super::decide::{Checkpoint, Phase};
-use super::{Change, Result, Run, change};
+use super::{Change, Error, Result, Run, change};
 use crate::db::activity::Old;
 use crate::db::prune::{self, Batch, Doomed, Locked, Range, TableCut};
 use crate::db::{self, Doing, Transaction, activity, maintain};
@@ -76,6 +76,13 @@ impl Kept {
 /// A batch of a phase's work.
 pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
     if run.place.phase != Some(phase) {
+        let hindrances = db::preflight::hindrances(&*run.lease.client()?).await?;
+        if !hindrances.is_empty() {
+            return Err(Error::Undo(format!(
+                "rows of ops can't just be deleted and moved by now: it has a {}",
+                hindrances.join(", a ")
+            )));
+        }
         if matches!(phase, Phase::Delete | Phase::Compact) {
             db::guard::announce(run.lease, run.at.survivors.below()).await?;
         }

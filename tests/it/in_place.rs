@@ -444,6 +444,24 @@ async fn an_abort_leaves_the_table_as_it_is() {
     assert_eq!(bench.number("SELECT count(*) FROM opsward.history WHERE outcome = 'unfinished'").await, 0);
 }
 
+/// Rows move by updates that change nothing: somebody's trigger would change them.
+#[tokio::test]
+async fn a_trigger_of_somebody_elses_is_never_fired() {
+    let bench = Bench::new(2_000, 1_000_000).await;
+    bench.begun(window()).await;
+    assert!(matches!(bench.until("move").await, Err(Error::Halted(_))));
+    bench
+        .run(
+            "CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql
+             AS 'BEGIN NEW.host := ''touched''; RETURN NEW; END';
+             CREATE TRIGGER touch BEFORE UPDATE ON ops FOR EACH ROW EXECUTE FUNCTION touch()",
+        )
+        .await;
+    let report = bench.go_on().await.unwrap();
+    assert!(matches!(&report.outcome, Outcome::Aborted(why) if why.contains("trigger touch")), "{report:?}");
+    bench.survivors_are_right(cut()).await;
+}
+
 /// What a REINDEX CONCURRENTLY leaves that is cut off: here an invalid index of
 /// such a name.
 const LEFTOVER: &str = "CREATE UNIQUE INDEX CONCURRENTLY ops_pkey_ccnew ON ops (host)";

@@ -119,13 +119,27 @@ impl Lease {
         let pid = self.pid;
         let tx = transaction::begin(self.client()?, Isolation::Write).await?;
         tx.batch_execute(BOUNDS).await.doing("begin a batch")?;
-        // Not prepared later than what it is sent along with.
-        tx.prepare_cached(BOUND).await.doing("begin a batch")?;
-        let statement = tx.prepare_cached(HELD).await.doing("check the lease")?;
-        let row = tx.query_one(&statement, &[&LEASE_LOCK]).await.doing("check the lease")?;
-        held(pid, row.get(0), row.get(1))?;
-        Ok(tx)
+        own(pid, tx).await
     }
+
+    /// The same for rare work on tables that nobody waits for, such as a drop: it has the
+    /// longest bound.
+    pub(in crate::db) async fn begin_rare(&mut self) -> Result<Transaction<'_>> {
+        let pid = self.pid;
+        let tx = transaction::begin_rare(self.client()?).await?;
+        tx.batch_execute("SET LOCAL lock_timeout = '100ms'").await.doing("begin a batch")?;
+        own(pid, tx).await
+    }
+}
+
+/// Makes sure that the transaction's session holds the lease still.
+async fn own(pid: i32, tx: Transaction<'_>) -> Result<Transaction<'_>> {
+    // Not prepared later than what it is sent along with.
+    tx.prepare_cached(BOUND).await.doing("begin a batch")?;
+    let statement = tx.prepare_cached(HELD).await.doing("check the lease")?;
+    let row = tx.query_one(&statement, &[&LEASE_LOCK]).await.doing("check the lease")?;
+    held(pid, row.get(0), row.get(1))?;
+    Ok(tx)
 }
 
 fn held(pid: i32, now: i32, holds: bool) -> Result<()> {

@@ -14,6 +14,7 @@ use crate::db::transaction::{GenericClient, Transaction};
 use std::fmt;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
+use tokio_postgres::Row;
 
 /// The server ends what takes longer; a server that does not answer is left
 /// alone after this.
@@ -87,7 +88,7 @@ pub async fn briefly<T>(
         return Ok(Brief::Held(holders));
     }
     let spent = is_short.then(|| budget.spend());
-    let tx = lease.begin().await?;
+    let tx = if is_short { lease.begin().await? } else { lease.begin_rare().await? };
     let begun = Instant::now();
     let tried = async {
         if is_short {
@@ -241,23 +242,35 @@ async fn in_the_way(client: &impl GenericClient, (tables, behind): Target<'_>) -
     let table = rows.first().map_or_else(|| *tables.last().unwrap_or(&""), |row| row.get(6));
     let rows = rows.iter().filter(|row| row.get::<_, &str>(6) == table);
     let stays = rows.clone().any(|row| row.get(5));
-    Ok((Holders { table: table.to_owned(), who: rows.map(process).collect() }, stays))
+    let words = |row: &Row| row.get::<_, Option<String>>(8).unwrap_or_else(|| process(row));
+    Ok((Holders { table: table.to_owned(), who: rows.map(words).collect() }, stays))
 }
 
-/// A VACUUM against wraparound yields to nobody; it may be seen before its lock.
+/// A VACUUM against wraparound yields to nobody; it may be seen before its lock. What was prepared
+/// holds its locks without a process.
 const HOLDERS: &str = "
-    SELECT DISTINCT a.pid, coalesce(a.usename, a.backend_type), a.application_name, a.xact_start, a.query,
+    WITH held AS (
+        SELECT t.name, t.n, l.pid, l.virtualtransaction
+        FROM unnest($1::text[]) WITH ORDINALITY AS t(name, n), pg_locks l
+        WHERE l.relation = to_regclass(t.name) AND l.granted
+          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND ($2::boolean OR l.mode NOT IN ('AccessShareLock', 'RowShareLock')))
+    SELECT 0 AS pid, '' AS who, '' AS application, p.prepared AS since, '' AS query, true AS stays, name, n,
+           format('the prepared transaction %s of %s, begun %s', p.gid, p.owner,
+                  to_char(p.prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC')) AS words
+    FROM held JOIN pg_locks x ON x.virtualtransaction = held.virtualtransaction
+    JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
+    WHERE held.pid IS NULL AND x.pid IS NULL AND x.locktype = 'transactionid'
+    UNION
+    SELECT a.pid, coalesce(a.usename, a.backend_type), a.application_name, a.xact_start, a.query,
            coalesce(clock_timestamp() - a.xact_start > interval '100 ms' AND a.backend_type <> 'autovacuum worker'
                     OR a.query LIKE 'autovacuum: VACUUM% (to prevent wraparound)', false) AS stays,
-           t.name, t.n
+           t.name, t.n, NULL
     FROM unnest($1::text[]) WITH ORDINALITY AS t(name, n), pg_stat_activity a
     WHERE a.pid <> pg_backend_pid() AND a.datname = current_database()
-      AND (EXISTS (SELECT FROM pg_locks l
-                   WHERE l.pid = a.pid AND l.relation = to_regclass(t.name) AND l.granted
-                     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                     AND ($2::boolean OR l.mode NOT IN ('AccessShareLock', 'RowShareLock')))
+      AND (EXISTS (SELECT FROM held h WHERE h.pid = a.pid AND h.name = t.name)
            OR a.query LIKE 'autovacuum: VACUUM% ' || t.name || ' (to prevent wraparound)')
-    ORDER BY t.n, stays DESC, a.pid LIMIT 5";
+    ORDER BY n, stays DESC, pid LIMIT 5";
 
 #[cfg(test)]
 mod tests {

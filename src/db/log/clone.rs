@@ -148,7 +148,15 @@ const DEFAULTS: &str = "SET LOCAL default_tablespace = ''; SET LOCAL quote_all_i
 pub async fn rehearse(client: &mut Client) -> Result<Option<String>> {
     let tx = begin(client, Isolation::Write).await?;
     tx.batch_execute(BOUNDS).await.doing("try to make the new table")?;
-    let made = make(&tx, false).await;
+    let made = match make(&tx, false).await {
+        // What may not be dropped in the end is not to be made.
+        Ok(Ok(_)) => match tx.batch_execute("DROP TABLE opsward.ops_next").await {
+            Ok(()) => Ok(Ok(())),
+            Err(error) => Err(error).doing("drop the new table again"),
+        },
+        Ok(Err(part)) => Ok(Err(part)),
+        Err(error) => Err(error),
+    };
     tx.rollback().await.doing("take the new table back")?;
     match made {
         Ok(made) => Ok(made.err()),

@@ -30,7 +30,7 @@ pub struct Standing {
     /// What depends on the table and would not follow a swap, in words.
     #[serde(skip)]
     pub dependents: Vec<String>,
-    /// What depends on its rows, so that deleting them fails, or deletes more.
+    /// What depends on its rows, so that deleting or moving them fails, or changes more.
     #[serde(skip)]
     pub hindrances: Vec<String>,
     /// Its indexes that are invalid.
@@ -56,7 +56,7 @@ pub struct Standing {
 pub async fn standing(client: &impl GenericClient) -> Result<Standing> {
     Ok(Standing {
         dependents: dependents(client).await?,
-        hindrances: words(client, HINDRANCES).await?,
+        hindrances: hindrances(client).await?,
         long: activity::long(client).await?,
         grants: words(client, GRANTS).await?,
         ..rows::one(client, STANDING, &[], "look at ops before a reclaim").await?
@@ -93,6 +93,11 @@ const STANDING: &str = "
 /// What depends on the table and would not follow a swap, in words.
 pub async fn dependents(client: &impl GenericClient) -> Result<Vec<String>> {
     words(client, DEPENDENTS).await
+}
+
+/// What depends on the table's rows, so that deleting or moving them fails, or changes more.
+pub async fn hindrances(client: &impl GenericClient) -> Result<Vec<String>> {
+    words(client, HINDRANCES).await
 }
 
 /// Whatever the catalog says depends on the table, its row type or its
@@ -141,10 +146,14 @@ const DEPENDENTS: &str = "
       AND pubname NOT IN (SELECT pubname FROM pg_publication WHERE puballtables)
     ORDER BY 1";
 
+/// A trigger's bits: 8 is DELETE, 16 is UPDATE, by which rows move.
 const HINDRANCES: &str = "
     SELECT format('foreign key %s of %s', conname, conrelid::regclass) FROM pg_constraint
     WHERE confrelid = 'public.ops'::regclass AND contype = 'f'
     UNION ALL SELECT format('rule %s', rulename) FROM pg_rewrite WHERE ev_class = 'public.ops'::regclass
+    UNION ALL SELECT format('trigger %s', tgname) FROM pg_trigger
+    WHERE tgrelid = 'public.ops'::regclass AND NOT tgisinternal AND NOT starts_with(tgname, 'opsward_')
+      AND tgenabled <> 'D' AND tgtype & 24 <> 0
     UNION ALL SELECT format('table %s that inherits from it', inhrelid::regclass) FROM pg_inherits
     WHERE inhparent = 'public.ops'::regclass
     ORDER BY 1";

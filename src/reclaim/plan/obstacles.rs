@@ -85,7 +85,7 @@ fn of_table(standing: &Standing, swap: bool, found: &mut Found) {
     found.when(
         !swap && !standing.hindrances.is_empty(),
         "dependents",
-        format!("rows of ops can't just be deleted: it has a {}", standing.hindrances.join(", a ")),
+        format!("rows of ops can't just be deleted and moved: it has a {}", standing.hindrances.join(", a ")),
         "drop it for the time",
     );
     found.when(

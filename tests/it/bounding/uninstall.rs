@@ -72,6 +72,21 @@ async fn uninstall_after_everything_leaves_nothing() {
     }
 }
 
+/// Nobody waits for tables of ours: on a slow disk their drop may take its time.
+#[tokio::test]
+async fn a_slow_drop_is_waited_for() {
+    let bench = Bench::new().await;
+    bench
+        .run(
+            "CREATE FUNCTION public.slowly() RETURNS event_trigger LANGUAGE plpgsql
+             AS 'BEGIN IF tg_tag = ''DROP SCHEMA'' THEN PERFORM pg_sleep(5); END IF; END';
+             CREATE EVENT TRIGGER slowly ON ddl_command_start EXECUTE FUNCTION public.slowly()",
+        )
+        .await;
+    let ran = bench.start_at(&["uninstall", "--yes"], bench.database.url()).output().await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+}
+
 /// DROP SCHEMA … CASCADE would take along whatever stands on what is dropped.
 #[tokio::test]
 async fn what_others_made_is_never_dropped_with_ours() {

@@ -174,6 +174,13 @@ async fn the_plan_rehearses_the_copy() {
         ),
         ("CREATE STATISTICS pair ON host, action FROM ops", "DROP STATISTICS pair", "pair"),
         (
+            "CREATE FUNCTION no_drops() RETURNS event_trigger LANGUAGE plpgsql
+             AS 'BEGIN IF tg_tag = ''DROP TABLE'' THEN RAISE EXCEPTION ''no drops here''; END IF; END';
+             CREATE EVENT TRIGGER no_drops ON ddl_command_start EXECUTE FUNCTION no_drops()",
+            "DROP EVENT TRIGGER no_drops; DROP FUNCTION no_drops",
+            "no drops here",
+        ),
+        (
             "ALTER TABLE ops ENABLE ROW LEVEL SECURITY",
             "ALTER TABLE ops DISABLE ROW LEVEL SECURITY",
             "differs in table",
