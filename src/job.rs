@@ -228,9 +228,12 @@ async fn prune(
 /// A reclaim. It asks the gate what may go when it begins (not when it was handed over), and
 /// again before anything is lost.
 async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -> Result<Value, Failure> {
-    if request.action != reclaim::Action::Abort
-        && let Some(blocker) = guard::first(work, lease).await?
-    {
+    let deletes = match request.action {
+        reclaim::Action::Start => true,
+        reclaim::Action::Abort => false,
+        _ => db::reclaim::unfinished(&*lease.client()?).await?.is_some(),
+    };
+    if deletes && let Some(blocker) = guard::first(work, lease).await? {
         return Err(Failure::refused(blocker.text, blocker.fix));
     }
     let gate = gate_of_reclaim(work, reclaim::gate::of).await?;

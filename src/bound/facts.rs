@@ -4,7 +4,9 @@ use super::decide::{self, ChainFact, ClockFact, Decision, Facts, PeerFact, Reade
 use super::forecast;
 use super::plan::{Routed, Surroundings};
 use crate::db::guard::Found;
-use crate::db::{self, Client, gate, guard, index, node, order, pace, privileges, readers, reclaim, stats};
+use crate::db::{
+    self, Client, gate, guard, index, node, order, pace, preflight, privileges, readers, reclaim, stats,
+};
 use crate::settings::Settings;
 use crate::values::{Host, OpUlid, Replication, SweepRoute, unix_ms};
 use jiff::Timestamp;
@@ -88,6 +90,7 @@ pub async fn surroundings(client: &Client, settings: &Settings, now: Timestamp) 
         paused_at: pace::signs(client).await?.paused_at,
         index: index::find(client).await?,
         lacking: privileges::lacking(client, &[]).await?,
+        hindrances: preflight::hindrances(client, false).await?,
         census_at: gate::census_at(client).await?,
         routed: Routed::NotKnown,
         guard: guard::find(client).await?,

@@ -14,6 +14,9 @@ use tracing::{info, warn};
 /// How long a run waits for others who hold the log; the next run comes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What makes a function of the schema opsward anew.
+const REMAKE: &str = "`opsward uninstall` and a new start make all of it anew";
+
 /// How it stands with the guard after a run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
@@ -86,7 +89,12 @@ pub async fn remove(work: &Work, lease: &mut Lease) -> db::Result<Outcome> {
 }
 
 async fn bring(work: &Work, lease: &mut Lease, change: Change) -> db::Result<Outcome> {
+    let lost = guard::lost_function(lease.client()?).await?.filter(|_| change == Change::Put);
     let outcome = match guard::is_as(lease.client()?, change).await? {
+        _ if let Some(lost) = lost => {
+            warn!(%lost, fix = REMAKE, "the replay guard lets everything pass: somebody dropped a function");
+            Outcome::Blocked(format!("{lost}, which somebody dropped: {REMAKE}"))
+        }
         true => Outcome::Right,
         false if work.settings.read_only => Outcome::ReadOnly,
         false => changed(work, lease, change).await?,

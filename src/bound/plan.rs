@@ -42,6 +42,8 @@ pub struct Surroundings {
     pub index: index::Found,
     /// Privileges that this role lacks.
     pub lacking: Vec<Lacking>,
+    /// What depends on the log's rows, so that deleting them fails or deletes more.
+    pub hindrances: Vec<String>,
     /// When the census was last brought up to date.
     pub census_at: Option<Timestamp>,
     /// Whether peers' sweeps come here.
@@ -275,7 +277,19 @@ fn may_not(around: &Surroundings, need: Need) -> Vec<Blocker> {
     let lacking = around.lacking.iter().filter(|lacking| lacking.need == need);
     let lacking =
         lacking.map(|of| blocker("no_privilege", need.consequence(), format!("as the owner: {}", of.lift)));
-    read_only.into_iter().chain(lacking).collect()
+    let hindered = (need == Need::Delete).then(|| hindered(&around.hindrances, around.now)).flatten();
+    read_only.into_iter().chain(lacking).chain(hindered).collect()
+}
+
+/// Nothing is deleted where others' rows, or others' rules, hang on it.
+pub(super) fn hindered(hindrances: &[String], now: Timestamp) -> Option<Blocker> {
+    (!hindrances.is_empty()).then(|| Blocker {
+        code: "dependents".into(),
+        subject: String::new(),
+        text: format!("rows of ops can't just be deleted: it has a {}", hindrances.join(", a ")),
+        fix: "drop it, or detach it from ops".into(),
+        since: now,
+    })
 }
 
 /// A task that is a switch and a state of the database.

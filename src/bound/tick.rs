@@ -7,6 +7,7 @@ use super::delete::{self, Ended, Order, Report};
 use super::facts;
 use super::guard;
 use super::index::{self, Ensured};
+use super::plan::hindered;
 use super::recent::{self, Looked};
 use super::vacuum::{self, Vacuumed};
 use crate::db::lease::Lease;
@@ -182,7 +183,12 @@ async fn prune(
     {
         let mut order = order(work, lease, task, &facts, cuts);
         if !order.cuts.is_empty() {
-            if let Some(blocker) = guard::first(work, lease).await? {
+            let hindrances = db::preflight::hindrances(&*lease.client()?, false).await?;
+            let blocker = match hindered(&hindrances, now) {
+                None => guard::first(work, lease).await?,
+                hindered => hindered,
+            };
+            if let Some(blocker) = blocker {
                 outcome.decision = Some(Decision::Skip { blockers: vec![blocker] });
                 return Ok(outcome);
             }

@@ -5,7 +5,7 @@ use crate::bound::{self, facts};
 use crate::clock::Clock;
 use crate::db::guard::{self, Found};
 use crate::db::privileges::{Lacking, Need};
-use crate::db::{self, Client, Db, catalog, lease, migrate, node, order, privileges, stats};
+use crate::db::{self, Client, Db, catalog, lease, migrate, node, order, privileges, stats, uninstall};
 use crate::pull::{client, discover};
 use crate::records;
 use crate::settings::Settings;
@@ -103,6 +103,11 @@ async fn leftovers(client: &Client, has_schema: bool) -> db::Result<Vec<(String,
     if guard::find(client).await? == Found::Other {
         let text = "the replay guard on public.ops is disabled, or not as this opsward makes it";
         found.push((text.to_owned(), "`opsward run` puts it right, or takes it away".to_owned()));
+    }
+    if let uninstall::Found::Brought(owned) = uninstall::find(client).await? {
+        let names: Vec<&str> = owned.iter().map(|o| o.name.as_str()).collect();
+        let text = format!("a dump brought triggers of opsward's to public.ops: {}", names.join(", "));
+        found.push((text, "`opsward uninstall` removes them".to_owned()));
     }
     // A holder of the lease may be working on these jobs.
     if has_schema && lease::holder(client).await?.is_none() {

@@ -1,12 +1,13 @@
 //! `opsward sweep`: pulls one page of each peer, prints what happened.
 
 use super::{Context, args};
-use crate::db::{Db, migrate, peers};
+use crate::bound::facts;
+use crate::db::{Db, migrate, node, peers};
 use crate::metrics::Metrics;
 use crate::pull::{PullFailure, Pulled, Puller, discover};
 use crate::settings::Settings;
 use crate::show::{self, Done, ExitCode, Failure, Outcome};
-use crate::values::{Host, OpUlid};
+use crate::values::{Host, OpUlid, Replication};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +26,14 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
         return Err(Failure::read_only("pulling writes ops and records, so nothing was pulled", "pull"));
     }
     let db = context.open_db("sweep", 4).await?;
-    migrate::migrate(&mut db.client().await?).await?;
+    let mut client = db.client().await?;
+    migrate::migrate(&mut client).await?;
+    let (by, why) = facts::replication(&client, &node::catalog(&client).await?, settings).await?;
+    drop(client);
+    if by == Replication::Chain {
+        let text = format!("ops reach this node by the chain alone, so nothing was pulled: {why}");
+        return Err(Failure::refused(text, "OPENAUDIO_MEDIORUM_REPLICATION=both pulls all the same"));
+    }
     let hosts = match args.peer.is_empty() {
         false => args.peer,
         true => active(settings, &own, &db).await?,

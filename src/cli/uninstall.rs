@@ -24,7 +24,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     let db = context.open_db("uninstall", POOL).await?;
-    let owned = match find(&db.client().await?).await? {
+    let (owned, schema) = match find(&db.client().await?).await? {
         Found::Nothing => {
             return Ok(done(false, &[], format!("{} holds nothing of opsward.", db.shown())));
         }
@@ -37,7 +37,8 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
                 format!("with the schema opsward would go what opsward did not make: {}", by.join(", "));
             return Err(Failure::refused(text, "drop it, or move it out of the schema, then uninstall"));
         }
-        Found::Ours(owned) => owned,
+        Found::Ours(owned) => (owned, &["the schema opsward with all that is in it"][..]),
+        Found::Brought(owned) => (owned, &[][..]),
     };
     if context.settings.read_only && !owned.is_empty() {
         let names = names(&owned).join(", ");
@@ -49,7 +50,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
         "This removes from {}: {}.\nCursors, refused ops and all other state of opsward are lost; \
          the node's own tables stay as they are.",
         db.shown(),
-        listed(&owned)
+        listed(schema, &owned)
     );
     confirm(context, args.yes, &what)?;
     let mut lease = match Lease::take(&db).await? {
@@ -63,7 +64,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     drop_leftovers(&mut lease, &db).await?;
     match remove(&mut lease, &owned).await? {
         Removal::Done => {
-            let text = format!("Removed from {}: {}.", db.shown(), listed(&owned));
+            let text = format!("Removed from {}: {}.", db.shown(), listed(schema, &owned));
             Ok(done(true, &owned, text))
         }
         Removal::DaemonConnected => Err(daemon_connected(&db)),
@@ -112,10 +113,9 @@ fn names(owned: &[Owned]) -> Vec<String> {
     owned.iter().map(|o| format!("{} {}", o.kind, o.name)).collect()
 }
 
-fn listed(owned: &[Owned]) -> String {
-    let schema = "the schema opsward with all that is in it".to_owned();
-    let all: Vec<String> = std::iter::once(schema).chain(names(owned)).collect();
-    all.join(", ")
+fn listed(schema: &[&str], owned: &[Owned]) -> String {
+    let schema = schema.iter().map(|s| (*s).to_owned());
+    schema.chain(names(owned)).collect::<Vec<_>>().join(", ")
 }
 
 fn done(changed: bool, owned: &[Owned], text: String) -> Done {

@@ -76,7 +76,7 @@ impl Kept {
 /// A batch of a phase's work.
 pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
     if run.place.phase != Some(phase) {
-        let hindrances = db::preflight::hindrances(&*run.lease.client()?).await?;
+        let hindrances = db::preflight::hindrances(&*run.lease.client()?, true).await?;
         if !hindrances.is_empty() {
             return Err(Error::Undo(format!(
                 "rows of ops can't just be deleted and moved by now: it has a {}",

@@ -42,9 +42,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// After a VACUUM that others waited behind.
 const REST: Duration = Duration::from_secs(2);
 /// So often a swap is tried again where something was written between the last replay and its
-/// lock, so that what is replayed under the lock is in no snapshot's past. At 500 writes a second
-/// one try in twelve finds nothing.
-const PATIENT_AFTER: u32 = 20;
+/// lock: then every snapshot sees all that was replayed. At 500 writes a second one try in twelve
+/// finds nothing written.
+const PATIENT_AFTER: u32 = 100;
 /// What a swap locks, in this order.
 const SWAPPED: Target<'static> = (&[NEXT, OPS], Behind::Everybody);
 /// Rows of the first batch, and of the largest.

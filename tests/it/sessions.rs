@@ -10,7 +10,7 @@ use opsward::values::{Beginning, OpUlid};
 use std::collections::BTreeMap;
 
 /// What an operator may have set for the database. Each would harm in its own way.
-const ODD: [(&str, &str); 16] = [
+const ODD: [(&str, &str); 18] = [
     ("default_transaction_isolation", "serializable"),
     ("default_transaction_read_only", "on"),
     ("default_transaction_deferrable", "on"),
@@ -27,6 +27,8 @@ const ODD: [(&str, &str); 16] = [
     ("plan_cache_mode", "force_custom_plan"),
     ("DateStyle", "German"),
     ("synchronous_commit", "remote_apply"),
+    ("jit", "on"),
+    ("idle_session_timeout", "2min"),
 ];
 
 async fn defaults(database: &Database, settings: &[(&str, &str)]) {

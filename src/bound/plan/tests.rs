@@ -22,6 +22,7 @@ fn around() -> Surroundings {
         paused_at: None,
         index: index::Found { there: None, leftovers: Vec::new(), bytes: 100, wal_bytes: 0, may: true },
         lacking: Vec::new(),
+        hindrances: Vec::new(),
         census_at: None,
         routed: Routed::Routed,
         guard: Found::Nothing,

@@ -76,17 +76,13 @@ pub async fn holder(client: &impl GenericClient, xid: u64, old: Old) -> Result<O
     Ok(row.doing("look for old snapshots")?.map(words))
 }
 
-/// A session that may go on to read by a snapshot from before a transaction, or by any that
-/// there is, in words. What waits for a lock of ours is left out where that is asked for: nobody
-/// can see whether its next statement has a snapshot of its own.
-pub async fn reader(
-    client: &impl GenericClient,
-    before: Option<u64>,
-    without_waiting: bool,
-) -> Result<Option<String>> {
+/// A session that may go on by a snapshot from before a transaction, or by `any` that there is,
+/// in words. Of any, those are left out that wait for a lock of ours by a snapshot younger than
+/// the transaction: nobody can see whether their next statement has one of its own.
+pub async fn reader(client: &impl GenericClient, before: u64, any: bool) -> Result<Option<String>> {
     let statement = client.prepare_cached(READER).await.doing("look for snapshots")?;
-    let before = before.map(|xid| i64::try_from(xid).unwrap_or(i64::MAX));
-    let row = client.query_opt(&statement, &[&before, &without_waiting]).await;
+    let before = i64::try_from(before).unwrap_or(i64::MAX);
+    let row = client.query_opt(&statement, &[&before, &any]).await;
     Ok(row.doing("look for snapshots")?.map(|row| format!("a snapshot held by {}", process(&row))))
 }
 
@@ -96,9 +92,9 @@ pub const READER: &str = "
     FROM pg_stat_activity a
     WHERE a.pid <> pg_backend_pid() AND a.datname = current_database() AND a.backend_type = 'client backend'
       AND (a.state <> 'active' OR a.xact_start < a.query_start)
-      AND CASE WHEN $1::bigint IS NULL THEN a.backend_xmin IS NOT NULL
-               ELSE age(a.backend_xmin) > age($1::bigint::text::xid8::xid) END
-      AND NOT ($2::boolean AND pg_backend_pid() = ANY (pg_blocking_pids(a.pid)))
+      AND (age(a.backend_xmin) > age($1::bigint::text::xid8::xid)
+           OR $2::boolean AND a.backend_xmin IS NOT NULL
+              AND pg_backend_pid() <> ALL (pg_blocking_pids(a.pid)))
       AND NOT EXISTS (SELECT FROM pg_stat_progress_vacuum v WHERE v.pid = a.pid)
     ORDER BY age(a.backend_xmin) DESC LIMIT 1";
 

@@ -63,15 +63,10 @@ impl Lease {
         Ok(Ok(lease))
     }
 
-    /// An idle lease is not to be ended by the server, and what it is at is not
-    /// to outlive this process: nobody would watch it. This session is never
-    /// handed back to the pool.
+    /// What it is at is not to outlive this process: nobody would watch it. This session is
+    /// never handed back to the pool.
     async fn sessions_own(&self) -> Result<()> {
-        // Servers before 14 do not end sessions.
-        for sql in ["SET idle_session_timeout = 0", ENDS_WITH_ITS_CLIENT] {
-            set_where_known(self.get()?, sql, "keep the lease").await?;
-        }
-        Ok(())
+        set_where_known(self.get()?, ENDS_WITH_ITS_CLIENT, "keep the lease").await
     }
 
     fn get(&self) -> Result<&Client> {

@@ -35,7 +35,7 @@ const fn afterwards(name: &'static str, value: &'static str) -> Fact {
 }
 
 /// Values are written as the server shows them.
-const FACTS: [Fact; 22] = [
+const FACTS: [Fact; 24] = [
     at_start("default_transaction_isolation", "read committed"),
     at_start("default_transaction_read_only", "off"),
     at_start("default_transaction_deferrable", "off"),
@@ -56,12 +56,16 @@ const FACTS: [Fact; 22] = [
     at_start("enable_indexscan", "on"),
     at_start("enable_indexonlyscan", "on"),
     at_start("plan_cache_mode", "auto"),
+    // A planner that is kept from its plans takes the rest for very dear, and compiles them.
+    at_start("jit", "off"),
     at_start("client_encoding", "UTF8"),
     at_start("TimeZone", "UTC"),
     at_start("DateStyle", "ISO, MDY"),
     at_start("IntervalStyle", "postgres"),
     // Known from PostgreSQL 17 on. It would end the session of the lease.
     afterwards("transaction_timeout", "0"),
+    // Known from PostgreSQL 14 on. It would end what keeps a daemon's mark, and pooled sessions.
+    afterwards("idle_session_timeout", "0"),
     // Only a superuser may set it.
     afterwards("session_replication_role", "origin"),
 ];

@@ -25,6 +25,8 @@ pub enum Found {
     /// The schema, and what was made outside it: kind, name, and the statement
     /// that removes it, the last made first.
     Ours(Vec<Owned>),
+    /// No schema, but triggers that a dump of schema public brought.
+    Brought(Vec<Owned>),
     /// It would take with it what others made: each thing in words.
     Used(Vec<String>),
 }
@@ -45,7 +47,8 @@ pub async fn find(client: &impl GenericClient) -> Result<Found> {
     let row = client.query_one(THERE, &[]).await.doing("look for the schema opsward")?;
     let (schema, ours): (bool, bool) = (row.get(0), row.get(1));
     if !schema {
-        return Ok(Found::Nothing);
+        let brought = brought(client).await?;
+        return Ok(if brought.is_empty() { Found::Nothing } else { Found::Brought(brought) });
     }
     if !ours {
         return Ok(Found::Foreign);
@@ -54,8 +57,25 @@ pub async fn find(client: &impl GenericClient) -> Result<Found> {
     if !used.is_empty() {
         return Ok(Found::Used(used));
     }
-    Ok(Found::Ours(rows::all(client, OWNED, &[], "read what is owned").await?))
+    let mut owned: Vec<Owned> = rows::all(client, OWNED, &[], "read what is owned").await?;
+    let brought = brought(client).await?.into_iter().filter(|b| owned.iter().all(|o| o.name != b.name));
+    owned.extend(brought.collect::<Vec<_>>());
+    Ok(Found::Ours(owned))
 }
+
+/// Functions of ours in schema public with the triggers that call them, whoever made them there:
+/// a dump of that schema brings them along.
+pub async fn brought(client: &impl GenericClient) -> Result<Vec<Owned>> {
+    rows::all(client, BROUGHT, &[], "look for our triggers").await
+}
+
+const BROUGHT: &str = "
+    SELECT 'trigger' AS kind, proname::text AS name,
+           format('DROP FUNCTION IF EXISTS public.%I() CASCADE', proname) AS drop_sql
+    FROM pg_proc
+    WHERE pronamespace = to_regnamespace('public') AND prosrc LIKE '%Made by opsward%'
+      AND proname IN ('opsward_capture', 'opsward_replay_guard', 'opsward_truncation')
+    ORDER BY proname";
 
 /// What others made, in the schema or on top of it: DROP … CASCADE would take it along.
 async fn others(client: &impl GenericClient) -> Result<Vec<String>> {
@@ -148,7 +168,10 @@ pub async fn remove(lease: &mut Lease, shown: &[Owned]) -> Result<Removal> {
             other => return Ok(other),
         }
     }
-    schema(lease).await
+    match find(&*lease.client()?).await? {
+        Found::Nothing => Ok(Removal::Done),
+        _ => schema(lease).await,
+    }
 }
 
 /// What was made outside the schema: all of it is on the log.
@@ -161,11 +184,15 @@ async fn outside(lease: &mut Lease, shown: &[Owned]) -> Result<Removal> {
             let dropped = async { tx.batch_execute(&thing.drop_sql).await.doing("remove what is owned") };
             tokio::try_join!(biased; bound(tx), dropped)?;
         }
-        tx.execute("DELETE FROM opsward.owned", &[]).await.doing("forget what is owned")?;
+        tx.batch_execute(FORGET).await.doing("forget what is owned")?;
         Ok(Removal::Done)
     };
     removed(lease, (&["public.ops"], Behind::Everybody), drop_owned).await
 }
+
+const FORGET: &str = "DO $forget$ BEGIN
+    IF to_regclass('opsward.owned') IS NOT NULL THEN DELETE FROM opsward.owned; END IF;
+    END $forget$";
 
 /// No node waits for our own tables, so what drops them may take its time.
 async fn schema(lease: &mut Lease) -> Result<Removal> {
@@ -206,7 +233,7 @@ async fn unlike(tx: &Transaction<'_>, shown: &[Owned]) -> Result<Option<Removal>
         return Ok(Some(Removal::DaemonConnected));
     }
     Ok(match find(tx).await? {
-        Found::Ours(owned) if owned == shown => None,
+        Found::Ours(owned) | Found::Brought(owned) if owned == shown => None,
         _ => Some(Removal::Changed),
     })
 }

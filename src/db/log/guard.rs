@@ -94,8 +94,24 @@ impl Trigger {
 
 /// Looks for the guard on the log.
 pub async fn find(client: &Client) -> Result<Found> {
-    GUARD.find(client).await
+    let found = GUARD.find(client).await?;
+    Ok(match lost_function(client).await? {
+        Some(_) if found == Found::Right => Found::Other,
+        _ => found,
+    })
 }
+
+/// A function of the schema opsward that the guard calls, and that somebody dropped: it lets
+/// everything pass then.
+pub async fn lost_function(client: &Client) -> Result<Option<String>> {
+    Ok(client.query_opt(LOST, &[]).await.doing("look for the guard's functions")?.map(|row| row.get(0)))
+}
+
+const LOST: &str = "
+    SELECT f FROM unnest(ARRAY['opsward.announced(text)', 'opsward.guard_make()', 'opsward.truncation_make()',
+        'opsward.guard_refuses(text,text,text,text,jsonb)', 'opsward.guard_keeps(text,text,text,text,jsonb)',
+        'opsward.acting(text,text,text,jsonb)', 'opsward.records(jsonb)', 'opsward.trace_key(text,jsonb)']) f
+    WHERE to_regclass('opsward.migrations') IS NOT NULL AND to_regprocedure(f) IS NULL LIMIT 1";
 
 /// Whether the guard and the trigger beside it are on the log, or gone from it.
 pub async fn is_as(client: &Client, change: Change) -> Result<bool> {

@@ -56,7 +56,7 @@ pub struct Standing {
 pub async fn standing(client: &impl GenericClient) -> Result<Standing> {
     Ok(Standing {
         dependents: dependents(client).await?,
-        hindrances: hindrances(client).await?,
+        hindrances: hindrances(client, true).await?,
         long: activity::long(client).await?,
         grants: words(client, GRANTS).await?,
         ..rows::one(client, STANDING, &[], "look at ops before a reclaim").await?
@@ -95,9 +95,10 @@ pub async fn dependents(client: &impl GenericClient) -> Result<Vec<String>> {
     words(client, DEPENDENTS).await
 }
 
-/// What depends on the table's rows, so that deleting or moving them fails, or changes more.
-pub async fn hindrances(client: &impl GenericClient) -> Result<Vec<String>> {
-    words(client, HINDRANCES).await
+/// What depends on the table's rows, so that deleting them, or moving them as well, fails or
+/// changes more.
+pub async fn hindrances(client: &impl GenericClient, moves: bool) -> Result<Vec<String>> {
+    rows::all(client, HINDRANCES, &[&moves], "look what depends on the rows of ops").await
 }
 
 /// Whatever the catalog says depends on the table, its row type or its
@@ -146,14 +147,15 @@ const DEPENDENTS: &str = "
       AND pubname NOT IN (SELECT pubname FROM pg_publication WHERE puballtables)
     ORDER BY 1";
 
-/// A trigger's bits: 8 is DELETE, 16 is UPDATE, by which rows move.
+/// A trigger's bits: 2 is BEFORE, 8 DELETE, 16 UPDATE, by which rows move. What is fired after
+/// a DELETE keeps no row from going.
 const HINDRANCES: &str = "
     SELECT format('foreign key %s of %s', conname, conrelid::regclass) FROM pg_constraint
     WHERE confrelid = 'public.ops'::regclass AND contype = 'f'
     UNION ALL SELECT format('rule %s', rulename) FROM pg_rewrite WHERE ev_class = 'public.ops'::regclass
     UNION ALL SELECT format('trigger %s', tgname) FROM pg_trigger
     WHERE tgrelid = 'public.ops'::regclass AND NOT tgisinternal AND NOT starts_with(tgname, 'opsward_')
-      AND tgenabled <> 'D' AND tgtype & 24 <> 0
+      AND tgenabled <> 'D' AND (tgtype & 10 = 10 OR $1::boolean AND tgtype & 16 <> 0)
     UNION ALL SELECT format('table %s that inherits from it', inhrelid::regclass) FROM pg_inherits
     WHERE inhparent = 'public.ops'::regclass
     ORDER BY 1";

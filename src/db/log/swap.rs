@@ -145,8 +145,7 @@ async fn replay_last(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Op
             return Ok(Some(Swapped::Behind));
         }
         // What is replayed now is seen by those alone whose snapshot is yet to come.
-        let before = Some(replayed).filter(|_| keys.is_empty());
-        let reader = activity::reader(tx, before, expected.is_patient);
+        let reader = activity::reader(tx, replayed, !keys.is_empty());
         if let (_, Some(who)) = tokio::try_join!(biased; short_lock::bound(tx), reader)? {
             return Ok(Some(Swapped::Unseen(who)));
         }

@@ -263,3 +263,44 @@ async fn a_second_spelling_and_an_own_op_ahead_are_named() {
     let until = format!("nothing is deleted until {}", at(ahead.ms() - HOUR_MS));
     assert!(said.contains(&of) && said.contains(&until), "{said}");
 }
+
+/// Others' rows hang on the log's, or others' rules: nothing is deleted, and it is said why.
+#[tokio::test]
+async fn nothing_goes_where_more_than_the_log_would_change() {
+    let gate = Gate::new().await;
+    gate.cursor(A, HOUR_MS).await;
+    gate.cursor(B, HOUR_MS).await;
+    for (make, drop, word) in [
+        (
+            "CREATE TABLE archive () INHERITS (ops); INSERT INTO archive SELECT * FROM ops LIMIT 10",
+            "DROP TABLE archive",
+            "table archive",
+        ),
+        (
+            "CREATE TABLE notes (u text REFERENCES ops (ulid) ON DELETE CASCADE); INSERT INTO notes SELECT ulid FROM ops",
+            "DROP TABLE notes",
+            "foreign key notes_u_fkey",
+        ),
+        ("CREATE RULE keep AS ON DELETE TO ops DO INSTEAD NOTHING", "DROP RULE keep ON ops", "rule keep"),
+        (
+            "CREATE FUNCTION veto() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+             CREATE TRIGGER veto BEFORE DELETE ON ops FOR EACH ROW EXECUTE FUNCTION veto()",
+            "DROP TRIGGER veto ON ops",
+            "trigger veto",
+        ),
+    ] {
+        gate.0.run(make).await;
+        let all = gate.0.number("SELECT count(*) FROM ops").await;
+        let plan = gate.plan(&[]).await;
+        assert_eq!(plan["tasks"][0]["state"], "blocked", "{plan}");
+        assert!(plan["tasks"][0]["blockers"].to_string().contains(word), "{plan}");
+        let (_, pruned) = gate.0.json(&["prune"]).await;
+        assert!(pruned.to_string().contains(word), "{pruned}");
+        assert_eq!(gate.0.number("SELECT count(*) FROM ops").await, all, "{make}");
+        gate.0.run(drop).await;
+    }
+    let all = gate.0.number("SELECT count(*) FROM ops").await;
+    let (code, pruned) = gate.0.json(&["prune"]).await;
+    assert_eq!(code, 0, "{pruned}");
+    assert!(gate.0.number("SELECT count(*) FROM ops").await < all);
+}

@@ -72,6 +72,39 @@ async fn uninstall_after_everything_leaves_nothing() {
     }
 }
 
+/// A dump of schema public brings the guard's and the capture's functions along, with their
+/// triggers: they go, whatever there is of our schema.
+#[tokio::test]
+async fn triggers_that_a_dump_brought_go_too() {
+    let database = Database::new().await;
+    let before = dump(&database);
+    let env = vec![
+        (DAYS.to_owned(), "30".to_owned()),
+        (PEERS.to_owned(), "none".to_owned()),
+        ("OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD".to_owned(), "true".to_owned()),
+    ];
+    let bench = Bench { client: database.client().await, database, env };
+    let at = async |args: &[&str]| bench.start_at(args, bench.database.url()).output().await;
+    bench.log(60, 6).await;
+    for forget in ["DROP SCHEMA opsward CASCADE", "DELETE FROM opsward.owned"] {
+        for args in [&["census"][..], &["prune"]] {
+            let ran = at(args).await;
+            assert_eq!(ran.code, Some(0), "{args:?}: {ran:?}");
+        }
+        bench.run("SELECT opsward.capture_make()").await;
+        bench.run(forget).await;
+        let doctor = at(&["doctor"]).await;
+        assert_eq!(doctor.stdout.contains("opsward_replay_guard"), forget.starts_with("DROP"), "{doctor:?}");
+        let ran = at(&["uninstall", "--yes"]).await;
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        assert!(
+            ran.stdout.contains("opsward_replay_guard") && ran.stdout.contains("opsward_capture"),
+            "{ran:?}"
+        );
+        assert_eq!(dump(&bench.database), before, "{forget}");
+    }
+}
+
 /// Nobody waits for tables of ours: on a slow disk their drop may take its time.
 #[tokio::test]
 async fn a_slow_drop_is_waited_for() {
