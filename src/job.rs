@@ -112,6 +112,20 @@ impl From<Stop> for Failure {
     }
 }
 
+impl From<reclaim::Error> for Failure {
+    fn from(error: reclaim::Error) -> Self {
+        let text = error.to_string();
+        match error {
+            reclaim::Error::Refused { why, fix } => Self::refused(why, fix),
+            reclaim::Error::Db(error) => error.into(),
+            reclaim::Error::Halted(_) => {
+                failed(text, "`opsward reclaim --resume` goes on from there, `--abort` ends it")
+            }
+            reclaim::Error::Undo(_) => failed(text, ""),
+        }
+    }
+}
+
 fn failed(text: impl Into<String>, fix: &str) -> Failure {
     Failure::new(ExitCode::Failed, "job_failed", text).fix(fix)
 }
@@ -247,15 +261,7 @@ async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -
         }
         .boxed()
     };
-    match to_its_end(work, lease, request, &ask).boxed().await {
-        Ok(report) => Ok(json!(report)),
-        Err(reclaim::Error::Refused { why, fix }) => Err(Failure::refused(why, fix)),
-        Err(reclaim::Error::Db(error)) => Err(error.into()),
-        Err(error @ reclaim::Error::Halted(_)) => {
-            Err(failed(error.to_string(), "`opsward reclaim --resume` goes on from there, `--abort` ends it"))
-        }
-        Err(error @ reclaim::Error::Undo(_)) => Err(failed(error.to_string(), "")),
-    }
+    Ok(json!(to_its_end(work, lease, request, &ask).boxed().await?))
 }
 
 /// How often a reclaim takes the lease anew, and after how long.

@@ -195,7 +195,7 @@ async fn estimate(work: &Work, lease: &mut Lease, reading: &Reading) -> db::Resu
 }
 
 /// Sums of the census by table.
-#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct Total {
     /// The table, as ops name it; NULL is ''.
     pub table: String,
@@ -220,16 +220,7 @@ pub fn totals(entries: &[Entry], implausible: &[census::Implausible]) -> Vec<Tot
     let mut totals: Vec<Total> = Vec::new();
     let mut of = |table: &str, add: &dyn Fn(&mut Total)| {
         let at = totals.iter().position(|t| t.table == table).unwrap_or_else(|| {
-            totals.push(Total {
-                table: table.to_owned(),
-                rows: 0,
-                bytes: 0,
-                oldest: None,
-                newest: None,
-                owed: 0,
-                implausible: 0,
-                estimated: false,
-            });
+            totals.push(Total { table: table.to_owned(), ..Total::default() });
             totals.len() - 1
         });
         add(&mut totals[at]);

@@ -8,7 +8,7 @@
 use super::skipped::Skipped;
 use super::vacuum::{self, Vacuumed};
 use crate::db::lease::Lease;
-use crate::db::prune::{self, Batch, Doomed, Locked, Places, Range, Run, TableCut, Trouble};
+use crate::db::prune::{self, Batch, Doomed, Locked, Places, Range, Run, TableCut};
 use crate::db::{self, Error, guard, maintain};
 use crate::values::{OpUlid, Progress, latest_plausible};
 use crate::work::{BatchSize, Pacer, Stop, Work};
@@ -299,7 +299,7 @@ impl<'a> Deleting<'a> {
         self.swept = Instant::now();
         match prune::swept(&tx, &self.cuts, &to).await {
             Ok(()) => tx.commit().await.map_err(|e| Error::of("remember how far it got", e)),
-            Err(error) if prune::trouble(&error) == Trouble::Fatal => Err(error),
+            Err(error) if !error.is_contended() => Err(error),
             Err(_) => Ok(()),
         }
     }
@@ -342,13 +342,12 @@ impl<'a> Deleting<'a> {
     /// A failed batch left nothing; the same rows are tried again otherwise.
     async fn recover(&mut self, lease: &mut Lease, error: Error) -> Result<(), Stop> {
         self.failures += 1;
-        let trouble = prune::trouble(&error);
-        if trouble == Trouble::Fatal || self.failures > TRIES {
+        if !error.is_contended() || self.failures > TRIES {
             return Err(error.into());
         }
         debug!(%error, "a batch is tried again");
-        match trouble {
-            Trouble::TooLong => self.size.too_long(),
+        match error.kind() {
+            db::Kind::TooLong => self.size.too_long(),
             // Somebody has the whole table, not a row of it: that passes.
             _ if self.locked == Locked::Skip => self.skipped.table(self.work, lease).await?,
             _ => self.locked = Locked::Skip,
@@ -372,7 +371,7 @@ impl<'a> Deleting<'a> {
                     still += batch.skipped.len() as u64;
                     self.count(&batch, began.elapsed());
                 }
-                Err(error) if prune::trouble(&error) == Trouble::Contended => still += 1,
+                Err(error) if error.is_held_up() => still += 1,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -396,7 +395,7 @@ impl<'a> Deleting<'a> {
         match settled {
             Ok(()) => tx.commit().await.map_err(|e| Error::of("move the watermark", e)),
             // Too many dead entries: after a VACUUM it will be found.
-            Err(error) if prune::trouble(&error) == Trouble::TooLong => Ok(()),
+            Err(error) if error.is_too_long() => Ok(()),
             Err(error) => Err(error),
         }
     }

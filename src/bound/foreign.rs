@@ -1,8 +1,11 @@
 //! Somebody else pruned: floors that follow what was observed. Newer nodes
 //! prune the log themselves, and leave no traces.
 
-use crate::db::foreign::{self, Before, Seen};
-use crate::db::{self, known, ops};
+use crate::db::{
+    self,
+    foreign::{self, Before, Seen},
+    known,
+};
 use crate::records::models;
 use crate::values::OpUlid;
 use crate::work::Work;
@@ -32,13 +35,13 @@ pub async fn observe(work: &Work) -> db::Result<Found> {
     match foreign::lower_watermark(&mut client).await {
         Ok(None) => {}
         Ok(Some(ulid)) => debug!(%ulid, "a row came in below the watermark"),
-        Err(e) if ops::is_out_of_time(&e) => debug!("too many dead rows to look below the watermark"),
+        Err(e) if e.is_too_long() => debug!("too many dead rows to look below the watermark"),
         Err(e) => return Err(e),
     }
     let (before, seen) = match foreign::look(&mut client, now_ms).await {
         Ok(looked) => looked,
         // Over the dead rows of a large deletion; a vacuum ends that.
-        Err(e) if ops::is_out_of_time(&e) || ops::is_locked(&e) => return Ok(Found::Unknown),
+        Err(e) if e.is_too_long() || e.kind() == db::Kind::Locked => return Ok(Found::Unknown),
         Err(e) => return Err(e),
     };
     let found = judge(before.as_ref(), &seen, now_ms);

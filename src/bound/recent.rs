@@ -3,8 +3,7 @@
 //! late, with the ULIDs of other days, it learns within a week only. So what is
 //! recent is read once a run, in slices, and only where something would go.
 
-use crate::db::lease::Lease;
-use crate::db::{self, census_slice, ops, recent};
+use crate::db::{self, Lease, census_slice, recent};
 use crate::values::{OpUlid, Progress, latest_plausible};
 use crate::work::{BatchSize, Pacer, Stop, Work};
 use std::time::Duration;
@@ -83,7 +82,7 @@ impl Look<'_> {
             let (to, rows, began) = (narrowed.unwrap_or(latest), size.rows(), Instant::now());
             let slice = match recent::slice(lease, &self.silent, &self.after, (to, now_ms), rows).await {
                 Ok(slice) => slice,
-                Err(error) if ops::is_out_of_time(&error) => {
+                Err(error) if error.is_too_long() => {
                     // Dead entries of the index are what takes long, or rows.
                     size.too_long();
                     narrowed = Some(narrow(self.read_to.ms(), to, rows).ok_or(error)?);

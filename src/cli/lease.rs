@@ -2,8 +2,11 @@
 //! the job to the daemon that holds the lease, and shows the progress.
 
 use super::{Context, progress::Meter};
-use crate::db::lease::{Holder, Lease, daemon_is_there, holder};
-use crate::db::{Db, jobs, migrate, stats};
+use crate::db::{
+    Db, Lease, jobs,
+    lease::{Holder, daemon_is_there, holder},
+    migrate, stats,
+};
 use crate::job::{self, Job, JobEnd};
 use crate::metrics::Metrics;
 use crate::show::{Done, ExitCode, Failure};

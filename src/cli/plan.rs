@@ -5,12 +5,12 @@ use super::{Context, lease, outside};
 use crate::bound::census::{self, Scope};
 use crate::bound::facts;
 use crate::bound::plan::{self, Routed};
-use crate::db::lease::Lease;
-use crate::db::{Db, gate, migrate};
+use crate::db::{Db, Lease, gate, migrate};
 use crate::pull::client;
 use crate::show::{Done, Failure, Outcome, plan_text};
 use crate::values::Host;
 use crate::work::{Pacer, Stop};
+use serde_json::json;
 use std::time::Duration;
 
 /// Time for a first look at the log, which begins with a sample.
@@ -31,7 +31,7 @@ pub(super) async fn run(context: &Context) -> Outcome {
     let mut around = facts::surroundings(&client, &context.settings, now).await?;
     around.routed = routed(context, own).await;
     let plan = plan::plan(&facts, &around);
-    let result = serde_json::to_value(&plan).map_err(anyhow::Error::from)?;
+    let result = json!(plan);
     Ok(Done::new(result, plan_text::text(&plan)))
 }
 

@@ -12,6 +12,7 @@ use crate::reclaim::{self, Action, Report, Request};
 use crate::settings::Policy;
 use crate::show::{Done, ExitCode, Failure, Outcome, format};
 use crate::values::{OpUlid, day_of};
+use serde_json::json;
 
 /// Give disk back: leave in the log only what survives, while the node runs
 #[derive(clap::Args)]
@@ -100,7 +101,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
         let plan = planned(context, &mut request).await?;
         let text = plan_text(&plan);
         if args.plan {
-            return Ok(Done::new(serde_json::to_value(&plan).map_err(anyhow::Error::from)?, text));
+            return Ok(Done::new(json!(plan), text));
         }
         let under_way = plan.obstacles.iter().any(|o| o.code == "unfinished");
         let waits = under_way && lease::is_waited_for(context, args.lease.wait).await?;
@@ -125,7 +126,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     };
     let is_undone = matches!(report.outcome, reclaim::Outcome::Aborted(_)) && action != Action::Abort;
     let exit = if is_undone { ExitCode::Failed } else { ExitCode::Done };
-    let result = serde_json::to_value(&report).map_err(anyhow::Error::from)?;
+    let result = json!(report);
     Ok(Done::new(result, outcome_text(&report, action)).changed(true).exit(exit).warn(differ))
 }
 
@@ -164,13 +165,7 @@ async fn planned(context: &Context, request: &mut Request) -> Result<Plan, Failu
     first_look(context, &db).await?;
     let work = lease::work(context, context.self_host()?.clone(), db.clone())?;
     request.gate = gate_of_reclaim(&work, reclaim::gate::of).await?;
-    reclaim::plan(&work, &mut db.client().await?, request).await.map_err(|error| match error {
-        reclaim::Error::Refused { why, fix } => Failure::refused(why, fix),
-        reclaim::Error::Db(error) => Failure::from(error),
-        error @ (reclaim::Error::Halted(_) | reclaim::Error::Undo(_)) => {
-            Failure::new(ExitCode::Failed, "halted", error.to_string())
-        }
-    })
+    Ok(reclaim::plan(&work, &mut db.client().await?, request).await?)
 }
 
 fn plan_text(plan: &Plan) -> String {

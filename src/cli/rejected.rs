@@ -2,8 +2,10 @@
 
 use super::confirm::confirm;
 use super::{Context, args};
-use crate::db::rejected::{self, Kept, Name};
-use crate::db::{Client, migrate};
+use crate::db::{
+    Client, migrate,
+    rejected::{self, Kept, Name},
+};
 use crate::pull::retry::{Retried, retry};
 use crate::show::{self, Done, ExitCode, Failure, Outcome};
 use crate::values::Host;

@@ -8,9 +8,7 @@ use super::verify::{REFERENCE, SETTLE, differences, reference, report_json};
 use super::{Context, lease};
 use crate::bound::decide::reset_from;
 use crate::bound::{facts, guard};
-use crate::db::lease::Lease;
-use crate::db::reset::is_alone;
-use crate::db::{Db, maintain, migrate};
+use crate::db::{Db, Lease, maintain, migrate, presence::is_alone};
 use crate::reclaim::Error;
 use crate::reclaim::reset::{self, behind, complete, plan};
 use crate::reclaim::verify::{Reference, Report, Verify};
@@ -121,11 +119,10 @@ async fn proven(verify: &Verify<'_>, reference: &Reference, meter: Meter) -> Res
 
 fn failed(error: Error) -> Failure {
     match error {
-        Error::Refused { why, fix } => Failure::refused(why, fix),
         Error::Halted(_) | Error::Undo(_) => {
             Failure::new(ExitCode::Failed, "stopped", "stopped: nothing was done")
         }
-        Error::Db(error) => error.into(),
+        error => error.into(),
     }
 }
 

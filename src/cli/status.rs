@@ -7,6 +7,7 @@ use crate::show::gather::gather;
 use crate::show::status::Status;
 use crate::show::{Done, ExitCode, Outcome, advice, ask, exit, status_text};
 use crate::values::Finding;
+use serde_json::json;
 
 /// Fails only when neither the daemon nor the database answers.
 pub(super) async fn run(context: &Context) -> Outcome {
@@ -19,7 +20,7 @@ pub(super) async fn run(context: &Context) -> Outcome {
         },
     };
     let text = status_text::text(&status, &warnings);
-    let result = serde_json::to_value(&status).map_err(anyhow::Error::from)?;
+    let result = json!(status);
     // The text includes the warnings.
     let done = Done::new(result, text).exit(ends);
     Ok(match context.output {

@@ -21,4 +21,6 @@ pub use self::state::{
 
 pub use self::core::connect::{Client, Db};
 pub use self::core::error::{Doing, Error, Kind, Result, describe};
-pub use self::core::transaction::{Isolation, Transaction, begin};
+pub use self::core::lease::Lease;
+use self::core::transaction::Params;
+pub use self::core::transaction::{GenericClient, Isolation, Transaction, begin};

@@ -7,11 +7,10 @@ use super::late::{self, Late};
 use super::replay::{self, Acting, Chosen};
 use super::waves;
 use crate::db::Transaction;
-use crate::db::apply::{self, Failure};
 use crate::db::catalog::Relations;
 use crate::db::pulls::Hold;
 use crate::db::rejected::Refused;
-use crate::db::{self, Client, Doing, census, replay as traces};
+use crate::db::{self, Client, Doing, Kind, apply, census, replay as traces};
 use crate::records::{self, Model, Row, models};
 use crate::values::{Op, OpUlid, RejectReason, unix_ms};
 use jiff::Timestamp;
@@ -133,13 +132,13 @@ pub async fn apply(client: &mut Client, ops: &[Fitting], now: Timestamp) -> db::
         let batch = &ops[range.clone()];
         match patiently(client, batch, now, USUAL).await {
             Ok(done) => outcome.add(done),
-            Err(error) => match apply::sort(&error) {
-                Failure::BadOp if batch.len() == 1 => {
+            Err(error) => match error.kind() {
+                Kind::BadData if batch.len() == 1 => {
                     let reason = RejectReason::new("refused_by_database", error.to_string());
                     outcome.refused.push(refused(&batch[0].op, reason));
                 }
-                Failure::TooLong if batch.len() == 1 => alone(client, batch, now, &mut outcome).await?,
-                Failure::BadOp | Failure::TooLong if batch.len() > 1 => {
+                Kind::TooLong if batch.len() == 1 => alone(client, batch, now, &mut outcome).await?,
+                Kind::BadData | Kind::TooLong if batch.len() > 1 => {
                     let middle = range.start + batch.len() / 2;
                     ranges.push(middle..range.end);
                     ranges.push(range.start..middle);
@@ -160,13 +159,10 @@ async fn alone(client: &mut Client, op: &[Fitting], now: Timestamp, outcome: &mu
                 outcome.add(done);
                 return Ok(());
             }
-            Err(error) => match apply::sort(&error) {
-                Failure::TooLong if tries < TRIES_ALONE => tries += 1,
-                Failure::TooLong | Failure::BadOp => {
-                    let code = match apply::sort(&error) {
-                        Failure::TooLong => "too_slow",
-                        _ => "refused_by_database",
-                    };
+            Err(error) => match error.kind() {
+                Kind::TooLong if tries < TRIES_ALONE => tries += 1,
+                kind @ (Kind::TooLong | Kind::BadData) => {
+                    let code = if kind == Kind::TooLong { "too_slow" } else { "refused_by_database" };
                     outcome.refused.push(refused(&op[0].op, RejectReason::new(code, error.to_string())));
                     return Ok(());
                 }
@@ -186,7 +182,7 @@ async fn patiently(
     let mut tries = 1;
     loop {
         match once(client, batch, now, bound).await {
-            Err(e) if apply::sort(&e) == Failure::Contended && tries < TRIES => {
+            Err(e) if e.is_held_up() && tries < TRIES => {
                 sleep(Duration::from_millis(50) * 2u32.pow(tries)).await;
                 tries += 1;
             }

@@ -2,9 +2,8 @@
 //! the log above the op, nor in a trace.
 
 use super::apply::Fitting;
-use crate::db::Transaction;
 use crate::db::newer::{self, Newest, Slice};
-use crate::db::{self, Client, Doing, apply};
+use crate::db::{self, Client, Doing, Isolation, Transaction, begin};
 use crate::values::{Op, OpUlid};
 use std::collections::HashMap;
 use tokio::time::Instant;
@@ -62,9 +61,9 @@ impl Newer {
         let mut rows = MOST_ROWS;
         let (mut told, mut read) = (Instant::now(), 0);
         loop {
-            let tx = newer::begin(client).await?;
+            let tx = begin(client, Isolation::Read).await?;
             let slice = match self.slice(&tx, rows).await {
-                Err(error) if apply::sort(&error) == apply::Failure::TooLong && rows > LEAST_ROWS => {
+                Err(error) if error.is_too_long() && rows > LEAST_ROWS => {
                     rows /= 2;
                     continue;
                 }

@@ -2,7 +2,6 @@
 //! it is about.
 
 use super::{Result, plan};
-use crate::db::prune::{Trouble, trouble};
 use crate::db::{census::Entry, traced};
 use crate::values::OpUlid;
 use crate::work::Work;
@@ -36,7 +35,7 @@ pub(super) async fn seen(work: &Work, census: &[Entry], ceiling: Option<OpUlid>)
                         seen.entry(table).or_default().push(of_table);
                     }
                 }
-                Err(error) if trouble(&error) != Trouble::Fatal => {}
+                Err(error) if error.is_contended() => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -6,7 +6,7 @@ use super::{Error, Outcome, Result, Run, agreed, in_place, swap};
 use crate::db;
 use crate::db::clone::OPS;
 use crate::db::maintain::Ended;
-use crate::db::prune::{Locked, Trouble, trouble};
+use crate::db::prune::Locked;
 use crate::db::short_lock::{Behind, holders};
 use crate::work::{Halt, Room, Stop, WAL_SEGMENT, WaitFor};
 use futures_util::FutureExt;
@@ -35,7 +35,7 @@ pub(super) async fn walk(run: &mut Run<'_>) -> Result<Outcome> {
                 Ok(facts) => decide::next_of_swap(&run.at, &facts),
                 // The catalog's words on ops wait for its locks, too.
                 Err(error) => {
-                    again(run, error, |_| Trouble::Contended).await?;
+                    again(run, error, |_| false).await?;
                     continue;
                 }
             },
@@ -124,7 +124,7 @@ async fn turn(run: &mut Run<'_>, phase: Phase) -> Result<Turn> {
         match (run.ask)().await {
             Ok(gate) => agreed(&gate, &run.at)?,
             Err(error) => {
-                again(run, error.into(), |trouble| trouble).await?;
+                again(run, error.into(), db::Error::is_too_long).await?;
                 return Ok(Turn::Over);
             }
         }
@@ -146,7 +146,7 @@ async fn settle(run: &mut Run<'_>, done: Result<()>) -> Result<()> {
     match done {
         Ok(()) => run.failures = 0,
         Err(Error::Undo(why)) => undo(run, why).await?,
-        Err(error) => again(run, error, |trouble| trouble).await?,
+        Err(error) => again(run, error, db::Error::is_too_long).await?,
     }
     Ok(())
 }
@@ -158,26 +158,22 @@ async fn undo(run: &mut Run<'_>, why: String) -> Result<()> {
     run.save().await
 }
 
-/// Makes ready for another try, unless none would help.
-async fn again(run: &mut Run<'_>, error: Error, means: impl Fn(Trouble) -> Trouble) -> Result<()> {
+/// Makes ready for another try, unless none would help; of fewer rows after an error that `shrinks`.
+async fn again(run: &mut Run<'_>, error: Error, shrinks: impl Fn(&db::Error) -> bool) -> Result<()> {
     let Error::Db(error) = error else { return Err(error) };
     if error.is_disk_full() && give_back(run, &error).await? {
         return Ok(());
     }
-    let trouble = match trouble(&error) {
-        Trouble::Fatal => Trouble::Fatal,
-        trouble => means(trouble),
-    };
     run.failures += 1;
-    if run.failures > TRIES || trouble == Trouble::Fatal && !swap::is_changed(run).await {
+    if run.failures > TRIES || !error.is_contended() && !swap::is_changed(run).await {
         return Err(error.into());
     }
     debug!(%error, "a batch is tried again");
-    match (trouble, run.at.mode) {
+    match run.at.mode {
         // The next look at the catalog says what to do.
-        (Trouble::Fatal, _) => {}
-        (Trouble::TooLong, Mode::Swap) => run.kept.size.too_long(),
-        (Trouble::TooLong, Mode::InPlace) => run.place.size.too_long(),
+        _ if !error.is_contended() => {}
+        Mode::Swap if shrinks(&error) => run.kept.size.too_long(),
+        Mode::InPlace if shrinks(&error) => run.place.size.too_long(),
         _ => {
             run.place.locked = Locked::Skip;
             let who = holders(&*run.lease.client()?, (&[OPS], Behind::Everybody)).await?;

@@ -3,7 +3,7 @@
 use super::decide::{self, Budget, Candidate, Limit, Part, Progress};
 use super::held::Reserved;
 use super::request::Ask;
-use crate::db::ops::{self, Lent, LogData, LogFields, LogRow, Rows, SCAN_ROWS, Scan, Snapshot};
+use crate::db::ops::{Lent, LogData, LogFields, LogRow, Rows, SCAN_ROWS, Scan, Snapshot};
 use crate::db::{self};
 use crate::values::{Host, OpUlid, is_plausible};
 use crate::wire::page::{Encoding, PageOp, PageWriter, is_array_of_objects};
@@ -124,7 +124,7 @@ impl Reading<'_> {
     async fn read(&mut self, snapshot: &Snapshot<'_>) -> Result<Option<Limit>, NoPage> {
         match self.scans(snapshot).await {
             // Out of time: what was read so far is the page.
-            Err(NoPage::Db(e)) if ops::is_out_of_time(&e) && self.scanned > 0 => Ok(Some(Limit::Time)),
+            Err(NoPage::Db(e)) if e.is_too_long() && self.scanned > 0 => Ok(Some(Limit::Time)),
             ended => ended,
         }
     }

@@ -16,7 +16,7 @@ pub use held::BUDGET;
 
 use crate::clock::Clock;
 use crate::db::ops::Lent;
-use crate::db::{Db, ops, readers};
+use crate::db::{Db, Kind, readers};
 use crate::http::{self, Body, Conn, Handler};
 use crate::metrics::Metrics;
 use crate::values::{Host, OpUlid, PeerSet, is_plausible};
@@ -246,8 +246,8 @@ async fn note(
 fn miss(failure: NoPage) -> Miss {
     match failure {
         NoPage::Memory => Miss::Overloaded(failure.to_string()),
-        NoPage::Db(e) if ops::is_locked(&e) => Miss::Overloaded("ops is locked".into()),
-        NoPage::Db(e) if ops::is_out_of_time(&e) || e.is_away() || e.is_denied() => Miss::Away(e.to_string()),
+        NoPage::Db(e) if e.kind() == Kind::Locked => Miss::Overloaded("ops is locked".into()),
+        NoPage::Db(e) if e.is_too_long() || e.is_away() || e.is_denied() => Miss::Away(e.to_string()),
         NoPage::Db(e) => Miss::Failed(e.to_string()),
     }
 }

@@ -1,55 +1,6 @@
-//! Texts made from the table: config/opsward.toml, README's table and help.
+//! Texts made from the table of settings: help, and by the tests config/opsward.toml and README's table.
 
-use super::table::{Entry, Shape, TABLE};
-use std::fmt::Write;
-
-/// The text of config/opsward.toml: every setting, its default commented out.
-pub fn toml() -> String {
-    let mut text = String::from(
-        "# opsward's settings, each with its default. Copy to /etc/opsward/opsward.toml or\n\
-         # name the copy with --config; a flag or an environment variable goes before it.\n\
-         # Written from the table of settings in the source; a test holds it.\n",
-    );
-    for entry in TABLE.iter() {
-        let value = entry.default.unwrap_or(entry.example);
-        let value = match entry.shape {
-            Shape::Switch => value.to_owned(),
-            _ => format!("{value:?}"),
-        };
-        let unset = if entry.default.is_none() { " Not set by default." } else { "" };
-        // Writing to a String cannot fail.
-        let _ = write!(
-            text,
-            "\n# {}.{unset}\n# Allowed: {}\n# Environment: {}\n#{} = {value}\n",
-            sentence(entry.meaning),
-            entry.allowed,
-            variables(entry).join(", "),
-            entry.key,
-        );
-    }
-    text
-}
-
-/// README's table of settings.
-pub fn markdown() -> String {
-    let mut text = String::from(
-        "| environment | flag | file key | default | meaning | allowed |\n|---|---|---|---|---|---|\n",
-    );
-    for entry in TABLE.iter() {
-        let default = entry.default.map_or("not set".into(), |text| format!("`{text}`"));
-        let names: Vec<String> = variables(entry).iter().map(|name| format!("`{name}`")).collect();
-        let _ = writeln!(
-            text,
-            "| {} | `--{}` | `{}` | {default} | {} | {} |",
-            names.join(", "),
-            entry.flag(),
-            entry.key,
-            entry.meaning,
-            entry.allowed,
-        );
-    }
-    text
-}
+use super::table::Entry;
 
 /// An entry's help on the command line.
 pub fn help(entry: &Entry) -> String {
@@ -74,11 +25,60 @@ fn sentence(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{Source, load};
+    use crate::settings::{Shape, Source, TABLE, load};
+    use std::fmt::Write;
     use std::path::{Path, PathBuf};
 
     const BEGIN: &str = "<!-- settings -->\n";
     const END: &str = "<!-- /settings -->\n";
+
+    /// The text of config/opsward.toml: every setting, its default commented out.
+    fn toml() -> String {
+        let mut text = String::from(
+            "# opsward's settings, each with its default. Copy to /etc/opsward/opsward.toml or\n\
+             # name the copy with --config; a flag or an environment variable goes before it.\n\
+             # Written from the table of settings in the source; a test holds it.\n",
+        );
+        for entry in TABLE.iter() {
+            let value = entry.default.unwrap_or(entry.example);
+            let value = match entry.shape {
+                Shape::Switch => value.to_owned(),
+                _ => format!("{value:?}"),
+            };
+            let unset = if entry.default.is_none() { " Not set by default." } else { "" };
+            // Writing to a String cannot fail.
+            let _ = write!(
+                text,
+                "\n# {}.{unset}\n# Allowed: {}\n# Environment: {}\n#{} = {value}\n",
+                sentence(entry.meaning),
+                entry.allowed,
+                variables(entry).join(", "),
+                entry.key,
+            );
+        }
+        text
+    }
+
+    /// README's table of settings.
+    fn markdown() -> String {
+        let mut text = String::from(
+            "| environment | flag | file key | default | meaning | allowed |\n|---|---|---|---|---|---|\n",
+        );
+        for entry in TABLE.iter() {
+            let default = entry.default.map_or("not set".into(), |text| format!("`{text}`"));
+            let names: Vec<String> = variables(entry).iter().map(|name| format!("`{name}`")).collect();
+            let _ = writeln!(
+                text,
+                "| {} | `--{}` | `{}` | {default} | {} | {} |",
+                names.join(", "),
+                entry.flag(),
+                entry.key,
+                entry.meaning,
+                entry.allowed,
+            );
+        }
+        text
+    }
 
     /// Compares a file of the repository with what it should be, or writes it.
     fn hold(file: &str, want: impl Fn(&str) -> String) {

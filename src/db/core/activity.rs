@@ -1,8 +1,7 @@
 //! Who is in the way: other sessions, named so that an operator finds them. Every query names
 //! `a.pid, who, a.application_name, a.xact_start, a.query` first.
 
-use crate::db::error::{Doing, Result};
-use crate::db::transaction::GenericClient;
+use crate::db::{Doing, GenericClient, Params, Result, rows};
 use jiff::Timestamp;
 use tokio_postgres::Row;
 
@@ -65,15 +64,15 @@ pub enum Old {
 /// Who holds the oldest thing that is older than a transaction, in words: a session's
 /// snapshot, a prepared transaction, a replication slot, a standby.
 pub async fn holder(client: &impl GenericClient, xid: u64, old: Old) -> Result<Option<String>> {
-    let statement = client.prepare_cached(HOLDER).await.doing("look for old snapshots")?;
     let xid = i64::try_from(xid).unwrap_or(i64::MAX);
-    let row = client.query_opt(&statement, &[&xid, &(old == Old::Remote), &(old == Old::Snapshot)]).await;
-    let words = |row: Row| match row.get(5) {
-        "session" => format!("a snapshot held by {}", process(&row)),
-        "standby" => format!("a snapshot of the standby that this serves: {}", process(&row)),
+    let params: Params<'_> = &[&xid, &(old == Old::Remote), &(old == Old::Snapshot)];
+    let rows = rows::cached(client, HOLDER, params, "look for old snapshots").await?;
+    let words = |row: &Row| match row.get(5) {
+        "session" => format!("a snapshot held by {}", process(row)),
+        "standby" => format!("a snapshot of the standby that this serves: {}", process(row)),
         _ => row.get(6),
     };
-    Ok(row.doing("look for old snapshots")?.map(words))
+    Ok(rows.first().map(words))
 }
 
 /// A session that may go on by a snapshot from before a transaction, or by `any` that there is,

@@ -1,8 +1,6 @@
 //! The catalog of the node's database: read, never assumed.
 
-use crate::db::connect::Client;
-use crate::db::error::Result;
-use crate::db::rows;
+use crate::db::{Client, Result, rows};
 use std::collections::HashMap;
 
 /// The relations of schema public, each with its columns' names.

@@ -1,8 +1,6 @@
 //! One way into the database: a pool of sessions that are all set up alike.
 
-use crate::db::error::{Doing, Error, Kind, Result};
-use crate::db::lock_budget::Budget;
-use crate::db::session;
+use crate::db::{Doing, Error, Kind, Result, lock_budget::Budget, session};
 use crate::settings::{DbTarget, TlsMode};
 use crate::tls::{self, Verify};
 use deadpool::Runtime;

@@ -77,9 +77,19 @@ impl Error {
         }
     }
 
-    /// Whether somebody else, or the time, was in the way: the same again may pass.
+    /// Whether the work took too long: less of it may not.
+    pub fn is_too_long(&self) -> bool {
+        self.kind() == Kind::TooLong
+    }
+
+    /// Whether another session held a lock or was first.
+    pub fn is_held_up(&self) -> bool {
+        matches!(self.kind(), Kind::Locked | Kind::Contended)
+    }
+
+    /// Whether another session, or the time, was in the way: the same again may pass.
     pub fn is_contended(&self) -> bool {
-        trouble(self) != Trouble::Fatal
+        self.is_too_long() || self.is_held_up()
     }
 
     /// Whether a volume of the server's was full.
@@ -257,5 +267,17 @@ pub fn trouble(error: &Error) -> Trouble {
         Kind::Locked | Kind::Contended => Trouble::Contended,
         Kind::TooLong => Trouble::TooLong,
         _ => Trouble::Fatal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+
+    #[test]
+    fn a_batch_that_outlives_its_time_is_halved() {
+        let [late, away] = [Error::TooLong("apply a batch"), Error::Away("gone".into())];
+        assert!(late.is_too_long() && late.is_contended() && !late.is_held_up());
+        assert!(!away.is_too_long() && !away.is_contended());
     }
 }

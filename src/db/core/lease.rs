@@ -3,12 +3,10 @@
 //! lost session is free for the next holder while another connection of the
 //! first still commits.
 
-use crate::db::connect::{Client, Db};
-use crate::db::error::{Doing, Error, Result};
-use crate::db::lock_budget::Budget;
-use crate::db::presence::PRESENCE_LOCK;
-use crate::db::transaction::Transaction;
-use crate::db::transaction::{self, Isolation};
+use crate::db::{
+    Client, Db, Doing, Error, Isolation, Result, Transaction, lock_budget::Budget, presence::PRESENCE_LOCK,
+    rows, transaction,
+};
 use deadpool::managed::Object;
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -26,7 +24,7 @@ pub struct Lease {
 }
 
 /// Who holds the lease.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, serde::Deserialize)]
 pub struct Holder {
     /// The server's process of its session.
     pub pid: i32,
@@ -131,8 +129,7 @@ impl Lease {
 async fn own(pid: i32, tx: Transaction<'_>) -> Result<Transaction<'_>> {
     // Not prepared later than what it is sent along with.
     tx.prepare_cached(BOUND).await.doing("begin a batch")?;
-    let statement = tx.prepare_cached(HELD).await.doing("check the lease")?;
-    let row = tx.query_one(&statement, &[&LEASE_LOCK]).await.doing("check the lease")?;
+    let row = rows::cached_one(&tx, HELD, &[&LEASE_LOCK], "check the lease").await?;
     held(pid, row.get(0), row.get(1))?;
     Ok(tx)
 }
@@ -168,9 +165,7 @@ pub(super) async fn set_where_known(client: &Client, sql: &str, doing: &'static 
 /// batch's time, in so many parts; sent along with the first of them, it costs
 /// no answer of its own. A batch that is late fails by it, and is rolled back.
 pub async fn bound(tx: &Transaction<'_>, parts: i32) -> Result<()> {
-    let statement = tx.prepare_cached(BOUND).await.doing("bound a batch")?;
-    tx.query_one(&statement, &[&parts]).await.doing("bound a batch")?;
-    Ok(())
+    rows::cached_one(tx, BOUND, &[&parts], "bound a batch").await.map(|_| ())
 }
 
 /// 4 s from its BEGIN on: the rest of contract 1's 5 s is for its COMMIT.
@@ -191,8 +186,7 @@ const HELD: &str = "
 
 /// Who holds the lease now.
 pub async fn holder(client: &Client) -> Result<Option<Holder>> {
-    let row = client.query_opt(HOLDER, &[&LEASE_LOCK]).await.doing("look who holds the lease")?;
-    Ok(row.map(|r| Holder { pid: r.get(0), application: r.get(1), since: r.get(2) }))
+    rows::maybe(client, HOLDER, &[&LEASE_LOCK], "look who holds the lease").await
 }
 
 /// Whether a daemon serves this database, with the lease or while it takes it anew.
@@ -209,7 +203,7 @@ pub async fn other(client: &Client) -> Result<Option<Holder>> {
 }
 
 const HOLDER: &str = "
-    SELECT l.pid, coalesce(a.application_name, ''), coalesce(a.backend_start, now())
+    SELECT l.pid, coalesce(a.application_name, '') AS application, coalesce(a.backend_start, now()) AS since
     FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())

@@ -2,11 +2,7 @@
 //! with a second one that looks whether anybody waits behind them, and cancels
 //! them then. A node's start-up waits behind every one of them.
 
-use crate::db::connect::{Client, Db};
-use crate::db::error::{Doing, Error, Kind, Result};
-use crate::db::lease::{Lease, set_where_known};
-use crate::db::lock_budget::Budget;
-use crate::db::rows;
+use crate::db::{Client, Db, Doing, Error, Lease, Result, lease::set_where_known, lock_budget::Budget, rows};
 use deadpool::managed::Object;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -82,7 +78,7 @@ pub async fn watched(
         (Err(e), None) if is_cancelled(&e) && why != Ended::Done => why,
         (Err(e), _) => match Error::of("maintain the log", e) {
             // Another session was in the way. It yields to this one, as to a waiting one.
-            error if matches!(error.kind(), Kind::Locked | Kind::Contended) => {
+            error if error.is_held_up() => {
                 debug!(%error, "maintenance met a lock");
                 Ended::Yielded
             }
@@ -248,8 +244,7 @@ pub const VACUUM_AND_TRUNCATE: &str = "VACUUM (TRUNCATE on, INDEX_CLEANUP on, PR
 /// Whether this role may VACUUM the log. Where it may not, the server only
 /// says so in a notice and skips the table.
 pub async fn may_vacuum(client: &Client) -> Result<bool> {
-    let row = client.query_one(MAY_VACUUM, &[]).await.doing("look who owns the log")?;
-    Ok(row.get(0))
+    rows::one(client, MAY_VACUUM, &[], "look who owns the log").await
 }
 
 const MAY_VACUUM: &str = "
@@ -259,8 +254,7 @@ const MAY_VACUUM: &str = "
 
 /// Rows deleted from the log since a VACUUM of it came to its end.
 pub async fn unvacuumed(client: &Client) -> Result<u64> {
-    let row = client.query_one(UNVACUUMED, &[]).await.doing("see whether a VACUUM is due")?;
-    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+    rows::one(client, UNVACUUMED, &[], "see whether a VACUUM is due").await
 }
 
 const UNVACUUMED: &str = "SELECT rows FROM opsward.unvacuumed ORDER BY n DESC LIMIT 1";
@@ -279,8 +273,7 @@ const PAYS: &str = "
 /// Remembers that a VACUUM came to its end. Nothing was deleted meanwhile: it
 /// ran on the lease's connection.
 pub async fn vacuumed(lease: &mut Lease) -> Result<()> {
-    lease.client()?.execute(VACUUMED, &[]).await.doing("remember a VACUUM")?;
-    Ok(())
+    rows::write(&*lease.client()?, VACUUMED, &[], "remember a VACUUM").await
 }
 
 const VACUUMED: &str = "UPDATE opsward.unvacuumed SET rows = 0, vacuumed_at = now() WHERE rows > 0";

@@ -1,8 +1,6 @@
 //! The schema `opsward`, by versioned migrations under a lock.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Error, Result};
-use crate::db::transaction::begin_rare;
+use crate::db::{Client, Doing, Error, Result, rows, transaction::begin_rare};
 use sha2::{Digest, Sha256};
 use tokio_postgres::error::SqlState;
 
@@ -54,8 +52,7 @@ pub async fn version(client: &impl crate::db::transaction::GenericClient) -> Res
             )))
         };
     }
-    let row = client.query_one(VERSION, &[]).await.doing("read the version of the schema opsward")?;
-    Ok(row.get(0))
+    rows::one(client, VERSION, &[], "read the version of the schema opsward").await
 }
 
 /// By the catalog: a name in a schema that the role may not use would be an error.

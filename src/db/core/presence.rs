@@ -1,9 +1,7 @@
 //! A daemon's mark on its database: a session advisory lock in shared mode,
 //! on a connection of its own. `uninstall` needs it for itself.
 
-use crate::db::connect::Session;
-use crate::db::connect::{Client, Db};
-use crate::db::error::{Doing, Error, Result};
+use crate::db::{Db, Doing, Error, GenericClient, Result, connect::Session, rows};
 use deadpool::managed::Object;
 
 /// One number in Postgres' space of advisory locks: "opswardP" in ASCII.
@@ -18,8 +16,7 @@ impl Presence {
     /// # Errors
     /// The database's; away when an uninstall holds the mark just now.
     pub async fn take(db: &Db) -> Result<Self> {
-        let client: Client = db.client().await?;
-        let client = Object::take(client);
+        let client = Object::take(db.client().await?);
         let row = client.query_one(TAKE, &[&PRESENCE_LOCK]).await.doing("mark the database as served")?;
         if !row.get::<_, bool>(0) {
             return Err(Error::Away("an uninstall is under way".into()));
@@ -37,3 +34,10 @@ impl Presence {
 }
 
 const TAKE: &str = "SELECT pg_try_advisory_lock_shared($1)";
+
+/// Whether no daemon is connected, and none can connect before this transaction ends.
+pub(crate) async fn is_alone(client: &impl GenericClient) -> Result<bool> {
+    rows::one(client, ALONE, &[&PRESENCE_LOCK], "look for a daemon").await
+}
+
+const ALONE: &str = "SELECT pg_try_advisory_xact_lock($1)";

@@ -1,9 +1,7 @@
 //! What bounding the log needs beyond pulling and serving, and what lifts its
 //! absence: asked of the catalog, never tried out.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::rows;
+use crate::db::{Client, Doing, Result, rows};
 use crate::settings::Settings;
 
 /// What needs a privilege.

@@ -2,8 +2,7 @@
 //! their order, anything else from the first column. Reads that run for each batch
 //! or page take their columns by position instead.
 
-use crate::db::error::{Doing, Error, Result};
-use crate::db::transaction::{GenericClient, Params};
+use crate::db::{Doing, Error, GenericClient, Params, Result};
 use jiff::{Timestamp, civil::Date};
 use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
@@ -51,7 +50,27 @@ pub async fn write(
     client.execute(sql, params).await.doing(doing).map(|_| ())
 }
 
-/// The same for one that runs often: a session prepares it once.
+/// The rows of a statement that runs often: a session prepares it once.
+pub async fn cached(
+    client: &impl GenericClient,
+    sql: &str,
+    params: Params<'_>,
+    doing: &'static str,
+) -> Result<Vec<Row>> {
+    client.query(&client.prepare_cached(sql).await.doing(doing)?, params).await.doing(doing)
+}
+
+/// The one row of a statement that runs often.
+pub async fn cached_one(
+    client: &impl GenericClient,
+    sql: &str,
+    params: Params<'_>,
+    doing: &'static str,
+) -> Result<Row> {
+    client.query_one(&client.prepare_cached(sql).await.doing(doing)?, params).await.doing(doing)
+}
+
+/// Runs a statement that writes, and often.
 pub async fn write_cached(
     client: &impl GenericClient,
     sql: &str,

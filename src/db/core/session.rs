@@ -2,7 +2,7 @@
 //! starts and read back once: a pooler may drop them, and a database or a role may
 //! have other defaults.
 
-use crate::db::error::{Doing, Error, Result};
+use crate::db::{Doing, Error, Result};
 use tokio_postgres::SimpleQueryMessage;
 
 /// No statement and no idle transaction lives longer: the node's concurrent index

@@ -6,11 +6,10 @@
 //! made while somebody holds the table who will not be gone in time, and a failed one
 //! is followed by a longer pause each time.
 
-use crate::db::activity::process;
-use crate::db::error::{Doing, Error, Result};
-use crate::db::lease::Lease;
-use crate::db::lock_budget::AT_MOST;
-use crate::db::transaction::{GenericClient, Transaction};
+use crate::db::{
+    Doing, Error, GenericClient, Lease, Params, Result, Transaction, activity::process, lock_budget::AT_MOST,
+    rows,
+};
 use std::fmt;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
@@ -177,9 +176,8 @@ impl Patience {
 pub async fn strong(tx: &Transaction<'_>, left: Duration) -> Result<()> {
     // Not prepared later than what it is sent along with.
     tx.prepare_cached(BOUND).await.doing("prepare a lock")?;
-    let statement = tx.prepare_cached(STRONG).await.doing("prepare a lock")?;
     let left = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
-    tx.query_one(&statement, &[&left]).await.doing("prepare a lock")?;
+    rows::cached_one(tx, STRONG, &[&left], "prepare a lock").await?;
     overtake(tx).await
 }
 
@@ -204,9 +202,7 @@ const STRONG: &str = "
 /// Bounds the next statement by what is left of the 200 ms since [`strong`]:
 /// the server counts each one anew. Sent along with it, it costs no answer.
 pub async fn bound(tx: &Transaction<'_>) -> Result<()> {
-    let statement = tx.prepare_cached(BOUND).await.doing("bound a lock")?;
-    tx.query_one(&statement, &[]).await.doing("bound a lock")?;
-    Ok(())
+    rows::cached_one(tx, BOUND, &[], "bound a lock").await.map(|_| ())
 }
 
 const BOUND: &str = "
@@ -236,9 +232,8 @@ pub async fn holders(client: &impl GenericClient, target: Target<'_>) -> Result<
 /// The holders of the first table that has any, and whether one of them stays: it has
 /// been there for longer than a lock is waited for, and does not yield as autovacuum does.
 async fn in_the_way(client: &impl GenericClient, (tables, behind): Target<'_>) -> Result<(Holders, bool)> {
-    let statement = client.prepare_cached(HOLDERS).await.doing("look who holds a lock")?;
-    let rows = client.query(&statement, &[&tables, &(behind != Behind::Writers)]).await;
-    let rows = rows.doing("look who holds a lock")?;
+    let params: Params<'_> = &[&tables, &(behind != Behind::Writers)];
+    let rows = rows::cached(client, HOLDERS, params, "look who holds a lock").await?;
     let table = rows.first().map_or_else(|| *tables.last().unwrap_or(&""), |row| row.get(6));
     let rows = rows.iter().filter(|row| row.get::<_, &str>(6) == table);
     let stays = rows.clone().any(|row| row.get(5));

@@ -1,8 +1,7 @@
 //! Transactions. Each begins here, names its isolation level, and is watched from
 //! BEGIN to the answer to COMMIT.
 
-use crate::db::connect::{Client, Session};
-use crate::db::error::{Doing, Result};
+use crate::db::{Client, Doing, Result, connect::Session};
 use std::ops::Deref;
 use std::time::Duration;
 use tokio::task::JoinHandle;

@@ -1,10 +1,7 @@
 //! Pulled ops into the log and their records into the tables: the statements
 //! of one batch. What runs in which order is decided by `pull`.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Error, Kind, Result};
-use crate::db::transaction::Transaction;
-use crate::db::transaction::{self, Isolation};
+use crate::db::{Client, Doing, Isolation, Params, Result, Transaction, rows, transaction};
 use crate::records::{self, Model, Row};
 use crate::values::{Action, Op, OpUlid};
 use std::borrow::Cow;
@@ -39,20 +36,11 @@ const BOUNDS: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL synchronous_co
 /// Inserts ops into the log; says which were not there.
 pub async fn insert_ops(tx: &Transaction<'_>, ops: &[&Op]) -> Result<HashSet<OpUlid>> {
     let column = |f: fn(&Op) -> &str| ops.iter().map(|op| f(op)).collect::<Vec<&str>>();
-    let statement = tx.prepare_cached(INSERT_OPS).await.doing("insert ops")?;
-    let rows = tx
-        .query(
-            &statement,
-            &[
-                &column(|op| op.ulid.as_str()),
-                &column(|op| &op.host),
-                &column(|op| op.action.word()),
-                &column(|op| &op.table),
-                &column(|op| &op.data),
-            ],
-        )
-        .await
-        .doing("insert ops")?;
+    let (ulids, hosts) = (column(|op| op.ulid.as_str()), column(|op| &op.host));
+    let (actions, tables, data) =
+        (column(|op| op.action.word()), column(|op| &op.table), column(|op| &op.data));
+    let params: Params<'_> = &[&ulids, &hosts, &actions, &tables, &data];
+    let rows = rows::cached(tx, INSERT_OPS, params, "insert ops").await?;
     Ok(rows.iter().filter_map(|r| OpUlid::parse(r.get(0))).collect())
 }
 
@@ -98,41 +86,5 @@ pub async fn act(
     if action == Action::Update && model.touched.is_some() {
         params.push(&now);
     }
-    let statement = tx.prepare_cached(&sql).await.doing("apply records")?;
-    tx.execute(&statement, &params).await.doing("apply records")?;
-    Ok(())
-}
-
-/// What a failed batch means.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Failure {
-    /// An op in it is refused by the database; splitting finds which.
-    BadOp,
-    /// It took too long; half of it may not.
-    TooLong,
-    /// Somebody else held a lock, or was first; the same again may pass.
-    Contended,
-    /// Nothing about these ops.
-    Other,
-}
-
-/// Sorts the error of a batch.
-pub fn sort(error: &Error) -> Failure {
-    match error.kind() {
-        Kind::BadData => Failure::BadOp,
-        Kind::TooLong => Failure::TooLong,
-        Kind::Locked | Kind::Contended => Failure::Contended,
-        _ => Failure::Other,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_that_outlives_its_time_is_halved() {
-        assert_eq!(sort(&Error::TooLong("apply a batch")), Failure::TooLong);
-        assert_eq!(sort(&Error::Away("gone".into())), Failure::Other);
-    }
+    rows::write_cached(tx, &sql, &params, "apply records").await
 }

@@ -3,10 +3,7 @@
 //! the table takes. Their function stands in schema public, so that a dump of
 //! that schema alone restores; `opsward.capture_make()` makes it.
 
-use crate::db::error::{Doing, Result};
-use crate::db::rows;
-use crate::db::short_lock::bound;
-use crate::db::transaction::{GenericClient, Transaction};
+use crate::db::{Doing, GenericClient, Result, Transaction, rows, short_lock::bound};
 use serde::Deserialize;
 
 /// From the commit on every write is noted: there is none that began before

@@ -1,12 +1,14 @@
 //! The log as it is counted: slices of it in key order, and a sample of its
 //! blocks. Short read-only transactions, each statement bounded.
 
-use crate::db::census::{Counts, EPOCH, Tally, day_ms, day_of, day_starts};
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::owed::Owed;
-use crate::db::transaction::{Isolation, begin};
-use crate::db::{catalog, ops};
+use crate::db::{
+    Client, Doing, Isolation, Params, Result, begin, catalog,
+    census::{Counts, EPOCH, Tally, day_ms, day_of, day_starts},
+    log::read_pinned,
+    owed::Owed,
+    prune_sql::OVERHEAD,
+    rows,
+};
 use crate::records::quote_ident;
 use crate::values::{EARLIEST_MS, OpUlid, latest_plausible};
 use jiff::ToSpan;
@@ -17,14 +19,9 @@ use tokio_postgres::Row;
 const WINDOW_DAYS: i32 = 31;
 /// Blocks a sample reads: 16 MiB, a second of random reads on a slow disk.
 const SAMPLE_BLOCKS: f64 = 2_000.0;
-/// A tuple's header, its item pointer and what alignment wastes on average.
-const OVERHEAD: u32 = 24 + 4 + 4;
 
-/// Pins the plan to the primary key in its order, as pages do.
-const PIN: &str = "SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '4s'; \
-    SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL jit = off; \
-    SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
-    SET LOCAL enable_sort = off; SET LOCAL max_parallel_workers_per_gather = 0";
+/// Nothing is sorted: the rows come in the order of the key.
+const BOUNDS: &str = "SET LOCAL statement_timeout = '4s'; SET LOCAL enable_sort = off";
 
 /// What is read of a row, as expressions over the columns that `ops` has.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -153,7 +150,7 @@ fn slice_sql(reading: &Reading, range: Range<'_>, check: Check) -> String {
 /// Counts one slice in a transaction of its own, of at most 4 s.
 ///
 /// # Errors
-/// The database's; `ops::is_out_of_time` tells one that took too long.
+/// The database's; `Kind::TooLong` tells one that took too long.
 pub async fn slice(
     client: &mut Client,
     reading: &Reading,
@@ -173,15 +170,8 @@ async fn counted(
     (range, check): (Range<'_>, Check),
 ) -> Result<Option<Slice>> {
     let sql = slice_sql(reading, range, check);
-    let statement = client.prepare_cached(&sql).await.doing("prepare counting the log")?;
-    let tx = begin(client, Isolation::Read).await?;
-    tx.batch_execute(PIN).await.doing("begin to count the log")?;
-    let limit = i64::from(range.rows);
-    let rows = tx
-        .query(&statement, &[&range.after, &range.to, &window.starts, &limit])
-        .await
-        .doing("count a slice of the log")?;
-    tx.rollback().await.doing("end counting a slice")?;
+    let params: Params<'_> = &[&range.after, &range.to, &window.starts, &i64::from(range.rows)];
+    let rows = read_pinned(client, BOUNDS, &sql, params, "count a slice of the log").await?;
     let mut slice = Slice::default();
     for row in &rows {
         let day = window.day(row.get(1));
@@ -212,8 +202,7 @@ pub async fn later(client: &Client, key: &str, ulid: OpUlid) -> Result<String> {
     if let Some(key) = OpUlid::parse(key) {
         return Ok(key.max(ulid).to_string());
     }
-    let row = client.query_one(LATER, &[&key, &ulid.as_str()]).await.doing("compare two keys of the log")?;
-    Ok(row.get(0))
+    rows::one(client, LATER, &[&key, &ulid.as_str()], "compare two keys of the log").await
 }
 
 const LATER: &str = "SELECT greatest($1::text, $2::text)";
@@ -242,7 +231,7 @@ pub async fn estimate(client: &mut Client, reading: &Reading, now_ms: u64) -> Re
     let sql = estimate_sql(reading, &bucket);
     loop {
         match sampled(client, &sql, percent, &window).await {
-            Err(e) if ops::is_out_of_time(&e) && percent > 1e-6 => percent /= 4.0,
+            Err(e) if e.is_too_long() && percent > 1e-6 => percent /= 4.0,
             Err(e) => return Err(e),
             Ok(rows) => return Ok(scaled(&rows, &window, 100.0 / f64::from(percent))),
         }

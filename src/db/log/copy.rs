@@ -5,12 +5,13 @@
 //! In every snapshot the two differ only where a key is in `opsward.captured`:
 //! the key commits with the write, and goes with the write's copy.
 
-use crate::db::clone::{Columns, NEXT};
-use crate::db::error::{Doing, Result};
-use crate::db::owed::{Owed, time_sql};
-use crate::db::prune::Gone;
-use crate::db::prune_sql;
-use crate::db::transaction::{GenericClient, Transaction};
+use crate::db::{
+    Doing, GenericClient, Params, Result, Transaction,
+    clone::{Columns, NEXT},
+    owed::{Owed, time_sql},
+    prune::Gone,
+    prune_sql, rows,
+};
 use crate::values::{EARLIEST_ULID, OpUlid};
 use futures_util::{StreamExt, TryStreamExt};
 use std::collections::BTreeMap;
@@ -56,9 +57,8 @@ pub async fn range(tx: &Transaction<'_>, after: &str, rows: u32) -> Result<Range
     tx.batch_execute(PLAN).await.doing("begin a range")?;
     // As one value: a row for each key takes twice the time.
     let sql = format!("SELECT ARRAY(SELECT ulid {} LIMIT $2)", rows_after(after));
-    let statement = tx.prepare_cached(&sql).await.doing("find a range of the log")?;
     let rows = at_least_two(rows);
-    let row = tx.query_one(&statement, &[&after, &rows]).await.doing("find a range of the log")?;
+    let row = rows::cached_one(tx, &sql, &[&after, &rows], "find a range of the log").await?;
     let found: Vec<&str> = row.get(0);
     // Judged here: an expression for it costs the server more than all the rest.
     let odd: Vec<&str> = found.iter().copied().filter(|u| OpUlid::parse(u).is_none()).collect();
@@ -210,13 +210,11 @@ pub async fn trace(tx: &Transaction<'_>, doomed: &Doomed<'_>, range: &Range) -> 
     let gone = prune_sql::gone_sql(&doomed.columns.bytes("o."));
     let gone = format!("SELECT {gone} FROM public.ops o WHERE {within} AND {which}");
     tx.batch_execute(HASH).await.doing("leave traces of a range")?;
-    let statement = tx.prepare_cached(&prune_sql::traced_of(&gone, "0")).await;
-    let statement = statement.doing("leave traces of a range")?;
-    let rows = tx.query(&statement, &[&range.after, &range.until]).await.doing("leave traces of a range")?;
+    let ends: Params<'_> = &[&range.after, &range.until];
+    let rows = rows::cached(tx, &prune_sql::traced_of(&gone, "0"), ends, "leave traces of a range").await?;
     let mut gone: Vec<Gone> = rows.iter().filter_map(Gone::read).collect();
     if let Some(stays) = doomed.stays_sql(range) {
-        let statement = tx.prepare_cached(&stays).await.doing("remember what stays")?;
-        let rows = tx.query(&statement, &[&range.after, &range.until]).await.doing("remember what stays")?;
+        let rows = rows::cached(tx, &stays, ends, "remember what stays").await?;
         gone.extend(rows.iter().filter_map(Gone::read).map(|stays| Gone { rows: 0, ..stays }));
     }
     tx.batch_execute(NO_HASH).await.doing("leave traces of a range")?;
@@ -230,8 +228,7 @@ const NO_HASH: &str = "SET LOCAL enable_hashjoin = off";
 /// Whether the new table has nothing of a range.
 pub async fn is_empty(tx: &Transaction<'_>, range: &Range) -> Result<bool> {
     let sql = format!("SELECT NOT EXISTS (SELECT FROM {NEXT} n WHERE {})", range.sql("n."));
-    let row = tx.query_one(&sql, &[&range.after, &range.until]).await.doing("look at the copy of a range")?;
-    Ok(row.get(0))
+    rows::one(tx, &*sql, &[&range.after, &range.until], "look at the copy of a range").await
 }
 
 /// How far the copy is.
@@ -286,16 +283,14 @@ pub async fn replay(
     );
     let until = copied.until();
     tx.batch_execute(&format!("{PLAN}; {BY_KEY}")).await.doing("begin a replay")?;
-    let statement = tx.prepare_cached(&sql).await.doing("replay what was written")?;
-    let rows =
-        tx.query(&statement, &[&i64::from(most), &ceiling, &until]).await.doing("replay what was written")?;
+    let params: Params<'_> = &[&i64::from(most), &ceiling, &until];
+    let rows = rows::cached(tx, &sql, params, "replay what was written").await?;
     Ok(rows.iter().map(|r| r.get(0)).collect())
 }
 
 /// Bytes of the list of noted keys, dead rows included.
 pub async fn noted_bytes(client: &impl GenericClient) -> Result<u64> {
-    let statement = client.prepare_cached(NOTED_BYTES).await.doing("look how long the list is")?;
-    let row = client.query_one(&statement, &[]).await.doing("look how long the list is")?;
+    let row = rows::cached_one(client, NOTED_BYTES, &[], "look how long the list is").await?;
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
 
@@ -323,8 +318,7 @@ const EMPTY_LIST: &str = "TRUNCATE opsward.captured";
 
 /// Whether a key is noted that was not replayed.
 pub async fn is_noted(tx: &Transaction<'_>) -> Result<bool> {
-    let statement = tx.prepare_cached(NOTED).await.doing("look for unreplayed writes")?;
-    Ok(tx.query_one(&statement, &[]).await.doing("look for unreplayed writes")?.get(0))
+    Ok(rows::cached_one(tx, NOTED, &[], "look for unreplayed writes").await?.get(0))
 }
 
 pub(in crate::db) const NOTED: &str = "SELECT EXISTS (SELECT FROM opsward.captured)";
@@ -344,10 +338,8 @@ pub async fn recheck(
          WHERE NOT record_image_eq(ROW({one}), ROW({other}))
            AND ($2::text IS NULL OR k.ulid <= $2 AND $2 <> '')"
     );
-    let sql = unnoted(&sql);
-    let until = copied.until();
-    let statement = tx.prepare_cached(&sql).await.doing("check what was replayed")?;
-    let rows = tx.query(&statement, &[&keys, &until]).await.doing("check what was replayed")?;
+    let params: Params<'_> = &[&keys, &copied.until()];
+    let rows = rows::cached(tx, &unnoted(&sql), params, "check what was replayed").await?;
     Ok(rows.iter().map(|r| r.get(0)).collect())
 }
 
@@ -364,10 +356,8 @@ pub async fn verify(tx: &Transaction<'_>, doomed: &Doomed<'_>, range: &Range) ->
          FULL JOIN (SELECT * FROM {NEXT} n WHERE {within_next} ORDER BY n.ulid) n ON o.ulid = n.ulid
          WHERE NOT record_image_eq(ROW({one}), ROW({other}))"
     );
-    let sql = unnoted(&sql);
-    let statement = tx.prepare_cached(&sql).await.doing("compare a range of the log")?;
-    let rows =
-        tx.query(&statement, &[&range.after, &range.until]).await.doing("compare a range of the log")?;
+    let ends: Params<'_> = &[&range.after, &range.until];
+    let rows = rows::cached(tx, &unnoted(&sql), ends, "compare a range of the log").await?;
     Ok(rows.iter().map(|r| r.get(0)).collect())
 }
 
@@ -449,9 +439,7 @@ pub async fn list(tx: &Transaction<'_>, pass: u32, ulids: &[OpUlid]) -> Result<(
     let ulids: Vec<&str> = ulids.iter().map(OpUlid::as_str).collect();
     let (Some(last), Some(first)) = (ulids.first(), ulids.last()) else { return Ok(()) };
     let pass = i32::try_from(pass).unwrap_or(i32::MAX);
-    let statement = tx.prepare_cached(LIST).await.doing("list what nobody needs")?;
-    tx.execute(&statement, &[&pass, &first, &last, &ulids]).await.doing("list what nobody needs")?;
-    Ok(())
+    rows::write_cached(tx, LIST, &[&pass, &first, &last, &ulids], "list what nobody needs").await
 }
 
 const LIST: &str = "INSERT INTO opsward.reclaim_drops (pass, first, last, ulids) VALUES ($1, $2, $3, $4)";

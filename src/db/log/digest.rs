@@ -2,9 +2,7 @@
 //! statement and so a transaction of its own; and what says which log stands
 //! behind them.
 
-use crate::db::connect::{Client, Db};
-use crate::db::error::{Doing, Result};
-use crate::db::ops::is_out_of_time;
+use crate::db::{Client, Db, Doing, Result};
 use crate::records::{Kind, Model, quote_ident};
 use crate::values::{Host, OpUlid, is_plausible, latest_plausible};
 use futures_util::TryStreamExt;
@@ -51,7 +49,7 @@ impl Walk {
             values.extend(last.iter().map(|text| text as &(dyn ToSql + Sync)));
             let sql = if self.last.is_some() { &self.next } else { &self.first };
             match client.query(sql, &values).await.doing("read records") {
-                Err(e) if is_out_of_time(&e) && self.rows > FEWEST_ROWS => {
+                Err(e) if e.is_too_long() && self.rows > FEWEST_ROWS => {
                     self.rows = (self.rows / 4).max(FEWEST_ROWS);
                 }
                 Err(e) => return Err(e),

@@ -1,11 +1,7 @@
 //! Signs of somebody else's pruning: what was seen of the log before, and what
 //! of it is still there.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::rows;
-use crate::db::transaction::Transaction;
-use crate::db::transaction::{Isolation, begin};
+use crate::db::{Client, Doing, Isolation, Result, Transaction, begin, rows};
 use crate::values::{EARLIEST_ULID, OpUlid, latest_plausible};
 use jiff::Timestamp;
 

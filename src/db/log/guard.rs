@@ -10,11 +10,10 @@
 //! (a node's state sync): the guard would keep the refill out by floors of a log that is
 //! gone.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::lease::Lease;
-use crate::db::short_lock::{Behind, Brief, briefly};
-use crate::db::transaction::GenericClient;
+use crate::db::{
+    Client, Doing, GenericClient, Lease, Result,
+    short_lock::{Behind, Brief, briefly},
+};
 use crate::values::OpUlid;
 use jiff::Timestamp;
 use std::time::Duration;

@@ -1,8 +1,7 @@
 //! Giving disk back without a copy: the rows of the log's last pages are moved
 //! to free space in front of them, then the empty tail is cut off.
 
-use crate::db::error::{Doing, Result};
-use crate::db::transaction::{GenericClient, Transaction};
+use crate::db::{Doing, GenericClient, Result, Transaction, rows};
 use crate::records::quote_ident;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -39,8 +38,7 @@ fn n(row: &Row, column: usize) -> u64 {
 
 /// The next transaction: whatever is committed now has an older one.
 pub async fn next_xid(client: &impl GenericClient) -> Result<u64> {
-    let row = client.query_one(NEXT_XID, &[]).await.doing("read the next transaction")?;
-    Ok(n(&row, 0))
+    rows::one(client, NEXT_XID, &[], "read the next transaction").await
 }
 
 const NEXT_XID: &str = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
@@ -143,12 +141,10 @@ const LEFT: &str = "
 
 /// Whether nobody sees a row in the pages `from..to`; looks from the end on.
 pub async fn is_empty(client: &impl GenericClient, from: u64, to: u64) -> Result<bool> {
-    let statement = client.prepare_cached(LEFT).await.doing("look at the last pages")?;
     let mut end = to;
     while end > from {
         let start = end.saturating_sub(1_024).max(from);
-        let row =
-            client.query_one(&statement, &[&tid(start), &tid(end)]).await.doing("look at the last pages")?;
+        let row = rows::cached_one(client, LEFT, &[&tid(start), &tid(end)], "look at the last pages").await?;
         if n(&row, 0) > 0 {
             return Ok(false);
         }
@@ -175,9 +171,8 @@ impl Toast {
 
 /// Reads its size; `None` where the log has none.
 pub async fn toast(client: &impl GenericClient) -> Result<Option<Toast>> {
-    let statement = client.prepare_cached(TOAST).await.doing("read the size of the TOAST table")?;
-    let row = client.query_opt(&statement, &[]).await.doing("read the size of the TOAST table")?;
-    Ok(row.map(|r| Toast { name: r.get(0), bytes: n(&r, 1) }))
+    let rows = rows::cached(client, TOAST, &[], "read the size of the TOAST table").await?;
+    Ok(rows.first().map(|r| Toast { name: r.get(0), bytes: n(r, 1) }))
 }
 
 /// A rewrite of the log (SET UNLOGGED, by a state sync) drops it: it has no size then.
@@ -192,8 +187,7 @@ pub struct Movable(Vec<(String, String)>);
 
 /// Reads them from the catalog. The key is never out of line: an index takes no value that long.
 pub async fn movable(client: &impl GenericClient) -> Result<Movable> {
-    let statement = client.prepare_cached(MOVABLE).await.doing("read the columns of ops")?;
-    let rows = client.query(&statement, &[]).await.doing("read the columns of ops")?;
+    let rows = rows::cached(client, MOVABLE, &[], "read the columns of ops").await?;
     Ok(Movable(rows.iter().map(|r| (quote_ident(r.get(0)), r.get(1))).collect()))
 }
 
@@ -267,8 +261,7 @@ pub async fn rewrite(tx: &Transaction<'_>, movable: &Movable, after: &str, rows:
          SELECT (SELECT max(ulid) FROM page), (SELECT count(*) FROM page),
                 (SELECT coalesce(sum(bytes), 0)::bigint FROM long)"
     );
-    let statement = tx.prepare_cached(&sql).await.doing("rewrite rows")?;
-    let row = tx.query_one(&statement, &[&after, &i64::from(rows)]).await.doing("rewrite rows")?;
+    let row = rows::cached_one(tx, &sql, &[&after, &i64::from(rows)], "rewrite rows").await?;
     Ok(Rewritten { last: row.get(0), scanned: n(&row, 1), bytes: n(&row, 2) })
 }
 
@@ -314,8 +307,7 @@ pub fn reindex(index: &Bloated) -> String {
 /// What an interrupted REINDEX left, as statements that drop it. While a session builds
 /// an index there ([`crate::db::activity::builders`]), it may be that session's.
 pub async fn leftovers(client: &impl GenericClient) -> Result<Vec<String>> {
-    let rows = client.query(LEFTOVERS, &[]).await.doing("look for leftovers of REINDEX")?;
-    Ok(rows.iter().map(|r| r.get(0)).collect())
+    rows::all(client, LEFTOVERS, &[], "look for leftovers of REINDEX").await
 }
 
 /// Indexes of TOAST tables are dropped the plain way only.

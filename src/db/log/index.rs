@@ -1,9 +1,6 @@
 //! The index on the log by table and ULID, and leftovers of builds that failed.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::lease::Lease;
-use crate::db::rows;
+use crate::db::{Client, Doing, Lease, Result, rows};
 use serde::Deserialize;
 
 /// The index that is made where none is there.

@@ -2,11 +2,7 @@
 //! census and watermark of a log that was put back from a backup, truncated or
 //! replaced would keep ops out, or skip some for ever.
 
-use crate::db::connect::Client;
-use crate::db::digest::identity;
-use crate::db::error::{Doing, Result};
-use crate::db::rows;
-use crate::db::transaction::GenericClient;
+use crate::db::{Client, GenericClient, Result, digest::identity, rows};
 use crate::values::OpUlid;
 use jiff::Timestamp;
 use tracing::warn;
@@ -27,8 +23,7 @@ pub(in crate::db) async fn in_transaction(
     client: &impl GenericClient,
     database: Option<&str>,
 ) -> Result<Option<String>> {
-    let statement = client.prepare_cached(CHECK).await.doing("look whether the log is the same")?;
-    let row = client.query_one(&statement, &[&database]).await.doing("look whether the log is the same")?;
+    let row = rows::cached_one(client, CHECK, &[&database], "look whether the log is the same").await?;
     let why: Option<String> = row.get(0);
     if let Some(why) = &why {
         warn!(why, "the log was replaced: floors, traces, census and our cursors of it are forgotten");

@@ -1,9 +1,6 @@
 //! What the log and the traces hold that is newer than a late op, by record.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::rows;
-use crate::db::transaction::{self, Isolation, Transaction};
+use crate::db::{Client, Doing, Params, Result, Transaction, log::PIN, rows};
 use crate::values::{Op, OpUlid};
 
 /// A record as traces name it, and the newest op that is known of it.
@@ -30,11 +27,6 @@ pub async fn traces(client: &Client, keys: &[&str]) -> Result<Vec<Newest>> {
 const TRACES: &str = "
     SELECT key::text, max(ulid) FROM opsward.traces WHERE key = ANY ($1::text[]::uuid[]) GROUP BY key";
 
-/// A transaction that looks through a slice.
-pub async fn begin(client: &mut Client) -> Result<Transaction<'_>> {
-    transaction::begin(client, Isolation::Read).await
-}
-
 /// What some rows of the log hold.
 #[derive(Debug)]
 pub struct Slice {
@@ -54,10 +46,9 @@ pub async fn slice(
     after: &str,
     rows: u32,
 ) -> Result<Slice> {
-    tx.batch_execute(PIN).await.doing("look for newer ops")?;
-    let statement = tx.prepare_cached(SLICE).await.doing("look for newer ops")?;
-    let found = tx.query(&statement, &[&after, &i64::from(rows), &tables, &keys]).await;
-    let found = found.doing("look for newer ops")?;
+    tx.batch_execute(&format!("{PIN}; {BOUND}")).await.doing("look for newer ops")?;
+    let params: Params<'_> = &[&after, &i64::from(rows), &tables, &keys];
+    let found = rows::cached(tx, SLICE, params, "look for newer ops").await?;
     let sums = found.first();
     Ok(Slice {
         newest: found.iter().filter_map(newest).collect(),
@@ -66,10 +57,7 @@ pub async fn slice(
     })
 }
 
-/// Pins the plan to the primary key in its order, and bounds its time.
-const PIN: &str = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL jit = off; \
-    SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
-    SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL statement_timeout = '2s'";
+const BOUND: &str = "SET LOCAL statement_timeout = '2s'";
 
 const SLICE: &str = r#"
     WITH slice AS MATERIALIZED (

@@ -4,11 +4,9 @@
 //! first snapshot, so a reader that waited behind a swap of the table reads
 //! the new table with a snapshot that sees it whole.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Error, Kind, Result};
-use crate::db::transaction::Transaction;
-use crate::db::transaction::{self, Isolation};
-use crate::db::{floors, watermark};
+use crate::db::{
+    Client, Doing, Error, Isolation, Result, Transaction, floors, log::PIN, transaction, watermark,
+};
 use crate::values::{Host, OpUlid};
 use futures_util::future::{BoxFuture, ready};
 use futures_util::{FutureExt, TryStreamExt, poll};
@@ -51,15 +49,16 @@ impl Lent {
     /// prepared before it begins.
     ///
     /// # Errors
-    /// The database's; `is_locked` tells a table that stayed locked.
+    /// The database's; [`Kind::Locked`] is a table that stayed locked.
     pub async fn snapshot(&mut self, lock_wait: Duration, at_most: Duration) -> Result<Snapshot<'_>> {
         let client = self.client()?;
         let rows = client.prepare_cached(ROWS).await.doing("prepare reading the log")?;
-        let minimum = watermark::prepare_minimum(client).await?;
-        let floors = floors::prepare_above(client).await?;
+        for sql in [watermark::MINIMUM, floors::ABOVE] {
+            client.prepare_cached(sql).await.doing("prepare reading the log")?;
+        }
         let tx = transaction::begin(client, Isolation::Snapshot).await?;
         tx.batch_execute(&begin_sql(lock_wait, at_most)).await.doing("lock ops for a page")?;
-        Ok(Snapshot { tx, rows, minimum, floors })
+        Ok(Snapshot { tx, rows })
     }
 }
 
@@ -71,17 +70,12 @@ impl Drop for Lent {
     }
 }
 
-/// Locks the table, and pins the plan: the primary key in its order. A generic
-/// plan does not look up the ends of the index, where dead entries gather.
-const BEGIN: &str = "LOCK TABLE public.ops IN ACCESS SHARE MODE; \
-    SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL jit = off; \
-    SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
-    SET LOCAL enable_sort = off; SET LOCAL max_parallel_workers_per_gather = 0";
+const LOCK: &str = "LOCK TABLE public.ops IN ACCESS SHARE MODE; SET LOCAL enable_sort = off";
 
 fn begin_sql(lock_wait: Duration, at_most: Duration) -> String {
     let ms = lock_wait.as_millis().max(1);
     let bound = bound_sql(at_most);
-    format!("SET LOCAL lock_timeout = {ms}; {BEGIN}; {bound}")
+    format!("SET LOCAL lock_timeout = {ms}; {LOCK}; {PIN}; {bound}")
 }
 
 fn bound_sql(at_most: Duration) -> String {
@@ -93,8 +87,6 @@ fn bound_sql(at_most: Duration) -> String {
 pub struct Snapshot<'c> {
     tx: Transaction<'c>,
     rows: Statement,
-    minimum: Statement,
-    floors: Statement,
 }
 
 /// Rows after a ULID, in order. `data` is the jsonb's text, made once; an
@@ -133,12 +125,12 @@ impl Snapshot<'_> {
     /// The smallest plausible ULID from the watermark upward, found in small
     /// looks; `None` where there is none or too many rows were implausible.
     pub async fn minimum(&self, now_ms: u64) -> Result<Option<OpUlid>> {
-        watermark::minimum(&self.tx, &self.minimum, now_ms).await
+        watermark::minimum(&self.tx, now_ms).await
     }
 
     /// Every table's floor above `after`, by table.
     pub async fn floors_above(&self, after: OpUlid) -> Result<Vec<(String, OpUlid)>> {
-        floors::above(&self.tx, &self.floors, after).await
+        floors::above(&self.tx, after).await
     }
 
     /// Ends the transaction.
@@ -163,7 +155,7 @@ impl Rows<'_> {
     /// The next row; `None` at the end of this part.
     ///
     /// # Errors
-    /// The database's; `is_out_of_time` tells the bound given to `fetch`.
+    /// The database's; [`Kind::TooLong`] is the bound given to `fetch`.
     pub async fn next(&mut self) -> Result<Option<LogRow>> {
         if let Some(bounded) = &mut self.bounded {
             bounded.await.doing("bound a page in time")?;
@@ -253,10 +245,5 @@ impl<'a> FromSql<'a> for Raw<'a> {
 
 /// Whether a statement ran into its time bound.
 pub fn is_out_of_time(error: &Error) -> bool {
-    error.kind() == Kind::TooLong
-}
-
-/// Whether the table stayed locked.
-pub fn is_locked(error: &Error) -> bool {
-    error.kind() == Kind::Locked
+    error.is_too_long()
 }

@@ -2,8 +2,7 @@
 //! ULIDs being in the order of their bytes, which is that of time, under the
 //! collation that the database gives them.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Error, Result};
+use crate::db::{Client, Doing, Error, Result};
 use crate::values::OpUlid;
 use tokio_postgres::error::SqlState;
 

@@ -1,9 +1,7 @@
 //! What a reclaim has to know before it begins: from the catalog and the
 //! server's own views.
 
-use crate::db::error::Result;
-use crate::db::transaction::GenericClient;
-use crate::db::{activity, rows};
+use crate::db::{GenericClient, Result, activity, rows};
 use serde::Deserialize;
 
 /// What stands in the way, and the sizes.

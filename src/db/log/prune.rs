@@ -5,15 +5,15 @@
 //! it never meets the dead entries that others left, so the work is linear in
 //! rows even while another session holds an old snapshot.
 
-use crate::db::census;
-use crate::db::error::{Doing, Error, Result};
-pub use crate::db::error::{Trouble, trouble};
-use crate::db::lease::bound;
 pub use crate::db::prune_run::{active, begin_at, end, lockers, settle, swept};
-use crate::db::prune_sql::{cuts_sql, doomed_sql, sql, stays_sql};
 pub use crate::db::remember::Places;
-use crate::db::remember::{FLOORS, raise, remember};
-use crate::db::transaction::Transaction;
+use crate::db::{
+    Doing, Error, Params, Result, Transaction, census,
+    lease::bound,
+    prune_sql::{cuts_sql, doomed_sql, sql, stays_sql},
+    remember::{FLOORS, raise, remember},
+    rows,
+};
 use crate::records::models;
 use crate::values::{EARLIEST_ULID, OpUlid, timestamp};
 use jiff::civil::Date;
@@ -136,8 +136,7 @@ impl Batch {
 /// One batch, in the transaction that `Lease::begin` began; commit it.
 ///
 /// # Errors
-/// A cut that may not be (nothing was done), or the database's; see
-/// [`trouble`].
+/// A cut that may not be (nothing was done), or the database's.
 pub async fn batch(
     tx: &Transaction<'_>,
     run: &Run,
@@ -329,8 +328,7 @@ async fn skipped(
     let values = Values::of(doomed);
     let Values { tables, ulids, since } = &values;
     let params: [&(dyn ToSql + Sync); 6] = [&span.from, &span.end, &span.odd, tables, ulids, since];
-    let statement = tx.prepare_cached(&sql).await.doing("look for skipped ops")?;
-    let rows = tx.query(&statement, &params).await.doing("look for skipped ops")?;
+    let rows = rows::cached(tx, &sql, &params, "look for skipped ops").await?;
     Ok(rows.iter().filter_map(|r| OpUlid::parse(r.get(0))).collect())
 }
 
@@ -375,14 +373,9 @@ pub fn floor_over(highest: OpUlid, cut: Option<OpUlid>) -> OpUlid {
 /// Nothing is done where something is left below the span already.
 async fn advance(tx: &Transaction<'_>, span: Span<'_>, something_is_left: bool) -> Result<()> {
     let sql = if something_is_left { ADVANCE_TO_FIRST_LEFT } else { ADVANCE };
-    let statement = tx.prepare_cached(sql).await.doing("move the watermark")?;
-    let earliest = EARLIEST_ULID;
-    let done = match something_is_left {
-        true => tx.execute(&statement, &[&span.from, &earliest, &span.end, &span.odd]).await,
-        false => tx.execute(&statement, &[&span.from, &earliest, &span.end]).await,
-    };
-    done.doing("move the watermark")?;
-    Ok(())
+    let params: Params<'_> = &[&span.from, &EARLIEST_ULID, &span.end, &span.odd];
+    let params = if something_is_left { params } else { &params[..3] };
+    rows::write_cached(tx, sql, params, "move the watermark").await
 }
 
 const ADVANCE: &str = "

@@ -1,12 +1,8 @@
 //! Where a run of deletions begins and ends.
 
-use crate::db::activity::process;
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::prune::TableCut;
-use crate::db::rows;
-use crate::db::transaction::{Params, Transaction};
-use crate::db::watermark;
+use crate::db::{
+    Client, Doing, Params, Result, Transaction, activity::process, prune::TableCut, rows, watermark,
+};
 use crate::values::{EARLIEST_ULID, OpUlid};
 
 /// Writes how a run came out.
@@ -83,8 +79,7 @@ const SWEPT: &str = "
 /// The database's; among them that too many dead entries lie in between. The
 /// watermark stays then.
 pub async fn settle(tx: &Transaction<'_>, until: OpUlid, now_ms: u64) -> Result<()> {
-    let statement = tx.prepare_cached(watermark::MINIMUM).await.doing("look for the log's minimum")?;
-    let first = watermark::minimum(tx, &statement, now_ms).await?.map_or(until, |first| first.min(until));
+    let first = watermark::minimum(tx, now_ms).await?.map_or(until, |first| first.min(until));
     rows::write_cached(tx, SETTLE, &[&first.as_str()], "move the watermark").await
 }
 

@@ -1,8 +1,10 @@
 //! The text of a batch's statements: it depends on the columns that `ops` has
 //! and on the models.
 
-use crate::db::owed::Owed;
-use crate::db::prune::{Doomed, Locked};
+use crate::db::{
+    owed::Owed,
+    prune::{Doomed, Locked},
+};
 use crate::records::{models, quote_ident};
 
 /// A tuple's header, its item pointer and alignment, as the census counts.

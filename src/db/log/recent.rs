@@ -1,11 +1,7 @@
 //! Ops of a table from some time on: there is no index by table, so the log is
 //! read in slices of the primary key.
 
-use crate::db::census;
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::lease::Lease;
-use crate::db::rows;
+use crate::db::{Client, Doing, Lease, Params, Result, census, log::PIN, rows};
 use crate::values::OpUlid;
 use std::collections::BTreeMap;
 
@@ -35,11 +31,8 @@ pub async fn slice(
 ) -> Result<Slice> {
     let tx = lease.begin().await?;
     tx.batch_execute(PIN).await.doing("look for recent ops")?;
-    let statement = tx.prepare_cached(SLICE).await.doing("look for recent ops")?;
-    let row = tx
-        .query_one(&statement, &[&after, &to.as_str(), &i64::from(rows), &tables])
-        .await
-        .doing("look for recent ops")?;
+    let params: Params<'_> = &[&after, &to.as_str(), &i64::from(rows), &tables];
+    let row = rows::cached_one(&tx, SLICE, params, "look for recent ops").await?;
     let slice =
         Slice { found: row.get(0), last: row.get(1), rows: u64::try_from(row.get::<_, i64>(2)).unwrap_or(0) };
     let ulids: Vec<&str> = row.get(3);
@@ -49,10 +42,6 @@ pub async fn slice(
     Ok(slice)
 }
 
-/// Pins the plan to the primary key in its order, as pages do.
-const PIN: &str = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL jit = off; \
-    SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
-    SET LOCAL max_parallel_workers_per_gather = 0";
 const SLICE: &str = r#"
     WITH slice AS MATERIALIZED (
         SELECT ulid, "table" AS name FROM public.ops
@@ -65,8 +54,8 @@ const SLICE: &str = r#"
 
 /// Up to where the log was read for recent ops of these tables, within a week.
 pub(crate) async fn read_to(client: &Client, tables: &[&str]) -> Result<BTreeMap<String, OpUlid>> {
-    let rows = client.query(READ_TO, &[&tables]).await.doing("read up to where was looked")?;
-    Ok(rows.iter().filter_map(|r| Some((r.get(0), OpUlid::parse(r.get(1))?))).collect())
+    let read: Vec<_> = rows::all(client, READ_TO, &[&tables], "read up to where was looked").await?;
+    Ok(read.into_iter().collect())
 }
 
 const READ_TO: &str = "

@@ -1,8 +1,10 @@
 //! What a batch that deletes writes down of what is gone: floors or horizons, and the history.
 
-use crate::db::error::{Doing, Result};
-use crate::db::prune::{Doomed, Gone, Run, floor_over};
-use crate::db::transaction::Transaction;
+use crate::db::{
+    Params, Result, Transaction,
+    prune::{Doomed, Gone, Run, floor_over},
+    rows,
+};
 use crate::values::OpUlid;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,17 +66,15 @@ pub(in crate::db) async fn remember(
     let (gone, bytes, traces) = (counts(|g| g.rows), counts(|g| g.bytes), counts(|g| g.traces));
     let places = run.places.of("history", &tables);
     let values: [&(dyn ToSql + Sync); 6] = [&run.id, &tables, &gone, &bytes, &traces, &places];
-    let added = run.places.learn("history", &rows(tx, ADD_TO_KNOWN, &values).await?);
+    let added = run.places.learn("history", &write(tx, ADD_TO_KNOWN, &values).await?);
     let left: Vec<bool> = tables.iter().map(|t| !added.iter().any(|a| a == t)).collect();
     if left.contains(&true) {
         let values: [&(dyn ToSql + Sync); 10] =
             [&run.id, &run.task, &run.began_at, &bound_by, &tables, &belows, &gone, &bytes, &traces, &left];
-        run.places.learn("history", &rows(tx, ADD, &values).await?);
+        run.places.learn("history", &write(tx, ADD, &values).await?);
     }
     let all: i64 = gone.iter().sum();
-    let statement = tx.prepare_cached(UNVACUUMED).await.doing("count what is gone")?;
-    tx.execute(&statement, &[&all]).await.doing("count what is gone")?;
-    Ok(())
+    rows::write_cached(tx, UNVACUUMED, &[&all], "count what is gone").await
 }
 
 /// Where the row of a table is known, and where it is not or is there no more.
@@ -88,19 +88,18 @@ pub(in crate::db) async fn raise(
     (tables, bounds): (&[&str], &[&str]),
 ) -> Result<()> {
     let places = run.places.of("floors", tables);
-    let raised = run.places.learn("floors", &rows(tx, known, &[&tables, &bounds, &places]).await?);
+    let raised = run.places.learn("floors", &write(tx, known, &[&tables, &bounds, &places]).await?);
     if raised.len() < tables.len() {
         let left = |i: &usize| !raised.iter().any(|t| t == tables[*i]);
         let (names, bounds): (Vec<&str>, Vec<&str>) =
             (0..tables.len()).filter(left).map(|i| (tables[i], bounds[i])).unzip();
-        run.places.learn("floors", &rows(tx, anew, &[&names, &bounds]).await?);
+        run.places.learn("floors", &write(tx, anew, &[&names, &bounds]).await?);
     }
     Ok(())
 }
 
-async fn rows(tx: &Transaction<'_>, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
-    let statement = tx.prepare_cached(sql).await.doing("write down what is gone")?;
-    tx.query(&statement, values).await.doing("write down what is gone")
+async fn write(tx: &Transaction<'_>, sql: &str, values: Params<'_>) -> Result<Vec<Row>> {
+    rows::cached(tx, sql, values, "write down what is gone").await
 }
 
 const RAISE_KNOWN_FLOORS: &str = r#"

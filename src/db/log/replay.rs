@@ -1,9 +1,7 @@
 //! Replay safety (contract 5): which ops that come again still act. The rule
 //! itself is the function `opsward.acting`, which the guard asks as well.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::transaction::Transaction;
+use crate::db::{Client, Doing, Result, Transaction, rows};
 use crate::values::{Op, OpUlid};
 use std::collections::HashMap;
 
@@ -34,8 +32,7 @@ impl Floors {
 
 /// The floors now, as this statement of a batch sees them.
 pub async fn floors(tx: &Transaction<'_>) -> Result<Floors> {
-    let statement = tx.prepare_cached(FLOORS).await.doing("read the floors")?;
-    let rows = tx.query(&statement, &[]).await.doing("read the floors")?;
+    let rows = rows::cached(tx, FLOORS, &[], "read the floors").await?;
     let ulid = |text: Option<&str>| text.and_then(OpUlid::parse);
     let floors = rows.iter().map(|r| (r.get(0), Floor { own: ulid(r.get(1)), foreign: ulid(r.get(2)) }));
     Ok(Floors(floors.collect()))
@@ -65,20 +62,13 @@ pub async fn judge(tx: &Transaction<'_>, ops: &[&Op]) -> Result<Vec<Judged>> {
         return Ok(Vec::new());
     }
     let column = |f: fn(&Op) -> &str| ops.iter().map(|op| f(op)).collect::<Vec<&str>>();
-    let statement = tx.prepare_cached(JUDGE).await.doing("look for traces")?;
-    let params = (
-        column(|op| op.ulid.as_str()),
-        column(|op| &op.table),
-        column(|op| op.action.word()),
-        column(|op| &op.data),
-    );
-    let rows = tx.query(&statement, &[&params.0, &params.1, &params.2, &params.3]).await;
+    let (ulids, tables) = (column(|op| op.ulid.as_str()), column(|op| &op.table));
+    let (actions, data) = (column(|op| op.action.word()), column(|op| &op.data));
+    let rows = rows::cached(tx, JUDGE, &[&ulids, &tables, &actions, &data], "look for traces").await?;
     let places = |acting: Vec<i32>| acting.into_iter().filter_map(|n| usize::try_from(n - 1).ok()).collect();
-    Ok(rows
-        .doing("look for traces")?
-        .iter()
-        .map(|r| Judged { known: r.get(0), acting: r.get::<_, Option<Vec<i32>>>(1).map(places) })
-        .collect())
+    let judged =
+        rows.iter().map(|r| Judged { known: r.get(0), acting: r.get::<_, Option<Vec<i32>>>(1).map(places) });
+    Ok(judged.collect())
 }
 
 /// A look a row into the log, by its key.
@@ -93,8 +83,7 @@ const JUDGE: &str = r#"
 /// raises the watermark commits first or later: in both cases it is not raised
 /// over this row.
 pub async fn lower_watermark(tx: &Transaction<'_>, ulid: OpUlid) -> Result<()> {
-    let statement = tx.prepare_cached(WATERMARK).await.doing("read the watermark")?;
-    let rows = tx.query(&statement, &[]).await.doing("read the watermark")?;
+    let rows = rows::cached(tx, WATERMARK, &[], "read the watermark").await?;
     if rows.iter().any(|r| r.get::<_, &str>(0) > ulid.as_str()) {
         tx.execute(LOWER, &[&ulid.as_str()]).await.doing("lower the watermark")?;
     }
@@ -106,8 +95,7 @@ const LOWER: &str = "UPDATE opsward.watermark SET ulid = $1 WHERE ulid > $1";
 
 /// What the guard did so far: ops refused, and ops passed after an error.
 pub async fn guard_counts(client: &Client) -> Result<(u64, u64)> {
-    let row = client.query_one(GUARD_COUNTS, &[]).await.doing("read what the guard did")?;
-    Ok((row.get::<_, i64>(0).unsigned_abs(), row.get::<_, i64>(1).unsigned_abs()))
+    rows::one(client, GUARD_COUNTS, &[], "read what the guard did").await
 }
 
 const GUARD_COUNTS: &str = "

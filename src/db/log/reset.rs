@@ -1,21 +1,11 @@
 //! What a reset writes beside the swap that empties the log, in the same
 //! transaction: how far the peers' logs count as read, floors, the history.
 
-use crate::db::error::{Doing, Kind, Result};
-use crate::db::presence::PRESENCE_LOCK;
-use crate::db::transaction::{GenericClient, Transaction};
+use crate::db::{Doing, GenericClient, Result, Transaction, rows};
 use crate::records::models;
 use crate::values::{Beginning, EARLIEST_ULID, OpUlid, latest_plausible, unix_ms};
 use jiff::Timestamp;
 use tokio_postgres::types::ToSql;
-
-/// Whether no daemon is connected, and none can connect before this
-/// transaction ends.
-pub(crate) async fn is_alone(client: &impl GenericClient) -> Result<bool> {
-    Ok(client.query_one(ALONE, &[&PRESENCE_LOCK]).await.doing("look for a daemon")?.get(0))
-}
-
-const ALONE: &str = "SELECT pg_try_advisory_xact_lock($1)";
 
 /// Raises cursors to what the reference had read, the node's and ours: never
 /// lower than a plausible value there, and never ahead of now. Runs before the
@@ -35,8 +25,7 @@ pub(in crate::db) async fn raise_cursors(
     tx.execute(NODE_RAISED, &values).await.doing("raise the node's cursors")?;
     tx.execute(NODE_MADE, &values[..2]).await.doing("raise the node's cursors")?;
     let values: [&(dyn ToSql + Sync); 5] = [&hosts, &ulids, &EARLIEST_ULID, &most.as_str(), &now];
-    tx.execute(OWN_RAISED, &values).await.doing("raise our cursors")?;
-    Ok(())
+    rows::write(tx, OWN_RAISED, &values, "raise our cursors").await
 }
 
 const NODE_RAISED: &str = "
@@ -75,8 +64,7 @@ pub(in crate::db) async fn begin_anew(
     let tables: Vec<&str> = models().iter().map(|m| m.table.as_str()).collect();
     let values: [&(dyn ToSql + Sync); 6] =
         [&tables, &begin.young.as_str(), &now, &run, &began, &begin.reference];
-    tx.execute(BEGIN_ANEW, &values).await.doing("write down the reset")?;
-    Ok(())
+    rows::write(tx, BEGIN_ANEW, &values, "write down the reset").await
 }
 
 /// No traces were left: as if somebody else had pruned. Nothing is deleted
@@ -105,15 +93,10 @@ const BEGIN_ANEW: &str = "
 
 /// Rows of the log; the planner's guess where counting takes too long.
 pub(crate) async fn rows(client: &impl GenericClient) -> Result<u64> {
-    let counted = client.query_one("SELECT count(*) FROM public.ops", &[]).await.doing("count what stays");
-    let row = match counted {
-        Err(error) if error.kind() == Kind::TooLong => {
-            client.query_one(ROWS, &[]).await.doing("read the size of ops")?
-        }
-        counted => counted?,
-    };
-    let rows: i64 = row.get(0);
-    Ok(u64::try_from(rows).unwrap_or(0))
+    match rows::one(client, "SELECT count(*) FROM public.ops", &[], "count what stays").await {
+        Err(error) if error.is_too_long() => rows::one(client, ROWS, &[], "read the size of ops").await,
+        counted => counted,
+    }
 }
 
 const ROWS: &str =

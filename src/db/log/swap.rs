@@ -1,11 +1,13 @@
 //! The moment at which the new table takes the log's place.
 
-use crate::db::activity::{self, READER};
-use crate::db::clone::{Columns, NEXT, OPS, traits};
-use crate::db::copy::{Copied, NOTED, is_noted, recheck, replay};
-use crate::db::error::{Doing, Result};
-use crate::db::transaction::{GenericClient, Transaction};
-use crate::db::{capture, remember, reset, short_lock};
+use crate::db::{
+    Doing, Result, Transaction,
+    activity::{self, READER},
+    capture,
+    clone::{Columns, NEXT, OPS, traits},
+    copy::{Copied, NOTED, is_noted, recheck, replay},
+    presence, remember, reset, short_lock,
+};
 use crate::values::{Beginning, OpUlid};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -96,7 +98,7 @@ pub async fn swap(tx: &Transaction<'_>, expected: &Expected<'_>) -> Result<Swapp
         tx.prepare_cached(statement).await.doing("prepare the swap")?;
     }
     if let Some((begin, now)) = expected.reset {
-        if !reset::is_alone(tx).await? {
+        if !presence::is_alone(tx).await? {
             return Ok(Swapped::DaemonConnected);
         }
         reset::raise_cursors(tx, begin, now).await?;

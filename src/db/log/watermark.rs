@@ -1,11 +1,8 @@
 //! The watermark: below it everything was deleted, so a look for the log's
 //! minimum begins there and not among the dead entries of the index.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::transaction::GenericClient;
+use crate::db::{GenericClient, Result, rows};
 use crate::values::{EARLIEST_ULID, OpUlid, is_plausible};
-use tokio_postgres::Statement;
 
 /// Rows a look: nearly always the first row is the answer.
 const LOOK_ROWS: usize = 100;
@@ -20,20 +17,11 @@ pub(in crate::db) const MINIMUM: &str = "
     WHERE ulid >= greatest($1::text, (SELECT ulid FROM opsward.watermark ORDER BY n DESC LIMIT 1))
     ORDER BY ulid LIMIT 100";
 
-/// Prepares the look for the minimum.
-pub(in crate::db) async fn prepare_minimum(client: &Client) -> Result<Statement> {
-    client.prepare_cached(MINIMUM).await.doing("prepare looking for the log's minimum")
-}
-
 /// The smallest plausible ULID from the watermark upward.
-pub(in crate::db) async fn minimum(
-    client: &impl GenericClient,
-    statement: &Statement,
-    now_ms: u64,
-) -> Result<Option<OpUlid>> {
+pub(in crate::db) async fn minimum(client: &impl GenericClient, now_ms: u64) -> Result<Option<OpUlid>> {
     let mut from = EARLIEST_ULID.to_owned();
     for _ in 0..LOOKS {
-        let rows = client.query(statement, &[&from]).await.doing("look for the log's minimum")?;
+        let rows = rows::cached(client, MINIMUM, &[&from], "look for the log's minimum").await?;
         let found =
             rows.iter().filter_map(|row| OpUlid::parse(row.get(0))).find(|ulid| is_plausible(*ulid, now_ms));
         match rows.last() {

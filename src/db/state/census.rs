@@ -1,9 +1,7 @@
 //! `opsward.census`: rows and bytes of the log by table and UTC day, and what
 //! keeps it true between two counts. The counting itself reads in `slices`.
 
-use crate::db::error::Result;
-use crate::db::rows;
-use crate::db::transaction::{GenericClient, Transaction};
+use crate::db::{GenericClient, Result, Transaction, rows};
 use crate::values::{OpUlid, signed};
 pub use crate::values::{day_ms, day_of};
 use jiff::civil::Date;

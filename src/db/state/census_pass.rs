@@ -2,14 +2,12 @@
 //! that writes what was counted up to there, so that a pass that was killed
 //! goes on without counting anything twice.
 
-use crate::db::census::Counts;
-use crate::db::error::{Doing, Result};
-use crate::db::rows;
-use crate::db::transaction::{GenericClient, Transaction};
+use crate::db::{GenericClient, Result, Transaction, census::Counts, rows};
 use crate::values::{signed, words};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::Deserialize;
+use tokio_postgres::types::ToSql;
 
 words! {
     /// What a pass counts.
@@ -62,26 +60,11 @@ const LOAD: &str = "
 pub async fn save(tx: &Transaction<'_>, pass: &Pass) -> Result<()> {
     // Plain data with text keys: it always has a JSON form.
     let partial = serde_json::to_string(&pass.counts).unwrap_or_else(|_| "[]".into());
-    let statement = tx.prepare_cached(SAVE).await.doing("write where the census stands")?;
-    tx.execute(
-        &statement,
-        &[
-            &pass.kind.word(),
-            &pass.began_at,
-            &pass.finished_at,
-            &pass.last_finished_at,
-            &pass.position,
-            &pass.day,
-            &pass.until,
-            &pass.spoiled,
-            &partial,
-            &signed(pass.rows),
-            &signed(pass.bytes),
-        ],
-    )
-    .await
-    .doing("write where the census stands")?;
-    Ok(())
+    let Pass { kind, began_at, finished_at, last_finished_at, position, day, until, spoiled, .. } = pass;
+    let (kind, rows, bytes) = (kind.word(), signed(pass.rows), signed(pass.bytes));
+    let mut params: Vec<&(dyn ToSql + Sync)> = vec![&kind, began_at, finished_at, last_finished_at, position];
+    params.extend_from_slice(&[day, until, spoiled, &partial, &rows, &bytes]);
+    rows::write_cached(tx, SAVE, &params, "write where the census stands").await
 }
 
 const SAVE: &str = "

@@ -1,9 +1,7 @@
 //! `opsward.reclaim_covers`: what the pass of a compaction that is under way has
 //! learned so far, part by part. Its room understands it.
 
-use crate::db::error::{Doing, Result};
-use crate::db::rows;
-use crate::db::transaction::GenericClient;
+use crate::db::{Doing, GenericClient, Result, rows};
 
 /// Adds what a part taught.
 pub async fn add(client: &impl GenericClient, learned: &[u8]) -> Result<()> {
@@ -17,9 +15,8 @@ const ADD: &str = "INSERT INTO opsward.reclaim_covers (learned) VALUES ($1)";
 
 /// The next part after one, and what it taught.
 pub async fn next(client: &impl GenericClient, after: i64) -> Result<Option<(i64, Vec<u8>)>> {
-    let statement = client.prepare_cached(NEXT).await.doing("read what a part taught")?;
-    let row = client.query_opt(&statement, &[&after]).await.doing("read what a part taught")?;
-    Ok(row.map(|r| (r.get(0), r.get(1))))
+    let rows = rows::cached(client, NEXT, &[&after], "read what a part taught").await?;
+    Ok(rows.first().map(|r| (r.get(0), r.get(1))))
 }
 
 const NEXT: &str = "SELECT part, learned FROM opsward.reclaim_covers WHERE part > $1 ORDER BY part LIMIT 1";

@@ -1,13 +1,9 @@
 //! `opsward.cursors`, ours, and `public.cursors`, the node's. The node writes
 //! its rows by an unconditional upsert; ours of them are compare-and-set.
 
-use crate::db::connect::Client;
-use crate::db::digest::identity;
-use crate::db::error::{Doing, Error, Result};
-use crate::db::known;
-use crate::db::rows;
-use crate::db::transaction::GenericClient;
-use crate::db::transaction::{Isolation, begin};
+use crate::db::{
+    Client, Doing, Error, GenericClient, Isolation, Result, begin, digest::identity, known, rows,
+};
 use crate::values::{Host, IgnoredRow, NodeWrite, OpUlid, StoredCursors, unix_ms};
 use jiff::Timestamp;
 use tokio_postgres::types::ToSql;

@@ -1,9 +1,7 @@
 //! What the gate reads: peers with their cursors, samples of the node's rows,
 //! own ops that lie ahead, blockers. All of it small, none of it a scan.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::{cursors, rows};
+use crate::db::{Client, Doing, Params, Result, cursors, rows};
 use crate::values::{Host, IgnoredRow, OWN_AHEAD_MS, OpUlid, TableDay, latest_plausible, unix_ms};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -120,11 +118,9 @@ const SAMPLE: &str = "
 pub async fn own_ahead(client: &Client, own: &Host, now: Timestamp) -> Result<Option<OpUlid>> {
     let now_ms = unix_ms(now);
     let (from, to) = (OpUlid::last_of_ms(now_ms.saturating_add(OWN_AHEAD_MS)), latest_plausible(now_ms));
-    let row = client
-        .query_one(OWN_AHEAD, &[&from.as_str(), &to.as_str(), &own.as_str()])
-        .await
-        .doing("look for own ops ahead of now")?;
-    Ok(row.get::<_, Option<&str>>(0).and_then(OpUlid::parse))
+    let params: Params<'_> = &[&from.as_str(), &to.as_str(), &own.as_str()];
+    let found: Option<String> = rows::one(client, OWN_AHEAD, params, "look for own ops ahead of now").await?;
+    Ok(found.as_deref().and_then(OpUlid::parse))
 }
 
 const OWN_AHEAD: &str = "
@@ -145,8 +141,8 @@ pub type Since = BTreeMap<(String, String), Timestamp>;
 
 /// Since when each blocker stood at the last decision.
 pub async fn blockers(client: &Client) -> Result<Since> {
-    let rows = client.query(BLOCKERS, &[]).await.doing("read the blockers")?;
-    Ok(rows.iter().map(|r| ((r.get(0), r.get(1)), r.get(2))).collect())
+    let rows: Vec<(String, String, _)> = rows::all(client, BLOCKERS, &[], "read the blockers").await?;
+    Ok(rows.into_iter().map(|(code, subject, since)| ((code, subject), since)).collect())
 }
 
 const BLOCKERS: &str = "SELECT code, subject, since FROM opsward.blockers";

@@ -1,8 +1,6 @@
 //! `opsward.history`: what was deleted, a row a run and table.
 
-use crate::db::connect::Client;
-use crate::db::error::Result;
-use crate::db::rows;
+use crate::db::{Client, Result, rows};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 

@@ -1,9 +1,7 @@
 //! `opsward.jobs`: work that a command handed to the daemon that holds the
 //! lease, its progress and how it came out.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::rows;
+use crate::db::{Client, Doing, Result, rows};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;

@@ -1,9 +1,7 @@
 //! The node beside us: what its tables tell of how ops reach it, how far it
 //! has read the chain, and what was last found.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::rows;
+use crate::db::{Client, Doing, Result, rows};
 use crate::values::Replication;
 use jiff::Timestamp;
 use serde::Deserialize;

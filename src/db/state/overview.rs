@@ -1,10 +1,11 @@
 //! What bounds the log, for `status`: from own state only, never from `ops`.
 
-use crate::db::connect::Client;
-use crate::db::error::Result;
-use crate::db::reclaim::{self, Unfinished};
-use crate::db::waiting::{self, WaitStatus};
-use crate::db::{lease, rows};
+use crate::db::{
+    Client, Result, lease,
+    reclaim::{self, Unfinished},
+    rows,
+    waiting::{self, WaitStatus},
+};
 use crate::values::{Blocker, GATE_NOTICES, Progress};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

@@ -1,10 +1,7 @@
 //! The operator's word on pace, and what bulk work must know before each
 //! batch: one small query.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Error, Result};
-use crate::db::rows;
-use crate::db::stats::Places;
+use crate::db::{Client, Error, Result, rows, stats::Places};
 use jiff::Timestamp;
 use tokio_postgres::error::SqlState;
 
@@ -30,8 +27,7 @@ pub struct Signs {
 
 /// Reads them.
 pub async fn signs(client: &Client) -> Result<Signs> {
-    let statement = client.prepare_cached(SIGNS).await.doing("read the pace")?;
-    let row = client.query_one(&statement, &[]).await.doing("read the pace")?;
+    let row = rows::cached_one(client, SIGNS, &[], "read the pace").await?;
     let (what, paths): (Vec<String>, Vec<String>) = (row.get(5), row.get(6));
     Ok(Signs {
         percent: row.get::<_, Option<i32>>(0).and_then(|p| u8::try_from(p).ok()).unwrap_or(GENTLE),

@@ -1,8 +1,6 @@
 //! `opsward.peers`: every peer ever known, and the last known set.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::transaction::{Isolation, begin};
+use crate::db::{Client, Doing, Isolation, Result, begin, gate};
 use crate::values::{Host, Peer, PeerSet, PeerSource};
 use jiff::Timestamp;
 
@@ -36,7 +34,7 @@ const SET: &str = "
 
 /// The last discovered set, where there ever was one.
 pub async fn remembered(client: &Client) -> Result<Option<PeerSet>> {
-    if client.query_opt(DISCOVERED, &[]).await.doing("recall the peers")?.is_none() {
+    if !gate::discovered(client).await? {
         return Ok(None);
     }
     let rows = client.query(ACTIVE, &[]).await.doing("recall the peers")?;
@@ -44,5 +42,4 @@ pub async fn remembered(client: &Client) -> Result<Option<PeerSet>> {
     Ok(Some(PeerSet::new(PeerSource::Remembered, peers, None)))
 }
 
-const DISCOVERED: &str = "SELECT FROM opsward.peer_set WHERE source = 'discovered'";
 const ACTIVE: &str = "SELECT host, wallet FROM opsward.peers WHERE active";

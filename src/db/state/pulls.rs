@@ -1,8 +1,6 @@
 //! `opsward.pulls` and `opsward.holds`: what came of pulling each peer.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::rows;
+use crate::db::{Client, Doing, Result, rows};
 use crate::values::{Host, OpUlid};
 use jiff::Timestamp;
 

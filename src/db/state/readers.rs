@@ -1,8 +1,6 @@
 //! Readers: registered peers that ask this opsward for pages, an hour a row.
 
-use crate::db::connect::Client;
-use crate::db::error::Result;
-use crate::db::rows;
+use crate::db::{Client, Result, rows};
 use crate::values::{Host, OpUlid};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};

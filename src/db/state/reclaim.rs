@@ -1,9 +1,7 @@
 //! `opsward.reclaim`: the checkpoint of a reclaim, as JSON that its room
 //! understands. A step writes it in the transaction of its effect.
 
-use crate::db::error::{Doing, Result};
-use crate::db::rows;
-use crate::db::transaction::GenericClient;
+use crate::db::{Doing, GenericClient, Result, rows};
 use crate::values::signed;
 use jiff::Timestamp;
 use serde::Deserialize;

@@ -1,9 +1,6 @@
 //! `opsward.rejected_ops`: ops that were refused, whole and once.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Result};
-use crate::db::rows;
-use crate::db::transaction::begin_rare;
+use crate::db::{Client, Doing, Result, rows, transaction::begin_rare};
 use crate::values::{Host, OpUlid};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};

@@ -1,9 +1,7 @@
 //! What `status` tells of the replication: peers with all that is known of
 //! each, refused ops. Reads of own state only.
 
-use crate::db::connect::Client;
-use crate::db::error::Result;
-use crate::db::rows;
+use crate::db::{Client, Result, rows};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 

@@ -1,10 +1,7 @@
 //! Figures of the server, the database and the volume it lies on: from the
 //! catalog and the statistics only, never by a scan of `ops`.
 
-use crate::db::connect::Client;
-use crate::db::error::{Doing, Error, Result};
-use crate::db::rows;
-use crate::db::transaction::{Isolation, begin};
+use crate::db::{Client, Doing, Error, Isolation, Result, begin, rows};
 use crate::settings::DbTarget;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;

@@ -1,8 +1,6 @@
 //! `opsward.waiting`: what bulk work waits for, for every view.
 
-use crate::db::connect::Client;
-use crate::db::error::Result;
-use crate::db::rows;
+use crate::db::{Client, Result, rows};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
