@@ -65,7 +65,7 @@ metrics! {
     reclaim_progress: Gauge "reclaim_progress_ratio" "How far the phase is that a reclaim is in; 0 when none is under way or its end is unknown.";
     reclaim_eta: IntGauge "reclaim_eta_seconds" "Seconds until a reclaim ends, by what its first part took; -1 where unknown.";
     reclaim_last_step: IntGaugeVec "reclaim_last_step_timestamp_seconds" ["mode", "phase", "held"] "When a reclaim that has not ended last did something; held is true while it waits for the operator's word to swap.";
-    reclaims: IntCounterVec "reclaims_total" ["outcome"] "Reclaims that this process brought to an end: done or undone.";
+    reclaims: IntCounterVec "reclaims_total" ["outcome"] "Reclaims that this process brought to an end: done, undone, or aborted by the operator.";
     reclaim_rows_copied: IntCounter "reclaim_rows_copied_total" "Ops that a reclaim copied into the new table.";
     reclaim_locked: Histogram "reclaim_lock_seconds" "Waiting for and holding the lock under which a reclaim swaps the tables.";
     peers_held: IntGauge "peers_held" "Peers whose next op is not understood here; their cursor stays before it.";
@@ -98,6 +98,8 @@ metrics! {
     census_bytes: IntGaugeVec "census_bytes" ["table"] "Bytes of ops in the log as last counted, indexes left out, by table; other is all tables without a model.";
     owed_ops: IntGauge "owed_ops" "Ops in the log that are still owed to the chain, as last counted.";
     owed_oldest: IntGauge "owed_oldest_timestamp_seconds" "The day of the oldest op that is still owed to the chain; 0 where there is none.";
+    owed_deleted: IntGauge "owed_deleted_timestamp_seconds" "When the node's own pruner deletes the first op that is still owed to the chain; 0 where it deletes none.";
+    bulk_paused: IntGauge "bulk_work_paused" "1 while bulk work may not run: it is paused, or outside its maintenance window.";
     census_progress: Gauge "census_progress_ratio" "How far the pass over the log is that counts it; 1 when none is under way.";
     census_finished: IntGauge "census_last_finished_timestamp_seconds" "When the census was last brought up to date.";
 
@@ -118,7 +120,7 @@ impl Metrics {
         for outcome in ["done", "yielded", "stopped", "denied"] {
             metrics.vacuums.with_label_values(&[outcome]);
         }
-        for outcome in ["done", "undone"] {
+        for outcome in ["done", "undone", "aborted"] {
             metrics.reclaims.with_label_values(&[outcome]);
         }
         metrics.reclaim_eta.set(-1);

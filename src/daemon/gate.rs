@@ -24,6 +24,10 @@ pub(super) async fn watch(work: Work, decided: Decided) -> Outcome {
     metrics.guard_in_place.set(i64::from(around.guard == Found::Right));
     let plan = plan::plan(&facts, &around);
     plan::measure(&plan, metrics);
+    let owed_for = plan.node_prunes.as_ref().and_then(|node| node.owed_seconds);
+    metrics.owed_deleted.set(owed_for.map_or(0, |seconds| now.as_second() + signed(seconds)));
+    let is_paused = plan.notices.iter().any(|n| matches!(&*n.code, "paused" | "outside_window"));
+    metrics.bulk_paused.set(i64::from(is_paused));
     if let Ok(mut decided) = decided.lock() {
         *decided = Some(Arc::new(plan));
     }

@@ -12,6 +12,8 @@ use crate::values::{Finding, unix_ms};
 use crate::work::Work;
 use tracing::info;
 
+/// Why a reclaim is undone that somebody aborts.
+pub(super) const BY_OPERATOR: &str = "by the operator";
 /// Why READ_ONLY refuses a reclaim, and what lifts that.
 const READ_ONLY: (&str, &str) = (
     "READ_ONLY is set: ops stays as it is",
@@ -53,7 +55,7 @@ pub(super) async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request
         }
         (Action::Resume, None) => Err(nothing("go on with")),
         (Action::Abort, Some(mut at)) => {
-            at.aborting.get_or_insert_with(|| "by the operator".into());
+            at.aborting.get_or_insert_with(|| BY_OPERATOR.into());
             Ok(at)
         }
         (Action::Abort, None) => Err(nothing("undo")),

@@ -27,7 +27,7 @@ use crate::settings::Policy;
 use crate::values::{Beginning, Progress, signed, timestamp};
 use crate::work::{Pacer, Stop, WaitFor, Waits, Work};
 pub use begin::plan;
-use begin::{agreed, checkpoint};
+use begin::{BY_OPERATOR, agreed, checkpoint};
 use change::Change;
 use decide::{Checkpoint, Mode, OldSnapshots, Phase};
 pub use gate::{Ask, Gate};
@@ -306,6 +306,8 @@ async fn remember(run: &mut Run<'_>, outcome: &Outcome, after: u64) -> Result<()
         Outcome::Aborted(why) if at.mode == Mode::InPlace => ("undone", format!("ended early: {why}")),
         Outcome::Aborted(why) => ("undone", format!("undone: {why}")),
     };
+    let is_asked_for = matches!(outcome, Outcome::Aborted(why) if why == BY_OPERATOR);
+    let word = if is_asked_for { "aborted" } else { word };
     run.work.metrics.reclaims.with_label_values(&[word]).inc();
     let given_back = (at.mode.word(), at.bytes_before.saturating_sub(after));
     let began = timestamp(at.began_ms.unsigned_abs());
