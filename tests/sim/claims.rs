@@ -166,14 +166,17 @@ impl Ghost {
         history.push((now, cell));
     }
 
-    /// What a row held within the last 30 minutes for 3 minutes at least.
-    fn held(&self, node: usize, peer: usize, now: U) -> impl Iterator<Item = Cell> {
+    /// What a row held within the last 30 minutes for 3 minutes at least, where opsward was there
+    /// to look: it waits for nothing after a start.
+    fn held(&self, node: usize, peer: usize, now: U, ward: &Ward) -> impl Iterator<Item = Cell> {
+        let unseen = move |end: U| ward.down_from + 30 * MIN <= now && end <= ward.down_until;
         let of = &self.history[node][peer];
         let ends = of.iter().skip(1).map(|(at, _)| *at).chain([now]);
         let held = of
             .iter()
             .zip(ends)
-            .filter(move |((since, _), end)| end + 30 * MIN > now && since + 3 * MIN <= *end);
+            .filter(move |((since, _), end)| end + 30 * MIN > now && since + 3 * MIN <= *end)
+            .filter(move |(_, end)| !unseen(*end));
         held.map(|((_, cell), _)| *cell)
     }
 }
@@ -423,7 +426,7 @@ impl World {
             if !row.is_some_and(|row| self.counts(&row)) {
                 continue;
             }
-            let cells: Vec<Cell> = self.ghost.held(node, p, self.now).chain([it.cells[p]]).collect();
+            let cells: Vec<Cell> = self.ghost.held(node, p, self.now, &it.ward).chain([it.cells[p]]).collect();
             if cells.contains(&Cell::Empty) || (it.cells[p] == Cell::None && it.ward.seen[p].filled()) {
                 return Err(p);
             }

@@ -195,6 +195,8 @@ pub struct Ward {
     pub counted_at: U,
     /// Not persisted.
     pub pulls: [Option<Pull>; MOST],
+    /// Nobody looked from then until then.
+    pub down_from: U,
     pub down_until: U,
     /// When it last deleted to the end of its work.
     pub ticked_at: U,

@@ -519,6 +519,9 @@ impl World {
         let it = &mut self.nodes[node];
         it.sweeps = Default::default();
         it.ward.pulls = Default::default();
+        if it.ward.down_until < self.now {
+            it.ward.down_from = self.now;
+        }
         it.ward.down_until = self.now + down;
         if self.bug == Some(Bug::FloorLostAtCrash) {
             it.ward.floors = Default::default();
