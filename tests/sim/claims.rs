@@ -426,7 +426,8 @@ impl World {
             if !row.is_some_and(|row| self.counts(&row)) {
                 continue;
             }
-            let cells: Vec<Cell> = self.ghost.held(node, p, self.now, &it.ward).chain([it.cells[p]]).collect();
+            let cells: Vec<Cell> =
+                self.ghost.held(node, p, self.now, &it.ward).chain([it.cells[p]]).collect();
             if cells.contains(&Cell::Empty) || (it.cells[p] == Cell::None && it.ward.seen[p].filled()) {
                 return Err(p);
             }

@@ -56,7 +56,11 @@ fn read_until(facts: &Facts) -> Result<u64, Blocker> {
     let stop = |code, text: String, fix: &str| Err(blocker(facts, (code, ""), text, fix));
     let unknown = |text: &str, fix: &str| stop("chain_unknown", text.to_owned(), fix);
     if !chain.has_blocks {
-        return unknown("there is no table core_blocks: when the node read which block is unknown", NO_CHAIN);
+        return unknown(
+            "there is no table core_blocks with height, chain_id and created_at: when the node read which \
+             block is unknown",
+            NO_CHAIN,
+        );
     }
     if let Some(grant) = &chain.grant {
         return unknown("core_blocks may not be read", &format!("as the owner: {grant}"));
@@ -91,8 +95,8 @@ fn read_until(facts: &Facts) -> Result<u64, Blocker> {
     }
     let Some(at) = chain.read_until_ms else {
         return unknown(
-            &format!("core_blocks has no block {height} of {id}, which core_mediorum_blocks names"),
-            "wait until the node has that block, or read on beyond it",
+            &format!("core_blocks has no time for block {height} of {id}, which core_mediorum_blocks names"),
+            "wait until the node has that block and its time, or read on beyond it",
         );
     };
     if at > facts.now_ms.saturating_add(AHEAD_MS) {
