@@ -317,7 +317,7 @@ impl World {
                 hidden.push((node, peer, *op));
                 continue;
             }
-            if self.is_hidden(peer, *op) {
+            if pull.hidden.contains(op) {
                 hidden.push((node, peer, *op));
                 continue;
             }
@@ -388,7 +388,7 @@ impl World {
 
     /// What a node pruned itself is told of by its log's minimum alone, until
     /// an opsward beside it has seen it: a row that came in below hides it.
-    fn is_hidden(&self, peer: usize, op: OpId) -> bool {
+    pub fn is_hidden(&self, peer: usize, op: OpId) -> bool {
         let (of, it) = (self.op(op), &self.nodes[peer]);
         self.ghost.unlogged[peer].contains(&op)
             && it.log.first().is_some_and(|row| row.u < of.u)

@@ -164,6 +164,8 @@ pub struct Pull {
     pub asked: Option<U>,
     pub sweep: Sweep,
     pub page: Page,
+    /// What the peer had pruned, and could not tell of when it answered.
+    pub hidden: Vec<OpId>,
 }
 
 #[derive(Clone, Copy, Debug)]
