@@ -74,7 +74,6 @@ pub fn notices(facts: &Facts, figures: &Figures) -> Vec<Notice> {
     let mut say = |code: &'static str, text: String| {
         found.push(Notice { code: code.into(), text, ..Notice::default() })
     };
-    let days = node.keeps_seconds * 1_000 / DAY_MS;
     let back = given_back(facts, figures, 0);
     if node.rows > 0 || back > figures.ops_bytes / 10 {
         let told = if node.assumed { ", as a stock node does" } else { "" };
@@ -104,31 +103,34 @@ pub fn notices(facts: &Facts, figures: &Figures) -> Vec<Notice> {
             ),
         );
     }
-    if facts.replication.has_chain() && days < 2 {
-        say(
-            "behind_node",
-            format!(
-                "the node keeps ops for {} h and leaves no memory of what it deletes, so that a block executed \
-                 again puts old state over new: no window of opsward's is shorter; give the node an \
-                 OPENAUDIO_OPS_RETENTION of 48h or more",
-                node.keeps_seconds / 3_600
-            ),
-        );
-    } else if is_behind(facts, days) {
-        let ahead = days - 1;
-        let (rows, size) = older_than(facts, ahead);
-        say(
-            "behind_node",
-            format!(
-                "the node's pruner leaves no memory of what it deletes, so that a block executed again puts old \
-                 state over new: OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS={ahead} with \
-                 OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true deletes first and remembers ({}, {} now)",
-                ops(rows),
-                bytes(size)
-            ),
-        );
+    if let Some(text) = behind(facts, &node) {
+        say("behind_node", text);
     }
     found
+}
+
+/// The node deletes before opsward does, or nobody guards: the way out.
+fn behind(facts: &Facts, node: &NodePrunes) -> Option<String> {
+    let days = node.keeps_seconds * 1_000 / DAY_MS;
+    if facts.replication.has_chain() && days < 2 {
+        return Some(format!(
+            "the node keeps ops for {} h and leaves no memory of what it deletes, so that a block executed \
+             again puts old state over new: no window of opsward's is shorter; give the node an \
+             OPENAUDIO_OPS_RETENTION of 48h or more",
+            node.keeps_seconds / 3_600
+        ));
+    }
+    is_behind(facts, days).then(|| {
+        let ahead = days - 1;
+        let (rows, size) = older_than(facts, ahead);
+        format!(
+            "the node's pruner leaves no memory of what it deletes, so that a block executed again puts old \
+             state over new: OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS={ahead} with \
+             OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true deletes first and remembers ({}, {} now)",
+            ops(rows),
+            bytes(size)
+        )
+    })
 }
 
 /// The node deletes before opsward does, or nobody guards.

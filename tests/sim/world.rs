@@ -207,6 +207,7 @@ impl World {
                 }
                 (_, Some((at, node, peer))) => {
                     self.now = self.now.max(at);
+                    self.sample();
                     self.sweep_end(node, peer, None)?;
                 }
                 _ => break,
