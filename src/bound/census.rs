@@ -82,7 +82,7 @@ pub async fn run_once(
     budget: Duration,
 ) -> Result<CensusReport, Stop> {
     let ends = Instant::now() + budget;
-    known::check(&work.db.client().await?).await?;
+    known::settle(&work.db.client().await?, work.clock.now_ms()).await?;
     order::check(lease.client()?).await?;
     let reading = Reading::of_catalog(lease.client()?).await?;
     let passes = census_pass::load(lease.client()?).await?;

@@ -72,7 +72,7 @@ fn chain(found: node::Chain, catalog: node::Catalog) -> ChainFact {
         has_blocks: catalog.has_blocks,
         grant: catalog.grant_blocks,
         cursor: found.cursor,
-        tip: found.tip.map(|(chain, height, _)| (chain, u64::try_from(height).unwrap_or(0))),
+        tip: found.tip.map(|(chain, height)| (chain, u64::try_from(height).unwrap_or(0))),
         read_until_ms: found.read_until.map(unix_ms),
     }
 }

@@ -29,8 +29,7 @@ pub enum Found {
 /// pruned. Rows that came in below the watermark lower it.
 pub async fn observe(work: &Work) -> db::Result<Found> {
     let mut client = work.db.client().await?;
-    known::check(&client).await?;
-    known::note(&client, work.clock.now_ms()).await?;
+    known::settle(&client, work.clock.now_ms()).await?;
     let (now, now_ms) = (work.clock.now(), work.clock.now_ms());
     match foreign::lower_watermark(&mut client).await {
         Ok(None) => {}

@@ -74,7 +74,6 @@ pub fn notices(facts: &Facts, figures: &Figures) -> Vec<Notice> {
     let mut say = |code: &'static str, text: String| {
         found.push(Notice { code: code.into(), text, ..Notice::default() })
     };
-    let days = node.keeps_seconds * 1_000 / DAY_MS;
     let back = given_back(facts, figures, 0);
     if node.rows > 0 || back > figures.ops_bytes / 10 {
         let told = if node.assumed { ", as a stock node does" } else { "" };
@@ -104,21 +103,34 @@ pub fn notices(facts: &Facts, figures: &Figures) -> Vec<Notice> {
             ),
         );
     }
-    if is_behind(facts, days) {
-        let ahead = days.saturating_sub(1).max(1);
-        let (rows, size) = older_than(facts, ahead);
-        say(
-            "behind_node",
-            format!(
-                "the node's pruner leaves no memory of what it deletes, so that a block executed again puts old \
-                 state over new: OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS={ahead} with \
-                 OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true deletes first and remembers ({}, {} now)",
-                ops(rows),
-                bytes(size)
-            ),
-        );
+    if let Some(text) = behind(facts, &node) {
+        say("behind_node", text);
     }
     found
+}
+
+/// The node deletes before opsward does, or nobody guards: the way out.
+fn behind(facts: &Facts, node: &NodePrunes) -> Option<String> {
+    let days = node.keeps_seconds * 1_000 / DAY_MS;
+    if facts.replication.has_chain() && days < 2 {
+        return Some(format!(
+            "the node keeps ops for {} h and leaves no memory of what it deletes, so that a block executed \
+             again puts old state over new: no window of opsward's is shorter; give the node an \
+             OPENAUDIO_OPS_RETENTION of 48h or more",
+            node.keeps_seconds / 3_600
+        ));
+    }
+    is_behind(facts, days).then(|| {
+        let ahead = days - 1;
+        let (rows, size) = older_than(facts, ahead);
+        format!(
+            "the node's pruner leaves no memory of what it deletes, so that a block executed again puts old \
+             state over new: OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS={ahead} with \
+             OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true deletes first and remembers ({}, {} now)",
+            ops(rows),
+            bytes(size)
+        )
+    })
 }
 
 /// The node deletes before opsward does, or nobody guards.
@@ -142,6 +154,7 @@ fn ops(n: u64) -> String {
 mod tests {
     use super::super::decide::tests::{NOW, day, with};
     use super::*;
+    use crate::settings::Archive;
     use crate::values::Replication;
     use std::time::Duration;
 
@@ -185,7 +198,9 @@ mod tests {
     fn its_own_settings_count_where_they_are_told() {
         let told = chained(|f| f.settings.node_retention = Some(Duration::from_secs(60 * 86_400)));
         assert_eq!(prunes(&told).map(|node| (node.rows, node.assumed)), Some((0, false)));
-        assert_eq!(prunes(&chained(|f| f.settings.node_archive = Some(true))), None);
+        let archive = |said| prunes(&chained(|f| f.settings.node_archive = Some(said))).is_some();
+        // The node knows one word for it.
+        assert_eq!([Archive::Kept, Archive::Meant, Archive::Pruned].map(archive), [false, true, true]);
         assert_eq!(prunes(&with(|_| {})), None);
     }
 
@@ -210,5 +225,18 @@ mod tests {
         let text = &notices(&set(0, false), &figures(90 * GB))[1].text;
         assert!(text.contains("OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS=29"), "{text}");
         assert!(text.contains("(1 op, 5.0 GiB now)"), "{text}");
+    }
+
+    #[test]
+    fn no_window_is_ahead_of_a_node_that_keeps_less_than_two_days() {
+        for hours in [0, 1, 36, 47] {
+            let facts = chained(|f| {
+                (f.settings.retention_days, f.settings.replay_guard) = (1, true);
+                f.settings.node_retention = Some(Duration::from_secs(hours * 3_600));
+            });
+            let said = notices(&facts, &figures(0)).into_iter().find(|n| n.code == "behind_node").unwrap();
+            assert!(said.text.contains(&format!("keeps ops for {hours} h")), "{}", said.text);
+            assert!(said.text.contains("OPENAUDIO_OPS_RETENTION of 48h"), "{}", said.text);
+        }
     }
 }

@@ -122,7 +122,7 @@ pub async fn tick(
     budget: Duration,
 ) -> Result<Vec<TaskOutcome>, Stop> {
     let ends = Instant::now() + budget;
-    known::check(&work.db.client().await?).await?;
+    known::settle(&work.db.client().await?, work.clock.now_ms()).await?;
     let mut outcomes = Vec::new();
     for task in Which::ALL.into_iter().filter(|task| which.contains(task)) {
         let done = match task {

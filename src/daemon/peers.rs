@@ -34,8 +34,10 @@ impl Peers {
         };
         match found {
             Ok(found) => {
-                self.use_set(found.peers.clone()).await;
-                self.keep(&found).await?;
+                // Whoever is pulled is known after the next start, too.
+                let kept = self.keep(&found).await;
+                self.use_set(found.peers).await;
+                kept?;
                 Ok(Next::Scheduled)
             }
             Err(why) => {

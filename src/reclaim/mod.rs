@@ -274,7 +274,7 @@ async fn same_log(work: &Work, pid: i32) -> Result<()> {
     let mut waits = Waits::of("reclaim");
     loop {
         let client = work.db.client().await?;
-        let Err(error) = db::known::check(&client).await else { break };
+        let Err(error) = db::known::settle(&client, work.clock.now_ms()).await else { break };
         if !error.is_contended() || work.stop.is_cancelled() {
             return Err(error.into());
         }

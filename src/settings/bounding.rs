@@ -68,7 +68,27 @@ impl Bounding {
     pub fn node_keeps(&self, by: Replication) -> Option<Duration> {
         // Older nodes keep a year, or have no pruner: only the setting counts for them.
         let stock = (by == Replication::Chain).then_some(STOCK);
-        self.node_retention.or(stock).filter(|_| self.node_archive != Some(true))
+        self.node_retention.or(stock).filter(|_| self.node_archive != Some(Archive::Kept))
+    }
+}
+
+/// What the node's switch says of its history.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Archive {
+    /// The node's pruner deletes.
+    Pruned,
+    /// The node keeps everything.
+    Kept,
+    /// The operator asks to keep everything, in a word that the node does not know: it deletes.
+    Meant,
+}
+
+/// Reads it as the node does, which knows `true` only.
+pub fn archive(text: &str) -> Archive {
+    match text {
+        "true" => Archive::Kept,
+        _ if super::parse::boolean(text) == Ok(false) => Archive::Pruned,
+        _ => Archive::Meant,
     }
 }
 

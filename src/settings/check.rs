@@ -2,7 +2,7 @@
 
 use super::load::{File, Shown, origin_of};
 use super::table::{TABLE, entry};
-use super::{Env, Keep, Origin, Problem, Problems, Settings, Source};
+use super::{Archive, Env, Keep, Origin, Problem, Problems, Settings, Source};
 use crate::values::Finding;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -141,6 +141,7 @@ pub(super) fn combinations(settings: &mut Settings, origins: &[Shown], found: &m
         });
     }
     warn_ineffective(settings, &written, found);
+    warn_unread_by_node(settings, origins, &written, found);
     warn_uncounted(settings, &written, found);
     if settings.bounding.reclaim_when.is_some() && settings.bounding.reclaim_policy.is_none() {
         let (Some(of), Some(origin)) = (entry("ops_reclaim_when"), origin_of(origins, "ops_reclaim_when"))
@@ -193,6 +194,35 @@ fn warn_ineffective(settings: &mut Settings, written: &impl Fn(&str) -> String, 
         warn("dormant_vetoed", text, "unset one of them");
     }
 }
+
+/// Warns of the node's own settings that the node does not take as they are meant.
+fn warn_unread_by_node(
+    settings: &Settings,
+    origins: &[Shown],
+    written: &impl Fn(&str) -> String,
+    found: &mut Problems,
+) {
+    let set = &settings.bounding;
+    let unread = [
+        ("node_ops_retention", set.node_retention.is_none(), DEFAULTS, "write it in hours, such as 720h"),
+        (
+            "node_ops_prune_interval",
+            set.node_prune_interval.is_none(),
+            DEFAULTS,
+            "write it in hours, such as 6h",
+        ),
+        ("node_archive", set.node_archive == Some(Archive::Meant), DELETES, "set it to true, or to false"),
+    ];
+    for (key, _, what, fix) in unread.into_iter().filter(|(_, is_unread, ..)| *is_unread) {
+        if let Some(text) = origins.iter().find(|shown| shown.key == key).and_then(|s| s.value.as_deref()) {
+            let text = format!("{} = {text:?}: {what}", written(key));
+            found.warnings.push(Finding::new("node_setting_unread", text, fix));
+        }
+    }
+}
+
+const DEFAULTS: &str = "the node cannot read that, and takes its default";
+const DELETES: &str = "the node knows only true, and deletes by itself; opsward deletes nothing";
 
 /// Warns of settings that need a census while the daemon does not count.
 fn warn_uncounted(settings: &Settings, written: &impl Fn(&str) -> String, found: &mut Problems) {

@@ -26,6 +26,16 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_nanos(nanos))
 }
 
+/// Reads it as the node does: it knows no days and weeks, and takes its default for what it
+/// cannot read, which is `None`. A negative one is no less than none at all.
+pub(super) fn as_node(text: &str) -> Option<Duration> {
+    let read = |text: &str| parse(text).ok().filter(|_| !text.contains(['d', 'w', '+', '-']));
+    match text.strip_prefix('-') {
+        Some(rest) => read(rest).map(|_| Duration::ZERO),
+        None => read(text.strip_prefix('+').unwrap_or(text)),
+    }
+}
+
 /// The sum of the parts, each a decimal number and a unit.
 fn sum(mut rest: &str) -> Result<u128, String> {
     if rest.is_empty() {
@@ -138,6 +148,26 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_node_takes_its_default_for_what_it_cannot_read() {
+        let hours = |h: f64| Some(Duration::from_secs_f64(h * 3600.0));
+        for (text, read) in [
+            ("720h", hours(720.0)),
+            ("1h30m", hours(1.5)),
+            ("+30m", hours(0.5)),
+            ("0", hours(0.0)),
+            ("-1h", hours(0.0)),
+            ("60d", None),
+            ("2w", None),
+            ("720", None),
+            ("--1h", None),
+            ("garbage", None),
+            ("", None),
+        ] {
+            assert_eq!(as_node(text), read, "{text}");
         }
     }
 

@@ -17,7 +17,7 @@ mod problem;
 mod source;
 mod table;
 
-pub use bounding::{Keep, Policy, When, Window};
+pub use bounding::{Archive, Keep, Policy, When, Window};
 pub use db_target::{DbTarget, Secret, TlsMode};
 pub use duration::parse as duration;
 pub use load::{Loaded, Shown, load};

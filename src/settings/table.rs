@@ -2,9 +2,8 @@
 //! help, README's table, config/opsward.toml and error texts are all made from it.
 
 use super::Shape::{Secret, Switch, Text};
-use super::bounding::{self, Keep, Policy, When, Window};
-use super::duration::parse as duration;
-use super::{DbTarget, Env, LogFormat, parse, pg_url};
+use super::bounding::{self, Archive, Keep, Policy, When, Window};
+use super::{DbTarget, Env, LogFormat, duration, parse, pg_url};
 use crate::values::{Host, Replication};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -133,6 +132,13 @@ macro_rules! settings {
     };
 }
 
+/// What the node cannot read is no mistake of opsward's settings: it is warned of.
+fn nodes_duration(text: &str) -> Result<Option<Duration>, String> {
+    Ok(duration::as_node(text))
+}
+
+const NODE_DURATION: &str =
+    "a duration such as 720h; the node knows h, m and s, and takes its default for anything else";
 const BOOLEAN: &str = "true or false (also 1, t, T, TRUE, True, 0, f, F, FALSE, False)";
 const NODE_URL: &str = "a URL of http or https without password, query and fragment";
 const SIZE: &str = "0, or a size with its unit such as 512MiB or 20GB";
@@ -245,7 +251,7 @@ settings! {
         "ops_retention_max_peer_lag" ["OPENAUDIO_MEDIORUM_OPS_RETENTION_MAX_PEER_LAG"] Text("DURATION");
         "a peer further behind than this no longer holds anything back; 0 is off";
         "0, or a duration of at least 24h such as 720h";
-    reader_hold: Duration = "720h", duration;
+    reader_hold: Duration = "720h", duration::parse;
         "ops_retention_reader_hold" ["OPENAUDIO_MEDIORUM_OPS_RETENTION_READER_HOLD"] Text("DURATION");
         "how much longer than the window a reader may hold ops; 0 is off";
         "a duration such as 720h, or 0";
@@ -257,7 +263,7 @@ settings! {
         "keep_dormant_ops" ["OPENAUDIO_MEDIORUM_KEEP_DORMANT_OPS"] Switch;
         "the veto: dormant ops are kept whatever else is set";
         BOOLEAN;
-    dormant_threshold: Duration = "2160h", duration;
+    dormant_threshold: Duration = "2160h", duration::parse;
         "dormant_ops_threshold" ["OPENAUDIO_MEDIORUM_DORMANT_OPS_THRESHOLD"] Text("DURATION");
         "how long a dormant table has been without a new op";
         "a duration; shorter than 24h is taken as 24h";
@@ -273,18 +279,18 @@ settings! {
         "replication" ["OPENAUDIO_MEDIORUM_REPLICATION"] Text("WAY");
         "how ops reach this node: from peers, from the chain, or both; auto finds out";
         "auto, peers, both or chain";
-    node_retention: Option<Duration> = unset "720h", |text: &str| parse::at_least(text, 3_600, "1h");
+    node_retention: Option<Duration> = unset "720h", nodes_duration;
         "node_ops_retention" ["OPENAUDIO_OPS_RETENTION"] Text("DURATION");
         "the node's own setting: ops older than this it deletes by itself; told here, plan and forecast reckon with it";
-        "a duration of at least 1h, such as 720h";
-    node_prune_interval: Option<Duration> = unset "6h", |text: &str| parse::at_least(text, 60, "1m");
+        NODE_DURATION;
+    node_prune_interval: Option<Duration> = unset "6h", nodes_duration;
         "node_ops_prune_interval" ["OPENAUDIO_OPS_PRUNE_INTERVAL"] Text("DURATION");
         "the node's own setting: how often it deletes them";
-        "a duration of at least 1m, such as 6h";
-    node_archive: Option<bool> = unset "true", parse::boolean;
+        NODE_DURATION;
+    node_archive: Option<Archive> = unset "true", |text: &str| Ok::<_, String>(bounding::archive(text));
         "node_archive" ["OPENAUDIO_ARCHIVE"] Switch;
         "the node's own setting: its whole history stays; opsward then deletes nothing either";
-        BOOLEAN;
+        "true or false";
     delete_archived: bool = "false", parse::boolean;
         "ops_delete_archived" ["OPENAUDIO_MEDIORUM_OPS_DELETE_ARCHIVED"] Switch;
         "delete although OPENAUDIO_ARCHIVE says that history stays";

@@ -125,6 +125,24 @@ async fn each_schema_has_its_gate() {
             assert_eq!(cursor("5800").await, by_age());
             run("UPDATE core_blocks SET created_at = created_at - interval '2 h'").await;
             assert_eq!(cursor("5800").await, blocked("chain_behind"));
+            // A time that is none, and a table of another make, tell nothing.
+            run("ALTER TABLE core_blocks ALTER created_at DROP NOT NULL").await;
+            for odd in ["'infinity'", "'-infinity'", "'20000-01-01'", "NULL"] {
+                run(&format!("UPDATE core_blocks SET created_at = {odd}")).await;
+                assert_eq!(cursor("5800").await, blocked("chain_unknown"), "{odd}");
+            }
+            run("UPDATE core_blocks SET created_at = '2026-11-15 11:59:30'").await;
+            for (change, back) in [
+                ("created_at TYPE timestamptz", "created_at TYPE timestamp"),
+                ("height TYPE text", "height TYPE bigint USING height::bigint"),
+            ] {
+                run(&format!("ALTER TABLE core_blocks ALTER {change}")).await;
+                assert_eq!(cursor("5800").await, blocked("chain_unknown"), "{change}");
+                run(&format!("ALTER TABLE core_blocks ALTER {back}")).await;
+            }
+            assert_eq!(cursor("5800").await, by_age());
+            run("ALTER TABLE core_blocks RENAME created_at TO made_at").await;
+            assert_eq!(cursor("5800").await, blocked("chain_unknown"));
             run("DROP TABLE core_blocks").await;
             assert_eq!(cursor("5800").await, blocked("chain_unknown"));
         }

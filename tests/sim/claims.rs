@@ -166,14 +166,17 @@ impl Ghost {
         history.push((now, cell));
     }
 
-    /// What a row held within the last 30 minutes for 3 minutes at least.
-    fn held(&self, node: usize, peer: usize, now: U) -> impl Iterator<Item = Cell> {
+    /// What a row held within the last 30 minutes for 3 minutes at least, where opsward was there
+    /// to look: it waits for nothing after a start.
+    fn held(&self, node: usize, peer: usize, now: U, ward: &Ward) -> impl Iterator<Item = Cell> {
+        let unseen = move |end: U| ward.down_from + 30 * MIN <= now && end <= ward.down_until;
         let of = &self.history[node][peer];
         let ends = of.iter().skip(1).map(|(at, _)| *at).chain([now]);
         let held = of
             .iter()
             .zip(ends)
-            .filter(move |((since, _), end)| end + 30 * MIN > now && since + 3 * MIN <= *end);
+            .filter(move |((since, _), end)| end + 30 * MIN > now && since + 3 * MIN <= *end)
+            .filter(move |(_, end)| !unseen(*end));
         held.map(|((_, cell), _)| *cell)
     }
 }
@@ -314,7 +317,7 @@ impl World {
                 hidden.push((node, peer, *op));
                 continue;
             }
-            if self.is_hidden(peer, *op) {
+            if pull.hidden.contains(op) {
                 hidden.push((node, peer, *op));
                 continue;
             }
@@ -385,7 +388,7 @@ impl World {
 
     /// What a node pruned itself is told of by its log's minimum alone, until
     /// an opsward beside it has seen it: a row that came in below hides it.
-    fn is_hidden(&self, peer: usize, op: OpId) -> bool {
+    pub fn is_hidden(&self, peer: usize, op: OpId) -> bool {
         let (of, it) = (self.op(op), &self.nodes[peer]);
         self.ghost.unlogged[peer].contains(&op)
             && it.log.first().is_some_and(|row| row.u < of.u)
@@ -423,7 +426,8 @@ impl World {
             if !row.is_some_and(|row| self.counts(&row)) {
                 continue;
             }
-            let cells: Vec<Cell> = self.ghost.held(node, p, self.now).chain([it.cells[p]]).collect();
+            let cells: Vec<Cell> =
+                self.ghost.held(node, p, self.now, &it.ward).chain([it.cells[p]]).collect();
             if cells.contains(&Cell::Empty) || (it.cells[p] == Cell::None && it.ward.seen[p].filled()) {
                 return Err(p);
             }

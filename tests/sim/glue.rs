@@ -96,7 +96,9 @@ impl World {
         {
             self.nodes[node].ward.own[peer] = Some(self.op(*last).u.min(now - MIN)).max(asked);
         }
-        self.nodes[node].ward.pulls[peer] = Some(Pull { began: self.now, read, asked, sweep, page });
+        let gone = self.ghost.gone[peer].iter().map(|(op, _)| *op);
+        let hidden = gone.filter(|op| self.is_hidden(peer, *op)).collect();
+        self.nodes[node].ward.pulls[peer] = Some(Pull { began: self.now, read, asked, sweep, page, hidden });
         Ok(())
     }
 

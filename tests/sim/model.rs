@@ -164,6 +164,8 @@ pub struct Pull {
     pub asked: Option<U>,
     pub sweep: Sweep,
     pub page: Page,
+    /// What the peer had pruned, and could not tell of when it answered.
+    pub hidden: Vec<OpId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -195,6 +197,8 @@ pub struct Ward {
     pub counted_at: U,
     /// Not persisted.
     pub pulls: [Option<Pull>; MOST],
+    /// Nobody looked from then until then.
+    pub down_from: U,
     pub down_until: U,
     /// When it last deleted to the end of its work.
     pub ticked_at: U,

@@ -207,6 +207,7 @@ impl World {
                 }
                 (_, Some((at, node, peer))) => {
                     self.now = self.now.max(at);
+                    self.sample();
                     self.sweep_end(node, peer, None)?;
                 }
                 _ => break,
@@ -519,6 +520,9 @@ impl World {
         let it = &mut self.nodes[node];
         it.sweeps = Default::default();
         it.ward.pulls = Default::default();
+        if it.ward.down_until < self.now {
+            it.ward.down_from = self.now;
+        }
         it.ward.down_until = self.now + down;
         if self.bug == Some(Bug::FloorLostAtCrash) {
             it.ward.floors = Default::default();

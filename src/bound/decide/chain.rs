@@ -48,15 +48,18 @@ pub(super) fn bound(facts: &Facts) -> Result<OpUlid, Blocker> {
     Ok(OpUlid::first_of_ms(at.min(facts.now_ms).saturating_sub(ms(facts.settings.cursor_margin))))
 }
 
+const NO_BLOCKS: &str = "there is no table core_blocks with height, chain_id and created_at: when the node \
+    read which block is unknown";
+const NO_CHAIN: &str = "see the node's log; where its ops do not come by the chain, \
+    OPENAUDIO_MEDIORUM_REPLICATION=peers says so";
+
 /// The time up to which the node has read the chain.
 fn read_until(facts: &Facts) -> Result<u64, Blocker> {
-    const NO_CHAIN: &str = "see the node's log; where its ops do not come by the chain, \
-        OPENAUDIO_MEDIORUM_REPLICATION=peers says so";
     let chain = &facts.chain;
     let stop = |code, text: String, fix: &str| Err(blocker(facts, (code, ""), text, fix));
     let unknown = |text: &str, fix: &str| stop("chain_unknown", text.to_owned(), fix);
     if !chain.has_blocks {
-        return unknown("there is no table core_blocks: when the node read which block is unknown", NO_CHAIN);
+        return unknown(NO_BLOCKS, NO_CHAIN);
     }
     if let Some(grant) = &chain.grant {
         return unknown("core_blocks may not be read", &format!("as the owner: {grant}"));
@@ -91,8 +94,8 @@ fn read_until(facts: &Facts) -> Result<u64, Blocker> {
     }
     let Some(at) = chain.read_until_ms else {
         return unknown(
-            &format!("core_blocks has no block {height} of {id}, which core_mediorum_blocks names"),
-            "wait until the node has that block, or read on beyond it",
+            &format!("core_blocks has no time for block {height} of {id}, which core_mediorum_blocks names"),
+            "wait until the node has that block and its time, or read on beyond it",
         );
     };
     if at > facts.now_ms.saturating_add(AHEAD_MS) {

@@ -1,6 +1,7 @@
 //! How far anything may go: peers, readers and clocks; the chain; both.
 
 use super::{ClockFact, DAY_MS, Facts, HOUR_MS, PeerFact, ReaderFact, blocker, chain, least_window, ms};
+use crate::settings::Archive;
 use crate::values::{Blocker, BoundBy, Host, Notice, OpUlid, is_plausible, own_ahead};
 
 /// How far the median of the peers' clocks may be from ours (contract 5).
@@ -72,7 +73,8 @@ pub fn reset_from(facts: &Facts) -> Result<OpUlid, Blocker> {
 /// The operator's word that history stays.
 fn archive(facts: &Facts) -> Option<Blocker> {
     let set = &facts.settings;
-    (set.node_archive == Some(true) && !set.delete_archived).then(|| {
+    let stays = matches!(set.node_archive, Some(Archive::Kept | Archive::Meant));
+    (stays && !set.delete_archived).then(|| {
         blocker(
             facts,
             ("archive", ""),

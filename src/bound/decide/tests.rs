@@ -1,5 +1,5 @@
 use super::*;
-use crate::settings::Bounding;
+use crate::settings::{Archive, Bounding};
 use crate::values::{Host, Replication};
 use jiff::Timestamp;
 use proptest::prelude::*;
@@ -610,15 +610,19 @@ fn a_reset_keeps_what_the_gate_of_the_chain_keeps() {
     assert_eq!(hours(&chained(|_| {})), Ok(240));
     assert_eq!(hours(&chained(|f| f.guarded = true)), Ok(2));
     assert_eq!(hours(&chained(|f| f.chain.cursor = None)), Err("chain_unknown"));
-    assert_eq!(hours(&with(|f| f.settings.node_archive = Some(true))), Err("archive"));
+    assert_eq!(hours(&with(|f| f.settings.node_archive = Some(Archive::Kept))), Err("archive"));
 }
 
 #[test]
 fn an_archive_keeps_everything_unless_it_is_overridden_by_name() {
-    let archive = |over| with(|f| (f.settings.node_archive, f.settings.delete_archived) = (Some(true), over));
-    assert_eq!(codes(retention(&archive(false))), ["archive"]);
-    assert_eq!(codes(dormant(&archive(false)))[0], "archive");
-    assert_eq!(uploads(&archive(true)), BY_AGE(30));
+    for said in [Archive::Kept, Archive::Meant] {
+        let archive =
+            |over| with(|f| (f.settings.node_archive, f.settings.delete_archived) = (Some(said), over));
+        assert_eq!(codes(retention(&archive(false))), ["archive"]);
+        assert_eq!(codes(dormant(&archive(false)))[0], "archive");
+        assert_eq!(uploads(&archive(true)), BY_AGE(30));
+    }
+    assert_eq!(uploads(&with(|f| f.settings.node_archive = Some(Archive::Pruned))), BY_AGE(30));
 }
 
 proptest! {

@@ -246,6 +246,10 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
     }
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
+        // A transaction without an answer is given up by us.
+        None if error.is_closed() => {
+            "the connection closed: the server ended it, or answered nothing for over 6 s".into()
+        }
         None => error.to_string(),
     }
 }

@@ -7,6 +7,31 @@ use crate::values::OpUlid;
 use jiff::Timestamp;
 use tracing::warn;
 
+/// Forgets what is remembered of another log, and remembers this one; says why, where it forgot.
+/// Whatever deletes or counts calls this first: what it leaves behind is of this log.
+///
+/// # Errors
+/// The database's; also that somebody holds the log or the traces.
+pub async fn settle(client: &Client, now_ms: u64) -> Result<Option<String>> {
+    let database = identity(client).await?;
+    let why = in_transaction(client, database.as_deref()).await?;
+    // One that lies ahead may be somebody's mistake, and removed.
+    let latest = OpUlid::last_of_ms(now_ms);
+    rows::write(client, NOTE, &[&database, &latest.as_str()], "remember the newest op").await?;
+    Ok(why)
+}
+
+/// An op that is remembered stays so in an empty log: the next look finds it
+/// gone. A table that took the place of the one that was looked at is left to that, too.
+const NOTE: &str = "
+    INSERT INTO opsward.known_log AS k (database, relation, newest)
+    SELECT $1::text, 'public.ops'::regclass::oid,
+           (SELECT o.ulid FROM public.ops o WHERE o.ulid <= $2::text ORDER BY o.ulid DESC LIMIT 1)
+    ON CONFLICT (one) DO UPDATE SET database = excluded.database, relation = excluded.relation,
+        newest = coalesce(excluded.newest, k.newest)
+    WHERE k.relation = excluded.relation
+        OR k.database IS NOT NULL AND k.database IS DISTINCT FROM excluded.database";
+
 /// Forgets what is remembered of another log; says why, where it did. Whatever
 /// trusts own state about the log calls this first.
 ///
@@ -31,24 +56,9 @@ pub(in crate::db) async fn in_transaction(
     Ok(why)
 }
 
-const CHECK: &str = "SELECT opsward.check_log($1::text)";
-
-/// Remembers which log this is.
-pub async fn note(client: &Client, now_ms: u64) -> Result<()> {
-    let database = identity(client).await?;
-    // One that lies ahead may be somebody's mistake, and removed.
-    let latest = OpUlid::last_of_ms(now_ms);
-    rows::write(client, NOTE, &[&database, &latest.as_str()], "remember the newest op").await
-}
-
-/// An op that is remembered stays so in an empty log: the next look finds it
-/// gone.
-const NOTE: &str = "
-    INSERT INTO opsward.known_log AS k (database, relation, newest)
-    SELECT $1::text, 'public.ops'::regclass::oid,
-           (SELECT o.ulid FROM public.ops o WHERE o.ulid <= $2::text ORDER BY o.ulid DESC LIMIT 1)
-    ON CONFLICT (one) DO UPDATE SET database = excluded.database, relation = excluded.relation,
-        newest = coalesce(excluded.newest, k.newest)";
+/// What a TRUNCATE left does not name the database: it is this one.
+const CHECK: &str = "
+    SELECT opsward.check_log((SELECT $1::text FROM opsward.known_log WHERE database IS NOT NULL))";
 
 /// When and why a log was last forgotten.
 pub async fn forgotten(client: &Client) -> Result<Option<(Timestamp, String)>> {

@@ -13,7 +13,7 @@ pub struct Catalog {
     pub has_status: bool,
     /// `uploads` has `user_id`.
     pub has_user_id: bool,
-    /// There is a table `core_blocks`.
+    /// There is a table `core_blocks` of the columns that are read here.
     pub has_blocks: bool,
     /// The GRANT that lets this role read it, where it may not.
     pub grant_blocks: Option<String>,
@@ -31,7 +31,10 @@ const CATALOG: &str = "
                    AND attname = 'core_tx_status' AND NOT attisdropped) AS has_status,
            EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('public.uploads')
                    AND attname = 'user_id' AND NOT attisdropped) AS has_user_id,
-           to_regclass('public.core_blocks') IS NOT NULL AS has_blocks,
+           (SELECT count(*) = 3 FROM pg_attribute
+            WHERE attrelid = to_regclass('public.core_blocks') AND NOT attisdropped
+              AND (attname, atttypid::regtype) IN (('height', 'bigint'::regtype), ('chain_id', 'text'::regtype),
+                                                   ('created_at', 'timestamp'::regtype))) AS has_blocks,
            CASE WHEN NOT has_table_privilege(to_regclass('public.core_blocks'), 'SELECT')
                 THEN format('GRANT SELECT ON public.core_blocks TO %I', current_user) END AS grant_blocks,
            coalesce((SELECT relpersistence = 'u' FROM pg_class WHERE oid = to_regclass('public.ops')), false)
@@ -82,9 +85,9 @@ const KEEP: &str = "
 pub struct Chain {
     /// What the node's cursor holds; `None` where there is none.
     pub cursor: Option<String>,
-    /// The newest block: its chain, its height, its time.
-    pub tip: Option<(String, i64, Timestamp)>,
-    /// The time of the block at the cursor, on that chain.
+    /// The newest block: its chain and its height.
+    pub tip: Option<(String, i64)>,
+    /// The time of the block at the cursor, on that chain, where it is one.
     pub read_until: Option<Timestamp>,
 }
 
@@ -96,21 +99,18 @@ pub async fn chain(client: &Client, catalog: &Catalog) -> Result<Chain> {
         return Ok(Chain { cursor: row.and_then(|r| r.get(0)), ..Chain::default() });
     }
     let row = client.query_one(&chain_sql(), &[]).await.doing(doing)?;
-    let tip = row.get::<_, Option<String>>(1).zip(row.get(2)).zip(row.get(3));
-    Ok(Chain {
-        cursor: row.get(0),
-        tip: tip.map(|((chain, height), at)| (chain, height, at)),
-        read_until: row.get(4),
-    })
+    let tip = row.get::<_, Option<String>>(1).zip(row.get(2));
+    Ok(Chain { cursor: row.get(0), tip, read_until: row.get(3) })
 }
 
 const CURSOR: &str = "SELECT last_ulid FROM public.cursors WHERE host = 'core_mediorum_blocks'";
 
-/// No constant: not every node has the table.
+/// No constant: not every node has the table. A block without a time is the newest, which tells
+/// nothing; a time may lie beyond all that a calendar has.
 fn chain_sql() -> String {
-    "SELECT c.last_ulid, t.chain_id, t.height, t.created_at AT TIME ZONE 'UTC',
+    "SELECT c.last_ulid, t.chain_id, t.height,
             (SELECT b.created_at AT TIME ZONE 'UTC' FROM public.core_blocks b
-             WHERE b.chain_id = t.chain_id
+             WHERE b.chain_id = t.chain_id AND b.created_at BETWEEN 'epoch' AND '9999-01-01'
                AND b.height = CASE WHEN c.last_ulid ~ '^[0-9]{1,18}$' THEN c.last_ulid::bigint END)
      FROM (SELECT) one
      LEFT JOIN public.cursors c ON c.host = 'core_mediorum_blocks'

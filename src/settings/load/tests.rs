@@ -49,6 +49,35 @@ fn nothing_set_is_the_defaults() {
 }
 
 #[test]
+fn the_nodes_own_settings_are_read_as_the_node_reads_them() {
+    let day = |days: u64| Some(Duration::from_secs(days * 86_400));
+    for (name, text, unread) in [
+        ("OPENAUDIO_OPS_RETENTION", "720h", false),
+        ("OPENAUDIO_OPS_RETENTION", "60d", true),
+        ("OPENAUDIO_OPS_RETENTION", "720", true),
+        ("OPENAUDIO_OPS_RETENTION", "", false),
+        ("OPENAUDIO_OPS_PRUNE_INTERVAL", "1h30m", false),
+        ("OPENAUDIO_OPS_PRUNE_INTERVAL", "hourly", true),
+        ("OPENAUDIO_ARCHIVE", "true", false),
+        ("OPENAUDIO_ARCHIVE", "0", false),
+        ("OPENAUDIO_ARCHIVE", "True", true),
+        ("OPENAUDIO_ARCHIVE", "yes", true),
+    ] {
+        let loaded = ours(&[(name, text)]);
+        let wanted: &[&str] = if unread { &["node_setting_unread"] } else { &[] };
+        assert_eq!(codes(&loaded), wanted, "{name}={text}");
+        let said = loaded.warnings.first().map_or(String::new(), |w| w.text.clone());
+        assert!(!unread || said.contains(&format!("{name} = {text:?}")), "{said}");
+    }
+    let keeps = |text| {
+        let set = ours(&[("OPENAUDIO_OPS_RETENTION", text)]).settings.bounding;
+        set.node_keeps(crate::values::Replication::Chain)
+    };
+    // The node knows no days: what it cannot read is its default.
+    assert_eq!(["1440h", "60d", "90d", "", "24h"].map(keeps), [day(60), day(30), day(30), day(30), day(1)]);
+}
+
+#[test]
 fn flag_then_environment_then_file_then_default() {
     let file = "listen = '1.1.1.1:1'\nadmin_listen = '1.1.1.1:2'\nnode_url = 'http://file'\n\
                 read_only = true\npeers = ['http://a', 'http://b']";

@@ -89,6 +89,35 @@ async fn what_a_state_sync_loads_goes_in_whole() {
     is_whole(&mut node, before, "pruned").await;
 }
 
+const ANOTHER: &str = "CREATE TABLE another (LIKE ops INCLUDING ALL); DROP TABLE ops;
+    ALTER TABLE another RENAME TO ops; ALTER INDEX another_pkey RENAME TO ops_pkey;
+    ALTER INDEX another_host_core_tx_status_ulid_idx RENAME TO ops_core_pending_idx";
+
+/// As `pg_restore --clean` does it, without a daemon that keeps looking: whatever deleted of the
+/// table before knew which one it was, right after a TRUNCATE too.
+#[tokio::test]
+async fn what_is_put_back_into_another_table_goes_in_whole() {
+    let (database, mut node) = remembered().await;
+    let prune = async |what: &str| {
+        let (code, done) = guarded(&database, &["prune"]).json().await;
+        assert_eq!(code, 0, "{what}: {done}");
+    };
+    for what in ["after a prune", "after a TRUNCATE and a prune"] {
+        node.client.batch_execute(ANOTHER).await.unwrap();
+        prune(what).await;
+        let before = number(&node, DELETED).await;
+        node.client.batch_execute(REFILL).await.unwrap_or_else(|e| panic!("{what}: {e:?}"));
+        // What came below where it had read is found by a census.
+        assert_eq!(guarded(&database, &["census", "--full"]).json().await.0, 0, "{what}");
+        prune(what).await;
+        is_whole(&mut node, before, what).await;
+        assert!(number(&node, DELETED).await > before, "{what}");
+        node.client.batch_execute("TRUNCATE ops").await.unwrap();
+        node.client.batch_execute(REFILL).await.unwrap();
+        prune(what).await;
+    }
+}
+
 /// A state sync comes as a command is at it, which goes at so much of its pace until then.
 async fn meanwhile(args: &[&str], percent: u8, is_at_it: &str) -> Ran {
     let (database, mut node) = remembered().await;
