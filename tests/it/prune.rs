@@ -64,6 +64,11 @@ impl Bench {
         self.client.query_one(sql, &[]).await.unwrap_or_else(|e| panic!("{sql}: {e:?}")).get(0)
     }
 
+    /// Servers before 15 tell some time later what was read.
+    async fn counts_reads_at_once(&self) -> bool {
+        self.number("SELECT current_setting('server_version_num')::bigint").await >= 150_000
+    }
+
     async fn lease(&self) -> Lease {
         loop {
             // A killed session's lock takes a moment to go.
@@ -548,6 +553,9 @@ async fn a_look_for_recent_ops_goes_on_where_it_was_stopped() {
 #[tokio::test]
 async fn a_dead_region_is_crossed_in_parts_each_for_good() {
     let mut bench = Bench::with(|settings| settings.bounding.batch_limit = 10_000).await;
+    if !bench.counts_reads_at_once().await {
+        return;
+    }
     // 200,000 ops of 139 days, which the node deletes while somebody looks on.
     bench
         .run(&format!(
@@ -602,6 +610,9 @@ async fn a_batch_reads_no_more_than_the_first_under_an_old_snapshot() {
         (settings.bounding.batch_limit, settings.bounding.replay_guard) = (5, true);
     })
     .await;
+    if !bench.counts_reads_at_once().await {
+        return;
+    }
     let made = Ops::new(12).take(4_000);
     bench.log(&made).await;
     bench.run("ANALYZE").await;
