@@ -211,7 +211,7 @@ async fn delete_half(db: &Db, log: &Log) -> (Report, Duration) {
     let mut pacer = Pacer::new(&work, Some(100));
     let cut = |table: &&str| TableCut { table: (*table).into(), below: log.half, bound_by: "age".into() };
     let cuts = TABLES.iter().map(cut).collect();
-    let order = Order { run: "bench".into(), task: "retention", cuts, active_since: None };
+    let order = Order { run: "bench".into(), task: "retention", cuts, active_since: None, expected: None };
     let began = Instant::now();
     let report =
         delete::run(&work, &mut lease, &mut pacer, &order, Duration::from_secs(3_600)).await.unwrap();

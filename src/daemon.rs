@@ -309,7 +309,7 @@ impl Parts {
 
     /// What takes turns with the lease.
     fn bulk(&self) {
-        let bulk = Bulk::new(self.work.clone());
+        let bulk = Bulk::new(self.work.clone(), self.supervisor.reports());
         let own = bulk.clone();
         self.every("jobs", (JOBS_EVERY, Duration::ZERO), move |stop| own.clone().next_job(stop));
         let set = &self.work.settings.bounding;

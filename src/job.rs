@@ -8,7 +8,7 @@ use crate::bound::guard;
 use crate::bound::tick::{self, Pruned, TaskOutcome, Which};
 use crate::db;
 use crate::db::jobs;
-use crate::db::lease::{Holder, Lease};
+use crate::db::lease::Lease;
 use crate::reclaim::{self, Action};
 use crate::show::{ExitCode, Failure};
 use crate::values::Progress;
@@ -264,9 +264,11 @@ async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -
     Ok(json!(to_its_end(work, lease, request, &ask).boxed().await?))
 }
 
-/// How often a reclaim takes the lease anew, and after how long.
-const RECONNECTS: u32 = 10;
-const RECONNECT_AFTER: Duration = Duration::from_secs(3);
+/// How often a reclaim tries to take the lease anew while it gets no further: over six minutes.
+const RECONNECTS: u32 = 14;
+/// The pause before the first of these tries; each is twice as long as the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Runs a reclaim. Where the server ended its session (it restarts, or took a stalled machine
 /// for a client that hangs), the reclaim goes on from its checkpoint.
@@ -276,7 +278,7 @@ async fn to_its_end(
     mut request: reclaim::Request,
     ask: reclaim::Ask<'_>,
 ) -> reclaim::Result<reclaim::Report> {
-    let mut left = RECONNECTS;
+    let (mut tries, mut reached) = (0, Value::Null);
     loop {
         let error = match reclaim::run(work, lease, &request, ask).boxed().await {
             Err(reclaim::Error::Db(error)) if error.is_away() => error,
@@ -284,38 +286,42 @@ async fn to_its_end(
         };
         warn!(%error, "the reclaim lost a session");
         loop {
-            if left == 0 || work.stop.run_until_cancelled(sleep(RECONNECT_AFTER)).await.is_none() {
+            let pause = FIRST_PAUSE.saturating_mul(1 << tries).min(LONGEST_PAUSE);
+            if tries == RECONNECTS || work.stop.run_until_cancelled(sleep(pause)).await.is_none() {
                 return Err(error.into());
             }
-            left -= 1;
-            // What was lost may be another session than the lease's.
-            if lease.check().await.is_ok() {
-                break;
-            }
-            match taken_anew(work).await {
-                Ok(Some(Ok(taken))) => {
-                    *lease = taken;
+            tries += 1;
+            match go_on(work, lease, &mut request).await {
+                Ok(Some(checkpoint)) => {
+                    if checkpoint != reached {
+                        (tries, reached) = (0, checkpoint);
+                    }
                     break;
                 }
                 Ok(None) => return Err(error.into()),
-                // Its old session may be ending still.
-                Ok(Some(Err(_))) | Err(_) => {}
+                Err(error) => debug!(%error, "the reclaim does not go on yet"),
             }
-        }
-        if request.action != Action::Abort {
-            request.action = Action::Resume;
-            request.gate = gate_of_reclaim(work, reclaim::gate::of).await?;
         }
         info!("the reclaim goes on from its checkpoint");
     }
 }
 
-/// The lease, or who has it; `None` where there is no checkpoint to go on from.
-async fn taken_anew(work: &Work) -> db::Result<Option<Result<Lease, Option<Holder>>>> {
-    match db::reclaim::unfinished(&work.db.client().await?).await? {
-        Some(_) => Lease::take(&work.db).await.map(Some),
-        None => Ok(None),
+/// Takes the lease anew where it was lost, and asks for what the checkpoint needs; `None` where
+/// there is no checkpoint to go on from.
+async fn go_on(work: &Work, lease: &mut Lease, request: &mut reclaim::Request) -> db::Result<Option<Value>> {
+    let Some((checkpoint, _)) = db::reclaim::load(&work.db.client().await?).await? else {
+        return Ok(None);
+    };
+    // What was lost may be another session than the lease's.
+    if lease.check().await.is_err() {
+        // Its old session may be ending still.
+        *lease = Lease::take(&work.db).await?.map_err(|_| db::Error::Away("the lease is held".into()))?;
     }
+    if request.action != Action::Abort {
+        request.action = Action::Resume;
+        request.gate = gate_of_reclaim(work, reclaim::gate::of).await?;
+    }
+    Ok(Some(checkpoint))
 }
 
 /// What the gate of retention lets a reclaim drop now.

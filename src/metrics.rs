@@ -63,7 +63,7 @@ metrics! {
     ops_rejected: IntCounterVec "ops_rejected_total" ["code"] "Pulled ops that were refused and kept in rejected_ops, by reason.";
     reclaim_phase: IntGaugeVec "reclaim_phase" ["phase"] "1 for the phase that a reclaim is in.";
     reclaim_progress: Gauge "reclaim_progress_ratio" "How far the phase is that a reclaim is in; 0 when none is under way or its end is unknown.";
-    reclaim_eta: IntGauge "reclaim_eta_seconds" "Seconds until a reclaim ends, by what its first part took; -1 where unknown.";
+    reclaim_eta: IntGauge "reclaim_eta_seconds" "Seconds until a reclaim ends, at the rate of the last minutes; -1 where unknown.";
     reclaim_last_step: IntGaugeVec "reclaim_last_step_timestamp_seconds" ["mode", "phase", "held"] "When a reclaim that has not ended last did something; held is true while it waits for the operator's word to swap.";
     reclaims: IntCounterVec "reclaims_total" ["outcome"] "Reclaims that this process brought to an end: done, undone, or aborted by the operator.";
     reclaim_rows_copied: IntCounter "reclaim_rows_copied_total" "Ops that a reclaim copied into the new table.";

@@ -325,7 +325,7 @@ impl One {
         }
         self.change(|r, now| {
             r.runs += 1;
-            r.last_end = Some(now);
+            (r.last_end, r.progress) = (Some(now), None);
             match outcome {
                 Ok(_) => (r.last_success, r.last_error, r.failures_in_a_row) = (Some(now), None, 0),
                 Err(failure) => {

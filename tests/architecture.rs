@@ -79,7 +79,7 @@ const EXEMPT: &[&str] = &[
 const LIMITS: &[(&str, usize)] = &[
     ("main.rs", 40),
     ("lib.rs", 80),
-    ("bound/delete.rs", 410),
+    ("bound/delete.rs", 414),
     ("db/log/prune.rs", 500),
     ("db/log/copy.rs", 470),
 ];
@@ -110,6 +110,7 @@ const FROZEN: &[(&str, &str)] = &[
     ("0014_told.sql", "0575086d5d3d017fe7a21aab423765ff5dd72edbd69f1ecb41a321678e080a45"),
     ("0015_versions.sql", "f62293b6de649e3ceef9ede36bb8620d7f4df3c23aeb11661413b8ad8d933f98"),
     ("0016_operators.sql", "ee43e6f33c426c26a202ec4b547f6eb62e54ec800675abc362fa431c112024b8"),
+    ("0017_announced.sql", "f10f0243d71338e905336d1b778e6a28e31627d8572819a0dacb04496effba22"),
 ];
 
 fn is_below(path: &str, prefix: &str) -> bool {

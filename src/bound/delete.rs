@@ -10,7 +10,7 @@ use super::vacuum::{self, Vacuumed};
 use crate::db::lease::Lease;
 use crate::db::prune::{self, Batch, Doomed, Locked, Places, Range, Run, TableCut};
 use crate::db::{self, Error, guard, maintain};
-use crate::values::{OpUlid, Progress, latest_plausible};
+use crate::values::{Lately, OpUlid, Progress, latest_plausible};
 use crate::work::{BatchSize, Pacer, Stop, Work};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -45,6 +45,8 @@ pub struct Order {
     pub cuts: Vec<TableCut>,
     /// A table with an op from here on is left alone: dormant cleanup.
     pub active_since: Option<OpUlid>,
+    /// Rows that the census says go.
+    pub expected: Option<u64>,
 }
 
 /// How a run came to its end.
@@ -195,6 +197,8 @@ struct Deleting<'a> {
     from: String,
     /// When that was last remembered.
     swept: Instant,
+    began: Instant,
+    lately: Lately,
     report: Report,
 }
 
@@ -220,6 +224,8 @@ impl<'a> Deleting<'a> {
             failures: 0,
             from: String::new(),
             swept: Instant::now(),
+            began: Instant::now(),
+            lately: Lately::default(),
             report: Report {
                 tables: BTreeMap::new(),
                 active: Vec::new(),
@@ -329,13 +335,18 @@ impl<'a> Deleting<'a> {
         self.report.batches += 1;
         self.report.longest_ms =
             self.report.longest_ms.max(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        let done = self.report.rows();
+        // More than was counted: how much there is nobody knows.
+        let total = self.order.expected.filter(|total| *total >= done);
+        let at = self.began.elapsed();
         (self.work.tell)(Progress {
             phase: format!("deleting ({})", self.order.task),
-            done: self.report.rows(),
+            done,
+            total,
             unit: "rows".into(),
+            eta_seconds: total.and_then(|total| self.lately.eta(at, (total - done) as f64)),
             waiting: self.skipped.waits.told().map(|(what, _)| what.clone()),
             waiting_since: self.skipped.waits.told().map(|(_, since)| *since),
-            ..Progress::default()
         });
     }
 

@@ -227,6 +227,13 @@ fn together(tasks: &[&TaskPlan]) -> Vec<Bounded> {
     all
 }
 
+/// Rows of a table below a cut that the census says may go.
+pub(super) fn rows_below(facts: &Facts, cut: &Cut) -> u64 {
+    let of_day =
+        |of: &TableDay| (of.rows.saturating_sub(of.owed) as f64 * share_below(of, cut.below.ms())).round();
+    facts.census.iter().filter(|of| of.table == cut.table).map(|of| of_day(of) as u64).sum()
+}
+
 fn delete(bounded: Bounded, facts: &Facts) -> Delete {
     let mut sum = Delete { bounded, rows: 0, bytes: 0, about: false, oldest: None, newest: None };
     let Cut { table, below } = &sum.bounded.cut;

@@ -7,7 +7,7 @@ use super::delete::{self, Ended, Order, Report};
 use super::facts;
 use super::guard;
 use super::index::{self, Ensured};
-use super::plan::hindered;
+use super::plan::{hindered, rows_below};
 use super::recent::{self, Looked};
 use super::vacuum::{self, Vacuumed};
 use crate::db::lease::Lease;
@@ -213,11 +213,13 @@ fn order(work: &Work, lease: &Lease, task: Which, facts: &Facts, cuts: &[Bounded
         below: of.cut.below,
         bound_by: of.bound_by.to_string(),
     };
+    let expected = cuts.iter().filter(goes).map(|of| rows_below(facts, &of.cut)).sum();
     Order {
         run: format!("{now_ms}-{}", lease.pid()),
         task: task.word(),
         cuts: cuts.iter().filter(goes).map(cut).collect(),
         active_since,
+        expected: Some(expected).filter(|rows| *rows > 0),
     }
 }
 

@@ -4,7 +4,7 @@
 
 use crate::db::lease::Lease;
 use crate::db::maintain::{self, Ended};
-use crate::values::words;
+use crate::values::{Progress, words};
 use crate::work::{Halt, Pacer, Room, Stop, WaitFor, Waits, Work};
 use std::time::Duration;
 use tracing::info;
@@ -72,6 +72,7 @@ async fn vacuum(work: &Work, lease: &mut Lease, pacer: &mut Pacer) -> Result<Vac
     if !maintain::may_vacuum(&work.db.client().await?).await? {
         return Ok(Vacuumed::Denied);
     }
+    (work.tell)(Progress { phase: "VACUUM of ops".into(), ..Progress::default() });
     let settings = [("vacuum_cost_delay", format!("{:.2}ms", pacer.cost_delay_ms()))];
     Ok(match pacer.watch(lease, maintain::VACUUM, &settings, Room::Makes).await? {
         Ended::Done => {

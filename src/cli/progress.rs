@@ -66,24 +66,7 @@ impl Meter {
 }
 
 fn line(progress: &Progress) -> String {
-    let amount = |n: u64| match progress.unit.as_str() {
-        "bytes" => format::bytes(n),
-        unit => format!("{} {unit}", format::count(n)),
-    };
-    let mut line = match progress.total {
-        _ if progress.unit.is_empty() => progress.phase.clone(),
-        Some(total) if total > 0 => format!(
-            "{}: {} of {} ({} %)",
-            progress.phase,
-            amount(progress.done.min(total)),
-            amount(total),
-            (progress.done.min(total) * 100).checked_div(total).unwrap_or(0)
-        ),
-        _ => format!("{}: {}", progress.phase, amount(progress.done)),
-    };
-    if let Some(eta) = progress.eta_seconds {
-        line.push_str(&format!(", about {} left", format::span(eta)));
-    }
+    let mut line = format::far(progress);
     if let Some(waiting) = &progress.waiting {
         line.push_str(&format!("; {waiting}"));
     }

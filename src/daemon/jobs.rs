@@ -10,7 +10,7 @@ use crate::db::lease::{Slot, Turn};
 use crate::job::{Handed, JobEnd, carry_out};
 use crate::pull::retry::apply_partial;
 use crate::show::Failure;
-use crate::supervisor::{Next, Outcome};
+use crate::supervisor::{Next, Outcome, Reports};
 use crate::work::{Halt, Pacer, Stop, WaitFor, Waits, Work};
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -57,19 +57,26 @@ fn after(halt: &Halt, now: Timestamp) -> Next {
 pub(super) struct Bulk {
     pub(super) slot: Slot,
     work: Work,
+    reports: Reports,
     said_held: Arc<AtomicBool>,
     /// What tasks wait for.
     waits: Arc<Mutex<HashMap<&'static str, Waits>>>,
 }
 
 impl Bulk {
-    pub(super) fn new(work: Work) -> Self {
-        Self { slot: Slot::default(), work, said_held: Arc::default(), waits: Arc::default() }
+    pub(super) fn new(work: Work, reports: Reports) -> Self {
+        Self { slot: Slot::default(), work, reports, said_held: Arc::default(), waits: Arc::default() }
     }
 
     /// The work of one run, which `stop` ends at the next batch.
     pub(super) fn work(&self, stop: CancellationToken) -> Work {
         Work { stop, ..self.work.clone() }
+    }
+
+    /// The same of a task of the daemon's own, whose report tells how far it is.
+    fn work_of(&self, task: &'static str, stop: CancellationToken) -> Work {
+        let reports = self.reports.clone();
+        Work { tell: Arc::new(move |progress| reports.tell(task, progress)), ..self.work(stop) }
     }
 
     /// A turn with the lease; `None` while another opsward holds it.
@@ -132,7 +139,7 @@ impl Bulk {
         let Some(mut turn) = self.turn().await? else {
             return Ok(Next::After(AGAIN));
         };
-        let work = self.work(stop);
+        let work = self.work_of("census", stop);
         let mut pacer = Pacer::new(&work, None);
         let report = census::run_once(&work, turn.lease()?, &mut pacer, Scope::Due, TURN).boxed().await;
         let is_all = match report {
@@ -169,7 +176,7 @@ impl Bulk {
         let Some(mut turn) = self.turn().await? else {
             return Ok(Next::After(AGAIN));
         };
-        let work = self.work(stop);
+        let work = self.work_of(which.word(), stop);
         let mut pacer = Pacer::new(&work, None);
         let lease = turn.lease()?;
         // Asked before the tick, so that the census is not counted for nothing.
@@ -195,7 +202,7 @@ impl Bulk {
         let Some(mut turn) = self.turn().await? else {
             return Ok(Next::After(AGAIN));
         };
-        let work = self.work(stop);
+        let work = self.work_of("guard", stop);
         match work.settings.bounding.replay_guard {
             true => guard::ensure(&work, turn.lease()?).await?,
             false => guard::remove(&work, turn.lease()?).await?,

@@ -24,7 +24,7 @@ use crate::db::clone::OPS;
 use crate::db::short_lock::{Behind, Pauses, holders};
 use crate::db::{self, lease::Lease};
 use crate::settings::Policy;
-use crate::values::{Beginning, Progress, signed, timestamp};
+use crate::values::{Beginning, Lately, Progress, signed, timestamp};
 use crate::work::{Pacer, Stop, WaitFor, Waits, Work};
 pub use begin::plan;
 use begin::{BY_OPERATOR, agreed, checkpoint};
@@ -32,7 +32,7 @@ use change::Change;
 use decide::{Checkpoint, Mode, OldSnapshots, Phase};
 pub use gate::{Ask, Gate};
 use serde::{Deserialize, Serialize};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -190,8 +190,9 @@ pub struct Run<'a> {
     kept: swap::Kept,
     /// The phase that was told last.
     told: Cell<Phase>,
-    /// When this process began, and what was left then ([`Phase::left`]).
-    begun: (Instant, f64),
+    /// When this process began, and how fast the phase went lately.
+    begun: Instant,
+    lately: RefCell<Lately>,
     /// What mode in-place does.
     place: in_place::Kept,
     /// How long the swap held its lock.
@@ -234,13 +235,19 @@ impl Run<'_> {
     /// Tells how far the phase is, and how long all of it will take.
     fn tell(&self) {
         let phase = self.at.phase;
+        let waits = self.waits.told();
+        let mut lately = self.lately.borrow_mut();
+        // Another phase goes at another rate, and a wait says nothing of any.
+        if self.told.get() != phase || waits.is_some() {
+            *lately = Lately::default();
+        }
         if self.told.replace(phase) != phase {
             self.work.metrics.reclaim_phase.reset();
             self.work.metrics.reclaim_phase.with_label_values(&[phase.word()]).set(1);
         }
         let (unit, done) = phase.unit().map_or(("", 0), |unit| (unit, self.at.done));
         let total = self.at.total.filter(|_| phase.unit().is_some());
-        let eta_seconds = eta(self.begun.0.elapsed(), self.begun.1, left(&self.at));
+        let eta_seconds = lately.eta(self.begun.elapsed(), left(&self.at)).filter(|_| waits.is_none());
         let share = total.map_or(0.0, |total| done as f64 / total.max(1) as f64);
         self.work.metrics.reclaim_progress.set(share);
         self.work.metrics.reclaim_eta.set(eta_seconds.map_or(-1, signed));
@@ -250,8 +257,8 @@ impl Run<'_> {
             total,
             unit: unit.into(),
             eta_seconds,
-            waiting: self.waits.told().map(|(what, _)| what.clone()),
-            waiting_since: self.waits.told().map(|(_, since)| *since),
+            waiting: waits.map(|(what, _)| what.clone()),
+            waiting_since: waits.map(|(_, since)| *since),
         });
     }
 }
@@ -260,12 +267,6 @@ impl Run<'_> {
 fn left(at: &Checkpoint) -> f64 {
     let total = at.total.filter(|total| *total > 0 && at.phase.unit().is_some());
     at.phase.left(total.map_or(0.0, |total| at.done as f64 / total as f64), &at.survivors)
-}
-
-/// Seconds until the end, by what the first of it took; `None` until that is a hundredth of it.
-fn eta(elapsed: Duration, first: f64, left: f64) -> Option<u64> {
-    let done = first - left;
-    (done * 100.0 >= first && done > 0.0).then(|| (elapsed.as_secs_f64() / done * left) as u64)
 }
 
 /// Makes sure that the log is the one that opsward remembers, or forgets the
@@ -327,7 +328,7 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
     if at.mode == Mode::InPlace || at.reset.is_some() {
         pacer = pacer.with_floor(plan::IN_PLACE_FLOOR);
     }
-    let (told, begun) = (Cell::new(Phase::Done), (Instant::now(), left(&at)));
+    let (told, begun, lately) = (Cell::new(Phase::Done), Instant::now(), RefCell::default());
     let (kept, place) = (swap::Kept::default(), in_place::Kept::default());
     let mut run = Run {
         work,
@@ -347,6 +348,7 @@ pub async fn run(work: &Work, lease: &mut Lease, request: &Request, ask: Ask<'_>
         compactor: None,
         told,
         begun,
+        lately,
     };
     run.save().await?;
     let ended = Box::pin(walk::walk(&mut run)).await;
@@ -384,10 +386,7 @@ mod tests {
     use crate::values::OpUlid;
 
     #[test]
-    fn the_first_part_tells_how_long_the_rest_takes() {
-        let ten = Duration::from_secs(10);
-        assert_eq!(eta(ten, 100.0, 99.5), None, "too little to tell");
-        assert_eq!((eta(ten, 100.0, 90.0), eta(ten, 100.0, 0.0)), (Some(90), Some(0)));
+    fn each_phase_has_its_part_of_the_time() {
         let window = Survivors::default();
         let of = |phase: Phase| phase.left(0.0, &window);
         assert!(of(Phase::Prepare) < 110.0 && of(Phase::Delete) > 250.0, "in place takes longer");

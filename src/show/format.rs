@@ -2,7 +2,7 @@
 
 pub use crate::values::{one_line, printable};
 
-use crate::values::{OpUlid, timestamp};
+use crate::values::{OpUlid, Progress, timestamp};
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use jiff::Timestamp;
 
@@ -40,6 +40,27 @@ pub fn span(seconds: u64) -> String {
         (0, _, _) => format!("{h}h {m}m"),
         _ => format!("{d}d {h}h"),
     }
+}
+
+/// How far work is, and how long the rest takes where that is known.
+pub fn far(progress: &Progress) -> String {
+    let Progress { phase, done, total, unit, eta_seconds, .. } = progress;
+    let amount = |n: u64| match unit.as_str() {
+        "bytes" => bytes(n),
+        unit => format!("{} {unit}", count(n)),
+    };
+    let mut text = match total.filter(|total| *total > 0) {
+        _ if unit.is_empty() => phase.clone(),
+        Some(total) => {
+            let done = (*done).min(total);
+            format!("{phase}: {} of {} ({} %)", amount(done), amount(total), done * 100 / total)
+        }
+        None => format!("{phase}: {}", amount(*done)),
+    };
+    if let Some(eta) = eta_seconds {
+        text.push_str(&format!(", about {} left", span(*eta)));
+    }
+    text
 }
 
 /// Seconds from `then` to `now`; 0 where that is negative.

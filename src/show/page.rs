@@ -4,12 +4,12 @@
 mod plot;
 mod words;
 
-use super::format::{ago, bytes, count, span};
+use super::format::{ago, bytes, count, far};
 use super::status::Status;
-use super::view::{Grid, facts, grids};
+use super::view::{Grid, facts, grids, under_way};
 use crate::bound::plan::{Plan, State};
 use crate::db::{census, history};
-use crate::values::Finding;
+use crate::values::{Finding, Progress};
 use std::fmt::Write;
 
 /// Seconds until the page reloads; the second while a job is at work.
@@ -45,7 +45,8 @@ impl Page<'_> {
     pub fn html(&self) -> String {
         let status = self.status;
         let own = escaped(status.own.as_deref().unwrap_or("opsward"));
-        let at_work = status.bounding.as_ref().is_some_and(|b| b.known.job.is_some());
+        let has_job = status.bounding.as_ref().is_some_and(|b| b.known.job.is_some());
+        let at_work = has_job || under_way(status).next().is_some();
         let refresh = if at_work { REFRESH.1 } else { REFRESH.0 };
         let mut out = format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -102,36 +103,17 @@ impl Page<'_> {
 
     /// What is under way, with how far it is.
     fn work(&self, out: &mut String) {
-        let Some(job) = self.status.bounding.as_ref().and_then(|b| b.known.job.as_ref()) else {
-            return;
-        };
-        let _ = write!(out, "<section class=\"job\"><strong>{}</strong>", escaped(&words::job(&job.kind)));
-        let Some(p) = &job.progress else {
-            out.push_str(" waits for its turn.</section>\n");
-            return;
-        };
-        let _ = write!(out, ": {}", escaped(&p.phase));
-        match p.total.filter(|total| *total > 0) {
-            Some(total) => {
-                let done = p.done.min(total);
-                let (percent, unit) = (done * 100 / total, escaped(&p.unit));
-                let _ = write!(out, ", {} of {} {unit}", count(done), count(total));
-                let _ = write!(
-                    out,
-                    "<progress max=\"{total}\" value=\"{done}\">{percent} %</progress>{percent} %"
-                );
+        let job = self.status.bounding.as_ref().and_then(|b| b.known.job.as_ref());
+        let jobs = job.map(|job| (words::job(&job.kind), job.progress.as_ref()));
+        let own = under_way(self.status).map(|(task, p)| (words::task(task).to_owned(), Some(p)));
+        for (name, progress) in jobs.into_iter().chain(own) {
+            let _ = write!(out, "<section class=\"job\"><strong>{}</strong>", escaped(&name));
+            match progress {
+                Some(progress) => bar(out, progress),
+                None => out.push_str(" waits for its turn."),
             }
-            None => {
-                let _ = write!(out, ", {} {}", count(p.done), escaped(&p.unit));
-            }
+            out.push_str("</section>\n");
         }
-        if let Some(left) = p.eta_seconds {
-            let _ = write!(out, ", about {} left", span(left));
-        }
-        if let Some(waiting) = &p.waiting {
-            let _ = write!(out, "<br><span class=\"note\">waits: {}</span>", escaped(waiting));
-        }
-        out.push_str("</section>\n");
     }
 
     /// The log's figures, each with the exact number, and the rest of the facts.
@@ -209,6 +191,17 @@ impl Page<'_> {
         };
         let header = &["was deleted by", "of", "ops", "bytes", "bound by", "outcome", "when"];
         Grid::of(header, &[2, 3, 6], self.history, row)
+    }
+}
+
+/// How far work is, in words and as a bar.
+fn bar(out: &mut String, progress: &Progress) {
+    let _ = write!(out, ": {}", escaped(&far(progress)));
+    if let Some(total) = progress.total.filter(|total| *total > 0) {
+        let _ = write!(out, "<progress max=\"{total}\" value=\"{}\"></progress>", progress.done.min(total));
+    }
+    if let Some(waiting) = &progress.waiting {
+        let _ = write!(out, "<br><span class=\"note\">waits: {}</span>", escaped(waiting));
     }
 }
 

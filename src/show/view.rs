@@ -1,9 +1,9 @@
 //! The lines and tables that both the text and the page show of a `Status`.
 
-use super::format::{ago, bytes, count, span};
+use super::format::{ago, bytes, count, far, span};
 use super::status::{DatabaseStatus, PeersStatus, Status};
 use crate::db::Kind;
-use crate::values::{TaskReport, TaskState};
+use crate::values::{Progress, TaskReport, TaskState};
 use jiff::Timestamp;
 
 /// A table. The first column names something, the last ones hold figures.
@@ -55,8 +55,15 @@ pub fn facts(status: &Status) -> Vec<(&'static str, String)> {
         facts.push(("free disk", free.map_or("unknown".to_owned(), bytes)));
     }
     facts.extend(status.bounding.iter().flat_map(|b| b.facts()));
+    facts.extend(under_way(status).map(|(task, progress)| ("work", format!("{task}: {}", far(progress)))));
     facts.push(("peers", source(&status.peers, status.at)));
     facts
+}
+
+/// The daemon's own tasks of which it is known how far they are.
+pub fn under_way(status: &Status) -> impl Iterator<Item = (&str, &Progress)> {
+    let tasks = status.daemon.iter().flat_map(|daemon| &daemon.tasks);
+    tasks.filter_map(|task| Some((task.name.as_str(), task.progress.as_ref()?)))
 }
 
 fn database(database: &DatabaseStatus) -> String {

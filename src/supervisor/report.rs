@@ -1,6 +1,6 @@
 //! What the supervisor knows of its tasks, for `status`.
 
-use crate::values::TaskReport;
+use crate::values::{Progress, TaskReport, TaskState};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -29,6 +29,15 @@ impl Reports {
         let map = self.lock();
         let those = map.iter().filter(|(id, _)| which(**id));
         those.map(|(_, r)| r.name.clone()).collect()
+    }
+
+    /// Notes how far the run of a task is.
+    pub fn tell(&self, name: &str, progress: Progress) {
+        let mut map = self.lock();
+        let task = map.values_mut().find(|r| r.name == name && r.state == TaskState::Running);
+        if let Some(task) = task {
+            task.progress = Some(progress);
+        }
     }
 
     /// Changes one report; nothing when it was forgotten.

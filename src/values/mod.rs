@@ -39,7 +39,7 @@ pub use plausible::{
     EARLIEST_MS, EARLIEST_ULID, MAX_AHEAD_MS, MAX_GAP_AHEAD_MS, is_plausible, latest_plausible,
 };
 pub use printable::{one_line, printable};
-pub use progress::Progress;
+pub use progress::{Lately, Progress};
 pub use replication::{Replication, SweepRoute};
 pub use sweep_headers::{SweepHeaders, format_table_floors, names};
 pub use task::{TaskReport, TaskState};

@@ -1,6 +1,7 @@
 //! `TaskReport`: what is known of one long-running task. The supervisor writes
 //! it, `status` shows it.
 
+use super::Progress;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +50,9 @@ pub struct TaskReport {
     pub last_error: Option<String>,
     /// When it runs next.
     pub next_run: Option<Timestamp>,
+    /// How far its run is, where that takes long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
 }
 
 impl TaskReport {

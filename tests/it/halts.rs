@@ -80,6 +80,7 @@ impl Bench {
             task: "retention",
             cuts: tables.map(cut).to_vec(),
             active_since: None,
+            expected: None,
         };
         let mut pacer = Pacer::new(&self.work, Some(percent));
         let run = delete::run(&self.work, lease, &mut pacer, &order, LONG);

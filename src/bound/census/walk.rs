@@ -5,7 +5,7 @@ use crate::db::census_pass::{self, Kind, Pass};
 use crate::db::census_slice::{self, Range, Reading, Slice, Window};
 use crate::db::lease::Lease;
 use crate::db::{self, Doing, ops, stats};
-use crate::values::{OpUlid, Progress};
+use crate::values::{Lately, OpUlid, Progress};
 use crate::work::{BatchSize, Pacer, Stop, Work};
 use jiff::ToSpan;
 use jiff::civil::Date;
@@ -46,6 +46,7 @@ pub(super) struct Walk<'w> {
     row_bytes: f64,
     saved: Instant,
     began: Instant,
+    lately: Lately,
     total: u64,
     pub(super) rows: u64,
     pub(super) bytes: u64,
@@ -70,6 +71,7 @@ impl<'w> Walk<'w> {
             row_bytes: 1_000.0,
             saved: now,
             began: now,
+            lately: Lately::default(),
             total,
             rows: 0,
             bytes: 0,
@@ -245,11 +247,10 @@ impl<'w> Walk<'w> {
         Ok(())
     }
 
-    fn progress(&self) -> Progress {
+    fn progress(&mut self) -> Progress {
         let is_full = self.pass.kind == Kind::Full;
         let total = is_full.then(|| self.total.max(self.pass.bytes));
-        let rate = self.bytes as f64 / self.began.elapsed().as_secs_f64().max(0.001);
-        let eta = total.map(|t| ((t - self.pass.bytes) as f64 / rate.max(1.0)) as u64);
+        let eta = total.and_then(|t| self.lately.eta(self.began.elapsed(), (t - self.pass.bytes) as f64));
         if let Some(total) = total {
             self.work.metrics.census_progress.set(self.pass.bytes as f64 / (total as f64).max(1.0));
         }

@@ -292,5 +292,10 @@ mod tests {
         assert_eq!([(); 5].map(|()| means(Some(ms(40)), true)), [Ended::Done; 5]);
         assert_eq!(means(Some(ms(20)), true), Ended::Yielded, "170 ms within a second");
         assert_eq!(means(None, true), Ended::Done);
+        // Most short waits fall between two looks: one that is seen counts as long as that is.
+        let locks = Budget::default();
+        let means = || Seen { waits: Some(ms(1)), truncates: true }.means(ms(20), &locks);
+        assert_eq!([(); 7].map(|()| means()), [Ended::Done; 7]);
+        assert_eq!(means(), Ended::Yielded);
     }
 }

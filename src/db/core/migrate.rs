@@ -23,6 +23,7 @@ pub const MIGRATIONS: &[(&str, &str)] = &[
     ("told", include_str!("../migrations/0014_told.sql")),
     ("versions", include_str!("../migrations/0015_versions.sql")),
     ("operators", include_str!("../migrations/0016_operators.sql")),
+    ("announced", include_str!("../migrations/0017_announced.sql")),
 ];
 
 /// One number in Postgres' space of advisory locks: "opsward" in ASCII.

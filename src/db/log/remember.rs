@@ -102,14 +102,15 @@ async fn write(tx: &Transaction<'_>, sql: &str, values: Params<'_>) -> Result<Ve
     rows::cached(tx, sql, values, "write down what is gone").await
 }
 
+/// Of a key that is written so no index is made use of: it would find all versions of the row.
 const RAISE_KNOWN_FLOORS: &str = r#"
     UPDATE opsward.floors f SET floor = greatest(f.floor COLLATE "C", g.bound COLLATE "C"), raised_at = now()
     FROM unnest($1::text[], $2::text[]) AS g(name, bound)
-    WHERE f.ctid = ANY ($3::text[]::tid[]) AND f.table_name = g.name RETURNING f.table_name, f.ctid::text"#;
+    WHERE f.ctid = ANY ($3::text[]::tid[]) AND f.table_name || '' = g.name RETURNING f.table_name, f.ctid::text"#;
 const RAISE_KNOWN_HORIZONS: &str = r#"
     UPDATE opsward.floors f SET horizon = greatest(f.horizon COLLATE "C", g.bound COLLATE "C"), raised_at = now()
     FROM unnest($1::text[], $2::text[]) AS g(name, bound)
-    WHERE f.ctid = ANY ($3::text[]::tid[]) AND f.table_name = g.name RETURNING f.table_name, f.ctid::text"#;
+    WHERE f.ctid = ANY ($3::text[]::tid[]) AND f.table_name || '' = g.name RETURNING f.table_name, f.ctid::text"#;
 pub(in crate::db) const RAISE_FLOORS: &str = r#"
     INSERT INTO opsward.floors AS f (table_name, floor, raised_at)
     SELECT name, floor, now() FROM unnest($1::text[], $2::text[]) AS g(name, floor)
@@ -128,7 +129,7 @@ const ADD_TO_KNOWN: &str = "
     SET rows = h.rows + g.rows, bytes = h.bytes + g.bytes, traces = h.traces + g.traces, ended_at = now(),
         took_ms = greatest(0, extract(epoch FROM now() - h.began_at) * 1000)::bigint
     FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) AS g(name, rows, bytes, traces)
-    WHERE h.ctid = ANY ($6::text[]::tid[]) AND h.run = $1 AND h.table_name = g.name
+    WHERE h.ctid = ANY ($6::text[]::tid[]) AND h.run || '' = $1 AND h.table_name || '' = g.name
     RETURNING h.table_name, h.ctid::text";
 const ADD: &str = "
     INSERT INTO opsward.history AS h

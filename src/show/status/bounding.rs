@@ -3,7 +3,7 @@
 use crate::db::overview::Overview;
 use crate::db::waiting::WaitStatus;
 use crate::settings::Settings;
-use crate::show::format::{bytes, count};
+use crate::show::format::{bytes, count, far};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -77,10 +77,7 @@ impl BoundingStatus {
         }
         let mut facts = vec![("census", census), ("pace", pace)];
         if let Some(job) = &self.known.job {
-            let far = job.progress.as_ref().map_or("waits for its turn".to_owned(), |p| match p.total {
-                Some(total) if total > 0 => format!("{}: {} %", p.phase, p.done.min(total) * 100 / total),
-                _ => format!("{}: {} {}", p.phase, count(p.done), p.unit),
-            });
+            let far = job.progress.as_ref().map_or("waits for its turn".to_owned(), far);
             let waiting = job.progress.as_ref().and_then(|p| p.waiting.as_ref());
             let waiting = waiting.filter(|_| self.known.waits.is_empty());
             let rest = match (&self.known.lease, waiting) {

@@ -372,6 +372,32 @@ async fn a_reclaim_whose_session_was_ended_goes_on() {
     }
 }
 
+/// A long reclaim may lose its session often: only losses without a batch in between count.
+#[tokio::test]
+async fn a_reclaim_that_gets_further_after_each_loss_goes_on() {
+    let bench = Bench::new().await.with(BATCH, "100");
+    bench.log(3_000, 60).await;
+    assert_eq!(bench.json(&["census"]).await.0, 0);
+    // A batch is cut off, the lease is taken anew, a batch is done; and so on, 20 times.
+    bench
+        .run(
+            "CREATE SEQUENCE ends;
+             CREATE FUNCTION ends() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE n bigint; BEGIN
+                 IF (NEW.checkpoint ->> 'done')::bigint > 0 AND NEW.checkpoint ->> 'phase' = 'delete' THEN
+                     n := nextval('ends');
+                     IF n < 60 AND n % 3 = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+                 END IF; RETURN NEW; END $$;
+             CREATE TRIGGER ends BEFORE INSERT OR UPDATE ON opsward.reclaim
+                 FOR EACH ROW EXECUTE FUNCTION ends()",
+        )
+        .await;
+    let line = ["reclaim", "--policy", "window", "--mode", "in-place", "--yes", "--pace", "full"];
+    let (code, done) = bench.json(&line).await;
+    assert_eq!((code, &done["result"]["outcome"]), (0, &"done".into()), "{done}");
+    assert_eq!(bench.left().await, 60);
+    assert!(bench.number("SELECT last_value FROM ends").await >= 60, "it was ended too rarely");
+}
+
 /// So it goes on where only the swap's second session is ended: its lease is its own still.
 #[tokio::test]
 async fn a_reclaim_whose_second_session_was_ended_goes_on() {

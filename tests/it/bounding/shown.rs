@@ -31,6 +31,51 @@ async fn told(bench: &Bench) -> BTreeMap<String, u64> {
     sums
 }
 
+/// The daemon's own work tells how far it is, and for how long it goes on, as a job does.
+#[tokio::test]
+async fn a_daemon_tells_how_far_its_own_work_is() {
+    let bench = Bench::new().await.with(BATCH, "100");
+    bench.log(6_000, 60).await;
+    assert_eq!(bench.json(&["census"]).await.0, 0);
+    bench.run("UPDATE opsward.pace SET percent = 2").await;
+    let daemon = bench.daemon().await;
+    let progress = async |name: &str| {
+        let status = http::get(daemon.admin(), "/status", &[]).await.json();
+        let tasks = status["result"]["daemon"]["tasks"].as_array().unwrap().clone();
+        tasks
+            .into_iter()
+            .find(|task| task["name"] == name)
+            .map_or(Value::Null, |task| task["progress"].clone())
+    };
+    let look = async {
+        loop {
+            let told = progress("retention").await;
+            if told["eta_seconds"].is_u64() {
+                return told;
+            }
+            assert!(bench.left().await > 60, "it ended before it told how far it was: {told}");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    let told = tokio::time::timeout(std::time::Duration::from_secs(150), look).await.expect("it tells");
+    assert_eq!(
+        (&told["phase"], &told["unit"], &told["total"]),
+        (&"deleting (retention)".into(), &"rows".into(), &6_000.into())
+    );
+    assert!(told["done"].as_u64().unwrap() > 0, "{told}");
+    let text =
+        bench.start(&["status"]).env("OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN", daemon.admin().to_string());
+    let text = text.output().await.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains("retention: deleting (retention):") && text.contains("left"), "{text}");
+    let page = http::get(daemon.admin(), "/", &[]).await.text();
+    assert!(page.contains("<progress max=\"6000\"") && page.contains(" left"), "{page}");
+    bench.run("UPDATE opsward.pace SET percent = 100").await;
+    bench.until("SELECT count(*) = 60 FROM ops").await;
+    while !progress("retention").await.is_null() {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn what_the_plan_says_is_what_prune_does_and_everything_tells() {
     // By age; by a peer; by the file's word on single tables is by age too.

@@ -447,7 +447,9 @@ async fn the_plan_names_the_grant_and_the_holder() {
             "DROP ROLE IF EXISTS reclaim_member; DROP ROLE IF EXISTS reclaim_owner;
              CREATE ROLE reclaim_owner; CREATE ROLE reclaim_member IN ROLE reclaim_owner;
              ALTER TABLE ops OWNER TO reclaim_owner; GRANT ALL ON SCHEMA opsward TO reclaim_member;
-             GRANT ALL ON ALL TABLES IN SCHEMA opsward TO reclaim_member",
+             GRANT ALL ON ALL TABLES IN SCHEMA opsward TO reclaim_member;
+             -- Servers before 15 let everybody make tables there.
+             REVOKE CREATE ON SCHEMA public FROM PUBLIC",
         )
         .await
         .unwrap();

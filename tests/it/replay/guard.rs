@@ -261,9 +261,15 @@ async fn a_dump_of_schema_public_restores_elsewhere() {
     let file = dir.path().join("dump");
     let run = |program: &str, args: &[&str], database: &Database| {
         let mut command = Command::new(binary(program));
-        command.args(args).arg("-d").arg(database.url()).arg(if program == "pg_dump" { "-f" } else { "-e" });
+        command.args(args).arg("-d").arg(database.url());
+        if program == "pg_dump" {
+            command.arg("-f");
+        }
         let ran = command.arg(&file).output().unwrap();
-        assert!(ran.status.success(), "{program}: {}", String::from_utf8_lossy(&ran.stderr));
+        let said = String::from_utf8_lossy(&ran.stderr);
+        // A newer pg_restore sets what an older server does not know, and goes on.
+        let is_newer = said.matches("error:").count() == 1 && said.contains("transaction_timeout");
+        assert!(ran.status.success() || is_newer, "{program}: {said}");
     };
     run("pg_dump", &["-Fc", "-n", "public"], &bench.database);
     let other = Database::new().await;
