@@ -295,9 +295,15 @@ async fn run(place: &Place<'_>, mode: Mode, pace: u8, cuts: &BTreeMap<String, Op
     });
     let client = place.db.client().await.unwrap();
     let figures = db::stats::figures(&client).await.unwrap();
+    let rows: i64 = client
+        .query_one("SELECT reltuples::bigint FROM pg_class WHERE oid = 'ops'::regclass", &[])
+        .await
+        .unwrap()
+        .get(0);
     let survivors = Survivors { cuts: cuts.clone(), ..Survivors::default() };
     let at = Checkpoint {
         pace: Some(pace),
+        total: u64::try_from(rows).ok(),
         bytes_before: figures.ops_bytes + figures.index_bytes,
         began_ms: Clock::System.now().as_millisecond(),
         ..Checkpoint::begin("bench".into(), mode, Policy::Window, survivors)

@@ -17,8 +17,8 @@ use std::time::Duration;
 const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// Timeout for this validator's public URL.
 const ASK_WITHIN: Duration = Duration::from_secs(3);
-/// Pooled connections: the lease's, the pace's, the plan's own.
-pub(super) const POOL: usize = 4;
+/// Pooled connections: the lease's, two beside a copy, the pace's, the plan's own.
+pub(super) const POOL: usize = 5;
 
 pub(super) async fn run(context: &Context) -> Outcome {
     let own = context.self_host()?;

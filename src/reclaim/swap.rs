@@ -9,6 +9,7 @@
 mod copying;
 mod follow;
 mod locks;
+mod ready;
 mod second;
 
 use super::compact;
@@ -29,6 +30,7 @@ use follow::{
 };
 use locks::is_due;
 pub(in crate::reclaim) use locks::locked;
+use ready::Ready;
 use second::Second;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -39,6 +41,8 @@ use tracing::{info, warn};
 const TARGET: Duration = Duration::from_millis(200);
 /// How often the catalog is looked at while ranges are copied or compared.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Between two looks whether the new table is ready.
+const A_MOMENT: Duration = Duration::from_millis(20);
 /// After a VACUUM that others waited behind.
 const REST: Duration = Duration::from_secs(2);
 /// So often a swap is tried again where something was written between the last replay and its
@@ -66,6 +70,9 @@ pub(super) struct Kept {
     tries: u32,
     /// The second session of the copy.
     second: Second,
+    /// Rows that this process copied, and what makes them ready for readers.
+    copied: u64,
+    ready: Option<Ready>,
     /// When the catalog was looked at last.
     looked: Option<Instant>,
     phase: Option<Phase>,
@@ -82,6 +89,8 @@ impl Default for Kept {
             settled: None,
             tries: 0,
             second: Second::default(),
+            copied: 0,
+            ready: None,
             looked: None,
             phase: None,
         }
@@ -132,8 +141,11 @@ pub(super) async fn is_changed(run: &mut Run<'_>) -> bool {
 /// A batch of a phase's work.
 pub(super) async fn step(run: &mut Run<'_>, phase: Phase) -> Result<()> {
     if run.kept.phase != Some(phase) {
-        let looked = run.kept.looked;
-        run.kept = Kept { phase: Some(phase), looked, ..Kept::default() };
+        let before = std::mem::take(&mut run.kept);
+        run.kept = Kept { phase: Some(phase), looked: before.looked, ..Kept::default() };
+        if matches!(phase, Phase::Replay | Phase::Analyze) {
+            (run.kept.copied, run.kept.ready) = (before.copied, before.ready);
+        }
     }
     if is_behind(run) && matches!(phase, Phase::Judge | Phase::Copy | Phase::Verify) {
         return follows(run).await.map(|_| ());
@@ -200,6 +212,14 @@ async fn install(run: &mut Run<'_>) -> Result<()> {
 /// table would have to set, ANALYZE is bounded as every statement is. Both can
 /// be left to the server's autovacuum where the disk is nearly full.
 async fn analyze(run: &mut Run<'_>) -> Result<()> {
+    if run.kept.ready.as_ref().is_some_and(Ready::is_under_way) {
+        run.pacer.idle(A_MOMENT).await;
+        return Ok(());
+    }
+    let is_analyzed = match run.kept.ready.take() {
+        Some(ready) => ready.tells(run.kept.copied).await,
+        None => false,
+    };
     let floor = run.work.settings.bounding.min_free_disk;
     if let Some(free) = run.pacer.free().await?.filter(|free| *free < floor) {
         warn!(free, floor, "little disk is free: the new table is left to the server's autovacuum");
@@ -208,7 +228,7 @@ async fn analyze(run: &mut Run<'_>) -> Result<()> {
             run.wait(WaitFor::Others, "the sessions that waited behind VACUUM".into(), REST).await;
             return Ok(());
         }
-        if let Err(error) = clone::analyze(&*run.lease.client()?).await {
+        if !is_analyzed && let Err(error) = clone::analyze(&*run.lease.client()?).await {
             warn!(%error, "no statistics of the new table: the server's autovacuum will make them");
         }
     }
@@ -319,6 +339,7 @@ async fn drop_old(run: &mut Run<'_>) -> Result<()> {
 /// Removes what is left of an earlier start: the capture costs writers
 /// nothing from the first moment, and goes when its lock is had.
 pub(super) async fn undo(run: &mut Run<'_>, step: &Step) -> Result<()> {
+    run.kept.ready = None;
     if *step == Step::DropCapture {
         capture::switch_off(&*run.lease.client()?).await?;
         locked(run, (&[OPS], Behind::Everybody), async |tx| capture::remove(tx).await).await?;

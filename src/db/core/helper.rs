@@ -18,6 +18,11 @@ impl Helper {
         Ok(Self(Some(client)))
     }
 
+    /// The session, for what cannot be done in a transaction.
+    pub(in crate::db) fn client(&self) -> Result<&Client> {
+        self.0.as_ref().ok_or_else(|| Error::Away("the second session is closed".into()))
+    }
+
     /// Begins a transaction of a batch. Its commit does not wait for the disk: it
     /// is of use only together with a later one of the lease's session.
     pub async fn begin(&mut self) -> Result<Transaction<'_>> {

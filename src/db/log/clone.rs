@@ -4,6 +4,7 @@
 
 use crate::db::connect::Client;
 use crate::db::error::{Doing, Result, Trouble, trouble};
+use crate::db::helper::Helper;
 use crate::db::owed::Owed;
 use crate::db::transaction::{GenericClient, Isolation, Transaction, begin};
 use crate::records::quote_ident;
@@ -279,6 +280,17 @@ pub const VACUUM_NEXT: &str = "VACUUM opsward.ops_next, opsward.captured";
 pub async fn analyze(client: &impl GenericClient) -> Result<()> {
     client.batch_execute("ANALYZE opsward.ops_next").await.doing("analyze the new table")
 }
+
+/// Does most of both while rows are still added to the new table.
+pub async fn make_ready(helper: &Helper) -> Result<()> {
+    let client = helper.client()?;
+    for sql in ["SET statement_timeout = 0", VACUUM_MOST, "RESET statement_timeout"] {
+        client.batch_execute(sql).await.doing("vacuum the new table")?;
+    }
+    analyze(client).await
+}
+
+const VACUUM_MOST: &str = "VACUUM (TRUNCATE false) opsward.ops_next";
 
 /// What the log's rows are read and written by.
 #[derive(Clone, PartialEq, Eq, Debug)]

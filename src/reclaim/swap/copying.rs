@@ -2,6 +2,7 @@
 
 use super::super::change::count;
 use super::super::{Change, Error, Result, Run};
+use super::ready::Ready;
 use super::second::{Fresh, Second, What};
 use crate::db::clone::columns;
 use crate::db::copy;
@@ -67,6 +68,10 @@ async fn copy_next(run: &mut Run<'_>, second: &mut Second, what: &Arc<What>) -> 
     run.at = change.commit("copy a range of the log").await?;
     run.work.metrics.reclaim_rows_copied.inc_by(fresh.copied);
     run.kept.size.took(fresh.range.rows as u32, took);
+    run.kept.copied += fresh.copied;
+    if run.kept.ready.is_none() && run.pacer.percent() == 100 && Ready::is_due(&run.at, run.kept.copied) {
+        run.kept.ready = Some(Ready::begin(&run.work.db, run.kept.copied));
+    }
     second.put(fresh, what);
     if run.pacer.percent() < 100 {
         // It rests with this session.

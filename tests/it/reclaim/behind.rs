@@ -68,3 +68,14 @@ async fn the_new_table_is_no_larger_than_its_rows() {
     let larger = "SELECT (pg_relation_size('ops') - pg_relation_size('again')) / 8192";
     assert!(bed.number(larger).await <= 2);
 }
+
+/// At full pace a session of its own does most of it while the rest is copied.
+#[tokio::test]
+async fn the_new_table_is_made_ready_for_readers_before_the_end() {
+    let bed = Bed::new(9_000).await;
+    assert_eq!(bed.run(&bed.request(Policy::Window)).await.unwrap().outcome, Outcome::Done);
+    let client = bed.database.client().await;
+    let times = "SELECT vacuum_count, analyze_count FROM pg_stat_all_tables WHERE relid = 'ops'::regclass";
+    let row = client.query_one(times, &[]).await.unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (2, 1), "the rest is vacuumed at the end");
+}
