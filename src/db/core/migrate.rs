@@ -25,6 +25,7 @@ pub const MIGRATIONS: &[(&str, &str)] = &[
     ("told", include_str!("../migrations/0014_told.sql")),
     ("versions", include_str!("../migrations/0015_versions.sql")),
     ("operators", include_str!("../migrations/0016_operators.sql")),
+    ("put_back", include_str!("../migrations/0017_put_back.sql")),
 ];
 
 /// One number in Postgres' space of advisory locks: "opsward" in ASCII.
