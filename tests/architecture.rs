@@ -112,6 +112,7 @@ const FROZEN: &[(&str, &str)] = &[
     ("0015_versions.sql", "f62293b6de649e3ceef9ede36bb8620d7f4df3c23aeb11661413b8ad8d933f98"),
     ("0016_operators.sql", "ee43e6f33c426c26a202ec4b547f6eb62e54ec800675abc362fa431c112024b8"),
     ("0017_announced.sql", "f10f0243d71338e905336d1b778e6a28e31627d8572819a0dacb04496effba22"),
+    ("0018_put_back.sql", "219da05bb65835e25c6f10b772ce5913622081a34e92e9350a099de0ceb2114c"),
 ];
 
 fn is_below(path: &str, prefix: &str) -> bool {

@@ -83,9 +83,7 @@ fn log(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) {
     {
         warn(
             "log_replaced",
-            format!(
-                "the log was replaced at {at}: {why}; floors, traces, census and own cursors were forgotten"
-            ),
+            format!("the log was replaced at {at}: {why}"),
             "nothing has to be done where that was a restore or a state sync",
         );
     }

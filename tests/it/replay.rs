@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 mod foreign;
 mod guard;
 mod histories;
+mod put_back;
 mod replaced;
 
 /// Ops of so many days ago.

@@ -24,6 +24,7 @@ pub const MIGRATIONS: &[(&str, &str)] = &[
     ("versions", include_str!("../migrations/0015_versions.sql")),
     ("operators", include_str!("../migrations/0016_operators.sql")),
     ("announced", include_str!("../migrations/0017_announced.sql")),
+    ("put_back", include_str!("../migrations/0018_put_back.sql")),
 ];
 
 /// One number in Postgres' space of advisory locks: "opsward" in ASCII.

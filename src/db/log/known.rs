@@ -33,14 +33,24 @@ const NOTE: &str = "
         OR k.database IS NOT NULL AND k.database IS DISTINCT FROM excluded.database";
 
 /// Forgets what is remembered of another log; says why, where it did. Whatever
-/// trusts own state about the log calls this first.
+/// trusts own state about the log calls this first. Remembers which table it saw.
 ///
 /// # Errors
 /// The database's; also that somebody holds the log or the traces.
 pub async fn check(client: &Client) -> Result<Option<String>> {
     let database = identity(client).await?;
-    in_transaction(client, database.as_deref()).await
+    let why = in_transaction(client, database.as_deref()).await?;
+    rows::write(client, SAW, &[&database], "remember which log this is").await?;
+    Ok(why)
 }
+
+/// One that takes the log's place between the look and this is found by the next look.
+const SAW: &str = "
+    INSERT INTO opsward.known_log AS k (database, relation)
+    SELECT $1::text, 'public.ops'::regclass::oid
+    WHERE NOT EXISTS (SELECT FROM opsward.known_log l WHERE l.database IS NOT DISTINCT FROM $1::text)
+    ON CONFLICT (one) DO UPDATE SET database = excluded.database
+    WHERE k.database IS NULL AND k.relation = excluded.relation";
 
 /// The same in a transaction of the caller's, which must commit; `database` is
 /// what [`identity`] says.
@@ -60,10 +70,11 @@ pub(in crate::db) async fn in_transaction(
 const CHECK: &str = "
     SELECT opsward.check_log((SELECT $1::text FROM opsward.known_log WHERE database IS NOT NULL))";
 
-/// When and why a log was last forgotten.
+/// When what was remembered of another log was last forgotten, or our cursor of a peer
+/// lowered, and why.
 pub async fn forgotten(client: &Client) -> Result<Option<(Timestamp, String)>> {
     rows::maybe(client, FORGOTTEN, &[], "look for a log that was replaced").await
 }
 
-const FORGOTTEN: &str =
-    "SELECT forgotten_at, coalesce(why, '') FROM opsward.known_log WHERE forgotten_at IS NOT NULL";
+const FORGOTTEN: &str = "
+    SELECT ended_at, outcome FROM opsward.history WHERE task = 'log' ORDER BY began_at DESC, id DESC LIMIT 1";

@@ -4,13 +4,18 @@
 use crate::db::{
     Client, Doing, Error, GenericClient, Isolation, Result, begin, digest::identity, known, rows,
 };
-use crate::values::{Host, IgnoredRow, NodeWrite, OpUlid, StoredCursors, unix_ms};
+use crate::values::{EARLIEST_ULID, Host, IgnoredRow, NodeWrite, OpUlid, StoredCursors, unix_ms};
 use jiff::Timestamp;
 use tokio_postgres::types::ToSql;
+use tracing::warn;
 
 /// Reads both cursors of a peer, once it is known that ours is of this log.
 pub async fn load(client: &Client, host: &Host) -> Result<StoredCursors> {
     known::check(client).await?;
+    let lowered = client.query_opt(LOWER, &[&host.as_str(), &EARLIEST_ULID]).await;
+    if let Some(row) = lowered.doing("compare our cursor with the node's")? {
+        warn!(peer = %host, "{}", row.get::<_, &str>(0));
+    }
     let own = client.query_opt(OWN, &[&host.as_str()]).await.doing("read our cursor")?;
     let mut spelled =
         client.query(NODE, &[&host.as_str()]).await.doing("read the node's cursor")?.into_iter();
@@ -24,6 +29,29 @@ pub async fn load(client: &Client, host: &Host) -> Result<StoredCursors> {
         node: node.map(|r| r.get(1)),
     })
 }
+
+/// A backup may hold every op that we remember, and older cursors of the node's: what was
+/// read since is read again. The node itself writes older values now and then, but into the
+/// same table.
+const LOWER: &str = "
+    WITH node AS (
+        SELECT max(last_ulid COLLATE \"C\") AS ulid FROM public.cursors
+        WHERE rtrim(lower(trim(host)), '/') = $1 AND last_ulid ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$'
+          AND last_ulid COLLATE \"C\" BETWEEN $2::text AND opsward.ulid_at(now() + interval '24 hours')),
+    seen AS (
+        UPDATE opsward.cursors c SET last_ulid = least(was.last_ulid COLLATE \"C\", node.ulid),
+            node_file = pg_relation_filenode(to_regclass('public.cursors'))
+        FROM opsward.cursors was, node
+        WHERE c.host = $1 AND was.host = $1
+          AND c.node_file IS DISTINCT FROM pg_relation_filenode(to_regclass('public.cursors'))
+        RETURNING was.last_ulid AS was, c.last_ulid AS now)
+    INSERT INTO opsward.history
+        (run, task, table_name, began_at, ended_at, below, rows, bytes, bound_by, took_ms, outcome)
+    SELECT 'log-' || extract(epoch FROM clock_timestamp()), 'log', '*', clock_timestamp(), clock_timestamp(), now, 0, 0,
+           'another log', 0, format('our cursor of %s was lowered from %s to %s, where the node''s stands: '
+               'cursors is another table than it was', $1::text, was, now)
+    FROM seen WHERE now COLLATE \"C\" < was
+    RETURNING outcome";
 
 /// A row that does not count, and what removes it.
 pub(super) fn ignored(host: &str, counts: &str) -> IgnoredRow {
@@ -60,7 +88,8 @@ pub async fn seed(
 }
 
 const SEED: &str = "
-    INSERT INTO opsward.cursors (host, last_ulid, node_ulid, updated_at) VALUES ($1, $2, $3, $4)
+    INSERT INTO opsward.cursors (host, last_ulid, node_ulid, updated_at, node_file)
+    VALUES ($1, $2, $3, $4, pg_relation_filenode(to_regclass('public.cursors')))
     ON CONFLICT DO NOTHING";
 
 /// What became of a write.
@@ -91,6 +120,11 @@ pub async fn write(
         return Err(Error::Overtaken("write the cursor"));
     }
     let row = tx.query_opt(NODE_LOCKED, &[&host.as_str()]).await.doing("lock the node's cursor")?;
+    // From here on nobody can truncate or drop the node's table.
+    if tx.query_opt(MOVED, &[&host.as_str()]).await.doing("write the cursor")?.is_some() {
+        tx.rollback().await.doing("write the cursor")?;
+        return Err(Error::Overtaken("write the cursor"));
+    }
     let found: Option<(String, String)> = row.map(|r| (r.get(0), r.get(1)));
     let before = found.as_ref().map(|(_, ulid)| ulid.clone());
     let node = decide(before.as_deref());
@@ -123,15 +157,18 @@ const NODE_LOCKED: &str = "
     ORDER BY last_ulid ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$' AND last_ulid COLLATE \"C\"
                  < opsward.ulid_at(now() + interval '24 hours') DESC NULLS LAST,
              last_ulid COLLATE \"C\" DESC NULLS LAST, host <> $1, host LIMIT 1 FOR UPDATE";
+const MOVED: &str = "
+    SELECT FROM opsward.cursors
+    WHERE host = $1 AND node_file <> pg_relation_filenode(to_regclass('public.cursors'))";
 const NODE_SET: &str = "UPDATE public.cursors SET last_ulid = $2 WHERE host = $1";
 /// The node inserting the same row first is an error of ours, tried again.
 const NODE_INSERT: &str = "INSERT INTO public.cursors (host, last_ulid) VALUES ($1, $2)";
 const OWN_SET: &str = "
-    INSERT INTO opsward.cursors AS c (host, last_ulid, node_ulid, updated_at, witness)
-    SELECT $1, $2, $3, $4,
+    INSERT INTO opsward.cursors AS c (host, last_ulid, node_ulid, updated_at, node_file, witness)
+    SELECT $1, $2, $3, $4, pg_relation_filenode(to_regclass('public.cursors')),
            (SELECT o.ulid FROM public.ops o WHERE o.ulid <= $5::text ORDER BY o.ulid DESC LIMIT 1)
     ON CONFLICT (host) DO UPDATE SET last_ulid = excluded.last_ulid, node_ulid = excluded.node_ulid,
-        updated_at = excluded.updated_at, witness = excluded.witness";
+        updated_at = excluded.updated_at, node_file = excluded.node_file, witness = excluded.witness";
 
 /// Forgets our cursor of a peer: its log is read anew.
 pub async fn drop_own(client: &impl GenericClient, host: &Host) -> Result<()> {
