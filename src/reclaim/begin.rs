@@ -96,18 +96,12 @@ pub(super) fn agreed(gate: &Gate, at: &Checkpoint) -> Result<()> {
 /// What a reclaim would do, and what stands in its way. Writes nothing.
 ///
 /// # Errors
-/// No policy is set, or the database's.
+/// The database's.
 pub async fn plan(work: &Work, client: &mut db::Client, request: &Request) -> Result<Plan> {
     let settings = &work.settings.bounding;
     // What fits is a window.
     let fit = request.fit.then_some(Policy::Window);
-    let Some(policy) = request.policy.or(fit).or(settings.reclaim_policy) else {
-        let why = "no policy says what of the log is to be kept";
-        return Err(Error::refused(
-            why,
-            "say --policy window or compact, or set OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY",
-        ));
-    };
+    let policy = request.policy.or(fit).unwrap_or(settings.reclaim_policy);
     let signs = db::pace::signs(client).await?;
     let mut standing = db::preflight::standing(&*client).await?;
     standing.lease = db::lease::other(client).await?.map(|holder| holder.to_string());
