@@ -248,7 +248,10 @@ async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -
         .boxed()
     };
     match to_its_end(work, lease, request, &ask).boxed().await {
-        Ok(report) => Ok(json!(report)),
+        Ok(report) => {
+            census::show(lease, &work.metrics).await?;
+            Ok(json!(report))
+        }
         Err(reclaim::Error::Refused { why, fix }) => Err(Failure::refused(why, fix)),
         Err(reclaim::Error::Db(error)) => Err(error.into()),
         Err(error @ reclaim::Error::Halted(_)) => {

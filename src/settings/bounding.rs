@@ -82,6 +82,12 @@ words! {
     }
 }
 
+impl Default for Policy {
+    fn default() -> Self {
+        Self::Window
+    }
+}
+
 /// Reads `window` or `compact`.
 ///
 /// # Errors

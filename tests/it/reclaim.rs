@@ -634,6 +634,10 @@ async fn the_command_plans_refuses_and_gives_back() {
     let (code, text) = opsward(&line).await;
     assert!(code == Some(0) && text.contains("the log took"), "{code:?} {text}");
     assert!(bed.ulids().await.len() < all / 2);
+    // Whatever reads the census next is told the log as it is.
+    let counted = "SELECT sum(rows)::bigint, (SELECT count(*) FROM ops) FROM opsward.census";
+    let row = bed.database.client().await.query_one(counted, &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), row.get::<_, i64>(1));
     bed.nothing_is_left().await;
 }
 

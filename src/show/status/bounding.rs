@@ -44,6 +44,11 @@ impl BoundingStatus {
         }
     }
 
+    /// A reclaim that was killed leaves its job behind, but not the lease.
+    pub fn reclaim_is_at_work(&self) -> bool {
+        self.known.lease.is_some() && self.known.job.as_ref().is_some_and(|job| job.kind == "reclaim")
+    }
+
     /// What is waited for: once, though several tasks wait for it.
     fn waited_for(&self) -> Vec<(&'static str, String)> {
         let mut all: Vec<(&WaitStatus, Vec<&str>)> = Vec::new();
@@ -79,6 +84,7 @@ impl BoundingStatus {
         if let Some(job) = &self.known.job {
             let far = job.progress.as_ref().map_or("waits for its turn".to_owned(), |p| match p.total {
                 Some(total) if total > 0 => format!("{}: {} %", p.phase, p.done.min(total) * 100 / total),
+                _ if p.unit.is_empty() => p.phase.clone(),
                 _ => format!("{}: {} {}", p.phase, count(p.done), p.unit),
             });
             let waiting = job.progress.as_ref().and_then(|p| p.waiting.as_ref());
