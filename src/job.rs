@@ -261,7 +261,9 @@ async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -
         }
         .boxed()
     };
-    Ok(json!(to_its_end(work, lease, request, &ask).boxed().await?))
+    let report = to_its_end(work, lease, request, &ask).boxed().await?;
+    census::show(lease, &work.metrics).await?;
+    Ok(json!(report))
 }
 
 /// How often a reclaim tries to take the lease anew while it gets no further: over six minutes.

@@ -13,7 +13,7 @@ use crate::db::stats::Volumes;
 use crate::db::{self, Db, order, pace, stats};
 use crate::metrics::Metrics;
 use crate::settings::{Settings, Window};
-use crate::values::{Host, Progress};
+use crate::values::{Host, Progress, bytes};
 pub use batch_size::BatchSize;
 use space::{AMPLE, Floor, LAST_WAL, LOOK_EVERY, LOWEST, Lack, Pulse, is_much_wal, lack};
 pub use space::{Room, WAL_SEGMENT};
@@ -64,8 +64,8 @@ pub enum Halt {
     #[error("outside OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW={0}")]
     OutsideWindow(Window),
     /// Too little disk is free.
-    #[error("too little disk: only {free} bytes are free on {volume}, {whose} asks for {floor}{}",
-        cause.as_ref().map(|cause| format!("; {cause}")).unwrap_or_default())]
+    #[error("too little disk: only {} are free on {volume}, {whose} asks for {}{}",
+        bytes(*free), bytes(*floor), cause.as_ref().map(|cause| format!("; {cause}")).unwrap_or_default())]
     LittleDisk {
         /// Bytes free.
         free: u64,

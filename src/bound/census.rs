@@ -247,7 +247,10 @@ pub fn totals(entries: &[Entry], implausible: &[census::Implausible]) -> Vec<Tot
 }
 
 /// The census as metrics, tables without a model together.
-async fn show(lease: &mut Lease, metrics: &Metrics) -> db::Result<()> {
+///
+/// # Errors
+/// The database's.
+pub async fn show(lease: &mut Lease, metrics: &Metrics) -> db::Result<()> {
     let client = lease.client()?;
     let totals = totals(&census::load(client).await?, &census::implausible(client).await?);
     let tables = models().iter().map(|m| Some(m.table.as_str())).chain([None]);

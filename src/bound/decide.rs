@@ -33,6 +33,8 @@ const DORMANT_CENSUS_MS: u64 = 2 * HOUR_MS;
 /// A size to stay under, on one of at most this age: by hand, it is counted
 /// once a day.
 const SIZE_CENSUS_MS: u64 = 48 * HOUR_MS;
+/// Where every op survives, less than this is not worth a reclaim: 16 MiB.
+pub const RECLAIM_LEAST: u64 = 16 << 20;
 /// The one table without a model that is cleaned up: every node skips it.
 const BLOBS: &str = "blobs";
 
@@ -150,13 +152,10 @@ type Bounds = Vec<(String, (OpUlid, BoundBy))>;
 fn decided(facts: &Facts, mut blockers: Vec<Blocker>, bounds: impl FnOnce(&Gate) -> Bounds) -> Decision {
     // Deletes during a swap are captured, and more than 256 MiB of captured keys
     // abort it: do not prune now. The swap leaves out what retention would delete.
-    if let Some(phase) = facts.swapping.as_ref().filter(|_| !blockers.iter().any(Blocker::is_off)) {
-        blockers.push(blocker(
-            facts,
-            ("reclaim", ""),
-            format!("a reclaim in mode swap is unfinished, in its phase {phase}"),
-            "`opsward reclaim --resume` goes on with it, or `--swap` where it is held; `--abort` undoes it",
-        ));
+    let swapping = facts.reclaim.as_ref().filter(|reclaim| reclaim.mode == "swap");
+    if let Some(reclaim) = swapping.filter(|_| !blockers.iter().any(Blocker::is_off)) {
+        let (text, fix) = reclaim.told();
+        blockers.push(blocker(facts, ("reclaim", ""), text, fix));
     }
     if !blockers.iter().any(Blocker::is_off) {
         blockers.extend(disorder(facts));
@@ -184,6 +183,21 @@ pub fn window_of(facts: &Facts, table: &str) -> Option<u64> {
         Some(Keep::Days(days)) => Some(u64::from(*days) * DAY_MS),
         None => window(facts).0,
     }
+}
+
+/// By table, the lowest ULID that stays where a reclaim keeps windows. Every node skips `blobs`:
+/// its window is the one that is set in days.
+pub fn windows(facts: &Facts, gate: &Gate) -> BTreeMap<String, OpUlid> {
+    let days = facts.settings.retention_days;
+    let window = |table: &str| match facts.settings.tables.get(table) {
+        Some(Keep::Days(days)) => Some(u64::from(*days) * DAY_MS),
+        Some(Keep::All | Keep::Compact) => None,
+        None if table == BLOBS => (days > 0).then_some(u64::from(days) * DAY_MS),
+        None => window_of(facts, table),
+    };
+    let tables = models().iter().map(|m| m.table.as_str()).chain([BLOBS]);
+    let cut = |table: &str| Some((table.to_owned(), gate.bound(facts, window(table)?, BoundBy::Age).0));
+    tables.filter_map(cut).collect()
 }
 
 /// The window of tables that say nothing of their own, in milliseconds, and

@@ -37,7 +37,7 @@ pub async fn gather(client: &Client, settings: &Settings, own: &Host, now: Times
         census_whole: gate::counted_whole(client).await?,
         census_ms: gate::census_at(client).await?.map_or(0, unix_ms),
         overhead: forecast::overhead(&stats::figures(client).await?),
-        swapping: reclaim::unfinished(client).await?.filter(|of| of.mode == "swap").map(|of| of.phase),
+        reclaim: reclaim::unfinished(client).await?,
         disordered: order::look(client).await?.map(|wrong| (wrong.text, wrong.fix)),
         since: gate::blockers(client).await?,
     })

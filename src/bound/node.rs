@@ -4,7 +4,7 @@
 use super::decide::{DAY_MS, Facts, ms, window_of};
 use crate::db::stats::Figures;
 use crate::records::models;
-use crate::values::{Notice, OpUlid, bytes, timestamp};
+use crate::values::{Notice, OpUlid, bytes, count, timestamp};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -56,17 +56,6 @@ pub fn prunes(facts: &Facts) -> Option<NodePrunes> {
     })
 }
 
-/// Bytes of the table that a reclaim gives back, where we delete so many bytes
-/// of it, or the node does; 0 while the log was not counted.
-pub fn given_back(facts: &Facts, figures: &Figures, deleted: u64) -> u64 {
-    let live: u64 = facts.census.iter().map(|of| of.bytes).sum();
-    let gone = deleted.max(prunes(facts).map_or(0, |node| node.bytes));
-    match live {
-        0 => 0,
-        live => figures.ops_bytes.saturating_sub(live.saturating_sub(gone)),
-    }
-}
-
 /// What there is to say of it.
 pub fn notices(facts: &Facts, figures: &Figures) -> Vec<Notice> {
     let Some(node) = prunes(facts) else { return Vec::new() };
@@ -74,17 +63,14 @@ pub fn notices(facts: &Facts, figures: &Figures) -> Vec<Notice> {
     let mut say = |code: &'static str, text: String| {
         found.push(Notice { code: code.into(), text, ..Notice::default() })
     };
-    let back = given_back(facts, figures, 0);
-    if node.rows > 0 || back > figures.ops_bytes / 10 {
+    if node.rows > 0 {
         let told = if node.assumed { ", as a stock node does" } else { "" };
         say(
             "node_prunes",
             format!(
-                "the node deletes below {} by itself{told}; the file stays {}: `opsward reclaim` gives back \
-                 about {}",
-                node.below.strftime("%-d %b"),
-                bytes(figures.ops_bytes),
-                bytes(back)
+                "the node deletes what is older than {} by itself{told}; the file stays {}",
+                node.below.strftime("%-d %b %Y"),
+                bytes(figures.ops_bytes)
             ),
         );
     }
@@ -147,7 +133,7 @@ fn older_than(facts: &Facts, days: u64) -> (u64, u64) {
 }
 
 fn ops(n: u64) -> String {
-    if n == 1 { "1 op".into() } else { format!("{n} ops") }
+    if n == 1 { "1 op".into() } else { format!("{} ops", count(n)) }
 }
 
 #[cfg(test)]
@@ -189,9 +175,8 @@ mod tests {
         assert_eq!((node.rows, node.bytes, node.assumed), (1, 5 * GB, true));
         assert_eq!(node.below, timestamp(NOW - 30 * DAY_MS));
         let text = &notices(&facts, &figures(90 * GB))[0].text;
-        assert!(text.contains("deletes below 22 Aug by itself"), "{text}");
+        assert!(text.contains("deletes what is older than 22 Aug "), "{text}");
         assert!(text.contains("the file stays 90.0 GiB"), "{text}");
-        assert!(text.contains("gives back about 86.0 GiB"), "{text}");
     }
 
     #[test]

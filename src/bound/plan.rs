@@ -4,6 +4,7 @@
 
 mod measure;
 mod notices;
+mod reclaim;
 
 use super::decide::{self, Bounded, Cut, Decision, Facts};
 use super::forecast::{Forecast, forecast};
@@ -14,7 +15,7 @@ use crate::db::index;
 use crate::db::privileges::{Lacking, Need};
 use crate::db::stats::Figures;
 use crate::records::models;
-use crate::values::{Blocker, BoundBy, Notice, Replication, TableDay, bytes};
+use crate::values::{Blocker, BoundBy, Notice, Replication, TableDay};
 use jiff::Timestamp;
 use jiff::civil::Date;
 pub use measure::measure;
@@ -22,8 +23,9 @@ use serde::Serialize;
 
 /// What a trace takes on disk, its index included (contract 5).
 const TRACE_BYTES: u64 = 100;
-/// A reclaim that gives back less than this part of the log is not worth a word.
-const WORTH_RECLAIMING: u64 = 10;
+
+/// Notices of what halts bulk work at its next batch.
+const HALTS: [&str; 3] = ["paused", "outside_window", "little_disk"];
 
 /// What there is to know besides the facts.
 #[derive(Clone, Debug)]
@@ -190,7 +192,7 @@ pub fn plan(facts: &Facts, around: &Surroundings) -> Plan {
             dormant,
             index(facts, around),
             guard(facts, around),
-            reclaim(around, facts, bytes),
+            reclaim::task(facts, around),
         ],
     }
 }
@@ -268,22 +270,20 @@ fn is_estimated(facts: &Facts) -> bool {
     !facts.census_whole || facts.census.iter().any(|of| of.estimated)
 }
 
+fn blocker(around: &Surroundings, code: &'static str, text: String, fix: String) -> Blocker {
+    Blocker { code: code.into(), subject: String::new(), text, fix, since: around.now }
+}
+
 /// What keeps a task from writing to the log: the mode, a missing privilege.
 fn may_not(around: &Surroundings, need: Need) -> Vec<Blocker> {
-    let blocker = |code: &'static str, text: &str, fix: String| Blocker {
-        code: code.into(),
-        subject: String::new(),
-        text: text.into(),
-        fix,
-        since: around.now,
-    };
     let read_only = around.read_only.then(|| {
-        let fix = "set OPENAUDIO_MEDIORUM_READ_ONLY=false".into();
-        blocker("read_only", "nothing outside the schema opsward is written", fix)
+        let text = "nothing outside the schema opsward is written".into();
+        blocker(around, "read_only", text, "set OPENAUDIO_MEDIORUM_READ_ONLY=false".into())
     });
     let lacking = around.lacking.iter().filter(|lacking| lacking.need == need);
-    let lacking =
-        lacking.map(|of| blocker("no_privilege", need.consequence(), format!("as the owner: {}", of.lift)));
+    let lacking = lacking.map(|of| {
+        blocker(around, "no_privilege", need.consequence().to_owned(), format!("as the owner: {}", of.lift))
+    });
     let hindered = (need == Need::Delete).then(|| hindered(&around.hindrances, around.now)).flatten();
     read_only.into_iter().chain(lacking).chain(hindered).collect()
 }
@@ -316,12 +316,9 @@ fn index(facts: &Facts, around: &Surroundings) -> TaskPlan {
     let mut blockers = may_not(around, Need::Index);
     blockers.extend(
         no_room(around.index.bytes, around.index.wal_bytes, around.free_bytes, set.min_free_disk).map(
-            |text| Blocker {
-                code: "no_room".into(),
-                subject: String::new(),
-                text,
-                fix: "make room, or lower OPENAUDIO_MEDIORUM_MIN_FREE_DISK".into(),
-                since: around.now,
+            |text| {
+                let fix = "make room, or lower OPENAUDIO_MEDIORUM_MIN_FREE_DISK".into();
+                blocker(around, "no_room", text, fix)
             },
         ),
     );
@@ -330,9 +327,7 @@ fn index(facts: &Facts, around: &Surroundings) -> TaskPlan {
 
 fn guard(facts: &Facts, around: &Surroundings) -> TaskPlan {
     match (facts.settings.replay_guard, around.guard) {
-        (true, Found::Right) => {
-            switched("replay_guard", Some(State::NothingToDo), "it is on the log; the daemon keeps it there")
-        }
+        (true, Found::Right) => switched("replay_guard", Some(State::NothingToDo), "it is on the log"),
         (true, _) => wanted(
             switched(
                 "replay_guard",
@@ -351,22 +346,6 @@ fn wanted(task: TaskPlan, blockers: Vec<Blocker>) -> TaskPlan {
     TaskPlan { state, blockers, ..task }
 }
 
-/// A hint, where a reclaim would be worth it.
-fn reclaim(around: &Surroundings, facts: &Facts, deleted: u64) -> TaskPlan {
-    let given_back = node::given_back(facts, &around.figures, deleted);
-    match given_back > around.figures.ops_bytes / WORTH_RECLAIMING {
-        true => switched(
-            "reclaim",
-            Some(State::WouldRun),
-            &format!(
-                "`opsward reclaim` would give back about {}, once what is old is deleted",
-                bytes(given_back)
-            ),
-        ),
-        false => switched("reclaim", Some(State::NothingToDo), "there is little to give back"),
-    }
-}
-
 impl Plan {
     /// A task by its name.
     pub fn task(&self, name: &str) -> Option<&TaskPlan> {
@@ -375,6 +354,14 @@ impl Plan {
 }
 
 impl TaskPlan {
+    /// Why it would halt at its first batch: paused, outside its window, too little disk.
+    pub fn halts<'a>(&self, plan: &'a Plan) -> Vec<&'a Notice> {
+        let halts = |notice: &&Notice| HALTS.contains(&&*notice.code);
+        // The guard is put on the log however that is.
+        let is_bulk = self.state == State::WouldRun && self.name != "replay_guard";
+        plan.notices.iter().filter(halts).filter(|_| is_bulk).collect()
+    }
+
     /// What bounds it furthest back, and how far.
     pub fn lowest(&self) -> Option<(&Cut, &BoundBy)> {
         let lowest = self.deletes.iter().min_by_key(|d| d.bounded.cut.below)?;

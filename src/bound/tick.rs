@@ -193,6 +193,7 @@ async fn prune(
                 return Ok(outcome);
             }
             outcome.deleted = Some(delete(work, lease, pacer, &mut order, ends).await?);
+            census::show(lease, &work.metrics).await?;
         }
     } else if is_on && !outcome.read_only {
         outcome.vacuum = vacuum::after(work, lease, pacer).await?;

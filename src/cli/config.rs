@@ -4,6 +4,7 @@
 use super::Early;
 use crate::settings::{Loaded, Problems};
 use crate::show::{self, Done, ExitCode, Failure, Outcome};
+use crate::values::Finding;
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -37,10 +38,18 @@ fn check(loaded: &Result<Loaded, Problems>) -> Done {
         }
     });
     match usable {
-        Ok(loaded) => Done::new(
-            json!({ "ok": true, "file": loaded.file, "problems": [] }),
-            format!("the settings can be used; {}", read_from(&loaded)),
-        ),
+        Ok(loaded) => {
+            let missing = loaded.settings.pgdata_path.as_ref().filter(|path| !path.is_dir());
+            let missing = missing.map(|path| {
+                Finding::new(
+                    "no_pgdata_path",
+                    format!("OPENAUDIO_MEDIORUM_PGDATA_PATH={} is no directory here", path.display()),
+                    "mount a directory of the database's volume there: without it nobody knows how much disk is free",
+                )
+            });
+            let text = format!("the settings can be used; {}", read_from(&loaded));
+            Done::new(json!({ "ok": true, "file": loaded.file, "problems": [] }), text).warn(missing)
+        }
         Err(found) => Done::new(json!({ "ok": false, "problems": found.problems }), found.to_string())
             .exit(ExitCode::Settings),
     }

@@ -16,9 +16,13 @@ pub(super) fn confirm(context: &Context, yes: bool, what: &str) -> Result<(), Fa
         return Ok(());
     }
     let refused = |text: String, fix| Err(Failure::new(ExitCode::Refused, "not_confirmed", text).fix(fix));
-    if context.output == OutputMode::Json || !stdin.is_terminal() {
-        let text = format!("nothing was done: {}", what.trim_end_matches('.'));
-        return refused(text, "say --yes where nobody can be asked");
+    const SAY_YES: &str = "say --yes where nobody can be asked";
+    if context.output == OutputMode::Json {
+        return refused(format!("nothing was done: {}", what.trim_end_matches('.')), SAY_YES);
+    }
+    if !stdin.is_terminal() {
+        let _ = writeln!(std::io::stdout(), "{}", printable(what));
+        return refused("nothing was done: it was not confirmed".to_owned(), SAY_YES);
     }
     let mut stderr = std::io::stderr();
     let _ = write!(stderr, "{}\nGo on? [y/N] ", printable(what));

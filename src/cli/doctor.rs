@@ -143,10 +143,12 @@ async fn outside(
 ) -> Vec<Check> {
     let mut checks = Vec::new();
     let looked_up = discover::look_up(settings, settings.node_endpoint.as_ref()).await;
-    checks.push(doctor::discovery(
-        looked_up.as_ref().map(|found| (found.peers.peers.len(), found.via.as_str())).map_err(String::as_str),
-        remembered.is_some(),
-    ));
+    // Where ops come by the chain alone peers are of no use.
+    let by_chain = by.is_some_and(|by| !by.has_peers());
+    if !by_chain {
+        let found = looked_up.as_ref().map(|found| (found.peers.peers.len(), found.via.as_str()));
+        checks.push(doctor::discovery(found.map_err(String::as_str), remembered.is_some()));
+    }
     let http = match client::of_settings(settings) {
         Ok(http) => http,
         Err(why) => {
@@ -157,7 +159,7 @@ async fn outside(
     };
     match &settings.node_endpoint {
         // Where ops come by the chain alone, nobody reads from it.
-        Some(_) if by.is_some_and(|by| !by.has_peers()) => {}
+        Some(_) if by_chain => {}
         Some(own) => {
             let url = format!("{own}/internal/crud/sweep");
             let answered = outside::version(&http, own, clock, outside::WITHIN).await;

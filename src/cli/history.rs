@@ -1,16 +1,15 @@
 //! `opsward history`: what was deleted, by run and table.
 
-use super::Context;
+use super::{Context, args};
 use crate::db::{history, migrate};
 use crate::show::{Done, Outcome, format};
-use clap::value_parser;
 use serde_json::json;
 
 /// Show what was deleted, when, and what bounded it
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// How many runs and tables at most, the newest first
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = value_parser!(i64).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = args::limit)]
     limit: i64,
 }
 

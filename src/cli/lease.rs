@@ -220,7 +220,10 @@ async fn by_daemon(context: &Context, db: &Db, job: &Job, to: &Holder) -> Result
     let args =
         serde_json::to_value(job::Handed { job: job.clone(), settings }).map_err(anyhow::Error::from)?;
     let id = jobs::add(&client, job.kind(), &args, context.clock.now()).await?;
-    eprintln!("opsward: handed to the daemon ({to}) as job {id}; Ctrl-C leaves it to it");
+    eprintln!(
+        "opsward: handed to the daemon (server process {}) as job {id}; Ctrl-C leaves it to it",
+        to.pid
+    );
     let meter = Meter::new(context.output);
     loop {
         tokio::select! {

@@ -90,21 +90,21 @@ fn lines(task: &TaskOutcome) -> String {
         "" => format!("note: {}", n.text),
         fix => format!("note: {}; {fix}", n.text),
     }));
-    if let Some(Decision::Prune { cuts }) = &task.decision {
+    if let Some(Decision::Prune { cuts }) = task.decision.as_ref().filter(|_| task.deleted.is_some()) {
         lines.extend(cuts.iter().map(|of| {
             let table = &of.cut.table;
             let sum = task.deleted.as_ref().and_then(|d| d.tables.get(table)).copied().unwrap_or_default();
             let (rows, bytes) = (format::many(sum.rows, "op"), format::bytes(sum.bytes));
             format!(
                 "{table}: {rows} deleted, {bytes}, below {} (bound by {})",
-                of.cut.below,
+                format::dated(of.cut.below.as_str()),
                 of.bound_by.word()
             )
         }));
     }
     match task.deleted.as_ref().map(|deleted| &deleted.ended) {
         Some(Ended::OutOfTime) => lines.push("ended: out_of_time".into()),
-        Some(Ended::Halted(why)) => lines.push(format!("ended: halted {why}")),
+        Some(Ended::Halted(why)) => lines.push(format!("stopped: {why}")),
         Some(Ended::Done { .. }) | None => {}
     }
     lines.extend(task.vacuum.map(|v| format!("a VACUUM was due after earlier deletions: {}", v.word())));

@@ -9,7 +9,6 @@ use crate::db::{
 use crate::pull::retry::{Retried, retry};
 use crate::show::{self, Done, ExitCode, Failure, Outcome};
 use crate::values::Host;
-use clap::value_parser;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -42,7 +41,7 @@ pub(super) struct List {
     #[arg(long, value_name = "URL", value_parser = args::peer)]
     peer: Option<Host>,
     /// How many at most
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = value_parser!(i64).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = args::limit)]
     limit: i64,
     /// Print each op whole, as it was received, a line each
     #[arg(long)]
@@ -54,7 +53,7 @@ pub(super) struct List {
 #[group(required = true, multiple = false)]
 pub(super) struct Which {
     /// Ids as `rejected list` shows them
-    #[arg(value_name = "ID", num_args = 0..)]
+    #[arg(value_name = "ID", num_args = 0.., value_parser = args::id)]
     id: Vec<i64>,
     /// Only those that this peer sent first
     #[arg(long, value_name = "URL", value_parser = args::peer)]

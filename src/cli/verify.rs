@@ -19,7 +19,7 @@ use std::time::Duration;
 pub(super) struct Args {
     #[command(flatten)]
     scope: Scope,
-    #[arg(long, value_name = "FILE|URL", required = true, help = REFERENCE)]
+    #[arg(long, value_name = "FILE|URL", required = true, help = format!("{REFERENCE}; may be given again"))]
     against: Vec<String>,
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = settings::duration, help = SETTLE)]
     settle: Duration,
@@ -34,8 +34,8 @@ pub(super) const SETTLE: &str = "How long records that differ are read again, as
 pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     let scope = args.scope.models()?;
     let db = context.open_db("verify", 2).await?;
-    let one = async |named: &str| -> Result<Report, Failure> {
-        let reference = reference(named, "against", "verify").await?;
+    let one = async |reference: Result<Reference, Failure>| -> Result<Report, Failure> {
+        let reference = reference?;
         let verify = Verify {
             db: &db,
             own: context.settings.node_endpoint.as_ref(),
@@ -49,39 +49,71 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
         meter.end();
         Ok(report?)
     };
-    if let [only] = &args.against[..] {
-        let report = one(only).await?;
-        let exit = if report.matches { ExitCode::Done } else { ExitCode::Failed };
-        return Ok(Done::new(report_json(&report), report_text(&report)).exit(exit));
-    }
-    let mut reports = Vec::new();
+    // What cannot be used is known before hours go into another one.
+    let mut references = Vec::new();
     for named in &args.against {
-        reports.push(one(named).await?);
+        references.push((named, reference(named, "against", "verify").await));
     }
-    Ok(several(&reports))
+    if references.len() > 1 {
+        let mut results = Vec::new();
+        for (named, reference) in references {
+            results.push((named.as_str(), one(reference).await));
+        }
+        return Ok(several(&results));
+    }
+    let Some((_, only)) = references.pop() else { return Err(Failure::usage("--against is missing", "")) };
+    let report = one(only).await?;
+    let exit = if report.matches { ExitCode::Done } else { ExitCode::Failed };
+    Ok(Done::new(report_json(&report), report_text(&report)).exit(exit))
 }
 
-/// Which of several validators match, and what differs in the others.
-fn several(reports: &[Report]) -> Done {
-    let matches = reports.iter().all(|report| report.matches);
-    let results: Vec<_> = reports.iter().map(report_json).collect();
-    let name = |report: &Report| report.reference.own.clone().unwrap_or_else(|| "the reference".to_owned());
+/// Which of several validators match, what differs in the others, and which cannot be used.
+fn several(results: &[(&str, Result<Report, Failure>)]) -> Done {
+    let matches = results.iter().all(|(_, result)| result.as_ref().is_ok_and(|report| report.matches));
+    let json = results.iter().map(|(_, result)| result.as_ref().map_or_else(failed_json, report_json));
+    let json: Vec<_> = json.collect();
     let mut lines = String::new();
-    for report in reports {
-        let differs = report.tables.iter().filter(|f| {
-            f.missing_here.records + f.missing_there.records + f.differing.records + f.ranges_not_looked_into
-                > 0
-        });
-        let tables: Vec<&str> = differs.map(|f| f.table.as_str()).collect();
-        let how =
-            if report.matches { "match".to_owned() } else { format!("differs in {}", tables.join(", ")) };
-        lines.push_str(&format!("{}: {how}\n", name(report)));
+    // No name of a reference that cannot be used is told where it is a URL: it may hold a password.
+    let shown = |named: &str| if named.contains("://") { "a database".to_owned() } else { named.to_owned() };
+    for (named, result) in results {
+        let line = match result {
+            Ok(report) => format!("{}: {}", name(report), in_short(report)),
+            Err(failure) => format!("{}: {}; {}", shown(named), failure.text, failure.way_out()),
+        };
+        lines.push_str(&line);
+        lines.push('\n');
     }
-    for report in reports.iter().filter(|report| !report.matches) {
+    let reports = results.iter().filter_map(|(_, result)| result.as_ref().ok());
+    for report in reports.filter(|report| !report.matches) {
         lines.push_str(&format!("\n{}\n", report_text(report)));
     }
-    let exit = if matches { ExitCode::Done } else { ExitCode::Failed };
-    Done::new(json!({ "match": matches, "references": results }), lines).exit(exit)
+    let failed = results.iter().find_map(|(_, result)| result.as_ref().err());
+    let exit = match failed {
+        Some(failure) => failure.exit,
+        None if matches => ExitCode::Done,
+        None => ExitCode::Failed,
+    };
+    Done::new(json!({ "match": matches, "references": json }), lines).exit(exit)
+}
+
+fn name(report: &Report) -> String {
+    report.reference.own.clone().unwrap_or_else(|| "the reference".to_owned())
+}
+
+/// Whether it matches, or in which tables it does not.
+fn in_short(report: &Report) -> String {
+    if report.matches {
+        return "match".to_owned();
+    }
+    let differs = report.tables.iter().filter(|f| {
+        f.missing_here.records + f.missing_there.records + f.differing.records + f.ranges_not_looked_into > 0
+    });
+    format!("differs in {}", differs.map(|f| f.table.as_str()).collect::<Vec<_>>().join(", "))
+}
+
+/// A reference that could not be compared with, for programs.
+fn failed_json(failure: &Failure) -> serde_json::Value {
+    json!({ "match": false, "error": { "code": failure.code, "text": failure.text, "fix": failure.way_out() } })
 }
 
 /// Opens the reference that the flag names.

@@ -8,7 +8,7 @@ use crate::db::guard::Found;
 use crate::db::privileges::{self, Need};
 use crate::db::{self, lease::Lease};
 use crate::settings::Policy;
-use crate::values::{Finding, unix_ms};
+use crate::values::{Finding, Unfinished, unix_ms};
 use crate::work::Work;
 use tracing::info;
 
@@ -45,8 +45,15 @@ pub(super) async fn checkpoint(work: &Work, lease: &mut Lease, request: &Request
         )),
         (Action::Start, None) => begin(work, lease, request).await,
         (Action::Start, Some(at)) => {
-            let is_held = at.hold && at.phase == Phase::Swap;
-            let (why, fix) = unfinished_words(at.mode.word(), at.phase.word(), is_held);
+            // The lease is ours: nobody is at it.
+            let unfinished = Unfinished {
+                mode: at.mode.word().to_owned(),
+                phase: at.phase.word().to_owned(),
+                held: at.hold && at.phase == Phase::Swap,
+                at_work: false,
+                since: work.clock.now(),
+            };
+            let (why, fix) = unfinished.told();
             Err(Error::refused(why, fix))
         }
         (Action::Resume, Some(at)) => {
@@ -98,18 +105,12 @@ pub(super) fn agreed(gate: &Gate, at: &Checkpoint) -> Result<()> {
 /// What a reclaim would do, and what stands in its way. Writes nothing.
 ///
 /// # Errors
-/// No policy is set, or the database's.
+/// The database's.
 pub async fn plan(work: &Work, client: &mut db::Client, request: &Request) -> Result<Plan> {
     let settings = &work.settings.bounding;
     // What fits is a window.
     let fit = request.fit.then_some(Policy::Window);
-    let Some(policy) = request.policy.or(fit).or(settings.reclaim_policy) else {
-        let why = "no policy says what of the log is to be kept";
-        return Err(Error::refused(
-            why,
-            "say --policy window or compact, or set OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY",
-        ));
-    };
+    let policy = request.policy.or(fit).unwrap_or(settings.reclaim_policy);
     let signs = db::pace::signs(client).await?;
     let mut standing = db::preflight::standing(&*client).await?;
     standing.lease = db::lease::other(client).await?.map(|holder| holder.to_string());
@@ -139,6 +140,7 @@ pub async fn plan(work: &Work, client: &mut db::Client, request: &Request) -> Re
         seen: &seen,
         now_ms: unix_ms(work.clock.now()),
     });
+    name_the_path(work, &mut plan);
     let mut stands = |is: bool, code, text: &str, fix: &str| {
         if is {
             plan.obstacles.push(Finding::new(code, text, fix));
@@ -160,12 +162,25 @@ pub async fn plan(work: &Work, client: &mut db::Client, request: &Request) -> Re
     plan.obstacles.extend(guard_lacks(work, client).await?);
     // The sizes are of a log in between: what there is to do comes first.
     if let Some(unfinished) = db::reclaim::unfinished(&*client).await? {
-        let (text, fix) = unfinished_words(&unfinished.mode, &unfinished.phase, unfinished.held);
+        let (text, fix) = unfinished.told();
         plan.obstacles.insert(0, Finding::new("unfinished", text, fix));
     } else if plan.mode == Mode::Swap && plan.obstacles.is_empty() {
         plan.obstacles.extend(rehearsed(client).await?);
     }
     Ok(plan)
+}
+
+/// Names the directory that is set to see free disk by, where it is not there.
+fn name_the_path(work: &Work, plan: &mut Plan) {
+    let unknown = plan.obstacles.iter_mut().find(|obstacle| obstacle.code == "free_unknown");
+    if let (Some(path), Some(obstacle)) = (&work.settings.pgdata_path, unknown) {
+        obstacle.text = format!(
+            "how much disk is free is not known, and mode swap needs much: there is no \
+             OPENAUDIO_MEDIORUM_PGDATA_PATH={} where opsward runs",
+            path.display()
+        );
+        obstacle.fix = "mount a directory of the database's volume there, or use --mode in-place".into();
+    }
 }
 
 /// That the replay guard is switched on and lacks a privilege to be put on the log.
@@ -191,20 +206,6 @@ async fn rehearsed(client: &mut db::Client) -> Result<Option<Finding>> {
         let text = format!("a swap can't carry all that ops is: a copy of it differs in {part}");
         Finding::new("dependents", text, "change it for the time, or use --mode in-place")
     }))
-}
-
-/// What is said of a reclaim that stands in the way of another.
-fn unfinished_words(mode: &str, phase: &str, is_held: bool) -> (String, String) {
-    match is_held {
-        true => (
-            "a reclaim in mode swap is held before its swap".to_owned(),
-            "`opsward reclaim --swap` puts the new table in place, `--abort` undoes it".to_owned(),
-        ),
-        false => (
-            format!("a reclaim in mode {mode} is unfinished, in its phase {phase}"),
-            "`opsward reclaim --resume` goes on with it, `--abort` ends it".to_owned(),
-        ),
-    }
 }
 
 /// A new reclaim: only as the plan that was read, and with nothing in its way.

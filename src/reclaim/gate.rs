@@ -3,8 +3,6 @@
 use super::decide::Survivors;
 use crate::bound::decide::{self, DAY_MS, Facts};
 use crate::db;
-use crate::records::models;
-use crate::settings::Keep;
 use crate::values::{Blocker, BoundBy, OpUlid};
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -12,9 +10,6 @@ use std::collections::BTreeMap;
 
 /// No window is shorter, but one that the operator set: 7 days (contract 5, 6).
 const LEAST_WINDOW_MS: u64 = 7 * DAY_MS;
-/// The table that every node skips: it is windowed as tables without a word
-/// of their own are.
-const SKIPPED: &str = "blobs";
 
 /// What the gate of retention lets go.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -89,20 +84,10 @@ fn unless(facts: &Facts, counts: impl Fn(&Blocker) -> bool) -> Gate {
         let blockers = gate.blockers.iter().map(|b| format!("{}; {}", b.text, b.fix)).collect();
         return Gate { blockers, ..Gate::default() };
     }
-    let at = |window: u64| gate.bound(facts, window, BoundBy::Age).0;
-    let days = facts.settings.retention_days;
-    let window = |table: &str| match facts.settings.tables.get(table) {
-        Some(Keep::Days(days)) => Some(u64::from(*days) * DAY_MS),
-        Some(Keep::All | Keep::Compact) => None,
-        None if table == SKIPPED => (days > 0).then_some(u64::from(days) * DAY_MS),
-        None => decide::window_of(facts, table),
-    };
-    let tables = models().iter().map(|m| m.table.as_str()).chain([SKIPPED]);
-    let cuts = tables.filter_map(|table| Some((table.to_owned(), at(window(table)?))));
     let needed = gate.readers.iter().map(|(needed, _)| *needed).min();
     Gate {
-        cuts: cuts.collect(),
-        ceiling: Some(at(LEAST_WINDOW_MS)),
+        cuts: decide::windows(facts, &gate),
+        ceiling: Some(gate.bound(facts, LEAST_WINDOW_MS, BoundBy::Age).0),
         held: needed.map(|needed| (needed, decide::ms(facts.settings.reader_hold))),
         blockers: Vec::new(),
     }

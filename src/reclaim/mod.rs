@@ -134,7 +134,7 @@ pub enum Error {
         fix: String,
     },
     /// It was told to stop, or the disk is nearly full. It can be resumed.
-    #[error("{0}; `opsward reclaim --resume` goes on, `--abort` undoes it")]
+    #[error("{0}")]
     Halted(#[from] crate::work::Halt),
     /// It can't go on and is to be undone: why. It never leaves the walk.
     #[error("{0}")]

@@ -175,7 +175,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
     let standing = facts.standing;
     if let Some(holder) = &standing.lease {
         plan.notes.push(format!(
-            "The lease is held by {holder}: a daemon does what it is handed, anything else is waited for with --wait."
+            "The lease is held by {holder}. A daemon will do this; with another holder, --wait waits."
         ));
     }
     if !standing.long.is_empty() {

@@ -102,6 +102,12 @@ words! {
     }
 }
 
+impl Default for Policy {
+    fn default() -> Self {
+        Self::Window
+    }
+}
+
 /// Reads `window` or `compact`.
 ///
 /// # Errors

@@ -143,18 +143,6 @@ pub(super) fn combinations(settings: &mut Settings, origins: &[Shown], found: &m
     warn_ineffective(settings, &written, found);
     warn_unread_by_node(settings, origins, &written, found);
     warn_uncounted(settings, &written, found);
-    if settings.bounding.reclaim_when.is_some() && settings.bounding.reclaim_policy.is_none() {
-        let (Some(of), Some(origin)) = (entry("ops_reclaim_when"), origin_of(origins, "ops_reclaim_when"))
-        else {
-            return;
-        };
-        let why = "it needs OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY to say what to keep";
-        found.problems.push(Problem {
-            value: None,
-            allowed: "both of them, or neither".to_owned(),
-            ..Problem::of(of, (origin, ""), why.to_owned())
-        });
-    }
     if let (Some(peers), Some(own)) = (&mut settings.peers, &settings.node_endpoint)
         && peers.contains(own)
     {

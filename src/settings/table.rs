@@ -303,7 +303,7 @@ settings! {
         "min_free_disk" ["OPENAUDIO_MEDIORUM_MIN_FREE_DISK"] Text("SIZE");
         "bulk work stops while the database's volume has less than this free";
         SIZE;
-    reclaim_policy: Option<Policy> = unset "compact", bounding::policy;
+    reclaim_policy: Policy = "window", bounding::policy;
         "ops_reclaim_policy" ["OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY"] Text("POLICY");
         "what a reclaim keeps: what retention keeps, or what replay needs";
         "window or compact";

@@ -125,12 +125,15 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
         let text = format!("bulk work is paused since {at}: the log grows");
         warn("paused", text, "`opsward resume` lets it go on");
     }
-    if bounding.unguarded {
+    let by_chain = status.node.as_ref().is_some_and(|node| !node.replication.has_peers());
+    let again = if by_chain { "a block that is executed again" } else { "a peer that sends its log anew" };
+    // Where nothing is written nothing is deleted either.
+    if bounding.unguarded && !status.read_only {
         warn(
             "no_replay_guard",
-            "retention without the replay guard: a peer that sends its log anew makes this node apply old \
-             ops over newer state"
-                .into(),
+            format!(
+                "retention without the replay guard: {again} makes this node apply old ops over newer state"
+            ),
             match bounding.guard_set {
                 true => {
                     "it is switched on and not on the log: `opsward run` with the role that owns public.ops"
@@ -153,10 +156,8 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
             warn(code, format!("{what}: {}", about.join(", ")), fix);
         }
     }
-    // A reclaim that was killed leaves its job behind, but not the lease.
-    let is_at_work = bounding.known.lease.is_some()
-        && bounding.known.job.as_ref().is_some_and(|job| job.kind == "reclaim");
-    if let Some(unfinished) = bounding.unfinished_reclaim.as_ref().filter(|_| !is_at_work) {
+    let unfinished = bounding.unfinished_reclaim.as_ref();
+    if let Some(unfinished) = unfinished.filter(|_| !bounding.reclaim_is_at_work()) {
         let fix = "`opsward reclaim --resume` goes on with it, `--abort` ends it";
         warn("reclaim_unfinished", format!("a reclaim is unfinished: {unfinished}"), fix);
     }

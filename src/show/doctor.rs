@@ -64,7 +64,7 @@ pub fn has_failure(checks: &[Check]) -> bool {
 /// Warnings about the settings; mistakes would have ended `doctor` before.
 pub fn settings(warnings: &[Finding]) -> Vec<Check> {
     if warnings.is_empty() {
-        return vec![Check::ok("settings", "read, nothing to remark")];
+        return vec![Check::ok("settings", "valid")];
     }
     let check = |w: &Finding| Check::warn("settings", &w.text, &w.fix);
     warnings.iter().map(check).collect()
@@ -125,7 +125,7 @@ pub fn privileges(role: &str, lacking: &[Lacking]) -> Vec<Check> {
         }
     };
     match lacking {
-        [] => vec![Check::ok("privileges", "all that what is switched on needs")],
+        [] => vec![Check::ok("privileges", "the role has every right that the enabled features need")],
         lacking => lacking.iter().map(check).collect(),
     }
 }

@@ -9,20 +9,7 @@ use jiff::Timestamp;
 /// The width of all text, in characters.
 pub const WIDTH: u16 = 80;
 
-pub use crate::values::bytes;
-
-/// A count with thousands apart: `1,234,567`.
-pub fn count(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
+pub use crate::values::{bytes, count};
 
 /// A count of things: `1 op`, `1,234 ops`.
 pub fn many(n: u64, thing: &str) -> String {

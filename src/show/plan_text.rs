@@ -90,7 +90,9 @@ fn told_under<'a>(blocker: &Blocker, plan: &'a Plan) -> Option<&'a TaskPlan> {
 }
 
 fn of_task(task: &TaskPlan, plan: &Plan) -> String {
+    let halts = task.halts(plan);
     let state = match task.state {
+        State::WouldRun if !halts.is_empty() => "would halt",
         State::WouldRun => "would run",
         State::NothingToDo => "nothing to do",
         State::Blocked => "BLOCKED",
@@ -98,7 +100,8 @@ fn of_task(task: &TaskPlan, plan: &Plan) -> String {
     };
     let name = task.name.replace('_', " ");
     let note = task.note.as_ref().map_or(String::new(), |note| format!("; {note}"));
-    let mut out = wrapped(&format!("{name}: {state}{note}"), "  ");
+    let halts: String = halts.iter().map(|halt| format!("; {}", halt.text)).collect();
+    let mut out = wrapped(&format!("{name}: {state}{halts}{note}"), "  ");
     for b in &task.blockers {
         let under = told_under(b, plan).filter(|under| under.name != task.name && !b.is_off());
         if let Some(under) = under {

@@ -21,6 +21,7 @@ mod sweep_headers;
 mod task;
 mod time;
 mod ulid;
+mod unfinished;
 mod words;
 
 pub use beginning::Beginning;
@@ -32,7 +33,7 @@ pub(crate) use gate::fixed;
 pub use gate::{Blocker, BoundBy, GATE_NOTICES, Notice, OWN_AHEAD_MS, TableDay, own_ahead};
 pub use host::Host;
 pub use json_key::fold_key;
-pub use number::signed;
+pub use number::{count, signed};
 pub use op::{Action, Data, Op, RejectReason};
 pub use peers::{Peer, PeerSet, PeerSource};
 pub use plausible::{
@@ -45,4 +46,5 @@ pub use sweep_headers::{SweepHeaders, format_table_floors, names};
 pub use task::{TaskReport, TaskState};
 pub use time::{day_ms, day_of, millis, timestamp, unix_ms};
 pub use ulid::OpUlid;
+pub use unfinished::Unfinished;
 pub(crate) use words::words;

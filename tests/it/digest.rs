@@ -532,6 +532,10 @@ async fn the_commands() {
     );
 
     let cut = write("cut", &std::fs::read_to_string(&path).unwrap()[..2_000]);
+    // One that cannot be used does not hide what came of another.
+    let ran = opsward(&b, "b", &["verify", "--against", &same, "--against", &cut, "--settle=0"]).await;
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert!(ran.stdout.starts_with(&format!("https://c.example: match\n{cut}: ")), "{ran:?}");
     let ran = opsward(&b, "b", &["verify", "--against", &cut, "--output=json"]).await;
     assert_eq!(ran.code, Some(3), "{ran:?}");
     assert_eq!(envelope(&ran)["error"]["code"], "refused");

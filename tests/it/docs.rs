@@ -19,6 +19,8 @@ const OTHERWISE: &[(&str, i32, &str)] = &[
     ("reclaim --policy window --yes", 0, ""),
     // It asks, or there is nothing left to give back.
     ("reclaim --policy window", 3, ""),
+    ("reclaim --mode in-place", 3, ""),
+    ("reclaim --hold", 3, ""),
     ("sweep --peer", 1, ""),
     ("rejected drop", 1, "no refused op has the id 1"),
 ];

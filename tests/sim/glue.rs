@@ -346,7 +346,7 @@ impl World {
             census_whole: ward.census.is_some(),
             census_ms: ward.counted_at,
             overhead: 1.0,
-            swapping: None,
+            reclaim: None,
             disordered: None,
             since: BTreeMap::new(),
         };

@@ -2,7 +2,7 @@
 
 use super::ChainFact;
 use crate::settings::Bounding;
-use crate::values::{Host, IgnoredRow, OpUlid, Replication, TableDay};
+use crate::values::{Host, IgnoredRow, OpUlid, Replication, TableDay, Unfinished};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -43,8 +43,8 @@ pub struct Facts {
     /// What a byte of the census takes on disk, its part of the indexes
     /// included; at least 1.
     pub overhead: f64,
-    /// The phase of a swap that is unfinished.
-    pub swapping: Option<String>,
+    /// A reclaim that has not ended.
+    pub reclaim: Option<Unfinished>,
     /// Why ranges of the log's key can't be trusted, and the way out.
     pub disordered: Option<(String, String)>,
     /// Since when each blocker stands, by code and subject.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::settings::{Archive, Bounding};
-use crate::values::{Host, Replication};
+use crate::values::{Host, Replication, Unfinished};
 use jiff::Timestamp;
 use proptest::prelude::*;
 use std::time::Duration;
@@ -81,7 +81,7 @@ fn facts() -> Facts {
         census_whole: true,
         census_ms: NOW,
         overhead: 1.0,
-        swapping: None,
+        reclaim: None,
         disordered: None,
         since: BTreeMap::new(),
     }
@@ -681,14 +681,23 @@ proptest! {
 
 #[test]
 fn an_unfinished_swap_holds_back_what_is_on() {
-    let swapping = with(|facts| facts.swapping = Some("copy".into()));
+    let swap = || {
+        Some(Unfinished {
+            mode: "swap".into(),
+            phase: "copy".into(),
+            held: false,
+            at_work: false,
+            since: timestamp(NOW),
+        })
+    };
+    let swapping = with(|facts| facts.reclaim = swap());
     for decision in [retention(&swapping), dormant(&swapping)] {
         let Decision::Skip { blockers } = decision else { panic!("{decision:?}") };
         assert_eq!(blockers.iter().map(|b| &*b.code).collect::<Vec<_>>(), ["reclaim"]);
         assert!(blockers[0].text.contains("copy") && blockers[0].fix.contains("--abort"));
     }
     let off = with(|facts| {
-        facts.swapping = Some("copy".into());
+        facts.reclaim = swap();
         facts.settings.dormant_cleanup = false;
     });
     assert!(matches!(dormant(&off), Decision::Skip { blockers } if blockers.iter().all(|b| b.code == "off")));

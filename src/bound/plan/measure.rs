@@ -1,12 +1,9 @@
 //! The metrics of a plan.
 
-use super::{Plan, State, TaskPlan};
+use super::{HALTS, Plan, State, TaskPlan};
 use crate::metrics::Metrics;
 use crate::values::signed;
 use std::collections::BTreeSet;
-
-/// Notices of what halts bulk work at its next batch.
-const HALTS: [&str; 3] = ["paused", "outside_window", "little_disk"];
 
 /// Sets the metrics of the decision and of readers' gaps.
 pub fn measure(plan: &Plan, metrics: &Metrics) {

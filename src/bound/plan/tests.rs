@@ -223,3 +223,58 @@ fn metrics_are_bounded_and_say_what_bounds() {
     assert_eq!(series(&metrics, cut), [format!("{cut} 0")]);
     assert_eq!(series(&metrics, "opsward_reader_gap_seconds").len(), 40);
 }
+
+#[test]
+fn a_reclaim_is_planned_as_the_command_does_it() {
+    const MB: u64 = 1 << 20;
+    let log = |f: &mut Facts| f.census = vec![day("uploads", 50, 40 * MB), day("uploads", 1, 60 * MB)];
+    let figures = Figures { ops_bytes: 100 * MB, ..around().figures };
+    let room = Surroundings { figures, ..around() };
+    let of = |facts: &Facts, around: &Surroundings| {
+        let task = plan(facts, around).task("reclaim").unwrap().clone();
+        let codes: Vec<_> = task.blockers.iter().map(|b| crate::values::fixed(b.code.clone())).collect();
+        (task.state, codes, task.note.unwrap())
+    };
+    let (state, codes, note) = of(&with(log), &room);
+    assert_eq!((state, codes.len()), (State::WouldRun, 0));
+    assert_eq!(note, "`opsward reclaim` gives back about 40.0 MiB");
+    // Nobody deletes it yet: the node will, and then there is something to give back.
+    let off = |f: &mut Facts| {
+        log(f);
+        (f.settings.retention_days, f.replication) = (0, Replication::Chain);
+        f.chain.has_blocks = true;
+    };
+    let (state, _, note) = of(&with(off), &room);
+    assert_eq!(state, State::NothingToDo, "{note}");
+    assert!(note.contains("about 40.0 MiB more once the node has deleted what is older than"), "{note}");
+    let read_only = Surroundings { read_only: true, ..room.clone() };
+    assert_eq!(of(&with(log), &read_only).1, ["read_only"]);
+    let lacking = vec![Lacking { need: Need::Guard, lift: "GRANT".into() }];
+    assert_eq!(of(&with(log), &Surroundings { lacking, ..room.clone() }).1, ["no_privilege"]);
+    let unfinished = |at_work| {
+        let reclaim = crate::values::Unfinished {
+            mode: "in-place".into(),
+            phase: "delete".into(),
+            held: false,
+            at_work,
+            since: room.now,
+        };
+        let facts = with(|f| {
+            log(f);
+            f.reclaim = Some(reclaim);
+        });
+        let task = plan(&facts, &room).task("reclaim").unwrap().clone();
+        (task.state, task.blockers[0].fix.contains("--resume"))
+    };
+    assert_eq!([unfinished(false), unfinished(true)], [(State::Blocked, true), (State::Blocked, false)]);
+}
+
+#[test]
+fn what_halts_at_once_is_told_with_the_task() {
+    let facts = with(|f| f.census = vec![day("uploads", 50, 1)]);
+    let made = plan(&facts, &Surroundings { paused_at: Some(around().now), ..around() });
+    let halts =
+        |name: &str| made.task(name).unwrap().halts(&made).iter().map(|n| n.text.clone()).collect::<Vec<_>>();
+    assert!(halts("retention")[0].contains("paused"));
+    assert!(halts("index").is_empty());
+}

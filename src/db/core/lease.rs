@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 /// One number in Postgres' space of advisory locks: "opswardL" in ASCII.
-const LEASE_LOCK: i64 = 0x6f70_7377_6172_644c;
+pub(in crate::db) const LEASE_LOCK: i64 = 0x6f70_7377_6172_644c;
 
 /// The lease, held as long as this lives and its session does.
 pub struct Lease {

@@ -8,7 +8,7 @@ use crate::db::{
     copy::{Copied, NOTED, is_noted, recheck, replay},
     presence, remember, reset, short_lock,
 };
-use crate::values::{Beginning, OpUlid};
+use crate::values::{Beginning, OpUlid, signed};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
@@ -244,12 +244,14 @@ BEGIN
     EXECUTE $save$ SAVE $save$ USING current_setting('opsward.checkpoint');
 END $swap$"#;
 
-/// Drops the replaced table, and makes the census count again what it lost.
+/// Drops the replaced table, and takes what it lost off the census.
 pub async fn drop_old(tx: &Transaction<'_>, losses: &[Loss]) -> Result<()> {
     tx.batch_execute(FREE_SEQUENCES).await.doing("keep the sequences of ops")?;
     tx.batch_execute("DROP TABLE IF EXISTS opsward.ops_old").await.doing("drop the old table")?;
     for loss in losses {
-        tx.execute(RECOUNT, &[&loss.table, &loss.below.as_str()]).await.doing("touch the census")?;
+        let lost = signed(loss.sums[0]);
+        let words: [&(dyn ToSql + Sync); 4] = [&loss.table, &loss.below.as_str(), &lost, &loss.compacted];
+        tx.execute(RECOUNT, &words).await.doing("take off the census")?;
     }
     Ok(())
 }
@@ -280,9 +282,24 @@ BEGIN
     END LOOP;
 END $free$"#;
 
+/// Of a day wholly below the cut stays what is owed to the chain; the day that the cut lies in
+/// lost the rest. Compaction takes the same share of each day. All of them are counted again.
 const RECOUNT: &str = "
-    INSERT INTO opsward.census_touched
-    SELECT DISTINCT day FROM opsward.census WHERE table_name = $1 AND oldest < $2 AND day > 'epoch'
+    WITH days AS (
+        SELECT day, rows, bytes, owed, newest < $2 AND NOT $4::boolean AS whole,
+               sum(rows) OVER () AS all_rows,
+               sum(rows - owed) FILTER (WHERE newest < $2) OVER () AS in_whole
+        FROM opsward.census WHERE table_name = $1 AND oldest < $2 AND day > 'epoch' AND rows > 0),
+    stay AS (
+        SELECT day, CASE WHEN whole THEN owed
+                         WHEN $4::boolean THEN rows - rows * least(1, $3::bigint / all_rows)
+                         ELSE greatest(owed, rows - greatest(0, $3::bigint - coalesce(in_whole, 0))) END AS rows
+        FROM days),
+    less AS (
+        UPDATE opsward.census c
+        SET rows = s.rows::bigint, bytes = (c.bytes::numeric * s.rows / c.rows)::bigint
+        FROM stay s WHERE c.table_name = $1 AND c.day = s.day AND c.rows > 0)
+    INSERT INTO opsward.census_touched SELECT DISTINCT day FROM days
     ON CONFLICT DO NOTHING";
 
 /// Drops the new table.

@@ -1,12 +1,10 @@
 //! What bounds the log, for `status`: from own state only, never from `ops`.
 
 use crate::db::{
-    Client, Result, lease,
-    reclaim::{self, Unfinished},
-    rows,
+    Client, Result, lease, reclaim, rows,
     waiting::{self, WaitStatus},
 };
-use crate::values::{Blocker, GATE_NOTICES, Progress};
+use crate::values::{Blocker, GATE_NOTICES, Progress, Unfinished};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -98,14 +96,26 @@ pub struct RunStatus {
 pub async fn overview(client: &Client) -> Result<Overview> {
     let doing = "read what bounds the log";
     let noted: Vec<Blocker> = rows::all(client, NOTED, &[], doing).await?;
-    let (notices, blockers) = noted.into_iter().partition(|n| GATE_NOTICES.contains(&&*n.code));
+    let (notices, mut blockers): (Vec<_>, Vec<Blocker>) =
+        noted.into_iter().partition(|n| GATE_NOTICES.contains(&&*n.code));
     let holder = lease::holder(client).await?;
+    let reclaim = reclaim::unfinished(client).await?;
+    // What was noted of a reclaim is told as it is now.
+    blockers.retain_mut(|blocker| match &reclaim {
+        _ if blocker.code != "reclaim" => true,
+        Some(swap) if swap.mode == "swap" => {
+            let (text, fix) = swap.told();
+            (blocker.text, blocker.fix) = (text, fix.to_owned());
+            true
+        }
+        _ => false,
+    });
     Ok(Overview {
         blockers,
         notices,
         waits: waiting::all(client, holder.as_ref().map(|h| h.pid)).await?,
         lease: holder.map(|h| h.to_string()),
-        reclaim: reclaim::unfinished(client).await?,
+        reclaim,
         runs: rows::all(client, RUNS, &[], doing).await?,
         ..rows::one(client, STATE, &[], doing).await?
     })

@@ -1,10 +1,9 @@
 //! `opsward.reclaim`: the checkpoint of a reclaim, as JSON that its room
 //! understands. A step writes it in the transaction of its effect.
 
-use crate::db::{Doing, GenericClient, Result, rows};
-use crate::values::signed;
+use crate::db::{Doing, GenericClient, Result, lease::LEASE_LOCK, rows};
+use crate::values::{Unfinished, signed};
 use jiff::Timestamp;
-use serde::Deserialize;
 use serde_json::Value;
 
 /// The checkpoint, where a reclaim is under way or was interrupted, and when
@@ -56,27 +55,19 @@ EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
     DELETE FROM opsward.reclaim_covers;
 END $clear$";
 
-/// A reclaim that is under way or was interrupted.
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
-pub struct Unfinished {
-    /// `swap` or `in-place`.
-    pub mode: String,
-    /// Its phase, in a word.
-    pub phase: String,
-    /// It waits for `opsward reclaim --swap`.
-    pub held: bool,
-    /// When it last did something.
-    pub since: Timestamp,
-}
-
 /// The reclaim that is under way or was interrupted, for whoever shows it.
 pub async fn unfinished(client: &impl GenericClient) -> Result<Option<Unfinished>> {
-    rows::maybe(client, UNFINISHED, &[], "look for an unfinished reclaim").await
+    rows::maybe(client, UNFINISHED, &[&LEASE_LOCK], "look for an unfinished reclaim").await
 }
 
 const UNFINISHED: &str = "
     SELECT coalesce(checkpoint ->> 'mode', '') AS mode, coalesce(checkpoint ->> 'phase', '') AS phase,
            coalesce((checkpoint ->> 'hold')::boolean AND checkpoint ->> 'phase' = 'swap', false) AS held,
+           EXISTS (SELECT FROM opsward.jobs
+                   WHERE kind = 'reclaim' AND started_at IS NOT NULL AND finished_at IS NULL)
+           AND EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                AND (classid::bigint << 32 | objid::bigint) = $1::bigint) AS at_work,
            updated_at AS since
     FROM opsward.reclaim ORDER BY n DESC LIMIT 1";
 

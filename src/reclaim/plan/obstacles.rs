@@ -1,12 +1,11 @@
 //! What makes a reclaim refuse: the gate, the table, the server, the disk.
 
 use super::{Facts, Plan};
+use crate::bound::decide::RECLAIM_LEAST;
 use crate::db::preflight::Standing;
 use crate::reclaim::decide::Mode;
 use crate::values::{Finding, bytes};
 
-/// Where every op survives, less than this is not worth a reclaim: 16 MiB.
-const LEAST_GAIN: u64 = 16 << 20;
 /// A swap that gives back less than this part of the log is asked about: a full log, too, seems to
 /// have some free space, since the census counts without what pages waste.
 const WORTH_A_SWAP: u64 = 10;
@@ -51,7 +50,7 @@ fn of_log(facts: &Facts<'_>, plan: &Plan, found: &mut Found) {
         gate.ceiling.is_some()
             && facts.is_counted
             && plan.tables.iter().all(|t| t.kept_rows == t.rows)
-            && plan.space.gain() < LEAST_GAIN,
+            && plan.space.gain() < RECLAIM_LEAST,
         "nothing",
         "there is nothing to give back: every op survives, and little of the file is free",
         "a shorter OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS, or --policy compact",
@@ -122,7 +121,7 @@ fn of_server(facts: &Facts<'_>, plan: &Plan, found: &mut Found) {
         swap && plan.space.free.is_none(),
         "free_unknown",
         "how much disk is free is not known, and mode swap needs much",
-        "set OPENAUDIO_MEDIORUM_PGDATA_PATH to a directory on the database's volume",
+        "set OPENAUDIO_MEDIORUM_PGDATA_PATH to a directory on the database's volume, or use --mode in-place",
     );
     found.when(
         !unknown.is_empty(),

@@ -298,7 +298,7 @@ fn what_bounds_the_log_is_said_exactly() {
     );
     source.config = Some("/my.toml".into());
     insta::assert_snapshot!(problems(&source), @r#"
-    8 settings cannot be used:
+    7 settings cannot be used:
       OPENAUDIO_MEDIORUM_OPS_RETENTION_DAYS = "-1" (environment): it is negative; allowed: a whole number of days from 0 to 36500
       OPENAUDIO_MEDIORUM_OPS_RETENTION_BYTES = "20" (environment): it has no unit; allowed: 0, or a size with its unit such as 512MiB or 20GB
       OPENAUDIO_MEDIORUM_MAINTENANCE_WINDOW = "01:00-01:00" (environment): it is no window: it ends when it begins; allowed: two times of day such as 01:00-05:00; it may wrap midnight
@@ -306,7 +306,6 @@ fn what_bounds_the_log_is_said_exactly() {
       tables.audio_previews.keep (file /my.toml): it is not set to a text; allowed: "all", "compact" or days such as "90d"
       tables.uploads.keep = "1.5d" (file /my.toml): it is no whole number of days; allowed: "all", "compact" or days such as "90d"
       tables.uplods (file /my.toml): no model knows the table "uplods"; did you mean uploads?; allowed: uploads, qm_audio_analyses, audio_previews, storage_and_db_sizes
-      OPENAUDIO_MEDIORUM_OPS_RECLAIM_WHEN (environment): it needs OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY to say what to keep; allowed: both of them, or neither
     "#);
     let mut source = source_of("[tables.uploads]\nkeep = 'compact'");
     source.config = Some("/my.toml".into());

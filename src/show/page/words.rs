@@ -1,13 +1,10 @@
 //! The words of the page: what an operator calls things.
 
-use crate::bound::plan::{Plan, State};
+use crate::bound::plan::{Plan, State, TaskPlan};
 use crate::show::format::{bytes, many, span};
 use crate::show::status::Status;
 use crate::show::view::Grid;
 use crate::values::day_of;
-
-/// A reclaim that gives back less than a 20th of the log is not mentioned.
-const WORTH_SAYING: u64 = 20;
 
 /// The state of the log in a sentence or two. Commands stand in backticks.
 pub(super) fn state(status: &Status, plan: Option<&Plan>) -> String {
@@ -23,18 +20,18 @@ pub(super) fn state(status: &Status, plan: Option<&Plan>) -> String {
     let bounding = status.bounding.as_ref();
     let counted = bounding.and_then(|b| b.known.census.as_ref());
     let mut out = format!("The log takes {}", bytes(log));
-    match (bounding.and_then(|b| b.unfinished_reclaim.as_ref()), counted) {
-        (Some(_), _) => out.push_str("; a reclaim is unfinished: `opsward reclaim --resume` or `--abort`."),
-        (None, None) => out.push_str("; what is in it was not counted yet."),
-        (None, Some(counted)) => match ops.saturating_sub(counted.bytes) + plan.map_or(0, |p| p.bytes) {
-            free if free.min(ops) > log / WORTH_SAYING => {
-                out.push_str(&format!(
-                    ", {} of it can be given back: `opsward reclaim`.",
-                    bytes(free.min(ops))
-                ));
-            }
-            _ => out.push_str(", nearly all of it is in use."),
-        },
+    let reclaim = plan.and_then(|plan| plan.task("reclaim"));
+    match (bounding.filter(|b| b.unfinished_reclaim.is_some()), counted, reclaim) {
+        (Some(b), ..) if b.reclaim_is_at_work() => out.push_str("; a reclaim is at work."),
+        (Some(_), ..) => out.push_str("; a reclaim is unfinished: `opsward reclaim --resume` or `--abort`."),
+        (None, None, _) => out.push_str("; what is in it was not counted yet."),
+        (None, _, Some(TaskPlan { state: State::WouldRun, note: Some(note), .. })) => {
+            out.push_str(&format!("; {note}."));
+        }
+        (None, _, Some(TaskPlan { state: State::NothingToDo, .. })) => {
+            out.push_str(", nearly all of it is in use.");
+        }
+        _ => out.push('.'),
     }
     if let Some(plan) = plan {
         out.push(' ');

@@ -44,6 +44,11 @@ impl BoundingStatus {
         }
     }
 
+    /// A reclaim that was killed leaves its job behind, but not the lease.
+    pub fn reclaim_is_at_work(&self) -> bool {
+        self.known.lease.is_some() && self.known.job.as_ref().is_some_and(|job| job.kind == "reclaim")
+    }
+
     /// What is waited for: once, though several tasks wait for it.
     fn waited_for(&self) -> Vec<(&'static str, String)> {
         let mut all: Vec<(&WaitStatus, Vec<&str>)> = Vec::new();

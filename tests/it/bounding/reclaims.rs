@@ -258,9 +258,7 @@ async fn scheduled(dir: &tempfile::TempDir, when: &str) -> Bench {
     let tables = ["uploads", "qm_audio_analyses", "audio_previews", "storage_and_db_sizes"];
     std::fs::write(&file, tables.map(|t| format!("[tables.{t}]\nkeep = \"30d\"\n")).concat()).unwrap();
     let bench = Bench::new().await.with(DAYS, "0").with(WHEN, when);
-    let bench = bench
-        .with("OPENAUDIO_MEDIORUM_OPS_RECLAIM_POLICY", "window")
-        .with("OPENAUDIO_MEDIORUM_OPS_RETENTION_SWEEP_INTERVAL", "10s");
+    let bench = bench.with("OPENAUDIO_MEDIORUM_OPS_RETENTION_SWEEP_INTERVAL", "10s");
     bench.on_days(&[60, 50, 40, 2], 60).await;
     bench
 }
