@@ -94,17 +94,13 @@ pub fn archive(text: &str) -> Archive {
 
 words! {
     /// What a reclaim keeps.
+    #[derive(Default)]
     pub enum Policy {
         /// What is newer than the gate of retention.
+        #[default]
         Window = "window",
         /// What replay needs.
         Compact = "compact",
-    }
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self::Window
     }
 }
 

@@ -421,7 +421,7 @@ async fn uninstall_gives_a_lock_up_and_comes_again() {
     let mut lease = bed.lease().await;
     // It looks who holds the log, and queues nobody behind a lock.
     let looked = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid <> pg_backend_pid()
-                  AND datname = current_database() AND query LIKE '%a.xact_start > interval%')";
+                  AND datname = current_database() AND query LIKE '%WITH held AS (%')";
     let waits = "SELECT count(*) FROM pg_locks WHERE relation = 'public.ops'::regclass AND NOT granted";
     let released = async {
         until(&client, looked).await;
