@@ -106,7 +106,8 @@ async fn retain(work: &Work, lease: &mut Lease, day: u64, below: OpUlid) -> Repo
     let mut pacer = Pacer::new(work, Some(100));
     let cut = |table: &&str| TableCut { table: (*table).into(), below, bound_by: "age".into() };
     let cuts = TABLES.iter().map(cut).collect();
-    let order = Order { run: format!("day {day}"), task: "retention", cuts, active_since: None };
+    let order =
+        Order { run: format!("day {day}"), task: "retention", cuts, active_since: None, expected: None };
     delete::run(work, lease, &mut pacer, &order, Duration::from_secs(600)).await.unwrap()
 }
 

@@ -31,13 +31,15 @@ fn put_back(url: &str, file: &str, how: &str) {
     run(url, "pg_restore", &[&["--data-only"], &tables[..], &[file]].concat());
 }
 
+type Once = Box<dyn FnOnce() + Send>;
+
 /// A node with an op of today, newer than all that its peer has.
 struct Node {
     bench: Bench,
     peer: Peer,
     log: Arc<Mutex<Vec<MadeOp>>>,
     /// Happens before the next answer.
-    meanwhile: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+    meanwhile: Arc<Mutex<Option<Once>>>,
     dir: tempfile::TempDir,
 }
 
@@ -46,7 +48,7 @@ impl Node {
         let bench = Bench::new().await;
         ops::insert(&bench.node, &[op(ulid(0, 1), "create", "audio_previews", r#"[{"cid":"own"}]"#)]).await;
         let log = Arc::new(Mutex::new(written(2)));
-        let meanwhile = Arc::new(Mutex::new(None::<Box<dyn FnOnce() + Send>>));
+        let meanwhile = Arc::new(Mutex::new(None::<Once>));
         let (held, happens) = (log.clone(), meanwhile.clone());
         let peer = Peer::serving(move |request| {
             if let Some(happens) = happens.lock().unwrap().take() {
