@@ -266,11 +266,10 @@ async fn give_back(work: &Work, lease: &mut Lease, request: &reclaim::Request) -
     Ok(json!(report))
 }
 
-/// How often a reclaim tries to take the lease anew while it gets no further: over six minutes.
-const RECONNECTS: u32 = 14;
+/// How often a reclaim tries to take the lease anew while it gets no further: half a minute.
+const RECONNECTS: u32 = 8;
 /// The pause before the first of these tries; each is twice as long as the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Runs a reclaim. Where the server ended its session (it restarts, or took a stalled machine
 /// for a client that hangs), the reclaim goes on from its checkpoint.
@@ -288,7 +287,7 @@ async fn to_its_end(
         };
         warn!(%error, "the reclaim lost a session");
         loop {
-            let pause = FIRST_PAUSE.saturating_mul(1 << tries).min(LONGEST_PAUSE);
+            let pause = FIRST_PAUSE.saturating_mul(1 << tries);
             if tries == RECONNECTS || work.stop.run_until_cancelled(sleep(pause)).await.is_none() {
                 return Err(error.into());
             }

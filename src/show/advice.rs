@@ -127,18 +127,21 @@ fn bounding(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) 
     }
     let by_chain = status.node.as_ref().is_some_and(|node| !node.replication.has_peers());
     let again = if by_chain { "a block that is executed again" } else { "a peer that sends its log anew" };
-    // Where nothing is written nothing is deleted either.
-    if bounding.unguarded && !status.read_only {
+    if bounding.unguarded {
         warn(
             "no_replay_guard",
             format!(
                 "retention without the replay guard: {again} makes this node apply old ops over newer state"
             ),
-            match bounding.guard_set {
-                true => {
+            match (bounding.guard_set, status.read_only) {
+                (true, true) => {
+                    "READ_ONLY keeps it off the log, and deletes nothing either: with \
+                     OPENAUDIO_MEDIORUM_READ_ONLY=false `opsward run` puts it there"
+                }
+                (true, false) => {
                     "it is switched on and not on the log: `opsward run` with the role that owns public.ops"
                 }
-                false => "set OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true",
+                (false, _) => "set OPENAUDIO_MEDIORUM_OPS_REPLAY_GUARD=true",
             },
         );
     }

@@ -12,9 +12,9 @@ use tracing::warn;
 /// Reads both cursors of a peer, once it is known that ours is of this log.
 pub async fn load(client: &Client, host: &Host) -> Result<StoredCursors> {
     known::check(client).await?;
-    let lowered = client.query_opt(LOWER, &[&host.as_str(), &EARLIEST_ULID]).await;
-    if let Some(row) = lowered.doing("compare our cursor with the node's")? {
-        warn!(peer = %host, "{}", row.get::<_, &str>(0));
+    let values: [&(dyn ToSql + Sync); 2] = [&host.as_str(), &EARLIEST_ULID];
+    if let Some(lowered) = rows::maybe::<String>(client, LOWER, &values, "lower our cursor").await? {
+        warn!(peer = %host, "{lowered}");
     }
     let own = client.query_opt(OWN, &[&host.as_str()]).await.doing("read our cursor")?;
     let mut spelled =

@@ -108,7 +108,7 @@ async fn what_is_missing_is_named_and_turns_off_only_what_needs_it() {
         ))
         .await;
     let doctor = flat(&bench.start_at(&["doctor"], url.clone()).output().await.stdout);
-    assert!(doctor.contains("all that what is switched on needs"), "{doctor}");
+    assert!(doctor.contains("the role has every right"), "{doctor}");
     bench.until(&format!("SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = '{role}'")).await;
     bench
         .run(&format!(

@@ -4,14 +4,15 @@
 //! Needs nothing of this crate, so that benches and the demo include it by
 //! `#[path]`.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 /// Which generation of node made the schema (`tests/fixtures/README.md`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -327,13 +328,20 @@ pub async fn connect(config: &tokio_postgres::Config) -> tokio_postgres::Client 
     client
 }
 
-/// A port of 127.0.0.1 that nobody listens on just now.
+/// A port of 127.0.0.1 that nobody listens on just now, and that was not given before: two who
+/// ask, one after the other, are to listen at the same time.
 ///
 /// # Panics
 /// When there is none.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((ADDRESS, 0)).expect("a free port");
-    listener.local_addr().expect("its address").port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let listener = TcpListener::bind((ADDRESS, 0)).expect("a free port");
+        let port = listener.local_addr().expect("its address").port();
+        if GIVEN.lock().expect("nobody panics in it").insert(port) {
+            return port;
+        }
+    }
 }
 
 /// A name no other database of this process has.
