@@ -1,6 +1,6 @@
 //! `opsward doctor`: looks at everything that the daemon needs.
 
-use super::{Context, outside};
+use super::{Context, outside, status};
 use crate::bound::{self, facts};
 use crate::clock::Clock;
 use crate::db::guard::{self, Found};
@@ -13,7 +13,7 @@ use crate::show::doctor::{self, Check};
 use crate::show::gather::gather;
 use crate::show::status::Status;
 use crate::show::{Done, ExitCode, Outcome, ask};
-use crate::values::{Host, PeerSet, Replication};
+use crate::values::{Finding, Host, PeerSet, Replication};
 use serde_json::json;
 
 /// Fails when a check does.
@@ -22,8 +22,12 @@ pub(super) async fn run(context: &Context) -> Outcome {
     let clock = context.clock.clone();
     let db = Db::open(&settings.db, "opsward doctor", 2).await;
     let mut status = gather(settings, db.as_ref(), None, &clock).await;
+    let mut stranger = None;
     if let Ok(answer) = ask::status(settings.admin_listen).await {
-        status.daemon = answer.result.daemon;
+        match status::other(&answer.result, settings) {
+            None => status.daemon = answer.result.daemon,
+            whose => stranger = whose,
+        }
     }
     let mut checks = doctor::settings(&context.warnings);
     checks.extend(doctor::mode(settings, &context.origins));
@@ -40,6 +44,11 @@ pub(super) async fn run(context: &Context) -> Outcome {
     }
     checks.extend(outside(settings, remembered, by, &clock).await);
     checks.extend(doctor::replication(&status));
+    if let Some(whose) = stranger {
+        checks.retain(|check| check.name != "daemon");
+        let Finding { text, fix, .. } = status::of_another(settings, &whose);
+        checks.push(Check::warn("daemon", text, fix));
+    }
 
     let exit = match doctor::has_failure(&checks) {
         true => ExitCode::Failed,

@@ -43,15 +43,19 @@ async fn find(context: &Context) -> (Status, Vec<Finding>) {
     let mut warnings = advice::warnings(&status);
     if let Some(whose) = stranger {
         warnings.retain(|w| w.code != "daemon_not_asked");
-        let text = format!("the daemon at {} is {whose}: this is the database's view", settings.admin_listen);
-        let fix = "set OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN as this validator's daemon has it";
-        warnings.push(Finding::new("daemon_of_another", text, fix));
+        warnings.push(of_another(settings, &whose));
     }
     (status, warnings)
 }
 
+pub(super) fn of_another(settings: &Settings, whose: &str) -> Finding {
+    let text = format!("the daemon at {} is {whose}: this is the database's view", settings.admin_listen);
+    let fix = "set OPENAUDIO_MEDIORUM_SIDECAR_ADMIN_LISTEN as this validator's daemon has it";
+    Finding::new("daemon_of_another", text, fix)
+}
+
 /// Says whose daemon answered, if it is not this validator's.
-fn other(answer: &Status, settings: &Settings) -> Option<String> {
+pub(super) fn other(answer: &Status, settings: &Settings) -> Option<String> {
     let own = settings.node_endpoint.as_ref().map(ToString::to_string);
     if let (Some(own), Some(other)) = (&own, &answer.own) {
         return (own != other).then(|| format!("that of {other}"));

@@ -110,7 +110,8 @@ fn disk(status: &Status, warn: &mut impl FnMut(&'static str, String, &str)) {
             format!("only {} are free on the database's volume: bulk work has stopped", format::bytes(free)),
             "make room, or lower OPENAUDIO_MEDIORUM_MIN_FREE_DISK; a full volume takes the node's Postgres down",
         ),
-        None if status.database.up => warn(
+        // Nothing is measured while the log is locked.
+        None if status.database.up && status.database.ops_bytes.is_some() => warn(
             "free_disk_unknown",
             "free space on the database's volume is unknown".into(),
             "mount a directory of that volume and name it in OPENAUDIO_MEDIORUM_PGDATA_PATH",

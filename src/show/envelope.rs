@@ -178,7 +178,7 @@ impl From<db::Error> for Failure {
         let text = error.to_string();
         let kind = error.kind();
         let fix = match kind {
-            db::Kind::Denied => "check user, password and pg_hba.conf: `opsward doctor` says what is missing",
+            db::Kind::Denied => "`opsward doctor` says what is missing",
             db::Kind::Absent | db::Kind::Unfit => "`opsward doctor` says what the database lacks",
             db::Kind::BadData | db::Kind::Other => {
                 "`opsward doctor` looks for what is wrong with the database"

@@ -3,13 +3,14 @@
 use super::format::age_seconds;
 use super::status::*;
 use crate::clock::Clock;
+use crate::db::short_lock::{self, Behind};
 use crate::db::{self, Client, Db, foreign, known, migrate, node, overview, readers, replication, stats};
 use crate::settings::Settings;
 use crate::values::{Host, OpUlid, TaskReport, is_plausible, unix_ms};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 /// Time for all reads of the database: `opsward status` waits 2 s for the daemon's answer.
 const WITHIN: Duration = Duration::from_millis(1_500);
@@ -64,30 +65,61 @@ pub async fn gather(
     };
     let told = |error: &db::Error| (error.kind(), error.to_string());
     let read = match db {
-        Ok(db) => timeout(WITHIN, read(&mut status, settings, db))
-            .await
-            .unwrap_or_else(|_| Err(db::Error::Away("no answer in time".into())))
-            .map_err(|e| told(&e)),
+        Ok(db) => read_within(&mut status, settings, db).await.map_err(|e| told(&e)),
         Err(error) => Err(told(error)),
     };
     status.database.up = true;
     if let Err((kind, error)) = read {
         let database = &mut status.database;
         (database.up, database.away) = (kind.is_up(), kind == db::Kind::Away);
-        database.error = Some(error);
+        database.error.get_or_insert(error);
         (database.state, database.fix) = (kind.code().to_owned(), kind.fix().to_owned());
     }
     status
 }
 
-async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<()> {
-    let mut client = db.client().await?;
-    let standby = match stats::ready(&mut client).await {
-        // A standby can be read: return its error after that.
-        Err(error @ db::Error::ReadOnly(_)) => Err(error),
-        ready => Ok(ready?),
-    };
-    let figures = stats::figures(&client).await?;
+/// A database that answers slowly is another thing than one that lets nobody in.
+async fn read_within(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<()> {
+    let until = Instant::now() + WITHIN;
+    let client = timeout_at(until, db.client()).await;
+    let mut client = client.unwrap_or_else(|_| Err(db::Error::Away("no answer in time".into())))?;
+    let read = timeout_at(until, read(status, settings, &mut client)).await;
+    read.unwrap_or(Err(db::Error::TooLong("read the state of the database")))
+}
+
+async fn read(status: &mut Status, settings: &Settings, client: &mut Client) -> db::Result<()> {
+    let ready = stats::ready(client).await;
+    let client = &*client;
+    match ready.as_ref().err().map(db::Error::kind) {
+        Some(db::Kind::Locked) => {
+            let who = short_lock::holders(client, (&["public.ops"], Behind::Everybody)).await?;
+            status.database.error = Some(format!("nobody can read public.ops: {who}"));
+            status.database.server_version = Some(stats::server_version(client).await?);
+        }
+        // A standby can be read: its error is returned after that.
+        None | Some(db::Kind::ReadOnly) => read_log(status, settings, client).await?,
+        Some(_) => return ready,
+    }
+    let version = migrate::version(client).await?;
+    status.database.schema_version = Some(version);
+    // An older schema lacks some of these tables; `opsward run` migrates it.
+    if version >= migrate::LATEST {
+        read_own(status, client).await?;
+    }
+    if version == migrate::LATEST {
+        let found = overview::overview(client).await?;
+        status.bounding = Some(BoundingStatus::new(found, settings, status.at));
+        status.node = of_node(client, settings, status.at).await?;
+    }
+    if let Some(peers) = &settings.peers {
+        set_peers(status, peers);
+    }
+    ready
+}
+
+/// Sizes wait for whoever has the log locked.
+async fn read_log(status: &mut Status, settings: &Settings, client: &Client) -> db::Result<()> {
+    let figures = stats::figures(client).await?;
     let database = &mut status.database;
     let free =
         stats::free_disk(settings.pgdata_path.as_deref(), &settings.db, figures.data_directory.as_deref());
@@ -97,22 +129,8 @@ async fn read(status: &mut Status, settings: &Settings, db: &Db) -> db::Result<(
     database.dead_rows = Some(figures.dead_rows);
     database.free_disk_bytes = free.as_ref().map(|(bytes, _)| *bytes);
     database.free_disk_path = free.map(|(_, path)| path.display().to_string());
-    database.relations = stats::largest(&client).await?;
-    let version = migrate::version(&client).await?;
-    database.schema_version = Some(version);
-    // An older schema lacks some of these tables; `opsward run` migrates it.
-    if version >= migrate::LATEST {
-        read_own(status, &client).await?;
-    }
-    if version == migrate::LATEST {
-        let found = overview::overview(&client).await?;
-        status.bounding = Some(BoundingStatus::new(found, settings, status.at));
-        status.node = of_node(&client, settings, status.at).await?;
-    }
-    if let Some(peers) = &settings.peers {
-        set_peers(status, peers);
-    }
-    standby
+    database.relations = stats::largest(client).await?;
+    Ok(())
 }
 
 async fn read_own(status: &mut Status, client: &Client) -> db::Result<()> {

@@ -96,10 +96,27 @@ async fn a_locked_log_is_not_a_database_that_is_away() {
     for admin in [daemon.admin().to_string(), "127.0.0.1:1".into()] {
         let ran = start(&database.url(), &["status", "--admin-listen", &admin]).output().await;
         assert!(ran.stdout.contains("ops is LOCKED"), "{ran:?}");
+        let said = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains("a lock on public.ops, held by process"), "{said}");
+        assert!(!said.contains("no schema opsward") && !said.contains("PostgreSQL ?"), "{said}");
         assert!(!ran.stdout.contains("start the node's Postgres"), "{ran:?}");
     }
     tx.rollback().await.unwrap();
     daemon.ready().await;
+}
+
+/// What another validator's daemon says of itself is nothing about this one.
+#[tokio::test]
+async fn another_validators_daemon_is_told_as_one() {
+    let (database, others) = (Database::new().await, Database::new().await);
+    let daemon = start(&others.url(), &["run"]).spawn();
+    daemon.ready().await;
+    for command in ["doctor", "status"] {
+        let asked = start(&database.url(), &[command, "--admin-listen", &daemon.admin().to_string()]);
+        let ran = asked.output().await;
+        let said = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains("is on another database"), "{command}: {said}");
+    }
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ pub async fn version(client: &impl crate::db::transaction::GenericClient) -> Res
     if !may {
         return Err(Error::Denied(format!(
             "the schema opsward belongs to {owner}, and this role may not use it: \
-             use that role in OPENAUDIO_DB_URL, or GRANT {owner} TO this one"
+             use that role in OPENAUDIO_DB_URL, or give this one its rights as docs/roles.sql does"
         )));
     }
     if !is_made {

@@ -36,6 +36,13 @@ const FIGURES: &str = "
            coalesce(pg_stat_get_dead_tuples(to_regclass('public.ops')), 0) AS dead_rows,
            (SELECT setting FROM pg_settings WHERE name = 'data_directory') AS data_directory";
 
+/// The server's version, which waits for no lock.
+pub async fn server_version(client: &Client) -> Result<String> {
+    rows::one(client, VERSION, &[], "read the server's version").await
+}
+
+const VERSION: &str = "SELECT split_part(current_setting('server_version'), ' ', 1)";
+
 /// The ten largest tables of the node with their TOAST and indexes, largest
 /// first; `core_transactions` is the next that grows.
 pub async fn largest(client: &Client) -> Result<Vec<RelationStatus>> {
