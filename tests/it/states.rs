@@ -113,9 +113,9 @@ async fn another_validators_daemon_is_told_as_one() {
     daemon.ready().await;
     for command in ["doctor", "status"] {
         let asked = start(&database.url(), &[command, "--admin-listen", &daemon.admin().to_string()]);
-        let ran = asked.output().await;
+        let ran = asked.env("OPENAUDIO_NODE_ENDPOINT", "https://another.example").output().await;
         let said = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(said.contains("is on another database"), "{command}: {said}");
+        assert!(said.contains("is that of https://me.example"), "{command}: {said}");
     }
 }
 
