@@ -110,9 +110,8 @@ const FROZEN: &[(&str, &str)] = &[
     ("0013_seen.sql", "65ddd9c06d0c1051983d1badd1881effc90efa639510d7a63db6c9e5b6c93f4d"),
     ("0014_told.sql", "0575086d5d3d017fe7a21aab423765ff5dd72edbd69f1ecb41a321678e080a45"),
     ("0015_versions.sql", "f62293b6de649e3ceef9ede36bb8620d7f4df3c23aeb11661413b8ad8d933f98"),
-    ("0016_operators.sql", "ee43e6f33c426c26a202ec4b547f6eb62e54ec800675abc362fa431c112024b8"),
-    ("0017_announced.sql", "f10f0243d71338e905336d1b778e6a28e31627d8572819a0dacb04496effba22"),
-    ("0018_put_back.sql", "219da05bb65835e25c6f10b772ce5913622081a34e92e9350a099de0ceb2114c"),
+    ("0016_announced.sql", "acd809998b93869e6f4ec2ef57d0813fb3897a2543876aac3bcdf49c12a98852"),
+    ("0017_put_back.sql", "219da05bb65835e25c6f10b772ce5913622081a34e92e9350a099de0ceb2114c"),
 ];
 
 fn is_below(path: &str, prefix: &str) -> bool {

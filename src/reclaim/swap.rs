@@ -45,10 +45,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const A_MOMENT: Duration = Duration::from_millis(20);
 /// After a VACUUM that others waited behind.
 const REST: Duration = Duration::from_secs(2);
-/// So often a swap is tried again where something was written between the last replay and its
+/// So long a swap is tried again where something was written between the last replay and its
 /// lock: then every snapshot sees all that was replayed. At 500 writes a second one try in twelve
-/// finds nothing written.
-const PATIENT_AFTER: u32 = 100;
+/// finds nothing written, and a second has some eight tries.
+const PATIENT_AFTER: Duration = Duration::from_secs(15);
 /// What a swap locks, in this order.
 const SWAPPED: Target<'static> = (&[NEXT, OPS], Behind::Everybody);
 /// Rows of the first batch, and of the largest.
@@ -66,8 +66,8 @@ pub(super) struct Kept {
     /// The transaction that every snapshot has to be younger than, and since when
     /// that is waited for.
     settled: Option<(Instant, u64)>,
-    /// Swaps that had their lock in vain.
-    tries: u32,
+    /// When a swap was tried first.
+    tried: Option<Instant>,
     /// The second session of the copy.
     second: Second,
     /// Rows that this process copied, and what makes them ready for readers.
@@ -87,7 +87,7 @@ impl Default for Kept {
             kept_up: None,
             told: None,
             settled: None,
-            tries: 0,
+            tried: None,
             second: Second::default(),
             copied: 0,
             ready: None,
@@ -260,7 +260,7 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
         capture: at.capture.as_deref().unwrap_or_default(),
         file: at.file,
         replayed: Some(replayed).filter(|_| at.old_snapshots == OldSnapshots::Wait),
-        is_patient: run.kept.tries >= PATIENT_AFTER,
+        is_patient: is_patient(run),
         columns: &columns,
         ceiling: &ceiling,
         after: After { run: &at.run, began, losses: &losses, checkpoint: &saved },
@@ -290,12 +290,17 @@ async fn swap(run: &mut Run<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Whether swaps were tried for so long that what is written meanwhile may be replayed under
+/// the lock.
+fn is_patient(run: &mut Run<'_>) -> bool {
+    run.kept.tried.get_or_insert_with(Instant::now).elapsed() > PATIENT_AFTER
+}
+
 /// What comes of a try that changed nothing; `None` where not even the lock was had.
 async fn fell_short(run: &mut Run<'_>, came: Option<Swapped>) -> Result<()> {
     (run.kept.replayed, run.kept.settled) = (None, None);
-    run.kept.tries += u32::from(came.is_some());
     match came {
-        Some(Swapped::Unseen(who)) if run.kept.tries > PATIENT_AFTER => {
+        Some(Swapped::Unseen(who)) if is_patient(run) => {
             wait_for_reader(run, &who).await;
             Ok(())
         }

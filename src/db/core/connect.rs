@@ -9,6 +9,7 @@ use deadpool_postgres::ClientWrapper;
 use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio_postgres::CancelToken;
@@ -28,6 +29,8 @@ pub struct Session {
     pub(super) tls: MakeRustlsConnect,
     /// Ends the connection without asking the server.
     pub(super) connection: AbortHandle,
+    /// A cancel was sent lately: it may arrive when the next statement is under way.
+    pub(super) is_cancelled: Arc<AtomicBool>,
 }
 
 impl Deref for Session {
@@ -61,7 +64,8 @@ impl managed::Manager for Manager {
         let abort = connection.abort_handle();
         let wrapper = ClientWrapper::new(client, connection);
         session::check(&wrapper, &self.shown).await?;
-        Ok(Session { wrapper, tls: self.tls.clone(), connection: abort })
+        let is_cancelled = Arc::new(AtomicBool::new(false));
+        Ok(Session { wrapper, tls: self.tls.clone(), connection: abort, is_cancelled })
     }
 
     async fn recycle(&self, session: &mut Session, _: &Metrics) -> RecycleResult<Error> {

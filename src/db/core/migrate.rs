@@ -22,9 +22,8 @@ pub const MIGRATIONS: &[(&str, &str)] = &[
     ("seen", include_str!("../migrations/0013_seen.sql")),
     ("told", include_str!("../migrations/0014_told.sql")),
     ("versions", include_str!("../migrations/0015_versions.sql")),
-    ("operators", include_str!("../migrations/0016_operators.sql")),
-    ("announced", include_str!("../migrations/0017_announced.sql")),
-    ("put_back", include_str!("../migrations/0018_put_back.sql")),
+    ("announced", include_str!("../migrations/0016_announced.sql")),
+    ("put_back", include_str!("../migrations/0017_put_back.sql")),
 ];
 
 /// One number in Postgres' space of advisory locks: "opsward" in ASCII.

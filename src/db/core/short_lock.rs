@@ -140,10 +140,9 @@ impl Pauses {
                 pause
             }
             Brief::Held(_) => FIRST_PAUSE,
-            Brief::Overtaken => ONCE_MORE,
-            Brief::Done(_) => {
+            Brief::Overtaken | Brief::Done(_) => {
                 *self = Self::default();
-                Duration::ZERO
+                if matches!(came, Brief::Overtaken) { ONCE_MORE } else { Duration::ZERO }
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use crate::db::{Client, Doing, Result, connect::Session};
 use std::ops::Deref;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -48,6 +49,8 @@ pub async fn begin_rare(client: &mut Client) -> Result<Transaction<'_>> {
 const RARE: &str =
     "SET LOCAL statement_timeout = '30s'; SET LOCAL idle_in_transaction_session_timeout = '30s'";
 
+const LATE_CANCEL: &str = "SELECT pg_sleep(0.2)";
+
 /// Begins a transaction that is cancelled after `longest`. The only place that begins one.
 #[allow(clippy::disallowed_methods, reason = "the one place")]
 async fn begin_within(
@@ -60,6 +63,10 @@ async fn begin_within(
         Isolation::Read => (IsolationLevel::ReadCommitted, true),
         Isolation::Snapshot => (IsolationLevel::RepeatableRead, true),
     };
+    if client.is_cancelled.swap(false, Ordering::Relaxed) {
+        // A cancel that comes late is to find this, and no statement of the transaction.
+        let _ = client.wrapper.batch_execute(LATE_CANCEL).await;
+    }
     let watch = Watch::over(client, longest);
     let builder = client.wrapper.build_transaction();
     let builder = builder.isolation_level(level).read_only(read_only).deferrable(false);
@@ -108,9 +115,11 @@ impl Watch {
     fn over(session: &Session, longest: Duration) -> Self {
         let (cancel, tls, connection) =
             (session.wrapper.cancel_token(), session.tls.clone(), session.connection.clone());
+        let is_cancelled = session.is_cancelled.clone();
         Self(tokio::spawn(async move {
             sleep(longest).await;
             for _ in 0..CANCELS {
+                is_cancelled.store(true, Ordering::Relaxed);
                 // A cancel that is not sent is sent again.
                 let _ = timeout(AGAIN, cancel.cancel_query(tls.clone())).await;
                 sleep(AGAIN).await;
