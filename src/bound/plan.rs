@@ -270,19 +270,24 @@ fn is_estimated(facts: &Facts) -> bool {
     !facts.census_whole || facts.census.iter().any(|of| of.estimated)
 }
 
-fn blocker(around: &Surroundings, code: &'static str, text: String, fix: String) -> Blocker {
-    Blocker { code: code.into(), subject: String::new(), text, fix, since: around.now }
+fn blocker(now: Timestamp, code: &'static str, text: String, fix: String) -> Blocker {
+    Blocker { code: code.into(), subject: String::new(), text, fix, since: now }
 }
 
 /// What keeps a task from writing to the log: the mode, a missing privilege.
 fn may_not(around: &Surroundings, need: Need) -> Vec<Blocker> {
     let read_only = around.read_only.then(|| {
         let text = "nothing outside the schema opsward is written".into();
-        blocker(around, "read_only", text, "set OPENAUDIO_MEDIORUM_READ_ONLY=false".into())
+        blocker(around.now, "read_only", text, "set OPENAUDIO_MEDIORUM_READ_ONLY=false".into())
     });
     let lacking = around.lacking.iter().filter(|lacking| lacking.need == need);
     let lacking = lacking.map(|of| {
-        blocker(around, "no_privilege", need.consequence().to_owned(), format!("as the owner: {}", of.lift))
+        blocker(
+            around.now,
+            "no_privilege",
+            need.consequence().to_owned(),
+            format!("as the owner: {}", of.lift),
+        )
     });
     let hindered = (need == Need::Delete).then(|| hindered(&around.hindrances, around.now)).flatten();
     read_only.into_iter().chain(lacking).chain(hindered).collect()
@@ -290,12 +295,9 @@ fn may_not(around: &Surroundings, need: Need) -> Vec<Blocker> {
 
 /// Nothing is deleted where others' rows, or others' rules, hang on it.
 pub(super) fn hindered(hindrances: &[String], now: Timestamp) -> Option<Blocker> {
-    (!hindrances.is_empty()).then(|| Blocker {
-        code: "dependents".into(),
-        subject: String::new(),
-        text: format!("rows of ops can't just be deleted: it has a {}", hindrances.join(", a ")),
-        fix: "drop it, or detach it from ops".into(),
-        since: now,
+    (!hindrances.is_empty()).then(|| {
+        let text = format!("rows of ops can't just be deleted: it has a {}", hindrances.join(", a "));
+        blocker(now, "dependents", text, "drop it, or detach it from ops".into())
     })
 }
 
@@ -318,7 +320,7 @@ fn index(facts: &Facts, around: &Surroundings) -> TaskPlan {
         no_room(around.index.bytes, around.index.wal_bytes, around.free_bytes, set.min_free_disk).map(
             |text| {
                 let fix = "make room, or lower OPENAUDIO_MEDIORUM_MIN_FREE_DISK".into();
-                blocker(around, "no_room", text, fix)
+                blocker(around.now, "no_room", text, fix)
             },
         ),
     );

@@ -60,7 +60,7 @@ pub(super) fn task(facts: &Facts, around: &Surroundings) -> TaskPlan {
 fn refusals(facts: &Facts, around: &Surroundings) -> Vec<Blocker> {
     let unfinished = facts.reclaim.iter().map(|reclaim| {
         let (text, fix) = reclaim.told();
-        Blocker { since: reclaim.since, ..blocker(around, "unfinished", text, fix.to_owned()) }
+        Blocker { since: reclaim.since, ..blocker(around.now, "unfinished", text, fix.to_owned()) }
     });
     let text = "this role may not put another table in the place of public.ops";
     let rights = may_not(around, Need::Guard).into_iter().map(|of| match &*of.code {

@@ -140,9 +140,13 @@ impl Pauses {
                 pause
             }
             Brief::Held(_) => FIRST_PAUSE,
-            Brief::Overtaken | Brief::Done(_) => {
+            Brief::Overtaken => {
                 *self = Self::default();
-                if matches!(came, Brief::Overtaken) { ONCE_MORE } else { Duration::ZERO }
+                ONCE_MORE
+            }
+            Brief::Done(_) => {
+                *self = Self::default();
+                Duration::ZERO
             }
         }
     }

@@ -5,7 +5,7 @@ use crate::db::clone::{NEXT, OLD};
 use crate::db::error::{Doing, Result};
 use crate::db::lease::Lease;
 use crate::db::migrate::{LATEST, MIGRATIONS, version};
-use crate::db::presence::PRESENCE_LOCK;
+use crate::db::presence::is_alone;
 use crate::db::rows;
 use crate::db::short_lock::{Behind, Brief, Patience, Target, bound, briefly};
 use crate::db::swap::FREE_SEQUENCES;
@@ -228,8 +228,7 @@ async fn drop_schema(tx: &Transaction<'_>) -> Result<Removal> {
 
 /// Why it is not to be removed, where it is not as it was shown.
 async fn unlike(tx: &Transaction<'_>, shown: &[Owned]) -> Result<Option<Removal>> {
-    let row = tx.query_one(ALONE, &[&PRESENCE_LOCK]).await.doing("look for a daemon")?;
-    if !row.get::<_, bool>(0) {
+    if !is_alone(tx).await? {
         return Ok(Some(Removal::DaemonConnected));
     }
     Ok(match find(tx).await? {
@@ -237,5 +236,3 @@ async fn unlike(tx: &Transaction<'_>, shown: &[Owned]) -> Result<Option<Removal>
         _ => Some(Removal::Changed),
     })
 }
-
-const ALONE: &str = "SELECT pg_try_advisory_xact_lock($1)";
